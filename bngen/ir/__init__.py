@@ -1,0 +1,1 @@
+"""The graph language: nodes, ops and their meaning, text form, verifier, plan. NumPy only."""
