@@ -498,15 +498,17 @@ def _row_groups(x, groups):
 
 def _bn_partial_stats(arrays, attrs):
     rows = _row_groups(arrays[0], attrs["groups"])
-    mean = rows.mean(axis=1)
-    return mean, np.square(rows - mean[:, None]).sum(axis=1)
+    total = rows.sum(axis=1)
+    return total, np.square(rows - total[:, None] / rows.shape[1]).sum(axis=1)
 
 
 def _bn_merge_stats(arrays, attrs):
-    mean, m2 = arrays
-    total = mean.mean(axis=0)
-    spread = m2.sum(axis=0) + attrs["count"] * np.square(mean - total).sum(axis=0)
-    return total, spread / (attrs["count"] * mean.shape[0])
+    """Chan, Golub and LeVeque's merge of equally large groups, all groups at once."""
+    total, m2 = arrays
+    means = total / attrs["count"]
+    mean = means.mean(axis=0)
+    spread = m2.sum(axis=0) + attrs["count"] * np.square(means - mean).sum(axis=0)
+    return mean, spread / (attrs["count"] * total.shape[0])
 
 
 def _bn_normalize(arrays, attrs):
@@ -751,7 +753,7 @@ _TABLE = (
         {"groups": ...}, combine="moments",
     ),
     OpDef(
-        "bn_merge_stats", "reduce", ("mean", "m2"), lambda t, at: (
+        "bn_merge_stats", "reduce", ("sum", "m2"), lambda t, at: (
             TensorType(t[0].shape[1:], t[0].dtype),) * 2, _bn_merge_stats, {"count": ...},
         combine="moments",
     ),
