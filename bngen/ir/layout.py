@@ -1,0 +1,170 @@
+"""Physical layouts: how the elements of a logical tensor lie in memory.
+
+Feature maps lie in *channel blocks*, block outermost: ``[N,C,H,W] -> (Cb, N, H, W, lanes)``. A
+range of channel blocks is then one contiguous range of bytes, so that concatenation and split are
+pointer offsets. Channel counts that are no multiple of the lanes are padded, each *segment* of a
+concatenation by itself: ``cat`` of 24 and 10 channels with 16 lanes has segments ``(24, 10)`` and
+three blocks, and still moves no data. Vectors along the channel axis, ``[C] -> (Cb, lanes)``, and
+partial sums, ``[G,C] -> (Cb, G, lanes)``, follow the same rule. Padding lanes hold unspecified
+values; whoever mixes channels masks them.
+
+Weights of convolutions are packed for the loop nest that reads them, see `PackedWeight`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from bngen.ir.node import TensorType
+
+
+@dataclass(frozen=True)
+class Plain:
+    """Row-major in logical order, no padding."""
+
+    def __str__(self) -> str:
+        return "plain"
+
+
+@dataclass(frozen=True)
+class Blocked:
+    """Channel blocks of ``lanes`` channels, outermost; see the module's text.
+
+    Attributes:
+        lanes: channels of a block.
+        segments: channel counts padded one by one; all but the last are kept only where they are
+            no multiple of ``lanes`` (use `blocked`, which puts them in this normal form).
+    """
+
+    lanes: int
+    segments: tuple[int, ...]
+
+    def __str__(self) -> str:
+        return f"blocked{self.lanes}({'+'.join(map(str, self.segments))})"
+
+    @property
+    def channels(self) -> int:
+        """Logical channels."""
+        return sum(self.segments)
+
+    @property
+    def blocks(self) -> int:
+        """Channel blocks, padding included."""
+        return sum(-(-s // self.lanes) for s in self.segments)
+
+    @property
+    def padded(self) -> bool:
+        """Whether some lanes hold no channel."""
+        return self.blocks * self.lanes != self.channels
+
+    def block_starts(self) -> tuple[tuple[int, int, int], ...]:
+        """For each segment: (first logical channel, first block, channels)."""
+        rows, channel, block = [], 0, 0
+        for size in self.segments:
+            rows.append((channel, block, size))
+            channel += size
+            block += -(-size // self.lanes)
+        return tuple(rows)
+
+    def slice(self, start: int, stop: int) -> tuple[Blocked, int] | None:
+        """Layout and block offset of channels [start, stop), or None where it cuts a block."""
+        pieces, offset = [], None
+        for channel, block, size in self.block_starts():
+            lo, hi = max(start, channel), min(stop, channel + size)
+            if lo >= hi:
+                continue
+            cut_tail = hi < channel + size and (hi - channel) % self.lanes
+            if (lo - channel) % self.lanes or cut_tail:
+                return None
+            if offset is None:
+                offset = block + (lo - channel) // self.lanes
+            pieces.append(hi - lo)
+        return (blocked(self.lanes, pieces), offset) if pieces else None
+
+
+def blocked(lanes: int, segments) -> Blocked:
+    """The normal form: a segment that ends on a block boundary merges with the next."""
+    merged: list[int] = []
+    for size in segments:
+        if merged and merged[-1] % lanes == 0:
+            merged[-1] += size
+        else:
+            merged.append(size)
+    return Blocked(lanes, tuple(merged))
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """A convolution's weight ``[K,C/groups,R,S]`` in the order in which its loop nest reads it.
+
+    ``(out blocks, in blocks, R, S, in lanes, out lanes)``; for ``flipped`` (the data gradient) in
+    and out change places and the window is mirrored. ``inner`` is 1 where the input is plain.
+    Depthwise weights are ``(blocks, R, S, lanes)``. Padding lanes hold zeros.
+
+    Attributes:
+        outer: layout of the channels that the nest writes.
+        inner: layout of the channels that it sums over (None: plain, one channel at a time).
+        groups: as in the convolution.
+        flipped: whether the nest is the data gradient's.
+        depthwise: one input channel an output channel.
+    """
+
+    outer: Blocked
+    inner: Blocked | None
+    groups: int = 1
+    flipped: bool = False
+    depthwise: bool = False
+
+    def __str__(self) -> str:
+        kind = "depthwise" if self.depthwise else "flipped" if self.flipped else "forward"
+        return f"packed({kind},{self.outer},{self.inner or 'plain'},groups={self.groups})"
+
+
+Layout = Plain | Blocked | PackedWeight
+PLAIN = Plain()
+
+
+def channel_axis(rank: int) -> int:
+    """The axis that `Blocked` blocks: 0 for a vector, else 1."""
+    return 0 if rank == 1 else 1
+
+
+def physical_shape(type_: TensorType, layout: Layout) -> tuple[int, ...]:
+    """Extents of the array in memory."""
+    shape = type_.shape
+    if isinstance(layout, Plain):
+        return shape
+    if isinstance(layout, Blocked):
+        axis = channel_axis(len(shape))
+        return (layout.blocks, *shape[:axis], *shape[axis + 1 :], layout.lanes)
+    r, s = shape[2:]
+    if layout.depthwise:
+        return (layout.outer.blocks, r, s, layout.outer.lanes)
+    if layout.inner is None:
+        inner_blocks, inner_lanes = (shape[0] if layout.flipped else shape[1]), 1
+    else:
+        inner_blocks, inner_lanes = layout.inner.blocks, layout.inner.lanes
+    per_group = inner_blocks // layout.groups
+    return (layout.outer.blocks, per_group, r, s, inner_lanes, layout.outer.lanes)
+
+
+def same_bytes(type_: TensorType, a: Layout, b: Layout) -> bool:
+    """Whether the two layouts of one logical tensor are the same bytes in memory."""
+    if a == b:
+        return True
+    plain, other = (a, b) if isinstance(a, Plain) else (b, a)
+    if not isinstance(plain, Plain) or not isinstance(other, Blocked) or other.padded:
+        return False
+    axis = channel_axis(len(type_.shape))
+    before = math.prod(type_.shape[:axis])
+    after = math.prod(type_.shape[axis + 1 :])
+    return before * after == 1 or (before == 1 and other.blocks == 1 and after == 1)
+
+
+ITEMSIZE = {"float64": 8, "int64": 8, "uint8": 1, "bool": 1, "float32": 4, "int32": 4}
+
+
+def physical_bytes(type_: TensorType, layout: Layout) -> int:
+    """Bytes in memory, padding included."""
+    return math.prod(physical_shape(type_, layout)) * ITEMSIZE[type_.dtype]
