@@ -11,6 +11,7 @@ reduce     folds axes of one operand; a reduction over ``n h w`` can join a stor
 contract   a sum of products: convolutions in three directions, matrix product
 window     a pool or its gradient: a small window over ``h w``
 view       moves no data by itself: concatenation, slice, reshape
+copy       the same tensor somewhere else, perhaps in another layout
 coarse     rewritten into the above by fission before anything is fused
 ========== =====================================================================================
 
@@ -562,6 +563,30 @@ def _batch_norm_grad(arrays, attrs):
     return inner * along_channel(scale, x.ndim), dweight, dbias
 
 
+def _bn_grad_sums(arrays, attrs):
+    dy, x, mean = arrays
+    axes = _spatial_axes(x)
+    return dy.sum(axis=axes), (dy * (x - along_channel(mean, x.ndim))).sum(axis=axes)
+
+
+def _bn_grad_partial_sums(arrays, attrs):
+    dy, x, mean = arrays
+    centred = x - along_channel(mean, x.ndim)
+    return tuple(_row_groups(v, attrs["groups"]).sum(axis=1) for v in (dy, dy * centred))
+
+
+def _bn_grad_input(arrays, attrs):
+    """gamma*invstd * (dy - sum(dy)/M - (x-mean) * sum(dy*(x-mean)) / (M*(var+eps)))."""
+    dy, x, mean, var, weight, sum_dy, sum_dy_centred = arrays
+    spread, count = var + x.dtype.type(attrs["eps"]), attrs["count"]
+    scale = 1.0 / np.sqrt(spread)
+    scale = scale if weight is None else scale * weight
+    centred = x - along_channel(mean, x.ndim)
+    inner = dy - along_channel(sum_dy / count, x.ndim)
+    inner = inner - centred * along_channel(sum_dy_centred / (count * spread), x.ndim)
+    return (inner * along_channel(scale, x.ndim),)
+
+
 def _random_uniform(arrays, attrs):
     (seed,) = arrays
     with np.errstate(over="ignore"):
@@ -722,6 +747,12 @@ _TABLE = (
         channel=("mean", "slope", "offset"),
     ),
     _pointwise(
+        "bn_grad_input", ("dy", "x", "mean", "var", "weight?", "sum_dy", "sum_dy_centred"),
+        _bn_grad_input,
+        lambda t, at: (t[0],), defaults={"eps": 1e-5, "count": ...},
+        channel=("mean", "var", "weight", "sum_dy", "sum_dy_centred"),
+    ),
+    _pointwise(
         "bn_update", ("running_mean", "running_var", "mean", "var", "momentum?"), _bn_update,
         lambda t, at: (t[0], t[1]), defaults={"momentum": 0.1, "count": ...},
     ),
@@ -757,6 +788,15 @@ _TABLE = (
             TensorType(t[0].shape[1:], t[0].dtype),) * 2, _bn_merge_stats, {"count": ...},
         combine="moments",
     ),
+    OpDef(
+        "bn_grad_sums", "reduce", ("dy", "x", "mean"),
+        lambda t, at: (t[2], t[2]), _bn_grad_sums, channel=("mean",), combine="sum",
+    ),
+    OpDef(
+        "bn_grad_partial_sums", "reduce", ("dy", "x", "mean"),
+        lambda t, at: _infer_partial(2)(t, at), _bn_grad_partial_sums, {"groups": ...},
+        channel=("mean",), combine="sum",
+    ),
     # contractions
     OpDef("conv2d", "contract", ("x", "weight"), _infer_conv2d, _conv2d, CONV),
     OpDef(
@@ -790,6 +830,8 @@ _TABLE = (
         "adaptive_avg_pool2d_grad", "window", ("dy",), _infer_conv_grad_input,
         _adaptive_avg_pool2d_grad, {"output_size": ..., "shape": ...},
     ),
+    # data movement
+    OpDef("copy", "copy", ("x",), lambda t, at: (t[0],), lambda a, at: (a[0],)),
     # views
     OpDef(
         "cat", "view", ("x",), _infer_cat,
