@@ -1,0 +1,108 @@
+"""The meaning of a graph: evaluate it node by node with NumPy.
+
+In: a graph and one array an input, by name. Out: arrays for its outputs and updates. With
+``dtype="float64"`` the same program is evaluated in double precision throughout: inputs, constants,
+random numbers, casts. This is the reference for every pass and every kernel; it is not fast.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from bngen.errors import CallError
+from bngen.ir.node import Attrs, Graph, Node, TensorType, Value
+from bngen.ir.ops import op_def
+from bngen.ir.verify import InternalError
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a run gives.
+
+    Attributes:
+        outputs: in the order of the graph's outputs.
+        updates: new contents of updated inputs, by name.
+        env: every value by name, when asked for.
+    """
+
+    outputs: tuple[np.ndarray, ...]
+    updates: dict[str, np.ndarray]
+    env: dict[str, np.ndarray] | None = None
+
+
+def run(
+    graph: Graph, args: Mapping[str, np.ndarray], dtype: str | None = None, *, keep: bool = False
+) -> Results:
+    """Evaluate a graph.
+
+    Args:
+        graph: what to evaluate.
+        args: an array for each input, by name; floats of another width are converted.
+        dtype: the float type everything is computed in; as declared when None.
+        keep: return every intermediate value; otherwise each is freed after its last use.
+
+    Raises:
+        CallError: for arguments that are missing or have the wrong shape.
+    """
+    env = {v: _argument(v, args, dtype) for v in graph.input_values()}
+    needed = set(graph.results())
+    last_use = {v: node for node in graph.nodes for v in node.operands}
+    # Bad numbers propagate as they do in the compiled program, without warnings.
+    with np.errstate(all="ignore"):
+        for node in graph.nodes:
+            arrays = [None if v is None else env[v] for v in node.inputs]
+            env.update(zip(node.outputs, evaluate(node, arrays, dtype), strict=True))
+            if not keep:
+                dying = {v for v in node.operands if last_use[v] is node}
+                dying.update(v for v in node.outputs if v not in last_use)
+                for v in dying - needed:
+                    del env[v]
+    return Results(
+        tuple(env[v] for v in graph.outputs),
+        {target.name: env[new] for target, new in graph.updates},
+        {v.name: a for v, a in env.items()} if keep else None,
+    )
+
+
+def evaluate(
+    node: Node, arrays: list[np.ndarray | None], dtype: str | None = None
+) -> tuple[np.ndarray, ...]:
+    """Evaluate one node, in the float type ``dtype`` or as declared.
+
+    Raises:
+        InternalError: when the op's meaning contradicts its shape rule.
+    """
+    results = op_def(node.op).evaluate(arrays, _attrs_in(node.attrs, dtype))
+    types = [TensorType(v.shape, element_type(v.type, dtype)) for v in node.outputs]
+    if dtype is not None:
+        # Some ops make floats out of nothing (random numbers, one_hot), always in float32.
+        results = tuple(r.astype(t.dtype, copy=False) for r, t in zip(results, types, strict=True))
+    for array, want in zip(results, types, strict=True):
+        if array.shape != want.shape or array.dtype.name != want.dtype:
+            got = f"{array.dtype.name}{list(array.shape)}"
+            raise InternalError(f"{node.op} of {node.out.name!r} means {got}, typed {want}")
+    return results
+
+
+def element_type(type_: TensorType, dtype: str | None) -> str:
+    """The element type of a value when floats are computed in ``dtype``."""
+    return dtype if dtype is not None and type_.is_float else type_.dtype
+
+
+def _argument(value: Value, args: Mapping[str, np.ndarray], dtype: str | None) -> np.ndarray:
+    if value.name not in args:
+        raise CallError(f"no argument for input {value.name!r} : {value.type}")
+    array = np.asarray(args[value.name], element_type(value.type, dtype))
+    if array.shape != value.shape:
+        raise CallError(f"argument {value.name!r} has shape {list(array.shape)}, not {value.type}")
+    return array
+
+
+def _attrs_in(attrs: Attrs, dtype: str | None) -> Attrs:
+    """Attributes with float element types (of constants and casts) replaced by ``dtype``."""
+    if dtype is None or attrs.get("dtype") not in ("float32", "float64"):
+        return attrs
+    return Attrs.of(**{**attrs, "dtype": dtype})

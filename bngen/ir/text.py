@@ -1,0 +1,339 @@
+"""The text form of a graph: a printer, and a parser that reads back exactly what was printed.
+
+::
+
+    program cpl {
+      input x : f32[8,64,56,56]
+      parameter w : f32[128,64,1,1] init=('kaiming_uniform', 2.23)
+      buffer running_mean : f32[128]
+      conv2d = conv2d(x, w) {padding=(1, 1, 1, 1)} : f32[8,128,56,56]
+      batch_norm, batch_norm_mean, batch_norm_var = batch_norm(conv2d, _, _) : f32[..], f32[..], ..
+      update running_mean = bn_update_mean
+      return loss = batch_norm
+    }
+
+One node a line; attributes at their defaults are left out; ``_`` is an operand that is missing;
+a name that is no dotted identifier stands in quotes; ``#`` starts a comment. ``return (a,)`` is a
+call that returns a tuple of one, ``return a`` one that returns the tensor. Source locations are
+printed as comments on request and are not read back.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from bngen.errors import ProgramError
+from bngen.ir.build import complete, plain, with_missing_operands
+from bngen.ir.node import (
+    INPUT_KINDS,
+    LONG_DTYPE,
+    Graph,
+    Input,
+    Node,
+    TensorType,
+    Value,
+)
+from bngen.ir.ops import OPS, ShapeError, infer
+
+NAME = re.compile(r"[A-Za-z_]\w*(?:[.:]\w+)*")
+KEYWORDS = (*INPUT_KINDS, "update", "return")
+
+# --- printing -----------------------------------------------------------------------------------
+
+
+def print_graph(graph: Graph, *, locations: bool = False) -> str:
+    """The text of a graph.
+
+    Args:
+        graph: what to print.
+        locations: add the user's file and line to each node, as a comment.
+    """
+    lines = [f"program {_name(graph.name)} {{"]
+    lines += [f"  {_print_input(i)}" for i in graph.inputs]
+    for node in graph.nodes:
+        where = f"  # {node.loc}" if locations and node.loc else ""
+        lines.append(f"  {print_node(node)}{where}")
+    lines += [f"  update {_name(old.name)} = {_name(new.name)}" for old, new in graph.updates]
+    lines += [f"  {_print_return(graph)}".rstrip(), "}"]
+    return "\n".join(lines) + "\n"
+
+
+def print_node(node: Node) -> str:
+    """One line: results, op, operands, attributes that differ from their defaults, types."""
+    results = ", ".join(_name(v.name) for v in node.outputs)
+    operands = ", ".join("_" if v is None else _name(v.name) for v in node.inputs)
+    types = ", ".join(str(v.type) for v in node.outputs)
+    defaults = OPS[node.op].defaults if node.op in OPS else {}
+    shown = [
+        f"{key}={_literal(value)}"
+        for key, value in node.attrs.items()
+        # repr, not ==: 1, 1.0 and True are equal, 0.0 and -0.0 too.
+        if key not in defaults or repr(value) != repr(defaults[key])
+    ]
+    attrs = f" {{{', '.join(shown)}}}" if shown else ""
+    return f"{results} = {node.op}({operands}){attrs} : {types}"
+
+
+def _print_input(item: Input) -> str:
+    init = f" init={_literal(item.init)}" if item.init else ""
+    return f"{item.kind} {_name(item.name)} : {item.value.type}{init}"
+
+
+def _print_return(graph: Graph) -> str:
+    items = [_name(v.name) for v in graph.outputs]
+    if graph.output_names:
+        labels = map(_name, graph.output_names)
+        items = [f"{label} = {item}" for label, item in zip(labels, items, strict=True)]
+    listed = ", ".join(items)
+    if not graph.tuple_output:
+        return f"return {listed}"
+    return f"return ({listed},)" if len(items) == 1 else f"return ({listed})"
+
+
+def _name(name: str) -> str:
+    return name if NAME.fullmatch(name) and name not in ("_", *KEYWORDS) else _literal(name)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, tuple):
+        inner = ", ".join(map(_literal, value))
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    raise TypeError(f"attribute value {value!r} has no text form")
+
+
+# --- parsing ------------------------------------------------------------------------------------
+
+TOKEN = re.compile(
+    rf"""\s*(?:
+      (?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")
+    | (?P<number>[-+](?:inf|nan)\b|[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)
+    | (?P<name>{NAME.pattern})
+    | (?P<mark>[(){{}}\[\]=:,])
+    | (?P<comment>\#.*)
+    )""",
+    re.VERBOSE,
+)
+WORDS = {"True": True, "False": False, "None": None, "inf": math.inf, "nan": math.nan}
+
+
+def parse_graph(text: str) -> Graph:
+    """Read the text form.
+
+    Raises:
+        ProgramError: naming the line, for text that is not a well-formed, well-typed program.
+    """
+    return _Parser(text).graph()
+
+
+class _Parser:
+    """Recursive descent over lines; ``self.tokens`` holds what is left of the current one."""
+
+    def __init__(self, text: str):
+        self.lines = text.splitlines()
+        self.at = -1
+        self.tokens: list[tuple[str, str]] = []
+        self.values: dict[str, Value] = {}
+
+    # Lines and tokens.
+
+    def fail(self, what: str, hint: str | None = None) -> NoReturn:
+        raise ProgramError(f"line {max(self.at, 0) + 1}: {what}", hint=hint)
+
+    def next_line(self) -> bool:
+        """Go to the next line that holds anything; False at the end of the text."""
+        while self.at + 1 < len(self.lines):
+            self.at += 1
+            self.tokens = self.tokenize(self.lines[self.at])
+            if self.tokens:
+                return True
+        return False
+
+    def tokenize(self, line: str) -> list[tuple[str, str]]:
+        tokens, at, line = [], 0, line.rstrip()
+        while at < len(line):
+            match = TOKEN.match(line, at)
+            if not match:
+                self.fail(f"cannot read {line[at:].strip()!r}")
+            if match.lastgroup != "comment":
+                tokens.append((match.lastgroup, match[match.lastgroup]))
+            at = match.end()
+        return tokens
+
+    def peek(self) -> str:
+        return self.tokens[0][1] if self.tokens else ""
+
+    def accept(self, mark: str) -> bool:
+        if self.tokens and self.tokens[0] in (("mark", mark), ("name", mark)):
+            self.tokens.pop(0)
+            return True
+        return False
+
+    def expect(self, mark: str) -> None:
+        if not self.accept(mark):
+            self.fail(f"expected {mark!r}, found {self.peek() or 'the end of the line'!r}")
+
+    def listed(self, item: Callable[[], Any], end: str) -> list[Any]:
+        """Items separated by commas up to ``end``, which is taken; a trailing comma is allowed."""
+        items = []
+        while not self.accept(end):
+            items.append(item())
+            if not self.accept(","):
+                self.expect(end)
+                break
+        return items
+
+    # Pieces.
+
+    def name(self) -> str:
+        kind, text = self.tokens[0] if self.tokens else ("", "")
+        if kind == "name":
+            self.tokens.pop(0)
+            return text
+        if kind == "string":
+            return self.literal()
+        self.fail(f"expected a name, found {text or 'the end of the line'!r}")
+
+    def operand(self) -> Value | None:
+        return None if self.accept("_") else self.value()
+
+    def value(self) -> Value:
+        name = self.name()
+        if name not in self.values:
+            self.fail(f"{name!r} is not defined here", "define it on an earlier line")
+        return self.values[name]
+
+    def type(self) -> TensorType:
+        short = self.name()
+        if short not in LONG_DTYPE:
+            self.fail(f"unknown element type {short!r}", f"use one of {', '.join(LONG_DTYPE)}")
+        self.expect("[")
+        shape = tuple(self.listed(self.literal, "]"))
+        if not all(type(s) is int and s >= 0 for s in shape):
+            self.fail(f"{list(shape)} is no shape")
+        return TensorType(shape, LONG_DTYPE[short])
+
+    def literal(self) -> Any:
+        if self.accept("("):
+            return tuple(self.listed(self.literal, ")"))
+        kind, text = self.tokens.pop(0) if self.tokens else ("", "")
+        if kind == "string":
+            return unquote(text)
+        if kind == "name" and text in WORDS:
+            return WORDS[text]
+        if kind == "number":
+            return plain(int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text))
+        self.fail(f"expected a value, found {text or 'the end of the line'!r}")
+
+    def attribute(self) -> tuple[str, Any]:
+        key = self.name()
+        self.expect("=")
+        return key, self.literal()
+
+    # Lines.
+
+    def graph(self) -> Graph:
+        if not self.next_line():
+            self.fail("the text is empty", "start with 'program <name> {'")
+        self.expect("program")
+        name = self.name()
+        self.expect("{")
+        inputs, nodes, updates = [], [], []
+        while True:
+            self.end_of_line()
+            if not self.next_line():
+                self.fail("the program has no return line")
+            # A node may assign a value called 'input' only in quotes, so keywords come first.
+            if self.tokens[0][0] == "name" and self.peek() in INPUT_KINDS:
+                inputs.append(self.input_line())
+            elif self.accept("update"):
+                target = self.value()
+                self.expect("=")
+                updates.append((target, self.value()))
+            elif self.accept("return"):
+                break
+            else:
+                nodes.append(self.node_line())
+        labels, outputs, is_tuple = self.return_line()
+        self.closing_brace()
+        return Graph(name, tuple(inputs), tuple(nodes), outputs, tuple(updates), labels, is_tuple)
+
+    def end_of_line(self) -> None:
+        if self.tokens:
+            self.fail(f"{self.peek()!r} is left over at the end of the line")
+
+    def closing_brace(self) -> None:
+        self.end_of_line()
+        if not self.next_line():
+            self.fail("the closing '}' is missing")
+        self.expect("}")
+        self.end_of_line()
+        if self.next_line():
+            self.fail(f"{self.peek()!r} follows the end of the program")
+
+    def define(self, name: str, type_: TensorType) -> Value:
+        if name in self.values:
+            self.fail(f"{name!r} is assigned twice", "give each value a name of its own")
+        self.values[name] = Value(name, type_)
+        return self.values[name]
+
+    def input_line(self) -> Input:
+        kind, name = self.name(), self.name()
+        self.expect(":")
+        value = self.define(name, self.type())
+        init: Any = ()
+        if self.accept("init"):
+            self.expect("=")
+            init = self.literal()
+        return Input(value, kind, init)
+
+    def node_line(self) -> Node:
+        names = self.listed(self.name, "=")
+        op = self.name()
+        self.expect("(")
+        operands = self.listed(self.operand, ")")
+        attrs = dict(self.listed(self.attribute, "}")) if self.accept("{") else {}
+        self.expect(":")
+        types = [self.type()]
+        while self.accept(","):
+            types.append(self.type())
+        try:
+            inputs, full = with_missing_operands(op, operands), complete(op, attrs)
+            inferred = infer(op, [v and v.type for v in inputs], full)
+        except ShapeError as error:
+            self.fail(str(error))
+        if tuple(types) != inferred or len(names) != len(types):
+            said, means = (", ".join(map(str, ts)) for ts in (types, inferred))
+            self.fail(f"{len(names)} result(s) of {op} typed {said}; it gives {means}")
+        outputs = tuple(self.define(n, t) for n, t in zip(names, types, strict=True))
+        return Node(op, inputs, outputs, full)
+
+    def return_line(self) -> tuple[tuple[str, ...], tuple[Value, ...], bool]:
+        is_tuple = self.accept("(")
+        items = self.listed(self.returned, ")") if is_tuple else []
+        while not is_tuple and self.tokens:
+            items.append(self.returned())
+            if self.tokens:
+                self.expect(",")
+        labels = [label for label, _ in items if label is not None]
+        if labels and len(labels) != len(items):
+            self.fail("some results have labels and some have none")
+        return tuple(labels), tuple(v for _, v in items), is_tuple
+
+    def returned(self) -> tuple[str | None, Value]:
+        if len(self.tokens) > 1 and self.tokens[1] == ("mark", "="):
+            label = self.name()
+            self.expect("=")
+            return label, self.value()
+        return None, self.value()
+
+
+def unquote(text: str) -> str:
+    """The string that a quoted token, written as Python writes it, stands for."""
+    import ast  # the one reader that knows all of Python's escapes
+
+    return ast.literal_eval(text)
