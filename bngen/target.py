@@ -1,0 +1,392 @@
+"""The CPU that code is generated for: from ``"llvm -mcpu=native"`` to lanes, registers and caches.
+
+In: a target as users write it (text, flags, JSON, a dict, a TVM target). Out: a frozen `Target`
+that says what a schedule must know. This module does not know what a schedule is.
+
+``native`` becomes the name LLVM gives this machine *and* the difference between that CPU and what
+the machine really offers: a virtual machine may mask features of the CPU it names (using them
+would be an illegal instruction), or offer more than the model number lets LLVM guess.
+
+TVM takes 4 s to import where PyTorch is installed, so it is imported by `Target.parse` and
+`Target.tvm` only.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import json
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from bngen.errors import TargetError
+from bngen.runtime import host
+
+_OPTIONS = ("mcpu", "mattr", "mtriple")
+#: What TVM adds when it prints a target; says nothing about the code that we ask for.
+_IGNORED_KEYS = ("tag", "keys", "host", "libs", "device", "model", "num-cores")
+
+_PSABI_LEVELS = (
+    ("x86-64-v4", {"avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl"}),
+    ("x86-64-v3", {"avx2", "bmi", "bmi2", "f16c", "fma", "lzcnt", "movbe"}),
+    ("x86-64-v2", {"cx16", "popcnt", "sse3", "sse4.1", "sse4.2", "ssse3"}),
+    ("x86-64", {"sse2"}),
+)
+#: Bytes of cache to count on where the machine is not at hand: the least that CPUs of a level have.
+_TYPICAL_CACHES = {
+    "x86-64-v4": host.Caches(32 << 10, 1 << 20, 1408 << 10),
+    "x86-64-v3": host.Caches(32 << 10, 256 << 10, 2 << 20),
+    "aarch64": host.Caches(64 << 10, 1 << 20, 1 << 20),
+}
+_SMALLEST_CACHES = host.Caches(32 << 10, 256 << 10, 1 << 20)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A CPU as the schedule generator and LLVM need to see it; made by `Target.parse`.
+
+    Attributes:
+        cpu: LLVM's name of the CPU, never ``native``.
+        attrs: features switched on, then those switched off, relative to that CPU: ``+a``, ``-b``.
+        triple: LLVM target triple if another than this machine's was asked for.
+        arch: architecture, ``x86_64`` or ``aarch64``.
+        psabi: x86-64 micro-architecture level (``x86-64-v4`` ...), else the architecture.
+        lanes: float32 lanes of the widest vector worth using.
+        vector_registers: how many of them there are.
+        fma: whether multiply and add are one instruction. LLVM contracts a separate multiplication
+            and addition of a scheduled kernel by itself; no flag is needed.
+        l1: bytes of level-1 data cache of one core.
+        l2: bytes of level-2 cache of one core.
+        l3: one core's share of the level-3 cache, in bytes.
+        threads: CPUs this process may use, the default number of threads.
+        features: everything LLVM enables, tuning hints included.
+        kind: always ``llvm``.
+    """
+
+    cpu: str
+    attrs: tuple[str, ...]
+    triple: str | None
+    arch: str
+    psabi: str
+    lanes: int
+    vector_registers: int
+    fma: bool
+    l1: int
+    l2: int
+    l3: int
+    threads: int
+    features: frozenset[str] = field(compare=False, repr=False)
+    kind: str = "llvm"
+
+    @classmethod
+    def parse(
+        cls,
+        spec: str | Mapping[str, Any] | Target | None = None,
+        *,
+        mcpu: str | None = None,
+        mattr: str | Sequence[str] = (),
+    ) -> Target:
+        """Reads a target in any of the forms that users write it in.
+
+        Args:
+            spec: ``"llvm -mcpu=native"``, ``"-mcpu=x86-64-v3"``, JSON text, a dict such as
+                ``{"kind": "llvm", "mcpu": "znver4"}``, a `Target`, a TVM target, or None for this
+                machine. Text without ``-mcpu`` means LLVM's baseline, as it does in TVM.
+            mcpu: overrides the CPU of `spec`.
+            mattr: further features, as ``"+a,-b"`` or a sequence; they override those of `spec`.
+
+        Returns:
+            The target with everything about it resolved.
+
+        Raises:
+            TargetError: for what LLVM does not know, with the nearest names.
+        """
+        options = _options(spec)
+        cpu = mcpu or options.get("mcpu") or "generic"
+        triple = _check_triple(options.get("mtriple"))
+        attrs = _split_attrs(options.get("mattr", ())) | _split_attrs(mattr)
+        if cpu == "native":
+            cpu, native_attrs = _native(triple)
+            attrs = native_attrs | attrs
+        _check_cpu(cpu, triple)
+        _check_attrs(attrs, triple)
+        return _describe(cpu, attrs, triple)
+
+    def __str__(self) -> str:
+        """The canonical text; it parses back to an equal target."""
+        flags = [self.kind]
+        if self.triple:
+            flags.append(f"-mtriple={self.triple}")
+        flags.append(f"-mcpu={self.cpu}")
+        if self.attrs:
+            flags.append(f"-mattr={','.join(self.attrs)}")
+        return " ".join(flags)
+
+    def tvm(self) -> Any:
+        """This target as a ``tvm.target.Target``."""
+        return _tvm_target(self.cpu, self.attrs, self.triple)
+
+    def required_features(self) -> tuple[str, ...]:
+        """The instruction-set extensions that code for this target may use, for a manifest."""
+        return tuple(sorted(self.features & host.known_features(self.arch).keys()))
+
+    def missing_here(self) -> tuple[str, ...]:
+        """What this machine lacks to run code for this target; empty if it can."""
+        return host.missing_features(self.arch, self.features)
+
+    def runs_here(self) -> bool:
+        """Whether this machine can run code for this target without an illegal instruction."""
+        return not self.missing_here()
+
+
+# --- reading what users write -----------------------------------------------------------------
+
+
+def _options(spec: object) -> dict[str, Any]:
+    """``mcpu``, ``mattr`` and ``mtriple`` of a target in any accepted form."""
+    if spec is None:
+        return {"mcpu": "native"}
+    if isinstance(spec, Target):
+        return _options_of_flags(str(spec))
+    if isinstance(spec, Mapping):
+        return _options_of_mapping(spec)
+    if not isinstance(spec, str):
+        # A TVM target prints as JSON; asking for its class would import TVM.
+        spec = str(spec)
+    text = spec.strip()
+    return _options_of_json(text) if text.startswith("{") else _options_of_flags(text)
+
+
+def _options_of_json(text: str) -> dict[str, Any]:
+    try:
+        return _options_of_mapping(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise TargetError(
+            f"target {text!r} is not valid JSON: {error}",
+            hint='write it like {"kind": "llvm", "mcpu": "native"}',
+        ) from None
+
+
+def _options_of_mapping(spec: Mapping[str, Any]) -> dict[str, Any]:
+    kind = spec.get("kind", "llvm")
+    _check_kind(kind["kind"] if isinstance(kind, Mapping) else kind)
+    options = {}
+    for key, value in spec.items():
+        if key in _OPTIONS:
+            options[key] = _check_value(key, value)
+        elif key != "kind" and key not in _IGNORED_KEYS and not key.startswith("feature."):
+            raise _unknown_option(key)
+    return options
+
+
+def _options_of_flags(text: str) -> dict[str, Any]:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise TargetError(f"cannot read target {text!r}: {error}") from None
+    if not words:
+        raise TargetError("the target is empty", hint='write "llvm -mcpu=native"')
+    if not words[0].startswith("-"):
+        _check_kind(words.pop(0))
+    options: dict[str, Any] = {}
+    rest = iter(words)
+    for word in rest:
+        name, equals, value = word.lstrip("-").partition("=")
+        if not word.startswith("-") or name not in _OPTIONS:
+            raise _unknown_option(word)
+        options[name] = value if equals else next(rest, "")
+        if not options[name]:
+            raise TargetError(f"target {text!r}: -{name} needs a value", hint=f"write -{name}=...")
+    return options
+
+
+def _check_value(key: str, value: object) -> object:
+    fits = isinstance(value, str) or (key == "mattr" and isinstance(value, Sequence))
+    if not fits:
+        raise TargetError(f"target option {key!r} cannot be {value!r}", hint="write it as text")
+    return value
+
+
+def _unknown_option(name: str) -> TargetError:
+    bare = name.lstrip("-").partition("=")[0]
+    near = difflib.get_close_matches(bare, _OPTIONS, 1)
+    hint = f"did you mean -{near[0]}?" if near else "a target takes -mcpu, -mattr and -mtriple"
+    return TargetError(f"unknown target option {name!r}", hint=hint)
+
+
+def _check_kind(kind: object) -> None:
+    if kind != "llvm":
+        raise TargetError(
+            f"unknown target kind {kind!r}: bngen emits CPU code through LLVM",
+            hint='write "llvm -mcpu=native"',
+        )
+
+
+def _split_attrs(attrs: str | Sequence[str]) -> dict[str, bool]:
+    """``"+a,-b"`` to ``{"a": True, "b": False}``."""
+    words = attrs.split(",") if isinstance(attrs, str) else list(attrs)
+    found = {}
+    for word in (w.strip() for w in words):
+        if word[:1] not in ("+", "-") or len(word) < 2:
+            raise TargetError(f"-mattr: cannot read {word!r}", hint="write -mattr=+a,-b")
+        found[word[1:]] = word[0] == "+"
+    return found
+
+
+# --- asking LLVM ------------------------------------------------------------------------------
+
+
+def _tvm_target(cpu: str | None, attrs: Iterable[str] = (), triple: str | None = None) -> Any:
+    import tvm
+
+    config: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": cpu, "mattr": [*attrs]}
+    return tvm.target.Target({key: value for key, value in config.items() if value})
+
+
+@functools.cache
+def _llvm_features(cpu: str, attrs: tuple[str, ...], triple: str | None) -> frozenset[str]:
+    from tvm.target import codegen
+
+    found = codegen.llvm_get_cpu_features(_tvm_target(cpu, attrs, triple))
+    return frozenset(map(str, found))
+
+
+@functools.cache
+def _llvm_cpus(triple: str | None) -> tuple[str, ...]:
+    from tvm.target import codegen
+
+    return tuple(sorted(map(str, codegen.llvm_get_cpu_archlist(_tvm_target(None, (), triple)))))
+
+
+@functools.cache
+def _llvm_vocabulary(triple: str | None) -> frozenset[str]:
+    """Every feature that some CPU of the architecture has."""
+    known = host.known_features(_arch(triple)).keys()
+    return frozenset(known).union(*(_llvm_features(c, (), triple) for c in _llvm_cpus(triple)))
+
+
+def _check_triple(triple: str | None) -> str | None:
+    """Refuses an architecture that LLVM was not built for; the machine's own triple is None."""
+    if triple is None:
+        return None
+    from tvm.target import codegen
+
+    if triple == str(codegen.llvm_get_system_triple()):
+        return None
+    known = sorted(map(str, codegen.llvm_get_targets()))
+    if _arch(triple) not in known:
+        near = difflib.get_close_matches(triple.split("-")[0], known, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "write aarch64-linux-gnu"
+        raise TargetError(f"LLVM knows no architecture of {triple!r}", hint=hint)
+    return triple
+
+
+def _check_cpu(cpu: str, triple: str | None) -> None:
+    known = _llvm_cpus(triple)
+    if cpu in known:
+        return
+    near = difflib.get_close_matches(cpu, [*known, "native"], 4)
+    hint = f"did you mean {' or '.join(near)}?" if near else "-mcpu=native is this machine"
+    raise TargetError(f"LLVM knows no {_arch(triple)} CPU named {cpu!r}", hint=hint)
+
+
+def _check_attrs(attrs: Iterable[str], triple: str | None) -> None:
+    table = host.known_features(_arch(triple))
+    for name in attrs:
+        # The small table first: the whole vocabulary means asking about each of LLVM's CPUs.
+        if name in table or name in _llvm_vocabulary(triple):
+            continue
+        near = difflib.get_close_matches(name, _llvm_vocabulary(triple), 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "leave it out"
+        raise TargetError(f"-mattr: LLVM knows no feature {name!r} here", hint=hint)
+
+
+# --- resolving --------------------------------------------------------------------------------
+
+
+def _arch(triple: str | None) -> str:
+    return triple.split("-")[0] if triple else host.architecture()
+
+
+def _native(triple: str | None) -> tuple[str, dict[str, bool]]:
+    """The host's CPU by LLVM's name, and how its features differ from those of that name."""
+    from tvm.target import codegen
+
+    if triple is not None:
+        raise TargetError(
+            f"-mcpu=native is this machine's CPU, which is not {triple}",
+            hint="name a CPU, or leave -mtriple out",
+        )
+    cpu, here = str(codegen.llvm_get_system_cpu()), host.features()
+    if here is None:
+        return cpu, {}
+    named = _llvm_features(cpu, (), triple) & host.known_features(host.architecture()).keys()
+    return cpu, {name: name in here for name in named ^ here}
+
+
+def _describe(cpu: str, wanted: Mapping[str, bool], triple: str | None) -> Target:
+    arch = _arch(triple)
+    attrs = _effective_attrs(cpu, wanted, triple)
+    features = _llvm_features(cpu, attrs, triple)
+    if "avx512f" in features and "prefer-256-bit" in features and "prefer-256-bit" not in wanted:
+        # LLVM avoids 512-bit registers on many Intel CPUs for code it vectorizes itself; kernels
+        # that are laid out in blocks of 16 lanes want them throughout.
+        attrs = _effective_attrs(cpu, {**wanted, "prefer-256-bit": False}, triple)
+        features = _llvm_features(cpu, attrs, triple)
+    lanes, registers = _vectors(arch, features)
+    psabi = _psabi(arch, features)
+    runs_here = not host.missing_features(arch, features)
+    caches = (host.caches() if runs_here else None) or _TYPICAL_CACHES.get(psabi, _SMALLEST_CACHES)
+    return Target(
+        cpu=cpu,
+        attrs=attrs,
+        triple=triple,
+        arch=arch,
+        psabi=psabi,
+        lanes=lanes,
+        vector_registers=registers,
+        fma=arch == "aarch64" or "fma" in features,
+        l1=caches.l1,
+        l2=caches.l2,
+        l3=caches.l3,
+        threads=host.cpu_count(),
+        features=features,
+    )
+
+
+def _effective_attrs(cpu: str, wanted: Mapping[str, bool], triple: str | None) -> tuple[str, ...]:
+    """The wanted features that make a difference, those switched on first.
+
+    LLVM applies them one by one, and each drags along what it implies or what depends on it. With
+    the minus signs last, what was switched off stays off.
+    """
+    ordered = [f"+{n}" for n in sorted(wanted) if wanted[n]]
+    ordered += [f"-{n}" for n in sorted(wanted) if not wanted[n]]
+    result = _llvm_features(cpu, tuple(ordered), triple)
+    for attr in list(ordered):
+        without = [a for a in ordered if a != attr]
+        if _llvm_features(cpu, tuple(without), triple) == result:
+            ordered = without
+    return tuple(ordered)
+
+
+def _vectors(arch: str, features: frozenset[str]) -> tuple[int, int]:
+    """Float32 lanes of the widest vector, and the number of vector registers."""
+    if "avx512f" in features:
+        return 16, 32
+    if "avx" in features:
+        return 8, 16
+    # SVE's length is unknown while compiling; its low 128 bits are NEON's registers.
+    return 4, 32 if arch == "aarch64" else 16
+
+
+def _psabi(arch: str, features: frozenset[str]) -> str:
+    level = arch
+    if arch == "x86_64":
+        below: set[str] = set()
+        for name, added in reversed(_PSABI_LEVELS):
+            below |= added
+            level = name if below <= features else level
+    return level
