@@ -1,0 +1,174 @@
+"""Fission: batch normalization, and its gradient, become sub-layers that can be joined elsewhere.
+
+In: a graph with ``coarse`` ops. Out: a graph without them; with ``split_reductions`` every
+reduction over ``n h w`` is a partial one, which a store loop can hold, and a small merge.
+
+========================= ====================================================================
+before                    after
+========================= ====================================================================
+batch_norm (two sweeps)   bn_mean, bn_var, bn_normalize
+batch_norm (MVF)          bn_stats, bn_normalize
+batch_norm_grad           bn_grad_sums, bn_grad_input
+batch_norm_grad, deferred bn_grad_sums, bn_grad_direct + bn_grad_affine
+bn_stats                  bn_partial_stats, bn_merge_stats
+bn_grad_sums              bn_grad_partial_sums, sum
+sum over n h w            partial_sum, sum
+========================= ====================================================================
+
+Terms follow Jung et al. (SysML 2019); the gradient formula is that of Ioffe and Szegedy (2015).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bngen.ir.build import GraphBuilder
+from bngen.ir.node import Graph, Node, TensorType, Value
+
+Rule = Callable[[GraphBuilder, Node], tuple[Value, ...] | None]
+
+ROWS_PER_GROUP_TARGET = 128
+"""Pixels after which a group of rows is closed: float32 sums of so few lose no more than 1e-5."""
+
+
+def samples(x: Value) -> int:
+    """Elements per channel: N*H*W, the M of the batch-normalization formulas."""
+    return x.type.size // x.shape[1]
+
+
+def row_groups(x: TensorType) -> int:
+    """Into how many groups of whole rows (n, h) partial sums over ``x[N,C,H,W]`` are cut.
+
+    A group lies within one image and holds the most rows that divide H and stay within
+    `ROWS_PER_GROUP_TARGET` pixels (at least one row).
+    """
+    n, _, h, w = x.shape
+    rows = max(r for r in range(1, h + 1) if h % r == 0 and (r == 1 or r * w <= ROWS_PER_GROUP_TARGET))
+    return n * (h // rows)
+
+
+def rewrite(graph: Graph, rules: dict[str, Rule]) -> Graph:
+    """Replace every node whose op has a rule that does not decline (return None)."""
+    b = GraphBuilder.rewriting(graph)
+    for node in graph.nodes:
+        rule = rules.get(node.op)
+        resolved = node.with_inputs(v and b.resolve(v) for v in node.inputs)
+        results = rule(b, resolved) if rule else None
+        if results is None:
+            b.add(node)
+            continue
+        for old, new in zip(node.outputs, results, strict=True):
+            b.replace(old, new)
+    return b.finish()
+
+
+def _inverse_std(b: GraphBuilder, var: Value, eps: float) -> Value:
+    return b.emit("rsqrt", b.emit("add", var, eps))
+
+
+def _split_two_sweeps(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
+    x, weight, bias = node.inputs
+    mean = b.emit("bn_mean", x, loc=node.loc)
+    var = b.emit("bn_var", x, mean, loc=node.loc)
+    y = b.emit("bn_normalize", x, mean, var, weight, bias, eps=node.attrs["eps"], loc=node.loc)
+    return y, mean, var
+
+
+def _split_one_sweep(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
+    x, weight, bias = node.inputs
+    mean, var = b.emit("bn_stats", x, loc=node.loc)
+    y = b.emit("bn_normalize", x, mean, var, weight, bias, eps=node.attrs["eps"], loc=node.loc)
+    return y, mean, var
+
+
+def _split_grad(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
+    dy, x, mean, var, weight = node.inputs
+    eps = node.attrs["eps"]
+    sums = b.emit("bn_grad_sums", dy, x, mean, loc=node.loc)
+    dx = b.emit(
+        "bn_grad_input", dy, x, mean, var, weight, *sums, eps=eps, count=samples(x), loc=node.loc
+    )
+    return dx, b.emit("mul", sums[1], _inverse_std(b, var, eps)), sums[0]
+
+
+def _split_grad_deferred(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
+    """dx = a*dy + slope*(x - mean) + offset, of which only a*dy needs dy.
+
+    With a = weight*invstd: slope = -a*invstd^2*sum(dy*(x-mean))/M, offset = -a*sum(dy)/M.
+    """
+    dy, x, mean, var, weight = node.inputs
+    eps, count = node.attrs["eps"], samples(x)
+    sum_dy, sum_centred = b.emit("bn_grad_sums", dy, x, mean, loc=node.loc)
+    inv = _inverse_std(b, var, eps)
+    a = inv if weight is None else b.emit("mul", inv, weight)
+    dweight = b.emit("mul", sum_centred, inv)
+    per_sample = b.emit("mul", a, -1.0 / count)
+    slope = b.emit("mul", b.emit("mul", per_sample, inv), dweight)
+    offset = b.emit("mul", per_sample, sum_dy)
+    direct = b.emit("bn_grad_direct", dy, var, weight, eps=eps, loc=node.loc)
+    affine = b.emit("bn_grad_affine", x, mean, slope, offset, loc=node.loc)
+    return b.emit("add", direct, affine, loc=node.loc), dweight, sum_dy
+
+
+def fission_batch_norm(graph: Graph, *, one_sweep: bool, deferred: bool) -> Graph:
+    """Split every batch normalization and its gradient, see the module's table.
+
+    Args:
+        graph: may hold ``coarse`` ops.
+        one_sweep: MVF, mean and variance in one reduction.
+        deferred: the gradient as a part that needs dy and an affine function of x.
+    """
+    return rewrite(
+        graph,
+        {
+            "batch_norm": _split_one_sweep if one_sweep else _split_two_sweeps,
+            "batch_norm_grad": _split_grad_deferred if deferred else _split_grad,
+        },
+    )
+
+
+def _partial_stats(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
+    (x,) = node.inputs
+    if len(x.shape) != 4:
+        return None
+    groups = row_groups(x.type)
+    parts = b.emit("bn_partial_stats", x, groups=groups, loc=node.loc)
+    return b.emit("bn_merge_stats", *parts, count=samples(x) // groups, loc=node.loc)
+
+
+def _partial_grad_sums(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
+    dy, x, mean = node.inputs
+    if len(x.shape) != 4:
+        return None
+    parts = b.emit("bn_grad_partial_sums", dy, x, mean, groups=row_groups(x.type), loc=node.loc)
+    return tuple(b.emit("sum", p, axes=(0,), loc=node.loc) for p in parts)
+
+
+def _partial_reduce(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
+    """A sum, mean or maximum over exactly ``n h w`` of a feature map."""
+    (x,) = node.inputs
+    if len(x.shape) != 4 or tuple(sorted(a % 4 for a in node.attrs["axes"])) != (0, 2, 3):
+        return None
+    fold = "amax" if node.op == "amax" else "sum"
+    partial = "partial_max" if node.op == "amax" else "partial_sum"
+    part = b.emit(partial, x, groups=row_groups(x.type), loc=node.loc)
+    total = b.emit(fold, part, axes=(0,), loc=node.loc)
+    if node.op == "mean":
+        total = b.emit("mul", total, 1.0 / samples(x))
+    if node.attrs["keepdims"]:
+        total = b.emit("reshape", total, shape=(1, x.shape[1], 1, 1))
+    return (total,)
+
+
+def split_reductions(graph: Graph) -> Graph:
+    """Cut reductions over ``n h w`` into partial sums over groups of rows and a small merge."""
+    return rewrite(
+        graph,
+        {
+            "bn_stats": _partial_stats,
+            "bn_grad_sums": _partial_grad_sums,
+            "sum": _partial_reduce,
+            "mean": _partial_reduce,
+            "amax": _partial_reduce,
+        },
+    )

@@ -1,0 +1,246 @@
+"""Layout: where the channels of every value lie, with copies only where two neighbours disagree.
+
+In: a graph without coarse ops, and the vector width. Out: the graph with ``copy`` nodes (packing of
+weights, NCHW at the borders) and a table value -> `Layout`.
+
+Feature maps become `Blocked`; what the user hands in and gets back is `Plain`. A convolution reads
+a plain input of few channels (an image) as it is: its load slot writes the scratch tile anyway.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bngen.ir.build import GraphBuilder
+from bngen.ir.layout import PLAIN, Blocked, Layout, PackedWeight, Plain, blocked, same_bytes
+from bngen.ir.node import Graph, Node, Value
+from bngen.ir.ops import OPS
+
+FEW_CHANNELS = 8
+"""Below so many channels a plain tensor is not worth blocking."""
+
+
+def assign_layouts(graph: Graph, lanes: int) -> tuple[Graph, dict[Value, Layout]]:
+    """Choose a layout for every value; see the module's text.
+
+    Args:
+        graph: after fission.
+        lanes: float32 elements of a vector register.
+    """
+    return _Layouts(graph, lanes).run()
+
+
+class _Layouts:
+    """One walk in execution order; ``of`` is the growing table, keyed by values of the new graph."""
+
+    def __init__(self, graph: Graph, lanes: int):
+        self.graph, self.lanes = graph, lanes
+        self.b = GraphBuilder.rewriting(graph)
+        self.of: dict[Value, Layout] = {v: PLAIN for v in graph.input_values()}
+        self.copies: dict[tuple[Value, Layout], Value] = {}
+        self.conv_input = {n.inputs[1]: n.inputs[0] for n in graph.nodes if n.op == "conv2d"}
+
+    def run(self) -> tuple[Graph, dict[Value, Layout]]:
+        for node in self.graph.nodes:
+            node = node.with_inputs(v and self.b.resolve(v) for v in node.inputs)
+            rule = self.rule(node)
+            inputs, layout = rule(node)
+            self.b.add(node.with_inputs(inputs))
+            self.of.update({v: self.fit(v, layout) for v in node.outputs})
+        outputs = [self.want(v, PLAIN) for v in self.graph.outputs]
+        updates = [(old, self.want(new, PLAIN)) for old, new in self.graph.updates]
+        return self.b.finish(outputs, updates=updates), self.of
+
+    def fit(self, v: Value, layout: Layout) -> Layout:
+        """``layout`` for a result, or plain where the result has not these channels."""
+        if isinstance(layout, Blocked) and layout.channels != v.shape[0 if len(v.shape) == 1 else 1]:
+            return PLAIN
+        return layout
+
+    # --- helpers ------------------------------------------------------------------------------
+
+    def want(self, v: Value, layout: Layout) -> Value:
+        """``v`` in the given layout: itself, or a copy made once."""
+        v = self.b.resolve(v)
+        if same_bytes(v.type, self.of[v], layout):
+            return v
+        if (v, layout) not in self.copies:
+            copy = self.b.emit("copy", v)
+            self.of[copy] = layout
+            self.copies[v, layout] = copy
+            # The copy of a copy is the original, if that is where it came from.
+            self.copies[copy, self.of[v]] = v
+        return self.copies[v, layout]
+
+    def plain_block(self, channels: int) -> Blocked:
+        return blocked(self.lanes, (channels,))
+
+    def feature_layout(self, x: Value) -> Blocked:
+        """The blocked layout a feature map, or vector, has or would get."""
+        layout = self.of[x]
+        channels = x.shape[0] if len(x.shape) == 1 else x.shape[1]
+        return layout if isinstance(layout, Blocked) else self.plain_block(channels)
+
+    def feature(self, x: Value) -> tuple[Value, Blocked]:
+        layout = self.feature_layout(x)
+        return self.want(x, layout), layout
+
+    def rule(self, node: Node) -> Callable:
+        specific = {
+            "conv2d": self.conv2d,
+            "conv2d_grad_input": self.conv2d_grad_input,
+            "conv2d_grad_weight": self.conv2d_grad_weight,
+            "cat": self.cat,
+            "slice": self.slice,
+            "reshape": self.reshape,
+            "copy": lambda n: (n.inputs, self.of[n.inputs[0]]),
+        }
+        by_kind = {
+            "pointwise": self.pointwise, "reduce": self.reduce, "window": self.window,
+            "contract": lambda n: ([self.want(v, PLAIN) for v in n.inputs], PLAIN),
+        }  # fmt: skip
+        return specific.get(node.op) or by_kind[OPS[node.op].kind]
+
+    # --- convolutions -------------------------------------------------------------------------
+
+    def conv_operand(self, x: Value) -> tuple[Value, Blocked | None]:
+        """A convolution's data operand; None as its layout where it is read plain."""
+        if isinstance(self.of[x], Plain) and x.shape[1] < FEW_CHANNELS:
+            return x, None
+        return self.feature(x)
+
+    def conv2d(self, node: Node):
+        x, w = node.inputs
+        groups = node.attrs["groups"]
+        x, inner = self.conv_operand(x)
+        outer = self.plain_block(w.shape[0])
+        if groups > 1 and inner is None:
+            x, inner = self.feature(x)
+        packed = self.packing(w, inner, outer, groups, flipped=False)
+        outer = packed.outer if packed else outer
+        return (x, self.want(w, packed) if packed else w), outer
+
+    def packing(self, w, inner, outer, groups, *, flipped) -> PackedWeight | None:
+        """How the weight is packed; None where the generic nest reads it plain."""
+        if groups == 1:
+            return PackedWeight(outer, inner, 1, flipped)
+        if w.shape[1] == 1 and w.shape[0] == groups:
+            return PackedWeight(inner, inner, groups, flipped, depthwise=True)
+        aligned = all(v.channels // groups % self.lanes == 0 for v in (inner, outer))
+        return PackedWeight(outer, inner, groups, flipped) if aligned else None
+
+    def conv2d_grad_input(self, node: Node):
+        dy, w = node.inputs
+        dy, inner = self.feature(dy)
+        x = self.conv_input.get(w)
+        known = self.of.get(self.b.resolve(x)) if x is not None else None
+        shape, groups = node.attrs["shape"], node.attrs["groups"]
+        outer = known if isinstance(known, Blocked) else self.plain_block(shape[1])
+        packed = self.packing(w, inner, outer, groups, flipped=True)
+        return (dy, self.want(w, packed) if packed else w), packed.outer if packed else outer
+
+    def conv2d_grad_weight(self, node: Node):
+        x, dy = node.inputs
+        x, inner = self.conv_operand(x)
+        if node.attrs["groups"] > 1 and inner is None:
+            x, _ = self.feature(x)
+        dy, _ = self.feature(dy)
+        return (x, dy), PLAIN
+
+    # --- pointwise ----------------------------------------------------------------------------
+
+    def pointwise(self, node: Node):
+        out = node.out
+        rank = len(out.shape)
+        row = OPS[node.op]
+        roles = [name.rstrip("?") for name in row.operands]
+        layout = self.pointwise_layout(node)
+        inputs = []
+        for role, v in zip(roles, node.inputs, strict=True):
+            if v is None or not v.shape:
+                inputs.append(v)
+            elif role in row.channel or (len(v.shape) == rank and v.shape == out.shape):
+                inputs.append(self.want(v, layout if layout != PLAIN else PLAIN))
+            elif isinstance(layout, Blocked) and self.spans_channels(v, out):
+                inputs.append(self.want(v, layout))
+            else:
+                inputs.append(self.want(v, PLAIN))
+        return inputs, layout
+
+    def spans_channels(self, v: Value, out: Value) -> bool:
+        """A broadcast operand of the result's rank that has all of its channels."""
+        axis = 0 if len(out.shape) == 1 else 1
+        return len(v.shape) == len(out.shape) and v.shape[axis] == out.shape[axis] > 1
+
+    def pointwise_layout(self, node: Node) -> Layout:
+        out = node.out
+        rank = len(out.shape)
+        if rank not in (1, 2, 4):
+            return PLAIN
+        spanning = [v for v in node.operands if self.spans_channels(v, out) or v.shape == out.shape]
+        for v in spanning:
+            if isinstance(self.of[v], Blocked):
+                return self.of[v]
+        return self.plain_block(out.shape[1]) if rank == 4 and out.shape[1] >= FEW_CHANNELS else PLAIN
+
+    # --- reductions, pools --------------------------------------------------------------------
+
+    def reduce(self, node: Node):
+        x = node.inputs[0]
+        row = OPS[node.op]
+        if len(x.shape) == 4:
+            x, layout = self.feature(x)
+            keeps_channel = not row.defaults.get("axes") or self.reduces_only_nhw(node)
+            inputs = [x]
+            for role, v in zip(row.operands[1:], node.inputs[1:], strict=True):
+                inputs.append(self.want(v, layout) if role in row.channel or len(v.shape) == 4 else v)
+            return inputs, layout if keeps_channel else PLAIN
+        if isinstance(self.of[x], Blocked) and len(x.shape) == 2 and self.folds_groups(node):
+            layout = self.of[x]
+            return [self.want(v, layout) for v in node.inputs], layout
+        return [self.want(v, PLAIN) for v in node.inputs], PLAIN
+
+    def reduces_only_nhw(self, node: Node) -> bool:
+        axes = {a % 4 for a in node.attrs["axes"]}
+        return 1 not in axes and (node.attrs["keepdims"] or axes == {0, 2, 3})
+
+    def folds_groups(self, node: Node) -> bool:
+        return node.op == "bn_merge_stats" or (
+            tuple(a % 2 for a in node.attrs.get("axes", (1,))) == (0,)
+        )
+
+    def window(self, node: Node):
+        first, layout = self.feature(node.inputs[0])
+        return [first, *(self.want(v, layout) for v in node.inputs[1:])], layout
+
+    # --- views --------------------------------------------------------------------------------
+
+    def cat(self, node: Node):
+        axis, rank = node.attrs["axis"], len(node.out.shape)
+        along_channels = axis == (0 if rank == 1 else 1)
+        some_blocked = any(isinstance(self.of[v], Blocked) for v in node.inputs)
+        if not along_channels or rank not in (1, 4) or (rank == 1 and not some_blocked):
+            return [self.want(v, PLAIN) for v in node.inputs], PLAIN
+        pairs = [self.feature(v) for v in node.inputs]
+        segments = [s for _, layout in pairs for s in layout.segments]
+        return [v for v, _ in pairs], blocked(self.lanes, segments)
+
+    def slice(self, node: Node):
+        (x,) = node.inputs
+        layout, rank = self.of[x], len(x.shape)
+        if not isinstance(layout, Blocked) or rank not in (1, 4):
+            return [self.want(x, PLAIN)], PLAIN
+        if node.attrs["axis"] != (0 if rank == 1 else 1):
+            return [x], layout
+        cut = layout.slice(node.attrs["start"], node.attrs["stop"])
+        return [x], cut[0] if cut else self.plain_block(node.attrs["stop"] - node.attrs["start"])
+
+    def reshape(self, node: Node):
+        (x,) = node.inputs
+        layout, shape = self.of[x], tuple(node.attrs["shape"])
+        vector = (x.type.size,)
+        rows = {vector, (1, *vector, 1, 1)}
+        if isinstance(layout, Blocked) and {x.shape, shape} <= rows:
+            return [x], layout
+        return [self.want(x, PLAIN)], PLAIN
+
