@@ -23,7 +23,9 @@ RESULT_NAMES: dict[str, tuple[str, ...]] = {
     "batch_norm_grad": ("x", "weight", "bias"),
     "bn_stats": ("mean", "var"),
     "bn_merge_stats": ("mean", "var"),
-    "bn_partial_stats": ("mean", "m2"),
+    "bn_partial_stats": ("sum", "m2"),
+    "bn_grad_sums": ("dy", "dy_centred"),
+    "bn_grad_partial_sums": ("dy", "dy_centred"),
     "bn_update": ("mean", "var"),
     "max_pool2d": ("", "index"),
 }
@@ -61,6 +63,9 @@ class GraphBuilder:
     Args:
         graph: the graph to extend; without one the builder starts empty.
         name: the name of a program that starts empty.
+
+    Attributes:
+        loc: the user's line that emitted nodes stem from, unless `emit` is told another.
     """
 
     def __init__(self, graph: Graph | None = None, *, name: str = "program"):
@@ -76,6 +81,7 @@ class GraphBuilder:
         return builder
 
     def _start(self, graph: Graph) -> None:
+        self.loc: SourceLoc | None = None
         self._origin = graph
         self._inputs = list(graph.inputs)
         self._nodes: list[Node] = []
@@ -149,7 +155,7 @@ class GraphBuilder:
         types = infer(op, [v and v.type for v in inputs], full)
         names = self._result_names(op, name or op, len(types))
         outputs = tuple(Value(n, t) for n, t in zip(names, types, strict=True))
-        self._append(Node(op, inputs, outputs, full, loc))
+        self._append(Node(op, inputs, outputs, full, loc or self.loc))
         return outputs[0] if len(outputs) == 1 else outputs
 
     def constant(self, value: float | int | bool, dtype: str = "float32") -> Value:
@@ -213,7 +219,8 @@ class GraphBuilder:
     def _result_names(self, op: str, stem: str, count: int) -> list[str]:
         if count == 1:
             return [self.fresh(stem)]
-        return [self.fresh(f"{stem}_{part}" if part else stem) for part in RESULT_NAMES[op]]
+        parts = RESULT_NAMES.get(op) or map(str, range(count))
+        return [self.fresh(f"{stem}_{part}" if part else stem) for part in parts]
 
     def _append(self, node: Node) -> None:
         self._nodes.append(node)

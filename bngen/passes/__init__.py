@@ -1,0 +1,1 @@
+"""Graph to graph: differentiation, fission, simplification, fusion, layout, memory. NumPy only."""
