@@ -1,0 +1,32 @@
+# Two commands, each doing its own set-up:
+#   make run    compile DenseNet-121 for this machine and verify it
+#   make test   lint and test
+# PYTHON is any Python 3.11 or newer; VENV is where everything is installed.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+# Made last: an interrupted installation leaves no stamp, and the next make finishes it.
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help run test
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+run: $(INSTALLED)
+	$(BIN)/bngen build --target llvm -mcpu=native
+	$(BIN)/bngen verify
+
+# Hypothesis' own "ci" profile: the same examples every time, no deadline on a busy machine.
+# Two test processes share the cores, so idle OpenMP threads must sleep, not spin.
+test: $(INSTALLED)
+	$(BIN)/ruff check .
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --hypothesis-profile=ci $(TESTS)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "bngen needs Python 3.11 or newer: try make PYTHON=python3.11" >&2; exit 2; }
+	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -1,0 +1,199 @@
+"""The command line: commands and flags in, a call of a command module and an exit status out.
+
+Flags come from `options.OPTIONS`; what a command does lives in `build_command` and
+`verify_command`, imported only when the command runs, so that ``--help`` needs click alone.
+
+Exit status: 0, 1 (a check failed), 2 (usage, bad input), 101 (a bug in bngen), 130 (interrupted).
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+
+from bngen import options
+from bngen.errors import BngenError
+from bngen.version import __version__
+
+OK, CHECK_FAILED, BAD_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 101, 130, 141
+
+
+class _ChoiceList(click.ParamType):
+    """``a,b``: a comma-separated list drawn from fixed choices."""
+
+    name = "list"
+
+    def __init__(self, choices: tuple[str, ...]):
+        self._choices = choices
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        return ",".join(self._choices)
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> tuple[str, ...]:
+        if isinstance(value, tuple):
+            return value
+        words = [word.strip() for word in value.split(",") if word.strip()]
+        unknown = [word for word in words if word not in self._choices]
+        if unknown:
+            self.fail(f"{unknown[0]!r} is none of {', '.join(self._choices)}", param, ctx)
+        return tuple(dict.fromkeys(words))
+
+
+class _Command(click.Command):
+    """A command that suggests the flag meant by a mistyped ``-mcpu`` or ``-mattr``."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        # Click sees `-mcpv` as a cluster of one-letter flags and would blame `-m`.
+        options_ = [param for param in self.params if isinstance(param, click.Option)]
+        known = [flag for option in options_ for flag in option.opts if flag.startswith("-m")]
+        takes_value = {f for o in options_ if not (o.is_flag or o.count) for f in o.opts}
+        for before, word in zip(("", *args), args, strict=False):
+            flag = word.split("=")[0]
+            if flag.startswith("-m") and flag not in known and before not in takes_value:
+                near = difflib.get_close_matches(flag, known, 2, 0.5)
+                raise click.NoSuchOption(flag, possibilities=near or known, ctx=ctx)
+        return super().parse_args(ctx, args)
+
+
+def _click_option(row: options.Option) -> Callable:
+    """The table's row as a click option."""
+    kinds: dict[str, Callable[[], dict[str, Any]]] = {
+        "text": lambda: {},
+        "path": lambda: {"type": click.Path()},
+        "int": lambda: {"type": click.IntRange(row.minimum)},
+        "choice": lambda: {"type": click.Choice(row.choices)},
+        "list": lambda: {"type": _ChoiceList(row.choices)},
+        "flag": lambda: {"is_flag": True},
+        "count": lambda: {"count": True},
+    }
+    show = row.kind not in ("flag", "count") and (row.default_text or True)
+    return click.option(
+        *row.flags, row.name, default=row.default, show_default=show,
+        envvar=row.env or None, show_envvar=bool(row.env),
+        metavar=row.metavar or None, help=row.help.replace("`", ""), **kinds[row.kind](),
+    )  # fmt: skip
+
+
+def _with_options(command: str) -> Callable:
+    """Decorate a command with its rows of the option table."""
+
+    def decorate(function: Callable) -> Callable:
+        for row in reversed(tuple(options.options_of(command))):
+            function = _click_option(row)(function)
+        return function
+
+    return decorate
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="bngen")
+def cli() -> None:
+    """Fuse batch normalization into the convolutions around it, for training on CPUs."""
+
+
+@cli.command(options.BUILD, cls=_Command)
+@click.argument("program", default="densenet121")
+@_with_options(options.BUILD)
+def _build(**settings: Any) -> int:
+    """Compile PROGRAM: a built-in network, or file.py:function. Default: densenet121."""
+    from bngen import build_command
+
+    return build_command.run(build_command.BuildRequest(**_prepared(settings)))
+
+
+@cli.command(options.VERIFY, cls=_Command)
+@click.argument("program", default="densenet121")
+@_with_options(options.VERIFY)
+def _verify(**settings: Any) -> int:
+    """Build PROGRAM, run it on awkward inputs and compare it with PyTorch and float64."""
+    from bngen import verify_command
+
+    return verify_command.run(verify_command.VerifyRequest(**_prepared(settings)))
+
+
+def _prepared(settings: dict[str, Any]) -> dict[str, Any]:
+    """The settings, with the debug level where the compiler reads it."""
+    if level := settings.pop("debug"):
+        os.environ["BNGEN_DEBUG"] = str(level)
+    return settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Args:
+        argv: the words after ``bngen``; those of the process when missing.
+
+    Returns:
+        The exit status.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    try:
+        return cli.main(argv, prog_name="bngen", standalone_mode=False) or OK
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return OK
+    except click.ClickException as error:
+        return _failed(_usage_line(error), BAD_INPUT, argv)
+    except BngenError as error:
+        return _failed(f"bngen: error: {error}", BAD_INPUT, argv)
+    except (KeyboardInterrupt, click.Abort):
+        return _failed("bngen: interrupted; nothing was written", INTERRUPTED, argv)
+    except BrokenPipeError:
+        return _reader_left()
+    except Exception as error:  # whatever escapes is a bug of bngen's, and is reported as one
+        return _failed(_bug_line(error), BUG, argv)
+
+
+def _usage_line(error: click.ClickException) -> str:
+    context = getattr(error, "ctx", None)
+    command = context.command_path if context else "bngen"
+    message = " ".join(error.format_message().split())
+    return f"{command}: error: {message} (see {command} --help)"
+
+
+def _bug_line(error: Exception) -> str:
+    text = " ".join(f"{type(error).__name__}: {error}".split())
+    return (
+        f"bngen: this is a bug in bngen, please report it: {text[:300]} "
+        "(run again with --debug to see the traceback)"
+    )
+
+
+def _failed(line: str, status: int, argv: Sequence[str]) -> int:
+    if _wants_traceback(argv):
+        traceback.print_exc()
+    print(line, file=sys.stderr)
+    return status
+
+
+def _wants_traceback(argv: Sequence[str]) -> bool:
+    # Looked up by hand: the error may be that the command line itself cannot be parsed.
+    return "--debug" in argv or os.environ.get("BNGEN_DEBUG", "0") not in ("", "0")
+
+
+def _reader_left() -> int:
+    """Standard output was closed, as by ``bngen ... | head -1``: end quietly, as `cat` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return BROKEN_PIPE
+
+
+def _terminate(signum: int, frame: Any) -> None:
+    raise KeyboardInterrupt
+
+
+def run() -> None:
+    """The ``bngen`` executable; a polite kill cleans up as Ctrl-C does."""
+    signal.signal(signal.SIGTERM, _terminate)
+    sys.exit(main())
+
+
+if __name__ == "__main__":
+    run()

@@ -1,0 +1,180 @@
+"""THE option table: one row makes a command-line flag, a ``BNGEN_*`` variable and a line of docs.
+
+In: nothing. Out: `OPTIONS`, read by `cli` (flags), by `environment` (the Python interface) and by
+`markdown_table` (the README). Nothing else in bngen reads a ``BNGEN_*`` variable by hand. Imports
+the standard library only, so that ``bngen --help`` stays instant.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from bngen.errors import UsageError
+
+BUILD, VERIFY = "build", "verify"
+BOTH = (BUILD, VERIFY)
+
+FUSION_CHOICES = ("none", "rcf", "mvf", "bnff", "icf")
+EMIT_CHOICES = ("tir", "ll", "asm")
+DEBUG_LADDER = (
+    "nothing",
+    "tracebacks, and each stage with its time",
+    "the graph after each pass",
+    "which fusion or schedule rule was declined, and why",
+    "the scheduled TIR of each kernel",
+    "the assembly of each kernel",
+)
+
+
+@dataclass(frozen=True)
+class Option:
+    """One row of the table.
+
+    Attributes:
+        name: the parameter's name in Python.
+        kind: ``text``, ``int``, ``choice``, ``list`` (of choices, comma separated), ``flag``,
+            ``count`` (repeatable flag) or ``path``.
+        help: one clause for ``--help`` and the README.
+        default: what holds when neither flag nor variable is given; ``None`` when it depends.
+        default_text: how the default is shown when ``default`` does not say it.
+        env: the environment variable; ``""`` for none.
+        flags: spellings on the command line.
+        choices: legal values of ``choice`` and ``list``.
+        minimum: the smallest legal ``int``.
+        metavar: the placeholder shown for the value.
+        commands: the commands that take it.
+    """
+
+    name: str
+    kind: str
+    help: str
+    default: Any = None
+    default_text: str = ""
+    env: str = ""
+    flags: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    minimum: int = 1
+    metavar: str = ""
+    commands: tuple[str, ...] = BOTH
+
+    @property
+    def shown_default(self) -> str:
+        """The default as documentation shows it."""
+        if self.default_text:
+            return self.default_text
+        return "off" if self.kind in ("flag", "count") else str(self.default)
+
+
+def _row(name: str, kind: str, help: str, **kw: Any) -> Option:
+    kw.setdefault("env", f"BNGEN_{name.upper()}")
+    kw.setdefault("flags", (f"--{name}",))
+    return Option(name, kind, help, **kw)
+
+
+OPTIONS: tuple[Option, ...] = (
+    _row(
+        "target", "text", "what to compile for: `llvm` and its flags, quoted or not, or JSON",
+        default="llvm -mcpu=native", metavar="TARGET",
+    ),
+    _row(
+        "mcpu", "text", "CPU of the target, e.g. native, znver4, x86-64-v3",
+        default_text="part of the target", flags=("-mcpu", "--mcpu"), env="", metavar="CPU",
+    ),
+    _row(
+        "mattr", "text", "features to add or take away, e.g. +avx2,-avx512f",
+        default_text="part of the target", flags=("-mattr", "--mattr"), env="", metavar="LIST",
+    ),
+    _row(
+        "fusion", "choice", "how far to fuse; each level includes the ones before it",
+        default="icf", choices=FUSION_CHOICES,
+    ),
+    _row("batch", "int", "batch size of the program", default_text="8", metavar="N"),
+    _row("image", "int", "height and width of the images", default_text="224", metavar="PIXELS"),
+    _row(
+        "threads", "int", "threads to run with", default_text="all of the machine",
+        env="BNGEN_NUM_THREADS", metavar="N",
+    ),
+    _row(
+        "schedules", "path", "folder of tuned schedule records that takes precedence",
+        default_text="those shipped with bngen", metavar="DIR",
+    ),
+    _row(
+        "grad", "flag", "build the forward and backward pass together", default=False,
+        commands=(BUILD,),
+    ),
+    _row(
+        "out", "path", "output folder", default_text="./bngen-out/<program>", metavar="DIR",
+        commands=(BUILD,),
+    ),
+    _row(
+        "emit", "list", "texts to write next to the objects, comma separated", default=(),
+        default_text="none", choices=EMIT_CHOICES, commands=(BUILD,),
+    ),
+    _row(
+        "seed", "int", "seed of weights and inputs", default=0, minimum=0, metavar="N",
+        commands=(VERIFY,),
+    ),
+    _row("json", "flag", "print the result as JSON", default=False),
+    _row("quiet", "flag", "no progress and no log on standard error", default=False),
+    _row(
+        "debug", "count", "show tracebacks; repeat to climb the ladder of BNGEN_DEBUG",
+        default=0, minimum=0,
+    ),
+)  # fmt: skip
+
+
+def options_of(command: str) -> Iterator[Option]:
+    """The rows a command takes, in the table's order."""
+    return (row for row in OPTIONS if command in row.commands)
+
+
+def environment(name: str) -> Any:
+    """Value of an option's variable, or its default; for callers of the Python interface.
+
+    Raises:
+        UsageError: when the variable holds something the option cannot be.
+    """
+    (row,) = (r for r in OPTIONS if r.name == name)
+    text = os.environ.get(row.env, "").strip() if row.env else ""
+    if not text:
+        return row.default
+    if row.kind in ("int", "count"):
+        return _whole_number(row, text)
+    if row.kind == "choice" and text not in row.choices:
+        raise UsageError(f"{row.env}={text} is none of {', '.join(row.choices)}")
+    return text
+
+
+def _whole_number(row: Option, text: str) -> int:
+    if not text.isdecimal() or int(text) < row.minimum:
+        raise UsageError(f"{row.env}={text} must be a whole number, at least {row.minimum}")
+    return int(text)
+
+
+def debug_level() -> int:
+    """How far up the ladder of ``BNGEN_DEBUG`` to print; see `DEBUG_LADDER`."""
+    return min(environment("debug"), len(DEBUG_LADDER) - 1)
+
+
+def markdown_table() -> str:
+    """The README's table of options."""
+    lines = ["| flag | variable | default | meaning |", "|---|---|---|---|"]
+    for row in OPTIONS:
+        only = "" if row.commands == BOTH else f" (`{row.commands[0]}` only)"
+        choices = f": {', '.join(f'`{c}`' for c in row.choices)}" if row.choices else ""
+        value = f" {row.metavar}" if row.metavar else ""
+        lines.append(
+            f"| `{row.flags[0]}{value}` | {f'`{row.env}`' if row.env else ''} "
+            f"| {row.shown_default} | {row.help}{choices}{only} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def debug_table() -> str:
+    """The README's table of the ``BNGEN_DEBUG`` ladder."""
+    head = ("| `BNGEN_DEBUG` | prints, besides what stands above |", "|---|---|")
+    rows = (f"| {level} | {text} |" for level, text in enumerate(DEBUG_LADDER))
+    return "\n".join((*head, *rows)) + "\n"

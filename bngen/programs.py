@@ -1,0 +1,176 @@
+"""From the PROGRAM of a command line to a program that is traced and ready to build.
+
+In: ``densenet121`` (a built-in) or ``net.py:make`` (a ``@bg.program``, or a function that returns
+one and may take ``batch=`` and ``image=``). Out: the program. Whatever is wrong with the name, the
+file or the code inside it comes out as one `BngenError` line.
+"""
+
+from __future__ import annotations
+
+import difflib
+import importlib.util
+import inspect
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from bngen.errors import BngenError, ProgramError, SourceLoc, UsageError
+
+
+def load_program(spec: str, batch: int | None = None, image: int | None = None) -> Any:
+    """The program a command line names.
+
+    Args:
+        spec: a built-in's name, or ``file.py:function``.
+        batch: batch size; the program's own default when missing.
+        image: height and width of the images; the program's own default when missing.
+
+    Raises:
+        UsageError: for a name, file or function that is not there, or one that takes no
+            ``batch`` or ``image`` when these are given.
+        ProgramError: for an error in the user's own code, with its file and line.
+    """
+    sizes = {k: v for k, v in (("batch", batch), ("image", image)) if v is not None}
+    path, _, function = spec.partition(":")
+    if not path.endswith(".py"):
+        return _builtin(spec, sizes)
+    with _blaming(Path(path)):
+        module = _import_file(Path(path))
+        chosen = _pick(module, path, function)
+        return _traced(_called(chosen, spec, sizes), spec)
+
+
+# --- built-ins --------------------------------------------------------------------------------
+
+
+def _builtin(name: str, sizes: dict[str, int]) -> Any:
+    from bngen import models  # NumPy comes with it: not at the top, for the sake of --help
+
+    if name in models.MODELS:
+        return models.make(name, **sizes)
+    near = difflib.get_close_matches(name, models.MODELS, 3)
+    hint = f"did you mean {' or '.join(near)}?" if near else "name a file as file.py:function"
+    raise UsageError(
+        f"no built-in program {name!r}; there are {', '.join(models.MODELS)}", hint=hint
+    )
+
+
+# --- the user's file --------------------------------------------------------------------------
+
+
+def _import_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "give the path of a Python file"
+        raise UsageError(f"no file {path}", hint=hint)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    # As `python file.py` does: modules next to the file can be imported, and dataclasses and
+    # pickles find the module under its name.
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules.setdefault(path.stem, module)
+    with redirect_stdout(sys.stderr):  # standard output is kept for the command's result
+        spec.loader.exec_module(module)
+    return module
+
+
+def _pick(module: ModuleType, path: str, function: str) -> Any:
+    """The attribute called ``function``, or the file's only program when no name is given."""
+    programs = {k: v for k, v in vars(module).items() if _is_program(v)}
+    functions = {k for k, v in vars(module).items() if _is_own_function(v, module)}
+    if function and hasattr(module, function):
+        return getattr(module, function)
+    if not function and len(programs) == 1:
+        return next(iter(programs.values()))
+    there = sorted({*programs, *functions})
+    missing = f"{path} has no {function!r}" if function else f"which program of {path}?"
+    near = difflib.get_close_matches(function, there, 3)
+    tail = f"did you mean {' or '.join(near)}?" if near else f"write {path}:function"
+    raise UsageError(f"{missing}; it has {', '.join(there) or 'no program'}", hint=tail)
+
+
+def _called(chosen: Any, spec: str, sizes: dict[str, int]) -> Any:
+    """A program as it is; a function called with the sizes it takes."""
+    if _is_program(chosen):
+        taken: set[str] = set()
+    elif callable(chosen):
+        taken = _keywords(chosen)
+    else:
+        raise UsageError(f"{spec} is a {type(chosen).__name__}, neither a program nor a function")
+    for name in sizes:
+        if name not in taken:
+            raise UsageError(
+                f"{spec} takes no {name}",
+                hint=f"drop --{name}, or name a function that takes {name}=",
+            )
+    if _is_program(chosen):
+        return chosen
+    with redirect_stdout(sys.stderr):
+        return chosen(**sizes)
+
+
+def _traced(program: Any, spec: str) -> Any:
+    """The program, once tracing it has succeeded: errors in it belong to the user's file."""
+    if not _is_program(program):
+        raise UsageError(
+            f"{spec} returned a {type(program).__name__}, not a program",
+            hint="decorate it with @bg.program, or return what such a decorator made",
+        )
+    _ = program.graph  # traces it here, where an error is known to be the user's
+    return program
+
+
+def _is_program(thing: Any) -> bool:
+    from bngen.lang import Program
+
+    return isinstance(thing, Program)
+
+
+def _is_own_function(thing: Any, module: ModuleType) -> bool:
+    return inspect.isfunction(thing) and thing.__module__ == module.__name__
+
+
+def _keywords(function: Callable) -> set[str]:
+    """Which of batch and image a function takes by keyword."""
+    parameters = inspect.signature(function).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return {"batch", "image"}
+    return {"batch", "image"} & set(parameters)
+
+
+# --- whose fault ------------------------------------------------------------------------------
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Turn what the user's code raises into one line that names the file and line."""
+    try:
+        yield
+    except BngenError:
+        raise
+    except SyntaxError as error:
+        where = SourceLoc(error.filename or str(path), error.lineno or 1)
+        raise ProgramError(f"syntax error: {error.msg}", loc=where) from error
+    except (Exception, SystemExit) as error:
+        where = _last_line_in(path, error)
+        if where is None:
+            raise
+        text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        raise ProgramError(text, loc=where) from error
+
+
+def _last_line_in(path: Path, error: BaseException) -> SourceLoc | None:
+    """The innermost line of the user's folder on the way to the error."""
+    folder = path.resolve().parent
+    package = Path(__file__).resolve().parent
+    lines = [
+        SourceLoc(frame.filename, frame.lineno or 1)
+        for frame in traceback.extract_tb(error.__traceback__)
+        if folder in Path(frame.filename).resolve().parents
+        and package not in Path(frame.filename).resolve().parents
+    ]
+    return lines[-1] if lines else None

@@ -1,0 +1,1 @@
+"""The only room that imports PyTorch: bngen's programs evaluated by PyTorch's own operators."""
