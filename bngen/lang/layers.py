@@ -1,0 +1,98 @@
+"""Layers that declare their own parameters, with the names and start values of ``torch.nn``'s.
+
+Each takes the tensor, the layer's name (opened as a scope) and then the arguments of the module of
+the same kind in ``torch.nn``.
+"""
+
+from __future__ import annotations
+
+from bngen.lang import windows
+from bngen.lang.init import layer_bias
+from bngen.lang.normalization import batch_norm as _batch_norm
+from bngen.lang.state import Init, buffer, parameter, scope
+from bngen.lang.tensor import Tensor, check_tensor
+from bngen.lang.trace import error
+from bngen.lang.windows import Pair, pair
+
+
+def conv2d(
+    input: Tensor,
+    name: str,
+    out_channels: int,
+    kernel_size: Pair,
+    stride: Pair = 1,
+    padding: Pair | str = 0,
+    dilation: Pair = 1,
+    groups: int = 1,
+    bias: bool = True,
+    *,
+    weight_init: Init = None,
+    bias_init: Init = None,
+) -> Tensor:
+    """``nn.Conv2d``: parameters ``weight`` and, unless switched off, ``bias``."""
+    check_tensor("conv2d", "input", input)
+    if input.ndim != 4 or input.shape[1] % groups:
+        hint = "x is [N,C,H,W] and groups divides C"
+        raise error(f"conv2d: layer {name!r} with groups={groups} got {input.type}", hint)
+    window = pair("conv2d", "kernel_size", kernel_size)
+    shape = (out_channels, input.shape[1] // groups, *window)
+    with scope(name):
+        w = parameter("weight", shape, input.dtype, weight_init)
+        b = _bias(out_channels, input.dtype, bias_init, shape) if bias else None
+    return windows.conv2d(input, w, b, stride, padding, dilation, groups)
+
+
+def linear(
+    input: Tensor,
+    name: str,
+    out_features: int,
+    bias: bool = True,
+    *,
+    weight_init: Init = None,
+    bias_init: Init = None,
+) -> Tensor:
+    """``nn.Linear``: parameters ``weight`` and, unless switched off, ``bias``."""
+    check_tensor("linear", "input", input)
+    if not input.shape:
+        raise error(f"linear: layer {name!r} got a tensor without axes")
+    shape = (out_features, input.shape[-1])
+    with scope(name):
+        w = parameter("weight", shape, input.dtype, weight_init)
+        b = _bias(out_features, input.dtype, bias_init, shape) if bias else None
+    return windows.linear(input, w, b)
+
+
+def batch_norm(
+    input: Tensor,
+    name: str,
+    training: bool = True,
+    eps: float = 1e-5,
+    momentum: float | None = 0.1,
+    affine: bool = True,
+    track_running_stats: bool = True,
+) -> Tensor:
+    """``nn.BatchNorm2d``: ``weight``, ``bias``, the running statistics and their count.
+
+    Without ``track_running_stats`` the batch's statistics are used in evaluation, too.
+    """
+    check_tensor("batch_norm", "input", input)
+    if input.ndim < 2:
+        raise error(f"batch_norm: layer {name!r} got {input.type}", "x is [N,C,...]")
+    channels, dtype = input.shape[1], input.dtype
+    weight = bias = mean = var = tracked = None
+    with scope(name):
+        if affine:
+            weight = parameter("weight", channels, dtype, 1.0)
+            bias = parameter("bias", channels, dtype, 0.0)
+        if track_running_stats:
+            mean = buffer("running_mean", channels, dtype, 0.0)
+            var = buffer("running_var", channels, dtype, 1.0)
+            tracked = buffer("num_batches_tracked", (), "int64", 0)
+    return _batch_norm(
+        input, mean, var, weight, bias, training or not track_running_stats, momentum, eps,
+        num_batches_tracked=tracked,
+    )  # fmt: skip
+
+
+def _bias(extent: int, dtype: str, init: Init, weight_shape: tuple[int, ...]) -> Tensor:
+    return parameter("bias", extent, dtype, layer_bias(weight_shape) if init is None else init)

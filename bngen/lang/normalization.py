@@ -1,0 +1,155 @@
+"""Batch normalization and its two sub-layers.
+
+In training mode `batch_norm` is one coarse node, which the compiler splits; `bn_stats` and
+`bn_normalize` are its halves, for programs that write the split form by hand.
+"""
+
+from __future__ import annotations
+
+import numbers
+
+from bngen.lang.tensor import Tensor, emit, emit_all, same_float_type, wrap
+from bngen.lang.trace import Trace, current_trace, error
+
+_HINT = "x is [N,C,...]; weight, bias and statistics are vectors [C]"
+
+
+def batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float | None = 0.1,
+    eps: float = 1e-5,
+    *,
+    num_batches_tracked: Tensor | None = None,
+) -> Tensor:
+    """Normalize each channel: by the batch's statistics in training, else by the running ones.
+
+    In training the running statistics, where given, are updated in place when the program ends:
+    ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance.
+
+    Args:
+        input: ``[N, C]`` or ``[N, C, ...]``.
+        running_mean: ``[C]``, an argument or buffer of the program; or ``None``.
+        running_var: ``[C]``, likewise.
+        weight: factor ``[C]``.
+        bias: summand ``[C]``.
+        training: whose statistics to use.
+        momentum: weight of the new batch; ``None`` averages all batches so far.
+        eps: added to the variance.
+        num_batches_tracked: int64 without axes; counts training batches. Needed for
+            ``momentum=None``.
+
+    Raises:
+        ProgramError: operands that do not fit; running statistics missing in evaluation; a
+            single value per channel in training.
+    """
+    same_float_type(
+        "batch_norm", input=input, running_mean=running_mean, running_var=running_var,
+        weight=weight, bias=bias,
+    )  # fmt: skip
+    _check_eps("batch_norm", eps)
+    trace = current_trace("batch_norm")
+    if (running_mean is None) != (running_var is None):
+        raise error("batch_norm: only one running statistic", "give both or neither")
+    if not training:
+        return _evaluate(trace, input, running_mean, running_var, weight, bias, eps)
+    if input.ndim >= 2 and input.numel() == input.shape[1]:
+        raise error(
+            f"batch_norm: {input.type} has a single value per channel, which has no variance",
+            "train with a larger batch or feature map, or use training=False",
+        )
+    y, mean, var = emit_all("batch_norm", input, weight, bias, hint=_HINT, eps=float(eps))
+    if running_mean is not None:
+        count = input.numel() // input.shape[1]
+        factor = _momentum(trace, momentum, num_batches_tracked)
+        _update_running(trace, running_mean, running_var, mean, var, factor, count)
+    return y
+
+
+def bn_stats(input: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel, two vectors ``[C]``: BN's first sub-layer."""
+    same_float_type("bn_stats", input=input)
+    mean, var = emit_all("bn_stats", input, hint=_HINT)
+    return mean, var
+
+
+def bn_normalize(
+    input: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    eps: float = 1e-5,
+) -> Tensor:
+    """``(input - mean) / sqrt(var + eps) * weight + bias`` by channel: BN's second sub-layer."""
+    same_float_type("bn_normalize", input=input, mean=mean, var=var, weight=weight, bias=bias)
+    _check_eps("bn_normalize", eps)
+    return emit("bn_normalize", input, mean, var, weight, bias, hint=_HINT, eps=float(eps))
+
+
+def _evaluate(
+    trace: Trace,
+    x: Tensor,
+    mean: Tensor | None,
+    var: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+) -> Tensor:
+    if mean is None:
+        hint = "pass running_mean and running_var, or training=True"
+        raise error("batch_norm: no running statistics to evaluate with", hint)
+    mean, var = (wrap(trace, trace.latest(v.value)) for v in (mean, var))
+    return emit(
+        "bn_normalize", x, mean, var, weight, bias, label="batch_norm", hint=_HINT, eps=float(eps)
+    )
+
+
+def _momentum(trace: Trace, momentum: float | None, tracked: Tensor | None) -> float | Tensor:
+    """Count the batch; the weight it has in the running statistics."""
+    if tracked is not None:
+        if tracked.type.is_float or tracked.shape or tracked.dtype == "bool":
+            hint = "declare it as bg.Tensor[bg.int64]"
+            raise error(f"batch_norm: num_batches_tracked is {tracked.type}", hint)
+        seen = wrap(trace, trace.latest(tracked.value)) + 1
+        trace.set_update("batch_norm", tracked.value, seen.value)
+    if momentum is None:
+        if tracked is None:
+            hint = "pass num_batches_tracked=, or a momentum"
+            raise error("batch_norm: momentum=None averages over batches nobody counts", hint)
+        return 1.0 / seen
+    if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real):
+        raise error(f"batch_norm: momentum must be a number or None, got {momentum!r}")
+    return float(momentum)
+
+
+def _update_running(
+    trace: Trace,
+    running_mean: Tensor,
+    running_var: Tensor,
+    mean: Tensor,
+    var: Tensor,
+    momentum: float | Tensor,
+    count: int,
+) -> None:
+    """Record the new running statistics; a layer applied twice goes on from its first update."""
+    for x in (running_mean, running_var):
+        if x.shape != mean.shape:
+            raise error(f"batch_norm: a running statistic is {x.type}, expected {mean.type}", _HINT)
+    old = [wrap(trace, trace.latest(v.value)) for v in (running_mean, running_var)]
+    fixed = isinstance(momentum, float)
+    new = emit_all(
+        "bn_update", *old, mean, var, None if fixed else momentum.to(mean.dtype),
+        label="batch_norm", momentum=momentum if fixed else 0.0, count=count,
+    )  # fmt: skip
+    for target, value in zip((running_mean, running_var), new, strict=True):
+        trace.set_update("batch_norm", target.value, value.value)
+
+
+def _check_eps(label: str, eps: float) -> None:
+    if isinstance(eps, bool) or not isinstance(eps, numbers.Real) or not eps >= 0:
+        raise error(f"{label}: eps must be a number, 0 or more, got {eps!r}")

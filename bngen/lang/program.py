@@ -1,0 +1,288 @@
+"""Programs: typed Python functions that are traced into graphs.
+
+In: a function whose arguments are annotated with `Tensor[...]`, or a function and its argument
+types, or a finished graph. Out: a `Program`, whose ``graph`` is what the compiler takes. Called
+while another program is being traced, a program becomes part of it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from bngen.errors import BngenError, ProgramError, SourceLoc
+from bngen.ir.node import Graph, TensorType
+from bngen.lang.tensor import Tensor, check_tensor, wrap
+from bngen.lang.trace import Trace, check_name, current_trace, error, is_tracing, running
+
+PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+
+
+class Program:
+    """A typed function of tensors; made by `program`, `trace` or `Program.from_graph`.
+
+    Attributes:
+        name: the graph's name.
+        fn: the Python function; ``None`` for a program made from a graph.
+        arguments: types of its arguments by name, in order.
+    """
+
+    def __init__(
+        self,
+        fn: Callable[..., Any] | None,
+        name: str,
+        arguments: Mapping[str, TensorType],
+        graph: Graph | None = None,
+    ):
+        self.fn = fn
+        self.name = name
+        self.arguments = dict(arguments)
+        self.__doc__ = getattr(fn, "__doc__", None)
+        self._graph = graph
+
+    @classmethod
+    def from_graph(cls, graph: Graph) -> Program:
+        """A program whose graph exists already, for instance one made by differentiation.
+
+        Called inside a trace it is inlined: its parameters and buffers are declared there by
+        their names, its updates become the trace's.
+        """
+        arguments = {i.name: i.value.type for i in graph.inputs if i.kind == "input"}
+        return cls(None, graph.name, arguments, graph)
+
+    @property
+    def graph(self) -> Graph:
+        """The traced graph; the function runs once, when this is first asked for."""
+        if self._graph is None:
+            self._graph = self._trace()
+        return self._graph
+
+    @property
+    def parameters(self) -> dict[str, TensorType]:
+        """Types of all parameters and buffers by name."""
+        return {i.name: i.value.type for i in self.graph.inputs if i.kind != "input"}
+
+    def __repr__(self) -> str:
+        arguments = ", ".join(f"{n}: {t}" for n, t in self.arguments.items())
+        return f"<bngen.Program {self.name}({arguments})>"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Inside another program's trace: this program's operations become part of it."""
+        if not is_tracing():
+            raise error(
+                f"{self.name}: a program computes only once it is built",
+                f"mod = bg.build({self.name}); mod(...)",
+            )
+        given = self._bind(args, kwargs)
+        for name, expected in self.arguments.items():
+            if name not in given:
+                raise error(f"{self.name}: missing argument {name!r}", f"it is {expected}")
+            x = check_tensor(self.name, f"argument {name!r}", given[name])
+            if x.type != expected:
+                raise error(f"{self.name}: argument {name!r} takes {expected}, got {x.type}")
+        if self.fn is not None:
+            return self.fn(*args, **kwargs)
+        return inline(self.graph, [given[n] for n in self.arguments])
+
+    def _bind(self, args: tuple, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """The arguments of a call by name; those of ``*args`` as `trace` names them."""
+        if self.fn is None:
+            if len(args) > len(self.arguments) or not set(kwargs) <= set(self.arguments):
+                raise error(f"{self.name}: takes the arguments {list(self.arguments)}")
+            return {**dict(zip(self.arguments, args, strict=False)), **kwargs}
+        signature = inspect.signature(self.fn)
+        try:
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError as e:
+            raise error(f"{self.name}: {e}") from None
+        for arg in signature.parameters.values():
+            if arg.kind is arg.VAR_POSITIONAL:
+                rest = given.pop(arg.name, ())
+                given.update((f"{arg.name}_{i}", x) for i, x in enumerate(rest))
+        return given
+
+    def _trace(self) -> Graph:
+        trace = Trace(self.name)
+        with running(trace):
+            tensors = {
+                name: wrap(trace, trace.declare(name, type_, "input"))
+                for name, type_ in self.arguments.items()
+            }
+            try:
+                result = _call_by_name(self.fn, tensors)
+            except BngenError:
+                raise
+            except Exception as e:
+                at = _innermost_line(e)
+                if at.file.startswith(PACKAGE):
+                    raise  # not the user's to mend
+                raise ProgramError(f"{self.name}: {type(e).__name__}: {e}", loc=at) from e
+            outputs, names, is_tuple = _check_result(self, result)
+            return trace.finish([t.value for t in outputs], names, is_tuple)
+
+
+# --- making programs --------------------------------------------------------------------------
+
+
+def program(fn: Callable[..., Any]) -> Program:
+    """Turn a function with `Tensor` annotations into a `Program`.
+
+    Arguments with a default value and no `Tensor` annotation are ordinary Python values.
+
+    Raises:
+        ProgramError: an annotation is missing or is no tensor type.
+    """
+    scope = sys._getframe(1).f_locals
+    name, loc = _name_and_loc(fn)
+    arguments: dict[str, TensorType] = {}
+    for arg in inspect.signature(fn).parameters.values():
+        if arg.kind in (arg.VAR_POSITIONAL, arg.VAR_KEYWORD):
+            raise ProgramError(
+                f"{name}: *{arg.name} has no fixed types", loc=loc,
+                hint="name every argument, or use bg.trace(fn, *types)",
+            )  # fmt: skip
+        type_ = _evaluate(name, fn, arg, scope, loc)
+        if isinstance(type_, TensorType):
+            arguments[arg.name] = type_
+        elif arg.default is arg.empty:
+            got = "has no type" if type_ is arg.empty else f"is annotated with {type_!r}"
+            hint = f"write {arg.name}: bg.Tensor[8, 64, 56, 56]"
+            raise ProgramError(f"{name}: argument {arg.name!r} {got}", loc=loc, hint=hint)
+    return Program(fn, name, arguments)
+
+
+def trace(fn: Callable[..., Any], *types: TensorType, name: str | None = None) -> Program:
+    """A `Program` from a function and the types of its arguments, in order.
+
+    For programs made in loops and factories, where shapes are computed. Arguments keep the
+    function's own names; those of ``*args`` are called ``args_0``, ``args_1`` and so on.
+
+    Raises:
+        ProgramError: the number of types does not fit the function, or one is no tensor type.
+    """
+    own_name, loc = _name_and_loc(fn)
+    name = name or own_name
+    check_name("program", name)
+    for t in types:
+        if not isinstance(t, TensorType):
+            raise error(f"{name}: {t!r} is no tensor type", "write bg.Tensor[8, 64, 56, 56]")
+    names: list[str] = []
+    for arg in inspect.signature(fn).parameters.values():
+        room = len(types) - len(names)
+        if arg.kind is arg.VAR_POSITIONAL:
+            names += [f"{arg.name}_{i}" for i in range(room)]
+        elif arg.kind in (arg.POSITIONAL_ONLY, arg.POSITIONAL_OR_KEYWORD) and room:
+            names.append(arg.name)
+        elif arg.kind is not arg.VAR_KEYWORD and arg.default is arg.empty:
+            raise error(f"{name}: argument {arg.name!r} has no type", "pass one type an argument")
+    if len(names) != len(types):
+        raise error(f"{name}: takes {len(names)} arguments, got {len(types)} types")
+    return Program(fn, name, dict(zip(names, types, strict=True)))
+
+
+def inline(graph: Graph, arguments: Sequence[Tensor]) -> Any:
+    """Replay a graph into the running trace; returns what a call of its program would."""
+    into = current_trace(graph.name)
+    given = iter(arguments)
+    inputs = {
+        item.name: next(given).value
+        if item.kind == "input"
+        else into.declare(into.qualified(item.name), item.value.type, item.kind, item.init)
+        for item in graph.inputs
+    }
+    # What a program updates it finds up to date: running statistics, when it is called twice.
+    updated = {target.name for target, _ in graph.updates}
+    table = {n: into.latest(v) if n in updated else v for n, v in inputs.items()}
+    streams: dict[int, int] = {}
+    for node in graph.nodes:
+        attrs = node.attrs
+        if node.op == "random_uniform":
+            # Draws that share a stream must go on sharing it: a mask that backward recomputes.
+            old = attrs["stream"]
+            if old not in streams:
+                streams[old] = into.next_stream()
+            attrs = type(attrs).of(**{**attrs, "stream": streams[old]})
+        operands = [None if v is None else table[v.name] for v in node.inputs]
+        results = into.add(node.op, operands, [v.type for v in node.outputs], attrs, node.loc)
+        table.update((old.name, new) for old, new in zip(node.outputs, results, strict=True))
+    for target, new in graph.updates:
+        into.set_update(graph.name, inputs[target.name], table[new.name])
+    outputs = [wrap(into, table[v.name]) for v in graph.outputs]
+    if graph.output_names:
+        return dict(zip(graph.output_names, outputs, strict=True))
+    return tuple(outputs) if graph.tuple_output or len(outputs) != 1 else outputs[0]
+
+
+# --- helpers ----------------------------------------------------------------------------------
+
+
+def _name_and_loc(fn: Callable[..., Any]) -> tuple[str, SourceLoc | None]:
+    if not callable(fn):
+        raise error(f"program: {fn!r} is no function")
+    name = getattr(fn, "__name__", type(fn).__name__)
+    code = getattr(fn, "__code__", None)
+    loc = SourceLoc(code.co_filename, code.co_firstlineno) if code else None
+    return ("program" if name == "<lambda>" else name), loc
+
+
+def _evaluate(
+    name: str, fn: Callable, arg: inspect.Parameter, scope: Mapping[str, Any], loc: SourceLoc | None
+) -> Any:
+    """An argument's annotation; one that is text is evaluated where the program is defined."""
+    if not isinstance(arg.annotation, str):
+        return arg.annotation
+    try:
+        return eval(arg.annotation, fn.__globals__, dict(scope))
+    except ProgramError:
+        raise
+    except Exception as e:
+        what = f"{name}: the annotation {arg.annotation!r} of {arg.name!r} fails: {e}"
+        raise ProgramError(what, loc=loc) from e
+
+
+def _call_by_name(fn: Callable[..., Any], tensors: Mapping[str, Tensor]) -> Any:
+    """Call with each tensor in its place, keyword-only arguments by keyword."""
+    by_keyword = {
+        p.name
+        for p in inspect.signature(fn).parameters.values()
+        if p.kind is p.KEYWORD_ONLY and p.name in tensors
+    }
+    args = [t for n, t in tensors.items() if n not in by_keyword]
+    return fn(*args, **{n: tensors[n] for n in by_keyword})
+
+
+def _innermost_line(e: Exception) -> SourceLoc:
+    """The line that raised."""
+    tb = e.__traceback__
+    while tb.tb_next is not None:
+        tb = tb.tb_next
+    return SourceLoc(tb.tb_frame.f_code.co_filename, tb.tb_lineno)
+
+
+def _check_result(
+    program_: Program, result: Any
+) -> tuple[list[Tensor], tuple[str, ...], bool]:
+    """What the function returned, as (tensors, labels, whether it is a tuple)."""
+    _, loc = _name_and_loc(program_.fn)
+    if isinstance(result, Tensor):
+        found, names, is_tuple = [result], (), False
+    elif isinstance(result, Mapping):
+        found, names, is_tuple = list(result.values()), tuple(result), True
+    elif isinstance(result, tuple | list):
+        found, names, is_tuple = list(result), (), True
+    else:
+        found, names, is_tuple = [result], (), False
+    hint = "return a tensor, or a tuple, list or dict of tensors"
+    if result is None or not found:
+        raise ProgramError(f"{program_.name}: returns nothing", loc=loc, hint=hint)
+    if not all(isinstance(n, str) for n in names):
+        raise ProgramError(f"{program_.name}: returns a dict with keys that are no text", loc=loc)
+    for x in found:
+        if not isinstance(x, Tensor):
+            what = f"{program_.name}: returns {type(x).__name__}, which is no tensor"
+            raise ProgramError(what, loc=loc, hint=hint)
+        check_tensor(program_.name, "the returned tensor", x)
+    return found, names, is_tuple

@@ -1,0 +1,97 @@
+"""Parameters and buffers, declared where they are used and named by nested scopes."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from typing import Any
+
+from bngen.ir.node import TensorType
+from bngen.lang.init import INITIALIZERS, default_init
+from bngen.lang.tensor import Tensor, wrap
+from bngen.lang.trace import current_trace, error
+from bngen.lang.types import tensor_type
+
+Init = tuple | float | None
+
+
+class scope:  # noqa: N801 - read as a word of the language: with bg.scope("denseblock1")
+    """Prefix the names of parameters and buffers declared inside: ``with bg.scope("layer1")``.
+
+    Scopes nest; names join with dots.
+    """
+
+    def __init__(self, name: str):
+        if not isinstance(name, str) or not name:
+            raise error(f"scope: {name!r} cannot be a name", 'write bg.scope("layer1")')
+        self.name = name
+
+    def __enter__(self) -> scope:
+        self._trace = current_trace("scope")
+        self._trace.scopes.append(self.name)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._trace.scopes.pop()
+
+
+def parameter(
+    name: str, shape: int | Sequence[int], dtype: Any = "float32", init: Init = None
+) -> Tensor:
+    """A trained tensor that the compiled module holds, under its full dotted name.
+
+    Declared again under the same full name it is the same tensor.
+
+    Args:
+        name: joined to the open scopes.
+        shape: its shape.
+        dtype: a floating-point dtype.
+        init: a number, or an initializer of `bngen.lang.init`, as ``("normal", 0.01)``. By
+            default as PyTorch's layers do: ``kaiming_uniform`` for two axes and more; for a
+            vector ones if it is called ``weight``, else zeros.
+    """
+    type_ = tensor_type(shape, dtype)
+    if not type_.is_float:
+        raise error(f"parameter {name!r}: is {type_}", "use bg.buffer for what is not trained")
+    return _declare(name, type_, "parameter", init)
+
+
+def buffer(
+    name: str, shape: int | Sequence[int], dtype: Any = "float32", init: Init = None
+) -> Tensor:
+    """A tensor that the compiled module holds but does not train; zeros by default.
+
+    Arguments as for `parameter`.
+    """
+    return _declare(name, tensor_type(shape, dtype), "buffer", 0 if init is None else init)
+
+
+def parameters() -> dict[str, Tensor]:
+    """The parameters that the running trace has declared so far, by full name."""
+    trace = current_trace("parameters")
+    return {i.name: wrap(trace, i.value) for i in trace.inputs.values() if i.kind == "parameter"}
+
+
+def _declare(name: str, type_: TensorType, kind: str, init: Init) -> Tensor:
+    trace = current_trace(kind)
+    if not isinstance(name, str) or not name:
+        raise error(f"{kind}: {name!r} cannot be a name", f'write bg.{kind}("weight", shape)')
+    full = trace.qualified(name)
+    return wrap(trace, trace.declare(full, type_, kind, _checked_init(full, type_, init)))
+
+
+def _checked_init(name: str, type_: TensorType, init: Init) -> tuple:
+    if init is None:
+        return default_init(name, type_.shape)
+    if isinstance(init, numbers.Real):
+        return ("constant", init)
+    if not isinstance(init, tuple | list) or not init or init[0] not in INITIALIZERS:
+        hint = f"a number, or a tuple that starts with one of {', '.join(INITIALIZERS)}"
+        raise error(f"{name}: {init!r} is no initializer", hint)
+    if len(init) - 1 != INITIALIZERS[init[0]].arguments:
+        raise error(
+            f"{name}: {init[0]!r} takes {INITIALIZERS[init[0]].arguments} numbers, got {init!r}"
+        )
+    if init[0].startswith("kaiming_normal") and len(type_.shape) < 2:
+        raise error(f"{name}: {init[0]!r} needs two axes or more, got {type_}")
+    return tuple(init)

@@ -1,0 +1,481 @@
+"""The symbolic tensor: what a program's function is called with while it is traced.
+
+Every operator and method adds nodes to the trace that the tensor belongs to. Python numbers that
+meet a tensor become ``constant`` nodes, and mixed dtypes are resolved as in PyTorch (a tensor
+outranks a zero-dimensional one, which outranks a Python number, unless the latter is of a higher
+category: bool < integer < float); the casts are written into the graph, so that the operands of
+every arithmetic op have one dtype.
+"""
+
+from __future__ import annotations
+
+import math
+import numbers
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from bngen.ir.node import TensorType, Value
+from bngen.ir.ops import ShapeError, complete_attrs, infer, normalize_axes
+from bngen.lang.trace import Trace, current_trace, error
+from bngen.lang.types import Scalar, dtype_name, is_scalar, meet, scalar_dtype, tensor_type
+
+
+class Tensor:
+    """A tensor of the program being traced; subscripted, the type of a program's argument.
+
+    ``bg.Tensor[8, 64, 56, 56]`` is a float32 type of that shape; another dtype comes last, as in
+    ``bg.Tensor[8, bg.int64]``; ``bg.Tensor[()]`` and ``bg.Tensor[bg.int64]`` have no axes.
+    ``bg.Tensor(shape, dtype)`` gives the same types where shape and dtype are computed.
+
+    Attributes:
+        trace: the trace it belongs to.
+        value: its name and type in the graph.
+    """
+
+    __slots__ = ("trace", "value")
+    __array_ufunc__ = None  # a NumPy scalar on the left leaves the operator to us
+
+    trace: Trace
+    value: Value
+
+    def __new__(cls, shape: int | Sequence[int], dtype: Any = "float32") -> TensorType:  # noqa: D102
+        return tensor_type(shape, dtype)
+
+    def __class_getitem__(cls, items: Any) -> TensorType:
+        items = items if isinstance(items, tuple) else (items,)
+        if items and not isinstance(items[-1], numbers.Integral):
+            return tensor_type(items[:-1], items[-1])
+        return tensor_type(items)
+
+    # --- what it is -----------------------------------------------------------------------
+
+    @property
+    def name(self) -> str:
+        """Its name in the graph."""
+        return self.value.name
+
+    @property
+    def type(self) -> TensorType:
+        """Shape and dtype together."""
+        return self.value.type
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Extents of its axes: known while tracing, so Python may compute with them."""
+        return self.value.type.shape
+
+    @property
+    def dtype(self) -> str:
+        """Element type."""
+        return self.value.type.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.shape)
+
+    def dim(self) -> int:
+        """Number of axes."""
+        return self.ndim
+
+    def size(self, dim: int | None = None) -> tuple[int, ...] | int:
+        """The shape, or the extent of one axis."""
+        return self.shape if dim is None else self.shape[axis_of("size", self, dim)]
+
+    def numel(self) -> int:
+        """Number of elements."""
+        return self.type.size
+
+    def __repr__(self) -> str:
+        return f"<bngen.Tensor {self.name}: {self.type}>"
+
+    def __len__(self) -> int:
+        if not self.shape:
+            raise error(f"len: {self.name} has no axes")
+        return self.shape[0]
+
+    def __bool__(self) -> NoReturn:
+        raise error(
+            f"{self.name} has no value while the program is traced, so Python cannot branch on it",
+            "select with bg.where(condition, a, b), or branch on shapes and Python values",
+        )
+
+    def __float__(self) -> NoReturn:
+        raise error(
+            f"{self.name} has no value while the program is traced, so it is no Python number",
+            "keep computing with tensors",
+        )
+
+    __int__ = __index__ = __float__
+
+    # --- operators ------------------------------------------------------------------------
+
+    def __add__(self, other: Tensor | Scalar) -> Tensor:
+        return arithmetic("add", self, other)
+
+    def __radd__(self, other: Scalar) -> Tensor:
+        return arithmetic("add", other, self)
+
+    def __sub__(self, other: Tensor | Scalar) -> Tensor:
+        return arithmetic("sub", self, other)
+
+    def __rsub__(self, other: Scalar) -> Tensor:
+        return arithmetic("sub", other, self)
+
+    def __mul__(self, other: Tensor | Scalar) -> Tensor:
+        return arithmetic("mul", self, other)
+
+    def __rmul__(self, other: Scalar) -> Tensor:
+        return arithmetic("mul", other, self)
+
+    def __truediv__(self, other: Tensor | Scalar) -> Tensor:
+        return arithmetic("div", self, other)
+
+    def __rtruediv__(self, other: Scalar) -> Tensor:
+        return arithmetic("div", other, self)
+
+    def __pow__(self, other: Tensor | Scalar) -> Tensor:
+        return power(self, other)
+
+    def __rpow__(self, other: Scalar) -> Tensor:
+        return power(other, self)
+
+    def __neg__(self) -> Tensor:
+        return arithmetic("neg", self)
+
+    def __pos__(self) -> Tensor:
+        return self
+
+    def __abs__(self) -> Tensor:
+        return arithmetic("abs", self)
+
+    def __matmul__(self, other: Tensor) -> Tensor:
+        same_float_type("matmul", a=self, b=other)
+        return emit("matmul", self, other, hint="matmul takes [M,K] and [K,N]")
+
+    def __gt__(self, other: Tensor | Scalar) -> Tensor:
+        return arithmetic("greater", self, other)
+
+    def __ge__(self, other: Tensor | Scalar) -> Tensor:
+        return arithmetic("greater_equal", self, other)
+
+    def __lt__(self, other: Tensor | Scalar) -> Tensor:
+        return arithmetic("less", self, other)
+
+    def __le__(self, other: Tensor | Scalar) -> Tensor:
+        return arithmetic("less_equal", self, other)
+
+    def __eq__(self, other: Tensor | Scalar) -> Tensor:  # type: ignore[override]
+        return arithmetic("equal", self, other)
+
+    def __ne__(self, other: Tensor | Scalar) -> Tensor:  # type: ignore[override]
+        return arithmetic("not_equal", self, other)
+
+    __hash__ = object.__hash__
+
+    def __getitem__(self, index: Any) -> Tensor:
+        return _subscript(self, index if isinstance(index, tuple) else (index,))
+
+    # --- methods, named as torch.Tensor's -------------------------------------------------
+
+    def to(self, dtype: Any) -> Tensor:
+        """The same numbers in another dtype."""
+        dtype = dtype_name("to", dtype)
+        return self if dtype == self.dtype else emit("cast", self, label="to", dtype=dtype)
+
+    def float(self) -> Tensor:
+        """The same numbers as float32."""
+        return self.to("float32")
+
+    def detach(self) -> Tensor:
+        """The same tensor, through which no gradient flows."""
+        return emit("stop_gradient", self)
+
+    def exp(self) -> Tensor:
+        """Power of e to each element."""
+        return floating("exp", self)
+
+    def log(self) -> Tensor:
+        """Natural logarithm of each element."""
+        return floating("log", self)
+
+    def sqrt(self) -> Tensor:
+        """Square root of each element."""
+        return floating("sqrt", self)
+
+    def rsqrt(self) -> Tensor:
+        """One over the square root of each element."""
+        return floating("rsqrt", self)
+
+    def tanh(self) -> Tensor:
+        """Hyperbolic tangent of each element."""
+        return floating("tanh", self)
+
+    def sigmoid(self) -> Tensor:
+        """1 / (1 + exp(-x)) of each element."""
+        return floating("sigmoid", self)
+
+    def relu(self) -> Tensor:
+        """max(x, 0) of each element; NaN stays NaN."""
+        return emit("relu", self)
+
+    def abs(self) -> Tensor:
+        """Absolute value of each element."""
+        return arithmetic("abs", self)
+
+    def pow(self, exponent: Tensor | Scalar) -> Tensor:
+        """Each element to the power of ``exponent``."""
+        return power(self, exponent)
+
+    def sum(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+        """Sum over axes (all of them by default); integers and bool add up as int64."""
+        x = self if self.type.is_float else self.to("int64")
+        return reduction("sum", x, dim, keepdim)
+
+    def mean(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+        """Arithmetic mean over axes, all of them by default."""
+        if not self.type.is_float:
+            raise error(f"mean: {self.name} is {self.type}", "convert it first: x.float().mean()")
+        return reduction("mean", self, dim, keepdim)
+
+    def amax(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+        """Largest element over axes, all of them by default."""
+        return reduction("amax", self, dim, keepdim)
+
+    def max(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
+        """The same as `amax`: values only, no indices."""
+        return reduction("amax", self, dim, keepdim, label="max")
+
+    def reshape(self, *shape: int | Sequence[int]) -> Tensor:
+        """The same elements in order, in another shape; one extent may be -1."""
+        extents = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
+        return _reshape(self, tuple(extents))
+
+    def view(self, *shape: int | Sequence[int]) -> Tensor:
+        """The same as `reshape`."""
+        return self.reshape(*shape)
+
+    def flatten(self, start_dim: int = 0, end_dim: int = -1) -> Tensor:
+        """Join the axes from ``start_dim`` to ``end_dim`` into one."""
+        if not self.shape:
+            return self.reshape(1)
+        first, last = axis_of("flatten", self, start_dim), axis_of("flatten", self, end_dim)
+        if first > last:
+            raise error(f"flatten: start_dim {start_dim} comes after end_dim {end_dim}")
+        return self.reshape(*self.shape[:first], -1, *self.shape[last + 1 :])
+
+
+# --- tensors and operands ---------------------------------------------------------------------
+
+
+def wrap(trace: Trace, value: Value) -> Tensor:
+    """A `Tensor` for a value of a trace."""
+    tensor = object.__new__(Tensor)
+    tensor.trace, tensor.value = trace, value
+    return tensor
+
+
+def check_tensor(label: str, operand: str, x: Any) -> Tensor:
+    """``x`` itself; raises when it is no tensor of the running trace."""
+    trace = current_trace(label)
+    if not isinstance(x, Tensor):
+        hint = "arrays enter a program as arguments, bg.parameter or bg.buffer"
+        raise error(f"{label}: {operand} must be a tensor, got {type(x).__name__}", hint)
+    if x.trace is not trace:
+        raise error(
+            f"{label}: {operand} {x.name!r} belongs to a trace of {x.trace.name!r}, "
+            f"not to this one of {trace.name!r}",
+            "pass it as an argument, or return it from the program that makes it",
+        )
+    return x
+
+
+def same_float_type(label: str, **operands: Tensor | None) -> None:
+    """Raise unless all operands that are there are tensors of one floating-point dtype."""
+    first = None
+    for name, x in operands.items():
+        if x is None:
+            continue
+        check_tensor(label, name, x)
+        first = first or (name, x)
+        if not x.type.is_float or x.dtype != first[1].dtype:
+            found = f"{name} is {x.type}"
+            if x is not first[1]:
+                found = f"{first[0]} is {first[1].type} but {found}"
+            raise error(f"{label}: {found}", "convert to one floating-point dtype with .to(...)")
+
+
+# --- adding nodes -----------------------------------------------------------------------------
+
+
+def emit_all(
+    op: str,
+    *operands: Tensor | None,
+    label: str | None = None,
+    hint: str | None = None,
+    **attrs: Any,
+) -> tuple[Tensor, ...]:
+    """Apply an op of the table; all its results.
+
+    Args:
+        op: name in `bngen.ir.ops.OPS`.
+        *operands: its operands in order, ``None`` for a missing one.
+        label: what the user called, when that is not ``op``.
+        hint: what to try when the operands do not fit.
+        **attrs: the op's attributes.
+
+    Raises:
+        ProgramError: operands do not fit, or belong to another trace.
+    """
+    label = label or op
+    trace = current_trace(label)
+    for i, x in enumerate(operands):
+        if x is not None:
+            check_tensor(label, f"operand {i + 1}", x)
+    try:
+        full = complete_attrs(op, attrs)
+        types = infer(op, [None if x is None else x.type for x in operands], full)
+    except ShapeError as e:
+        raise error(f"{label}: {e}", hint) from None
+    values = trace.add(op, [None if x is None else x.value for x in operands], types, full)
+    return tuple(wrap(trace, v) for v in values)
+
+
+def emit(op: str, *operands: Tensor | None, **kwargs: Any) -> Tensor:
+    """Apply an op of the table; its first result. Arguments as for `emit_all`."""
+    return emit_all(op, *operands, **kwargs)[0]
+
+
+def constant(value: Scalar, dtype: str) -> Tensor:
+    """A zero-dimensional constant."""
+    kind = {"bool": bool, "float32": float, "float64": float}.get(dtype, int)
+    return emit("constant", value=kind(value), dtype=dtype)
+
+
+def coerce(label: str, operands: Sequence[Any]) -> list[Tensor]:
+    """All operands as tensors of the one dtype in which they meet."""
+    for x in operands:
+        if isinstance(x, Tensor):
+            check_tensor(label, "operand", x)
+        elif not is_scalar(x):
+            raise error(
+                f"{label}: takes tensors and numbers, got {type(x).__name__}",
+                "arrays enter a program as arguments, bg.parameter or bg.buffer",
+            )
+    dtype = meet(
+        (
+            [x.dtype for x in operands if isinstance(x, Tensor) and x.shape],
+            [x.dtype for x in operands if isinstance(x, Tensor) and not x.shape],
+            [scalar_dtype(x) for x in operands if not isinstance(x, Tensor)],
+        )
+    )
+    return [x.to(dtype) if isinstance(x, Tensor) else constant(x, dtype) for x in operands]
+
+
+def arithmetic(op: str, *operands: Tensor | Scalar, label: str | None = None) -> Tensor:
+    """A pointwise op over operands of mixed kinds, dtypes and shapes that broadcast."""
+    label = label or op
+    xs = coerce(label, operands)
+    if op == "div" and not xs[0].type.is_float:
+        xs = [x.to("float32") for x in xs]
+    if op in ("sub", "neg", "abs") and xs[0].dtype == "bool":
+        raise error(f"{label}: not defined for bool", "convert it with .to(bg.float32)")
+    hint = "shapes align at the last axis; a per-channel vector needs .view(1, -1, 1, 1)"
+    return emit(op, *xs, label=label, hint=hint)
+
+
+def floating(op: str, x: Tensor, **attrs: Any) -> Tensor:
+    """A pointwise op of one operand in floating point; integers are taken as float32."""
+    check_tensor(op, "x", x)
+    return emit(op, x if x.type.is_float else x.float(), **attrs)
+
+
+def power(x: Tensor | Scalar, exponent: Tensor | Scalar) -> Tensor:
+    """``x ** exponent``; the exponents that have cheaper and exacter ops use them."""
+    if isinstance(x, Tensor) and is_scalar(exponent):
+        if exponent == 2:
+            return arithmetic("mul", x, x, label="pow")
+        if x.type.is_float and exponent in (1, 0.5, -0.5, -1):
+            return {
+                1: lambda: x,
+                0.5: x.sqrt,
+                -0.5: x.rsqrt,
+                -1: lambda: arithmetic("div", 1.0, x, label="pow"),
+            }[exponent]()
+    return arithmetic("pow", x, exponent)
+
+
+# --- axes and shapes --------------------------------------------------------------------------
+
+
+def axis_of(label: str, x: Tensor, dim: int) -> int:
+    """A non-negative axis; raises `ProgramError` when ``x`` has no such one."""
+    if not isinstance(dim, numbers.Integral) or not -x.ndim <= dim < x.ndim:
+        raise error(f"{label}: dim {dim!r} is out of range for {x.type}")
+    return int(dim) % x.ndim
+
+
+def reduction(
+    op: str,
+    x: Tensor,
+    dim: int | Sequence[int] | None,
+    keepdim: bool,
+    label: str | None = None,
+) -> Tensor:
+    """Fold axes of ``x``: all of them when ``dim`` is ``None`` or empty."""
+    label = label or op
+    check_tensor(label, "x", x)
+    if isinstance(dim, numbers.Integral):
+        dims: tuple[int, ...] = (int(dim),)
+    elif dim is None or (isinstance(dim, Sequence) and len(dim) == 0):
+        dims = tuple(range(x.ndim))
+    elif isinstance(dim, Sequence) and all(isinstance(d, numbers.Integral) for d in dim):
+        dims = tuple(int(d) for d in dim)
+    else:
+        raise error(f"{label}: dim must be an int or a tuple of ints, got {dim!r}")
+    try:
+        axes = normalize_axes(dims, x.ndim)
+    except ShapeError as e:
+        raise error(f"{label}: {e} ({x.type})") from None
+    return emit(op, x, label=label, axes=axes, keepdims=bool(keepdim))
+
+
+def _reshape(x: Tensor, shape: tuple[Any, ...]) -> Tensor:
+    if not all(isinstance(e, numbers.Integral) and e >= -1 and e != 0 for e in shape):
+        raise error(f"reshape: {list(shape)} is no shape", "use positive integers and one -1")
+    extents = [int(e) for e in shape]
+    if extents.count(-1) > 1:
+        raise error(f"reshape: {extents} has more than one -1")
+    if -1 in extents:
+        rest = math.prod(e for e in extents if e != -1)
+        if x.type.size % rest:
+            raise error(f"reshape: {x.type} has {x.type.size} elements, no multiple of {rest}")
+        extents[extents.index(-1)] = x.type.size // rest
+    if tuple(extents) == x.shape:
+        return x
+    return emit("reshape", x, shape=tuple(extents))
+
+
+def _subscript(x: Tensor, index: tuple[Any, ...]) -> Tensor:
+    """``x[1, :, 3:5]``: integers and slices of step 1, one axis after the other."""
+    at = next((k for k, i in enumerate(index) if i is Ellipsis), None)
+    if at is not None:
+        fill = (slice(None),) * (x.ndim - len(index) + 1)
+        index = (*index[:at], *fill, *index[at + 1 :])
+    if len(index) > x.ndim:
+        raise error(f"subscript: {len(index)} indices for {x.type}")
+    kept = []
+    for axis, item in enumerate(index):
+        extent = x.shape[axis]
+        if isinstance(item, slice) and item.step in (None, 1):
+            start, stop, _ = item.indices(extent)
+            kept.append(axis)
+        elif isinstance(item, numbers.Integral) and -extent <= item < extent:
+            start, stop = int(item) % extent, int(item) % extent + 1
+        else:
+            hint = "use integers inside the axis and slices of step 1"
+            raise error(f"subscript: {item!r} does not index axis {axis} of {x.type}", hint)
+        if (start, stop) != (0, extent):
+            x = emit("slice", x, label="subscript", axis=axis, start=start, stop=stop)
+    kept.extend(range(len(index), x.ndim))
+    return _reshape(x, tuple(x.shape[a] for a in kept))

@@ -1,0 +1,67 @@
+"""Element types and shapes as users write them, and the dtype in which operands meet."""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+
+from bngen.ir.node import DTYPES, TensorType
+from bngen.lang.trace import error
+
+Scalar = bool | int | float
+_RANK = ("bool", "uint8", "int32", "int64", "float32", "float64")
+
+
+def dtype_name(label: str, dtype: Any) -> str:
+    """An element type's name, from its name or from NumPy's type object."""
+    try:
+        name = np.dtype(dtype).name if dtype is not None else ""
+    except TypeError:
+        name = ""
+    if name not in DTYPES:
+        raise error(f"{label}: {dtype!r} is no dtype", f"use one of {', '.join(DTYPES)}")
+    return name
+
+
+def tensor_type(shape: Any, dtype: Any = "float32") -> TensorType:
+    """A checked `TensorType`; raises `ProgramError` at the user's line."""
+    hint = "write extents and then the dtype: bg.Tensor[8, 3, 32, 32] or bg.Tensor[8, bg.int64]"
+    extents = tuple(shape) if isinstance(shape, Sequence) else (shape,)
+    for e in extents:
+        if isinstance(e, bool) or not isinstance(e, numbers.Integral) or e < 1:
+            raise error(f"Tensor: {e!r} is no extent, which is a positive integer", hint)
+    return TensorType(tuple(int(e) for e in extents), dtype_name("Tensor", dtype))
+
+
+def is_scalar(x: Any) -> bool:
+    """Whether ``x`` is a Python or NumPy number that may meet a tensor."""
+    return isinstance(x, bool | np.bool_ | numbers.Real)
+
+
+def scalar_dtype(x: Scalar) -> str:
+    """What a number counts as when it meets tensors."""
+    if isinstance(x, bool | np.bool_):
+        return "bool"
+    return "int64" if isinstance(x, numbers.Integral) else "float32"
+
+
+def meet(tiers: Sequence[Iterable[str]]) -> str:
+    """The dtype in which operands meet: PyTorch's promotion rule.
+
+    Args:
+        tiers: dtypes of the tensors with axes, of those without, and of the numbers. A later
+            tier counts only where it is of a higher category: bool < integer < float.
+    """
+    result = ""
+    for tier in tiers:
+        top = max(tier, key=_RANK.index, default="")
+        if top and (not result or _category(top) > _category(result)):
+            result = max(result or top, top, key=_RANK.index)
+    return result
+
+
+def _category(dtype: str) -> int:
+    return {"bool": 0, "float32": 2, "float64": 2}.get(dtype, 1)
