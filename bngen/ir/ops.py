@@ -78,11 +78,23 @@ def broadcast_shapes(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
 
 
 def _promote(types: Types) -> str:
+    """PyTorch's promotion: float beats integer beats bool; within each, ranked beats scalar.
+
+    So a scalar takes the type of the tensor it meets, unless it is of a higher category.
+    """
     order = ("bool", "uint8", "int32", "int64", "float32", "float64")
-    present = [t for t in types if t is not None]
-    # A zero-dimensional constant takes the type of what it meets, as Python scalars do in PyTorch.
-    ranked = [t for t in present if t.shape] or present
-    return max((t.dtype for t in ranked), key=order.index)
+    category = {"bool": 0, "float32": 2, "float64": 2}
+
+    def rank(t: TensorType) -> tuple[int, bool, int]:
+        return category.get(t.dtype, 1), bool(t.shape), order.index(t.dtype)
+
+    return max((t for t in types if t is not None), key=rank).dtype
+
+
+def _promoted(arrays: Arrays) -> list[np.ndarray]:
+    """The operands in the type that `_promote` gives, so that no scalar widens what it meets."""
+    dtype = _promote([TensorType(a.shape, a.dtype.name) for a in arrays])
+    return [a.astype(dtype, copy=False) for a in arrays]
 
 
 def _infer_pointwise(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -133,6 +145,12 @@ def _infer_reduce(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     else:
         shape = tuple(s for i, s in enumerate(x.shape) if i not in axes)
     return (TensorType(shape, x.dtype),)
+
+
+def _infer_mean(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    if not types[0].is_float:
+        raise ShapeError(f"needs a floating-point tensor, got {types[0]}")
+    return _infer_reduce(types, attrs)
 
 
 def _infer_stats(count: int):
@@ -563,6 +581,12 @@ def _batch_norm_grad(arrays, attrs):
     return inner * along_channel(scale, x.ndim), dweight, dbias
 
 
+def _bn_partial_var(arrays, attrs):
+    x, mean = arrays
+    rows = _row_groups(x - along_channel(mean, x.ndim), attrs["groups"])
+    return (np.square(rows).sum(axis=1),)
+
+
 def _bn_grad_sums(arrays, attrs):
     dy, x, mean = arrays
     axes = _spatial_axes(x)
@@ -620,27 +644,19 @@ def _unary(fn):
 
 def _binary(fn):
     def evaluate(arrays, attrs):
-        a, b = arrays
-        # A zero-dimensional constant must not widen what it meets.
-        if a.ndim == 0 and b.ndim:
-            a = a.astype(b.dtype)
-        elif b.ndim == 0 and a.ndim:
-            b = b.astype(a.dtype)
-        return (np.asarray(fn(a, b)),)
+        return (np.asarray(fn(*_promoted(arrays))),)
 
     return evaluate
 
 
 def _where(arrays, attrs):
-    c, a, b = arrays
-    dtype = max((a, b), key=lambda t: t.ndim).dtype
-    return (np.where(c, a, b).astype(dtype),)
+    return (np.where(arrays[0], *_promoted(arrays[1:])),)
 
 
 def _sigmoid(x):
-    return np.where(x >= 0, 1 / (1 + np.exp(-np.abs(x))), 1 - 1 / (1 + np.exp(-np.abs(x)))).astype(
-        x.dtype
-    )
+    # exp of a negative number never overflows, and small results keep their digits.
+    tail = np.exp(-np.abs(x))
+    return (np.where(x >= 0, x.dtype.type(1), tail) / (1 + tail)).astype(x.dtype)
 
 
 def _cast(arrays, attrs):
@@ -679,10 +695,11 @@ _TABLE = (
     *(
         _pointwise(name, ("a", "b"), _binary(fn))
         for name, fn in (
-            ("add", np.add), ("sub", np.subtract), ("mul", np.multiply), ("div", np.divide),
+            ("add", np.add), ("sub", np.subtract), ("mul", np.multiply),
             ("maximum", np.maximum), ("minimum", np.minimum), ("pow", np.power),
         )
     ),
+    _pointwise("div", ("a", "b"), _binary(np.divide), _infer_float),
     *(
         _pointwise(name, ("a", "b"), _binary(fn), _infer_compare)
         for name, fn in (
@@ -758,7 +775,7 @@ _TABLE = (
     ),
     # reductions
     OpDef("sum", "reduce", ("x",), _infer_reduce, _reduce(np.sum), _REDUCE, combine="sum"),
-    OpDef("mean", "reduce", ("x",), _infer_reduce, _reduce(np.mean), _REDUCE, combine="sum"),
+    OpDef("mean", "reduce", ("x",), _infer_mean, _reduce(np.mean), _REDUCE, combine="sum"),
     OpDef("amax", "reduce", ("x",), _infer_reduce, _reduce(np.max), _REDUCE, combine="max"),
     OpDef("bn_stats", "reduce", ("x",), _infer_stats(2), _bn_stats, combine="moments"),
     OpDef(
@@ -787,6 +804,10 @@ _TABLE = (
         "bn_merge_stats", "reduce", ("sum", "m2"), lambda t, at: (
             TensorType(t[0].shape[1:], t[0].dtype),) * 2, _bn_merge_stats, {"count": ...},
         combine="moments",
+    ),
+    OpDef(
+        "bn_partial_var", "reduce", ("x", "mean"), _infer_partial(1), _bn_partial_var,
+        {"groups": ...}, channel=("mean",), combine="sum",
     ),
     OpDef(
         "bn_grad_sums", "reduce", ("dy", "x", "mean"),

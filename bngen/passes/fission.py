@@ -10,6 +10,7 @@ batch_norm (two sweeps)   bn_mean, bn_var, bn_normalize
 batch_norm (MVF)          bn_stats, bn_normalize
 batch_norm_grad           bn_grad_sums, bn_grad_input
 batch_norm_grad, deferred bn_grad_sums, bn_grad_direct + bn_grad_affine
+bn_mean, bn_var           partial_sum, sum; bn_partial_var, sum
 bn_stats                  bn_partial_stats, bn_merge_stats
 bn_grad_sums              bn_grad_partial_sums, sum
 sum over n h w            partial_sum, sum
@@ -160,11 +161,29 @@ def _partial_reduce(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     return (total,)
 
 
+def _partial_mean(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
+    (x,) = node.inputs
+    if len(x.shape) != 4:
+        return None
+    part = b.emit("partial_sum", x, groups=row_groups(x.type), loc=node.loc)
+    return (b.emit("mul", b.emit("sum", part, axes=(0,)), 1.0 / samples(x)),)
+
+
+def _partial_var(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
+    x, mean = node.inputs
+    if len(x.shape) != 4:
+        return None
+    part = b.emit("bn_partial_var", x, mean, groups=row_groups(x.type), loc=node.loc)
+    return (b.emit("mul", b.emit("sum", part, axes=(0,)), 1.0 / samples(x)),)
+
+
 def split_reductions(graph: Graph) -> Graph:
     """Cut reductions over ``n h w`` into partial sums over groups of rows and a small merge."""
     return rewrite(
         graph,
         {
+            "bn_mean": _partial_mean,
+            "bn_var": _partial_var,
             "bn_stats": _partial_stats,
             "bn_grad_sums": _partial_grad_sums,
             "sum": _partial_reduce,
