@@ -39,7 +39,7 @@ def conv2d(
     with scope(name):
         w = parameter("weight", shape, input.dtype, weight_init)
         b = _bias(out_channels, input.dtype, bias_init, shape) if bias else None
-    return windows.conv2d(input, w, b, stride, padding, dilation, groups)
+        return windows.conv2d(input, w, b, stride, padding, dilation, groups)
 
 
 def linear(
@@ -59,7 +59,7 @@ def linear(
     with scope(name):
         w = parameter("weight", shape, input.dtype, weight_init)
         b = _bias(out_features, input.dtype, bias_init, shape) if bias else None
-    return windows.linear(input, w, b)
+        return windows.linear(input, w, b)
 
 
 def batch_norm(
@@ -88,10 +88,10 @@ def batch_norm(
             mean = buffer("running_mean", channels, dtype, 0.0)
             var = buffer("running_var", channels, dtype, 1.0)
             tracked = buffer("num_batches_tracked", (), "int64", 0)
-    return _batch_norm(
-        input, mean, var, weight, bias, training or not track_running_stats, momentum, eps,
-        num_batches_tracked=tracked,
-    )  # fmt: skip
+        return _batch_norm(
+            input, mean, var, weight, bias, training or not track_running_stats, momentum, eps,
+            num_batches_tracked=tracked,
+        )  # fmt: skip
 
 
 def _bias(extent: int, dtype: str, init: Init, weight_shape: tuple[int, ...]) -> Tensor:

@@ -20,6 +20,8 @@ from bngen.ir.node import Attrs, Graph, Input, Node, TensorType, Value
 HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
 NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
 
+_active = threading.local()  # its ``stack``: the running traces, innermost last
+
 # What later results of an op are called; the first carries the bare name.
 _RESULT_NAMES = {
     "batch_norm": ("mean", "var"),
@@ -38,7 +40,11 @@ def user_loc() -> SourceLoc | None:
 
 
 def error(what: str, hint: str | None = None) -> ProgramError:
-    """A `ProgramError` at the user's line."""
+    """A `ProgramError` at the user's line, which names the scope if one is open."""
+    stack = getattr(_active, "stack", None)
+    if stack and stack[-1].scopes:
+        # In a network the same line builds many layers.
+        what = f"{what} [in {'.'.join(stack[-1].scopes)}]"
     return ProgramError(what, loc=user_loc(), hint=hint)
 
 
@@ -168,8 +174,6 @@ class Trace:
 
 
 # --- the trace that is running ----------------------------------------------------------------
-
-_active = threading.local()
 
 
 def current_trace(label: str) -> Trace:

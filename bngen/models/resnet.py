@@ -1,0 +1,83 @@
+"""ResNets (He, Zhang, Ren, Sun 2016) with torchvision's parameter names.
+
+As in torchvision, a bottleneck's stride is in its 3x3 convolution.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from bngen.lang.layers import batch_norm, conv2d, linear
+from bngen.lang.pointwise import relu
+from bngen.lang.shapes import flatten
+from bngen.lang.state import scope
+from bngen.lang.tensor import Tensor
+from bngen.lang.windows import adaptive_avg_pool2d, max_pool2d
+from bngen.models.common import Options
+
+_CONV = {"bias": False, "weight_init": ("kaiming_normal_fan_out",)}
+
+
+def _conv_bn(
+    x: Tensor, number: int, channels: int, window: int, stride: int, training: bool
+) -> Tensor:
+    padding = window // 2
+    x = conv2d(x, f"conv{number}", channels, window, stride=stride, padding=padding, **_CONV)
+    return batch_norm(x, f"bn{number}", training)
+
+
+def _shortcut(x: Tensor, channels: int, stride: int, training: bool) -> Tensor:
+    """The input itself, or its projection where the sum needs another shape."""
+    if stride == 1 and x.shape[1] == channels:
+        return x
+    with scope("downsample"):
+        return batch_norm(conv2d(x, "0", channels, 1, stride=stride, **_CONV), "1", training)
+
+
+@dataclass(frozen=True)
+class ResNet:
+    """One size of the family; calling it on images gives logits.
+
+    Attributes:
+        blocks: residual blocks of each stage.
+        bottleneck: 1x1, 3x3, 1x1 convolutions instead of two of 3x3.
+        stem: channels of the first convolution; each further stage doubles them.
+    """
+
+    blocks: tuple[int, ...]
+    bottleneck: bool
+    stem: int = 64
+    min_image = 1
+
+    def __call__(self, x: Tensor, options: Options) -> Tensor:
+        """Logits ``[N, classes]`` of images ``[N, 3, H, W]``."""
+        training = options.training
+        x = relu(_conv_bn(x, 1, self.stem, 7, 2, training))
+        x = max_pool2d(x, 3, stride=2, padding=1)
+        for stage, blocks in enumerate(self.blocks):
+            with scope(f"layer{stage + 1}"):
+                for i in range(blocks):
+                    stride = 2 if stage > 0 and i == 0 else 1
+                    with scope(str(i)):
+                        x = self._block(x, self.stem << stage, stride, training)
+        x = flatten(adaptive_avg_pool2d(x, 1), 1)
+        return linear(x, "fc", options.num_classes)
+
+    def _block(self, x: Tensor, width: int, stride: int, training: bool) -> Tensor:
+        if self.bottleneck:
+            y = relu(_conv_bn(x, 1, width, 1, 1, training))
+            y = relu(_conv_bn(y, 2, width, 3, stride, training))
+            y = _conv_bn(y, 3, 4 * width, 1, 1, training)
+        else:
+            y = relu(_conv_bn(x, 1, width, 3, stride, training))
+            y = _conv_bn(y, 2, width, 3, 1, training)
+        return relu(y + _shortcut(x, y.shape[1], stride, training))
+
+
+VARIANTS = {
+    "resnet18": ResNet((2, 2, 2, 2), bottleneck=False),
+    "resnet34": ResNet((3, 4, 6, 3), bottleneck=False),
+    "resnet50": ResNet((3, 4, 6, 3), bottleneck=True),
+    "resnet101": ResNet((3, 4, 23, 3), bottleneck=True),
+    "tiny_resnet": ResNet((1, 2), bottleneck=True, stem=8),
+}
