@@ -1,0 +1,35 @@
+"""Hypothesis profiles and golden files for the whole suite."""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+_COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
+settings.register_profile("quick", max_examples=25, derandomize=True, **_COMMON)
+settings.register_profile("thorough", max_examples=1000, print_blob=True, **_COMMON)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
+
+
+def pytest_addoption(parser):
+    parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden")
+
+
+@pytest.fixture
+def golden(request):
+    """``golden(text)`` compares with tests/golden/<file>/<test>.txt, or rewrites that file."""
+    stem = re.sub(r"[^\w.-]+", "_", request.node.name)
+    path = Path(__file__).parent / "golden" / request.path.stem / f"{stem}.txt"
+
+    def check(text: str) -> None:
+        if request.config.getoption("--update-golden"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        assert path.exists(), f"no {path.name}: run pytest --update-golden and look at the result"
+        assert text == path.read_text()
+
+    return check
