@@ -198,15 +198,14 @@ def inline(graph: Graph, arguments: Sequence[Tensor]) -> Any:
     table = {n: into.latest(v) if n in updated else v for n, v in inputs.items()}
     streams: dict[int, int] = {}
     for node in graph.nodes:
-        attrs = node.attrs
+        attrs = dict(node.attrs)
         if node.op == "random_uniform":
             # Draws that share a stream must go on sharing it: a mask that backward recomputes.
-            old = attrs["stream"]
-            if old not in streams:
-                streams[old] = into.next_stream()
-            attrs = type(attrs).of(**{**attrs, "stream": streams[old]})
+            if attrs["stream"] not in streams:
+                streams[attrs["stream"]] = into.next_stream()
+            attrs["stream"] = streams[attrs["stream"]]
         operands = [None if v is None else table[v.name] for v in node.inputs]
-        results = into.add(node.op, operands, [v.type for v in node.outputs], attrs, node.loc)
+        results = into.add(node.op, operands, attrs, node.loc)
         table.update((old.name, new) for old, new in zip(node.outputs, results, strict=True))
     for target, new in graph.updates:
         into.set_update(graph.name, inputs[target.name], table[new.name])

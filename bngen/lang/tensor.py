@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from bngen.ir.node import TensorType, Value
-from bngen.ir.ops import ShapeError, complete_attrs, infer, normalize_axes
+from bngen.ir.ops import ShapeError, normalize_axes
 from bngen.lang.trace import Trace, current_trace, error
 from bngen.lang.types import Scalar, dtype_name, is_scalar, meet, scalar_dtype, tensor_type
 
@@ -332,13 +332,11 @@ def emit_all(
     for i, x in enumerate(operands):
         if x is not None:
             check_tensor(label, f"operand {i + 1}", x)
+    values = [None if x is None else x.value for x in operands]
     try:
-        full = complete_attrs(op, attrs)
-        types = infer(op, [None if x is None else x.type for x in operands], full)
+        return tuple(wrap(trace, v) for v in trace.add(op, values, attrs))
     except ShapeError as e:
         raise error(f"{label}: {e}", hint) from None
-    values = trace.add(op, [None if x is None else x.value for x in operands], types, full)
-    return tuple(wrap(trace, v) for v in values)
 
 
 def emit(op: str, *operands: Tensor | None, **kwargs: Any) -> Tensor:

@@ -1,8 +1,8 @@
 """What is recorded while a program runs on symbolic tensors.
 
 In: calls of `Trace.declare`, `Trace.add` and `Trace.set_update`, made by the op functions of this
-package. Out: `Trace.finish`, a `Graph`. A trace knows names, source lines and scopes; it does not
-know what any op means.
+package. Out: `Trace.finish`, a `Graph`. A trace knows scopes, updates and the user's lines; nodes
+and their names are `GraphBuilder`'s.
 """
 
 from __future__ import annotations
@@ -11,24 +11,19 @@ import os
 import re
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 from bngen.errors import ProgramError, SourceLoc
-from bngen.ir.node import Attrs, Graph, Input, Node, TensorType, Value
+from bngen.ir.build import GraphBuilder
+from bngen.ir.node import Graph, Input, TensorType, Value
 
 HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
-NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.]*\Z")
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*\Z")
 
 _active = threading.local()  # its ``stack``: the running traces, innermost last
-
-# What later results of an op are called; the first carries the bare name.
-_RESULT_NAMES = {
-    "batch_norm": ("mean", "var"),
-    "bn_stats": ("var",),
-    "bn_update": ("var",),
-    "max_pool2d": ("index",),
-}
 
 
 def user_loc() -> SourceLoc | None:
@@ -49,11 +44,11 @@ def error(what: str, hint: str | None = None) -> ProgramError:
 
 
 def check_name(label: str, name: str) -> None:
-    """Raise unless the text form of a graph can hold this name."""
+    """Raise unless a name can go wherever names go: texts, symbols, keys of a state_dict."""
     if not isinstance(name, str) or not NAME.match(name):
         raise error(
             f"{label}: {name!r} cannot be a name",
-            "start with an ASCII letter or underscore; then letters, digits, underscores and dots",
+            "use ASCII letters, digits, underscores, and dots inside",
         )
 
 
@@ -70,11 +65,9 @@ class Trace:
         self.name = name
         self.inputs: dict[str, Input] = {}
         self.scopes: list[str] = []
-        self._nodes: list[Node] = []
+        self._builder = GraphBuilder(name=name)
+        self._counts: Counter[str] = Counter()
         self._updates: dict[str, Value] = {}
-        self._constants: dict[tuple[str, str, str], Value] = {}
-        self._counts: dict[str, int] = {}
-        self._temporaries: set[str] = set()
         self._streams = 0
 
     # --- growing --------------------------------------------------------------------------
@@ -86,12 +79,13 @@ class Trace:
     def declare(self, name: str, type_: TensorType, kind: str, init: tuple = ()) -> Value:
         """A new input; the same declaration of a parameter or buffer again gives the first one."""
         check_name("argument" if kind == "input" else kind, name)
-        if name in self._temporaries:
-            raise error(f"{kind} {name!r}: an intermediate value has this name", "choose another")
         known = self.inputs.get(name)
         if known is None:
-            self.inputs[name] = Input(Value(name, type_), kind, init)
-            return self.inputs[name].value
+            value = self._builder.input(name, type_, kind, init)
+            if value.name != name:
+                raise error(f"{kind} {name!r}: an intermediate value has this name", "rename it")
+            self.inputs[name] = Input(value, kind, init)
+            return value
         if kind == "input" or known.kind != kind or known.value.type != type_:
             raise error(
                 f"{kind} {name!r}: {type_} is already declared as {known.kind} {known.value.type}",
@@ -100,14 +94,25 @@ class Trace:
         return known.value
 
     def add(
-        self, op: str, inputs: Sequence[Value | None], types: Sequence[TensorType], attrs: Attrs
+        self,
+        op: str,
+        operands: Sequence[Value | None],
+        attrs: Mapping[str, Any],
+        loc: SourceLoc | None = None,
     ) -> tuple[Value, ...]:
-        """Append a node at the user's line and give its results."""
+        """Append a node, at the user's line unless another is given; its results.
+
+        Raises:
+            ShapeError: operands that do not fit.
+        """
+        self._builder.loc = loc or user_loc()
         if op == "constant":
-            return (self._constant(types[0], attrs),)
-        outputs = self._name_results(op, types)
-        self._nodes.append(Node(op, tuple(inputs), outputs, attrs, user_loc()))
-        return outputs
+            return (self._builder.constant(attrs["value"], attrs["dtype"]),)
+        number = self._counts[op]
+        self._counts[op] += 1
+        # Numbered from the first on: a plain "mean" would take a name that users give to buffers.
+        results = self._builder.emit(op, *operands, name=f"{op}_{number}", **attrs)
+        return results if isinstance(results, tuple) else (results,)
 
     def set_update(self, label: str, target: Value, new: Value) -> None:
         """Let an input hold ``new`` once the program has ended; ``label`` is who asks."""
@@ -133,42 +138,14 @@ class Trace:
         self._streams += 1
         return self._streams - 1
 
-    def _constant(self, type_: TensorType, attrs: Attrs) -> Value:
-        # repr tells 0.0 from -0.0 and makes NaN equal to itself, which == does not.
-        key = (type_.dtype, type(attrs["value"]).__name__, repr(attrs["value"]))
-        if key not in self._constants:
-            outputs = self._name_results("constant", (type_,))
-            self._nodes.append(Node("constant", (), outputs, attrs, user_loc()))
-            self._constants[key] = outputs[0]
-        return self._constants[key]
-
-    def _name_results(self, op: str, types: Sequence[TensorType]) -> tuple[Value, ...]:
-        suffixes = ("", *(f"_{part}" for part in _RESULT_NAMES.get(op, ())))
-        names: list[str] = []
-        while not names or any(n in self.inputs for n in names):
-            number = self._counts.get(op, 0)
-            self._counts[op] = number + 1
-            names = [f"{op}_{number}{suffix}" for suffix in suffixes]
-        self._temporaries.update(names)
-        return tuple(Value(n, t) for n, t in zip(names, types, strict=True))
-
-    # --- closing --------------------------------------------------------------------------
-
     def finish(
-        self, outputs: Sequence[Value], output_names: Sequence[str], tuple_output: bool
+        self, outputs: Iterable[Value], output_names: Iterable[str], tuple_output: bool
     ) -> Graph:
         """The graph: arguments first, then parameters and buffers as they were declared."""
-        inputs = self.inputs.values()
-        return Graph(
-            name=self.name,
-            inputs=(
-                *(i for i in inputs if i.kind == "input"),
-                *(i for i in inputs if i.kind != "input"),
-            ),
-            nodes=tuple(self._nodes),
-            outputs=tuple(outputs),
-            updates=tuple((self.inputs[n].value, new) for n, new in self._updates.items()),
-            output_names=tuple(output_names),
+        return self._builder.finish(
+            outputs,
+            updates=[(self.inputs[n].value, new) for n, new in self._updates.items()],
+            output_names=output_names,
             tuple_output=tuple_output,
         )
 
