@@ -83,12 +83,17 @@ def compile_program(
 def _summary(request: BuildRequest, manifest: dict[str, Any], out: Path) -> dict[str, Any]:
     return {
         "program": manifest["program"],
-        "target": manifest["target"],
+        "target": {"asked": _asked_target(request), **manifest["target"]},
         "fusion": request.fusion,
         "kernels": manifest["counts"],
         "out": str(out),
         "files": manifest["files"],
     }
+
+
+def _asked_target(request: BuildRequest) -> str:
+    flags = (("-mcpu", request.mcpu), ("-mattr", request.mattr))
+    return " ".join((request.target, *(f"{flag}={value}" for flag, value in flags if value)))
 
 
 def _text(summary: dict[str, Any], seconds: str) -> str:
@@ -97,8 +102,9 @@ def _text(summary: dict[str, Any], seconds: str) -> str:
         f"{counts['before']} before fusion, {counts['after']} after "
         f"(fusion {summary['fusion']}; {counts['distinct']} distinct)"
     )
+    native = "native" in summary["target"]["asked"]
     rows = [
-        ("CPU", summary["target"]["cpu"]),
+        ("CPU", f"{'native is ' if native else ''}{summary['target']['cpu']}"),
         ("kernels", kernels),
         ("output", summary["out"]),
         ("time", seconds),

@@ -52,13 +52,14 @@ class _Command(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # Click sees `-mcpv` as a cluster of one-letter flags and would blame `-m`.
         options_ = [param for param in self.params if isinstance(param, click.Option)]
-        known = [flag for option in options_ for flag in option.opts if flag.startswith("-m")]
+        known = [f for o in options_ for f in o.opts if f.startswith("-m")]
         takes_value = {f for o in options_ if not (o.is_flag or o.count) for f in o.opts}
         for before, word in zip(("", *args), args, strict=False):
             flag = word.split("=")[0]
             if flag.startswith("-m") and flag not in known and before not in takes_value:
-                near = difflib.get_close_matches(flag, known, 2, 0.5)
-                raise click.NoSuchOption(flag, possibilities=near or known, ctx=ctx)
+                near = difflib.get_close_matches(flag, known, 1, 0.5) or known
+                message = f"No such option '{flag}'. Did you mean {' or '.join(near)}?"
+                raise click.UsageError(message, ctx)
         return super().parse_args(ctx, args)
 
 
@@ -136,7 +137,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        return cli.main(argv, prog_name="bngen", standalone_mode=False) or OK
+        status = cli.main(argv, prog_name="bngen", standalone_mode=False) or OK
+        sys.stdout.flush()
+        return status
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message())
         return OK

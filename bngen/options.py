@@ -41,7 +41,7 @@ class Option:
         default: what holds when neither flag nor variable is given; ``None`` when it depends.
         default_text: how the default is shown when ``default`` does not say it.
         env: the environment variable; ``""`` for none.
-        flags: spellings on the command line.
+        flags: spellings on the command line; none for what only a variable sets.
         choices: legal values of ``choice`` and ``list``.
         minimum: the smallest legal ``int``.
         metavar: the placeholder shown for the value.
@@ -120,6 +120,10 @@ OPTIONS: tuple[Option, ...] = (
     _row("json", "flag", "print the result as JSON", default=False),
     _row("quiet", "flag", "no progress and no log on standard error", default=False),
     _row(
+        "cache_dir", "path", "where bngen keeps what can be made again", flags=(), commands=(),
+        default_text="the user's cache folder",
+    ),
+    _row(
         "debug", "count", "show tracebacks; repeat to climb the ladder of BNGEN_DEBUG",
         default=0, minimum=0,
     ),
@@ -163,14 +167,16 @@ def markdown_table() -> str:
     """The README's table of options."""
     lines = ["| flag | variable | default | meaning |", "|---|---|---|---|"]
     for row in OPTIONS:
-        only = "" if row.commands == BOTH else f" (`{row.commands[0]}` only)"
+        only = f" (`{row.commands[0]}` only)" if len(row.commands) == 1 else ""
         choices = f": {', '.join(f'`{c}`' for c in row.choices)}" if row.choices else ""
-        value = f" {row.metavar}" if row.metavar else ""
-        lines.append(
-            f"| `{row.flags[0]}{value}` | {f'`{row.env}`' if row.env else ''} "
-            f"| {row.shown_default} | {row.help}{choices}{only} |"
-        )
+        flag = " ".join((row.flags[0], row.metavar)).strip() if row.flags else ""
+        cells = (_code(flag), _code(row.env), row.shown_default, f"{row.help}{choices}{only}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else ""
 
 
 def debug_table() -> str:

@@ -50,13 +50,18 @@ def load_program(spec: str, batch: int | None = None, image: int | None = None) 
 def _builtin(name: str, sizes: dict[str, int]) -> Any:
     from bngen import models  # NumPy comes with it: not at the top, for the sake of --help
 
-    if name in models.MODELS:
-        return models.make(name, **sizes)
-    near = difflib.get_close_matches(name, models.MODELS, 3)
-    hint = f"did you mean {' or '.join(near)}?" if near else "name a file as file.py:function"
-    raise UsageError(
-        f"no built-in program {name!r}; there are {', '.join(models.MODELS)}", hint=hint
-    )
+    if name not in models.MODELS:
+        there = [n for n in models.MODELS if not n.startswith("tiny_")]
+        near = difflib.get_close_matches(name, models.MODELS, 3)
+        hint = f"did you mean {' or '.join(near)}?" if near else "name a file as file.py:function"
+        raise UsageError(f"no built-in program {name!r}; there are {', '.join(there)}", hint=hint)
+    try:
+        program = models.make(name, **sizes)
+        _ = program.graph
+    except ProgramError as error:
+        # Sizes a network cannot take: the line it names would be one of bngen's own.
+        raise UsageError(error.what, hint=error.hint) from error
+    return program
 
 
 # --- the user's file --------------------------------------------------------------------------

@@ -21,7 +21,7 @@ from bngen.ir.node import Graph, Node, Value
 from bngen.ir.ops import op_def
 
 TIMES_TORCH = 4.0
-FEW_ULPS = 8.0
+FEW_ULPS = 16.0
 ULP = float(np.finfo(np.float32).eps)
 
 # --- what is compared -------------------------------------------------------------------------
