@@ -114,6 +114,7 @@ class using:
     __slots__ = ("_before", "_count")
 
     def __init__(self, count: int):
+        """Only remembers the count; nothing is switched before the block is entered."""
         self._count = count
 
     def __enter__(self) -> None:
@@ -160,16 +161,16 @@ def _installed() -> _Pool:
 def _make_pool() -> _Pool:
     count = default_threads()
     try:
-        return OpenMPPool(count)
+        return _OpenMPPool(count)
     except ToolchainError as error:
         _LOG.warning("kernels run on TVM's thread pool instead of OpenMP's: %s", error)
-        return TVMPool(count)
+        return _TVMPool(count)
 
 
 # --- OpenMP -----------------------------------------------------------------------------------
 
 
-class OpenMPPool:
+class _OpenMPPool:
     """`threads.c`, bound to an OpenMP runtime."""
 
     def __init__(self, count: int):
@@ -277,7 +278,7 @@ def _bundled_with_torch() -> list[Path]:
 # --- TVM's own pool ---------------------------------------------------------------------------
 
 
-class TVMPool:
+class _TVMPool:
     """TVM's pool, told to use as many threads as we want, not to pin them and not to spin."""
 
     name = "tvm"

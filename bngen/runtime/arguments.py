@@ -1,0 +1,306 @@
+"""Users' arrays as compiled kernels take them, and results as users expect them.
+
+In: NumPy arrays, PyTorch tensors, lists and numbers, and what the program declares (`ArgSpec`).
+Out: TVM tensors that share the caller's memory wherever a kernel can use it as it lies: contiguous,
+aligned, in native byte order. Everything else is copied, and copied back for arguments that the
+program updates in place. A wrong dtype, shape or device is a `CallError`, since converting it
+silently would hide a mistake, and kernels themselves check nothing.
+
+PyTorch is never imported here: an array can only be a tensor if somebody has imported it already.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from bngen.errors import CallError
+from bngen.runtime.memory import ALIGNMENT, empty_aligned
+
+WriteBack = Callable[[], object]
+
+
+@dataclass(frozen=True)
+class ArgSpec:
+    """What a program says of one argument.
+
+    Attributes:
+        name: its name.
+        shape: its shape, exactly.
+        dtype: its element type, by NumPy's name.
+        inplace: whether the program writes a new value into it.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    inplace: bool = False
+
+    @functools.cached_property
+    def numpy_dtype(self) -> np.dtype:
+        """The element type for NumPy, in native byte order."""
+        return np.dtype(self.dtype)
+
+
+def prepare_all(
+    program: str, specs: Sequence[ArgSpec], values: Iterable[object], alignment: int = ALIGNMENT
+) -> tuple[list[Any], list[WriteBack]]:
+    """All arguments of a call, in the order of `specs`.
+
+    Args:
+        program: the program's name, for messages.
+        specs: what the program declares.
+        values: what the caller gave, as many.
+        alignment: bytes to which kernels rely on arguments being aligned; see `prepare`.
+
+    Returns:
+        The tensors to pass, and functions to call once the kernels have run.
+
+    Raises:
+        CallError: for an argument that cannot be used, or memory that is both updated in place and
+            passed as another argument.
+    """
+    tensors, write_backs = [], []
+    for spec, value in zip(specs, values, strict=True):
+        tensor, write_back = prepare(value, spec, alignment, program)
+        tensors.append(tensor)
+        if write_back is not None:
+            write_backs.append(write_back)
+    if any(spec.inplace for spec in specs):
+        _check_overlap(program, specs, tensors)
+    return tensors, write_backs
+
+
+def prepare(
+    value: object, spec: ArgSpec, alignment: int = ALIGNMENT, program: str = "program"
+) -> tuple[Any, WriteBack | None]:
+    """One argument as a TVM tensor.
+
+    Args:
+        value: what the caller gave.
+        spec: what the program declares.
+        alignment: bytes to which kernels rely on the argument being aligned. NumPy promises 16 and
+            never gives 64 by chance, so with 64 every NumPy array is copied; kernels whose
+            parameters are declared with the size of an element take them all as they are.
+        program: the program's name, for messages.
+
+    Returns:
+        The tensor, which keeps the memory alive, and for an in-place argument that had to be
+        copied a function that writes the new value back.
+
+    Raises:
+        CallError: if the argument cannot be used.
+    """
+    torch = sys.modules.get("torch")
+    try:
+        if isinstance(value, np.ndarray):
+            return _prepare_numpy(value, spec, alignment)
+        if torch is not None and isinstance(value, torch.Tensor):
+            return _prepare_torch(value, spec, alignment, torch)
+        return _prepare_other(value, spec, alignment)
+    except _Unusable as unusable:
+        message = f"{program}: argument {spec.name!r} {unusable.what}"
+        raise CallError(message, hint=unusable.hint) from None
+
+
+def is_torch(value: object) -> bool:
+    """Whether `value` is a PyTorch tensor; does not import PyTorch."""
+    torch = sys.modules.get("torch")
+    return torch is not None and isinstance(value, torch.Tensor)
+
+
+def deliver(array: np.ndarray, as_torch: bool) -> Any:
+    """A result in the caller's own kind; the tensor shares the array's memory.
+
+    Args:
+        array: the result, in memory that nobody else is going to write to.
+        as_torch: whether the caller passed tensors (`is_torch`).
+
+    Returns:
+        The array, or a PyTorch tensor.
+    """
+    return sys.modules["torch"].from_dlpack(array) if as_torch else array
+
+
+class _Unusable(Exception):
+    """Why an argument cannot be used, and what to try; `prepare` adds which argument it is."""
+
+    def __init__(self, what: str, hint: str):
+        super().__init__(what)
+        self.what, self.hint = what, hint
+
+
+# --- NumPy ------------------------------------------------------------------------------------
+
+
+def _prepare_numpy(
+    array: np.ndarray, spec: ArgSpec, alignment: int
+) -> tuple[Any, WriteBack | None]:
+    if array.dtype != spec.numpy_dtype and array.dtype.newbyteorder("=") != spec.numpy_dtype:
+        raise _wrong_dtype(array.dtype.name, spec.dtype, f".astype(np.{spec.dtype})")
+    if array.shape != spec.shape:
+        raise _wrong_shape(array.shape, spec.shape)
+    try:
+        return _share(array, alignment), None
+    except (BufferError, RuntimeError):
+        pass  # Read-only, strided, misaligned or byte-swapped.
+    if not spec.inplace:
+        return _read_numpy(array, spec, alignment), None
+    if not array.flags.writeable:
+        raise _Unusable("is updated in place, but it is read-only", "pass a copy: .copy()")
+    scratch = _copy(array, spec, alignment)
+    return _share(scratch, alignment), functools.partial(np.copyto, array, scratch)
+
+
+def _read_numpy(array: np.ndarray, spec: ArgSpec, alignment: int) -> Any:
+    """An input that cannot be shared outright: viewed if it is merely read-only, else copied."""
+    if not array.flags.writeable and array.flags.c_contiguous and array.dtype.isnative:
+        if array.ctypes.data % alignment == 0:
+            return _share(_writable_alias(array), alignment)
+    return _share(_copy(array, spec, alignment), alignment)
+
+
+def _share(array: object, alignment: int) -> Any:
+    from tvm_ffi import from_dlpack
+
+    return from_dlpack(array, require_alignment=alignment, require_contiguous=True)
+
+
+def _copy(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
+    scratch = empty_aligned(spec.shape, spec.dtype, max(alignment, ALIGNMENT))
+    np.copyto(scratch, array)
+    return scratch
+
+
+def _writable_alias(array: np.ndarray) -> np.ndarray:
+    """The same memory without the read-only mark, which DLPack of this version cannot carry.
+
+    Only for inputs, which no kernel writes to.
+    """
+    memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
+    memory.owner = array
+    return np.frombuffer(memory, array.dtype).reshape(array.shape)
+
+
+# --- PyTorch ----------------------------------------------------------------------------------
+
+
+def _prepare_torch(
+    tensor: Any, spec: ArgSpec, alignment: int, torch: Any
+) -> tuple[Any, WriteBack | None]:
+    if tensor.device.type != "cpu":
+        raise _Unusable(
+            f"is on {tensor.device}, but bngen's code runs on the CPU", "move it: .cpu()"
+        )
+    if tensor.layout is not torch.strided:
+        raise _Unusable(f"has layout {tensor.layout}, expected a dense tensor", "call .to_dense()")
+    if tensor.dtype is not getattr(torch, spec.dtype, None):
+        name = str(tensor.dtype).removeprefix("torch.")
+        raise _wrong_dtype(name, spec.dtype, f".to(torch.{spec.dtype})")
+    if tensor.shape != spec.shape:
+        raise _wrong_shape(tuple(tensor.shape), spec.shape)
+    detached = tensor.detach()
+    if not detached.is_neg():
+        try:
+            return _share(detached, alignment), None
+        except RuntimeError:
+            pass  # Strided or misaligned.
+    steps = zip(tensor.stride(), tensor.shape, strict=True)
+    if spec.inplace and any(step == 0 and size > 1 for step, size in steps):
+        raise _Unusable("is updated in place, but its elements share memory", "call .contiguous()")
+    scratch = torch.empty(spec.shape, dtype=tensor.dtype).copy_(detached)  # On 64 bytes, always.
+    write_back = functools.partial(detached.copy_, scratch) if spec.inplace else None
+    return _share(scratch, alignment), write_back
+
+
+# --- lists, numbers, other libraries' arrays --------------------------------------------------
+
+
+def _prepare_other(value: object, spec: ArgSpec, alignment: int) -> tuple[Any, WriteBack | None]:
+    if spec.inplace:
+        raise _Unusable(
+            f"is updated in place, which a {type(value).__name__} cannot be", "pass a NumPy array"
+        )
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError) as error:
+        raise _Unusable(f"cannot become an array: {error}", "pass a NumPy array") from None
+    if array.dtype.kind not in "biuf":
+        raise _Unusable(
+            f"is a {type(value).__name__}, expected {_type(spec)}", "pass a NumPy array"
+        )
+    if hasattr(value, "dtype") and array.ndim:
+        return _prepare_numpy(array, spec, alignment)
+    # Python's own numbers have no width that could be wrong.
+    if array.shape != spec.shape:
+        raise _wrong_shape(array.shape, spec.shape)
+    return _share(_converted(array, spec, alignment), alignment), None
+
+
+def _converted(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
+    """Plain numbers in the declared type, if it can hold them."""
+    wanted = spec.numpy_dtype
+    scratch = empty_aligned(spec.shape, spec.dtype, max(alignment, ALIGNMENT))
+    integers = array.dtype.kind in "iu" and wanted.kind in "iu"
+    if not integers and not np.can_cast(array.dtype, wanted, "same_kind"):
+        raise _wrong_dtype(array.dtype.name, spec.dtype, f"np.asarray(x, np.{spec.dtype})")
+    np.copyto(scratch, array, casting="unsafe")
+    if integers and not np.array_equal(scratch, array):
+        raise _Unusable(f"holds numbers that {spec.dtype} cannot hold", "check its values")
+    return scratch
+
+
+# --- messages ---------------------------------------------------------------------------------
+
+
+def _type(spec: ArgSpec) -> str:
+    return f"{spec.dtype}{list(spec.shape)}"
+
+
+def _wrong_dtype(got: str, expected: str, how: str) -> _Unusable:
+    return _Unusable(f"is {got}, expected {expected}", f"convert it: {how}")
+
+
+def _wrong_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> _Unusable:
+    what = f"has shape {got}, expected {expected}"
+    if len(got) != len(expected):
+        what = f"has rank {len(got)}, shape {got}; expected rank {len(expected)}, shape {expected}"
+    return _Unusable(what, _shape_hint(got, expected))
+
+
+def _shape_hint(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
+    if len(got) == len(expected) == 4 and got == (expected[0], *expected[2:], expected[1]):
+        return "the order is N, C, H, W: transpose it by (0, 3, 1, 2)"
+    if len(got) == len(expected) and got[1:] == expected[1:]:
+        return f"a program is built for one size: build it with {got[0]} in place of {expected[0]}"
+    if np.prod(got) == np.prod(expected):
+        return "reshape it"
+    return "a program is built for one shape"
+
+
+def _check_overlap(program: str, specs: Sequence[ArgSpec], tensors: Sequence[Any]) -> None:
+    """Refuses memory that one kernel would read and write under two names."""
+    spans = []
+    for spec, tensor in zip(specs, tensors, strict=True):
+        start = tensor.data_ptr()
+        spans.append((start, start + tensor.numel() * spec.numpy_dtype.itemsize, spec))
+    spans.sort(key=lambda span: span[:2])
+    # The span that reaches furthest so far, among all of them and among those written to.
+    furthest = furthest_written = (0, None)
+    for start, end, spec in spans:
+        reach, other = furthest if spec.inplace else furthest_written
+        if start < reach:
+            raise CallError(
+                f"{program}: arguments {other.name!r} and {spec.name!r} share memory, and "
+                f"{(spec if spec.inplace else other).name!r} is updated in place",
+                hint="pass a copy of one of them",
+            )
+        furthest = max(furthest, (end, spec), key=lambda pair: pair[0])
+        if spec.inplace:
+            furthest_written = max(furthest_written, (end, spec), key=lambda pair: pair[0])

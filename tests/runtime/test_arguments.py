@@ -1,0 +1,349 @@
+"""What callers may pass, when it is shared and when copied, and what they are told otherwise."""
+
+import functools
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bngen.errors import CallError
+from bngen.runtime.arguments import ArgSpec, deliver, is_torch, prepare, prepare_all
+
+tvm_ffi = pytest.importorskip("tvm_ffi")
+
+X = ArgSpec("x", (4, 6), "float32")
+STATE = ArgSpec("running_mean", (6,), "float32", inplace=True)
+
+
+def arange(shape, dtype="float32"):
+    return np.arange(np.prod(shape), dtype=dtype).reshape(shape)
+
+
+def aligned(shape, dtype="float32", offset=0):
+    """Memory whose address is `offset` bytes past a multiple of 64."""
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    raw = np.zeros(size + 128, np.uint8)
+    start = -raw.ctypes.data % 64 + offset
+    array = raw[start : start + size].view(dtype).reshape(shape)
+    array[...] = arange(shape, dtype)
+    return array
+
+
+def seen(tensor):
+    """What a kernel would read."""
+    return np.from_dlpack(tensor)
+
+
+def is_kernel_ready(tensor, alignment):
+    return tensor.is_contiguous() and tensor.data_ptr() % alignment == 0
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch")
+
+
+# --- NumPy ------------------------------------------------------------------------------------
+
+
+def test_a_plain_array_is_shared():
+    array = aligned((4, 6))
+    tensor, write_back = prepare(array, X)
+    assert tensor.data_ptr() == array.ctypes.data and write_back is None
+    array = aligned((4, 6), offset=4)
+    assert prepare(array, X, alignment=4)[0].data_ptr() == array.ctypes.data
+
+
+def frozen(array):
+    array = array.copy()
+    array.flags.writeable = False
+    return array
+
+
+AWKWARD = {
+    "misaligned": lambda: aligned((4, 6), offset=4),
+    "off its element": lambda: aligned((4, 6), offset=1),
+    "sliced": lambda: arange((8, 6))[2:6],
+    "strided": lambda: arange((4, 12))[:, ::2],
+    "fortran": lambda: np.asfortranarray(arange((4, 6))),
+    "transposed": lambda: arange((6, 4)).T,
+    "negative": lambda: arange((4, 6))[::-1, ::-1],
+    "read-only": lambda: frozen(arange((4, 6))),
+    "read-only and strided": lambda: frozen(arange((4, 12)))[:, ::2],
+    "broadcast": lambda: np.broadcast_to(arange((6,)), (4, 6)),
+    "byte-swapped": lambda: arange((4, 6)).astype(">f4"),
+    "bytes": lambda: np.frombuffer(arange((4, 6)).tobytes(), np.float32).reshape(4, 6),
+    "subclass": lambda: arange((4, 6)).view(np.matrix),
+}
+
+
+@pytest.mark.parametrize("make", AWKWARD.values(), ids=AWKWARD)
+@pytest.mark.parametrize("alignment", [4, 64])
+def test_awkward_arrays_simply_work(make, alignment):
+    array = make()
+    before = array.copy()
+    tensor, write_back = prepare(array, X, alignment)
+    assert write_back is None and is_kernel_ready(tensor, alignment)
+    np.testing.assert_array_equal(seen(tensor), before)
+    np.testing.assert_array_equal(array, before)
+
+
+def test_a_read_only_array_is_shared_and_kept_alive():
+    array = np.frombuffer(bytes(256), np.float32)
+    array = array[-array.ctypes.data % 64 // 4 :][:24].reshape(4, 6)
+    address = array.ctypes.data
+    tensor, _ = prepare(array, X)
+    assert tensor.data_ptr() == address
+    count = sys.getrefcount(array)
+    del tensor
+    assert sys.getrefcount(array) == count - 1, "the tensor held the array"
+
+
+WRITABLE = ["misaligned", "sliced", "strided", "fortran", "transposed", "negative", "byte-swapped"]
+
+
+@pytest.mark.parametrize("kind", WRITABLE)
+def test_in_place_arguments_take_the_new_value(kind):
+    array = AWKWARD[kind]()
+    spec = ArgSpec("state", (4, 6), "float32", inplace=True)
+    tensor, write_back = prepare(array, spec)
+    new = -seen(tensor).copy() - 1
+    seen(tensor)[...] = new
+    if write_back is not None:
+        write_back()
+    np.testing.assert_array_equal(array, new)
+
+
+def test_an_in_place_argument_is_shared_when_it_can_be():
+    array = aligned((6,))
+    tensor, write_back = prepare(array, STATE)
+    assert write_back is None
+    seen(tensor)[0] = 42
+    assert array[0] == 42
+
+
+dtypes = st.sampled_from(["float32", "float64", "int32", "int64", "uint8", "bool"])
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.lists(st.integers(1, 4), min_size=0, max_size=4).map(tuple),
+    dtype=dtypes,
+    data=st.data(),
+    alignment=st.sampled_from([8, 64]),
+    inplace=st.booleans(),
+)
+def test_any_view_of_any_array(shape, dtype, data, alignment, inplace):
+    steps = data.draw(st.tuples(*[st.sampled_from([1, 2, -1, -2]) for _ in shape]))
+    order = data.draw(st.permutations(range(len(shape))))
+    # `base` has its axes in `order`; cutting and reversing it and undoing `order` gives `shape`.
+    full = tuple(shape[axis] * abs(steps[axis]) for axis in order)
+    base = (arange(full, "int64") % 2 if dtype == "bool" else arange(full, "int64")).astype(dtype)
+    cut = base[..., *(slice(None, None, steps[axis]) for axis in order)]
+    array = cut.transpose(np.argsort(order)) if shape else cut
+    before = array.copy()
+    tensor, write_back = prepare(array, ArgSpec("a", shape, dtype, inplace), alignment)
+    assert is_kernel_ready(tensor, alignment) and tuple(tensor.shape) == shape
+    np.testing.assert_array_equal(seen(tensor), before)
+    if inplace:
+        seen(tensor)[...] = 1
+        if write_back is not None:
+            write_back()
+        assert (array == 1).all()
+    else:
+        assert write_back is None
+
+
+# --- PyTorch ----------------------------------------------------------------------------------
+
+TENSORS = {
+    "plain": lambda t: t.arange(24.0).reshape(4, 6),
+    "requires grad": lambda t: t.arange(24.0).reshape(4, 6).requires_grad_(),
+    "parameter": lambda t: t.nn.Parameter(t.arange(24.0).reshape(4, 6)),
+    "no leaf": lambda t: t.arange(24.0).reshape(4, 6).requires_grad_() * 2,
+    "misaligned": lambda t: t.arange(25.0)[1:].reshape(4, 6),
+    "strided": lambda t: t.arange(48.0).reshape(4, 12)[:, ::2],
+    "transposed": lambda t: t.arange(24.0).reshape(6, 4).T,
+    "expanded": lambda t: t.arange(6.0).expand(4, 6),
+    "negated view": lambda t: t._neg_view(t.arange(24.0).reshape(4, 6)),
+}
+SHARED = ["plain", "requires grad", "parameter", "no leaf"]
+
+
+@pytest.mark.parametrize("make", TENSORS.values(), ids=TENSORS)
+def test_tensors_simply_work(make, torch):
+    value = make(torch)
+    tensor, write_back = prepare(value, X)
+    assert write_back is None and is_kernel_ready(tensor, 64)
+    np.testing.assert_array_equal(seen(tensor), value.detach().resolve_neg().numpy())
+
+
+@pytest.mark.parametrize("kind", SHARED)
+def test_plain_tensors_are_shared(kind, torch):
+    value = TENSORS[kind](torch)
+    assert prepare(value, X)[0].data_ptr() == value.data_ptr()
+
+
+def test_channels_last_is_copied_unless_it_is_the_same_thing(torch):
+    spec = ArgSpec("x", (2, 3, 4, 5), "float32")
+    value = torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last)
+    tensor, _ = prepare(value, spec)
+    assert is_kernel_ready(tensor, 64) and tensor.data_ptr() != value.data_ptr()
+    np.testing.assert_array_equal(seen(tensor), value.numpy())
+    weight = torch.randn(2, 3, 1, 1).to(memory_format=torch.channels_last)
+    tensor, _ = prepare(weight, ArgSpec("w", (2, 3, 1, 1), "float32"))
+    assert tensor.data_ptr() == weight.data_ptr()
+
+
+@pytest.mark.parametrize("kind", [k for k in TENSORS if k not in ("expanded", "no leaf")])
+def test_in_place_tensors_take_the_new_value(kind, torch):
+    value = TENSORS[kind](torch)
+    tensor, write_back = prepare(value, ArgSpec("state", (4, 6), "float32", inplace=True))
+    seen(tensor)[...] = 7
+    if write_back is not None:
+        write_back()
+    assert (value == 7).all()
+
+
+def test_results_are_delivered_in_the_callers_kind(torch):
+    array = arange((2, 3))
+    assert deliver(array, False) is array
+    tensor = deliver(array, True)
+    assert isinstance(tensor, torch.Tensor) and tensor.data_ptr() == array.ctypes.data
+    assert is_torch(tensor) and is_torch(torch.nn.Parameter(tensor)) and not is_torch(array)
+
+
+def test_pytorch_is_not_imported_for_it():
+    code = (
+        "import sys, numpy as np, bngen.runtime.arguments as a;"
+        "assert not a.is_torch(np.zeros(1)) and a.deliver(np.zeros(1), False).shape == (1,);"
+        "assert 'torch' not in sys.modules and 'tvm_ffi' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+# --- lists and numbers ------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "value, dtype",
+    [
+        (3, "int64"),
+        (3, "float32"),
+        (2.5, "float32"),
+        (np.float64(2.5), "float32"),
+        (np.int64(3), "int32"),
+        (True, "bool"),
+        ([1, 2, 3], "int64"),
+        ([1, 2, 255], "uint8"),
+        ([[1.5], [2.0]], "float32"),
+        ((1, 2.5), "float64"),
+    ],
+    ids=repr,
+)
+def test_plain_numbers_take_the_declared_type(value, dtype):
+    tensor, _ = prepare(value, ArgSpec("n", np.shape(value), dtype))
+    assert str(tensor.dtype) == dtype
+    np.testing.assert_array_equal(seen(tensor), np.asarray(value))
+
+
+def test_an_array_of_another_library_keeps_its_type():
+    class Foreign:
+        dtype = np.dtype("float64")
+
+        def __array__(self, dtype=None, copy=None):
+            return np.ones((4, 6), self.dtype)
+
+    with pytest.raises(CallError, match="is float64, expected float32"):
+        prepare(Foreign(), X)
+
+
+# --- errors -----------------------------------------------------------------------------------
+
+MAP = ArgSpec("x", (8, 64, 56, 40), "float32")
+
+WRONG = [
+    (np.zeros((4, 6)), X, "net: argument 'x' is float64, expected float32 (convert it: .astype("),
+    (np.zeros((4, 6), "int32"), X, "is int32, expected float32"),
+    (np.zeros((4, 7), "float32"), X, "has shape (4, 7), expected (4, 6)"),
+    (np.zeros((6, 4), "float32"), X, "expected (4, 6) (reshape it)"),
+    (np.zeros((24,), "float32"), X, "has rank 1, shape (24,); expected rank 2, shape (4, 6)"),
+    (np.zeros((9, 6), "float32"), X, "build it with 9 in place of 4"),
+    (np.zeros((8, 56, 40, 64), "float32"), MAP, "transpose it by (0, 3, 1, 2)"),
+    (np.zeros((4, 6), object), X, "is object, expected float32"),
+    (None, X, "is a NoneType, expected float32[4, 6] (pass a NumPy array)"),
+    ("weights", X, "is a str, expected float32[4, 6]"),
+    ([[1.0], [1.0, 2.0]], X, "cannot become an array"),
+    ([[1.0, 2.0]], X, "has shape (1, 2), expected (4, 6)"),
+    (2.5, ArgSpec("seed", (), "int64"), "is float64, expected int64 (convert it: np.asarray("),
+    ([1, 300], ArgSpec("y", (2,), "uint8"), "holds numbers that uint8 cannot hold"),
+    (2, ArgSpec("mask", (), "bool"), "is int64, expected bool"),
+    ([0.0] * 6, STATE, "is updated in place, which a list cannot be (pass a NumPy array)"),
+    (frozen(np.zeros(6, "float32")), STATE, "updated in place, but it is read-only (pass a copy"),
+]
+
+
+@pytest.mark.parametrize("value, spec, message", WRONG, ids=[w[2] for w in WRONG])
+def test_a_wrong_argument_is_one_line_with_a_remedy(value, spec, message):
+    with pytest.raises(CallError) as caught:
+        prepare(value, spec, program="net")
+    text = str(caught.value)
+    assert text.startswith(f"net: argument {spec.name!r} ") and message in text
+    assert "\n" not in text and caught.value.hint
+
+
+WRONG_TENSORS = {
+    "is float64, expected float32 (convert it: .to(torch.float32))": lambda t: t.zeros(
+        4, 6
+    ).double(),
+    "is float16, expected float32": lambda t: t.zeros(4, 6).half(),
+    "has shape (4, 7), expected (4, 6)": lambda t: t.zeros(4, 7),
+    "is on meta, but bngen's code runs on the CPU (move it": lambda t: t.zeros(4, 6, device="meta"),
+    "expected a dense tensor (call .to_dense())": lambda t: t.zeros(4, 6).to_sparse(),
+}
+
+
+@pytest.mark.parametrize("message", WRONG_TENSORS)
+def test_a_wrong_tensor_is_one_line_with_a_remedy(message, torch):
+    with pytest.raises(CallError) as caught:
+        prepare(WRONG_TENSORS[message](torch), X)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_expanded_tensor_cannot_be_updated(torch):
+    with pytest.raises(CallError, match="its elements share memory"):
+        prepare(torch.zeros(1).expand(6), STATE)
+
+
+# --- whole calls ------------------------------------------------------------------------------
+
+
+def test_all_arguments_of_a_call():
+    x, state = aligned((4, 6)), arange((12,))[::2]
+    tensors, write_backs = prepare_all("net", [X, STATE], [x, state])
+    assert tensors[0].data_ptr() == x.ctypes.data
+    seen(tensors[1])[...] = 5
+    assert len(write_backs) == 1
+    write_backs[0]()
+    assert (state == 5).all()
+
+
+def test_memory_that_is_updated_must_be_passed_once():
+    other = ArgSpec("running_var", (6,), "float32", inplace=True)
+    reader = ArgSpec("bias", (6,), "float32")
+    buffer = aligned((32,))
+    check = functools.partial(prepare_all, "net", alignment=4)
+    with pytest.raises(CallError, match="'running_mean' and 'running_var' share memory"):
+        check([STATE, other], [buffer[:6], buffer[:6]])
+    with pytest.raises(CallError, match="'running_mean' is updated in place"):
+        check([reader, STATE], [buffer[:6], buffer[3:9]])
+    with pytest.raises(CallError, match="share memory"):
+        # The reader in the middle does not hide the long one that is written.
+        long = ArgSpec("long", (20,), "float32", inplace=True)
+        middle = ArgSpec("middle", (2,), "float32")
+        check([long, middle, reader], [buffer[:20], buffer[24:26], buffer[14:20]])
+    check([STATE, other, reader], [buffer[:6], buffer[6:12], buffer[12:18]])
+    check([reader, reader], [buffer[:6], buffer[:6]])
