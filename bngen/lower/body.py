@@ -1,0 +1,273 @@
+"""The body of a kernel: placeholders, load slots, store slots, as TE expressions and stages.
+
+In: a `Kernel` and the layouts. `Body.at` is the one way to read a value at a coordinate: from
+memory, from a stage computed earlier in the kernel, or by recomputing a load slot's expression.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from tvm import te, tirx
+
+from bngen.ir.layout import Blocked, Layout, physical_shape
+from bngen.ir.node import Node, Value
+from bngen.ir.ops import OPS
+from bngen.ir.plan import Kernel
+from bngen.lower.coords import Coord, Expr, Lane, broadcast_coord, logical_coord, read
+from bngen.lower.pointwise import EXPRESSIONS, Element
+
+@dataclass(frozen=True)
+class Argument:
+    """One buffer of a kernel's signature."""
+
+    value: Value
+    shape: tuple[int, ...]
+    part: str = ""
+
+
+@dataclass
+class Lowered:
+    """An unscheduled kernel.
+
+    Attributes:
+        name: symbol.
+        kind: which scheduling rule made for it applies (``conv``, ``window``, ...).
+        func: the TE function, blocks named as listed below.
+        arguments: inputs then outputs, in the order of the signature.
+        main: block of the anchor's loop nest.
+        tiles: elementwise blocks of the store slot, in order; they follow ``main``'s tile.
+        sums: reductions that read one tile at a time.
+        second: reductions that need a whole group of rows first.
+        pads: scratch blocks of the load slots.
+        extents: facts that knobs are chosen from (channels, rows, groups, ...).
+    """
+
+    name: str
+    kind: str
+    func: tirx.PrimFunc | None = None
+    arguments: list[Argument] = field(default_factory=list)
+    main: str = ""
+    tiles: list[str] = field(default_factory=list)
+    sums: list[str] = field(default_factory=list)
+    second: list[str] = field(default_factory=list)
+    pads: list[str] = field(default_factory=list)
+    extents: dict[str, int] = field(default_factory=dict)
+
+
+class Body:
+    """Expressions and stages of one kernel under construction."""
+
+    def __init__(self, kernel: Kernel, layouts: dict[Value, Layout], kind: str):
+        self.kernel, self.layouts = kernel, layouts
+        self.lowered = Lowered(kernel.name, kind)
+        self.producer: dict[Value, Node] = {v: n for n in kernel.nodes for v in n.outputs}
+        self.stages: dict[Value, Callable[[Coord], Expr]] = {}
+        self.results: dict[Value, te.Tensor] = {}
+        self.tensors: dict[Value, te.Tensor] = {}
+        for v in kernel.inputs:
+            shape = physical_shape(v.type, layouts[v])
+            self.tensors[v] = te.placeholder(shape or (1,), v.dtype, name=identifier(v.name))
+
+    # --- reading ------------------------------------------------------------------------------
+
+    def at(self, v: Value, coord: Coord) -> Expr:
+        """The element of ``v`` at a logical coordinate (channels may be a `Lane`)."""
+        if v in self.stages:
+            return self.stages[v](coord)
+        if v in self.tensors:
+            return self.load(v, coord)
+        result = self.apply(self.producer[v], coord)
+        return result[self.producer[v].outputs.index(v)] if isinstance(result, tuple) else result
+
+    def load(self, v: Value, coord: Coord) -> Expr:
+        tensor = self.tensors[v]
+        return tensor(0) if not v.shape else read(tensor, v.type, self.layouts[v], coord)
+
+    def apply(self, node: Node, coord: Coord) -> Expr | tuple[Expr, ...]:
+        """Recompute a pointwise node at a coordinate of its result."""
+        row, out = OPS[node.op], node.out.shape
+        roles = [name.rstrip("?") for name in row.operands]
+        operands = []
+        for role, v in zip(roles, node.inputs, strict=True):
+            if v is None:
+                operands.append(None)
+            elif role in row.channel:
+                operands.append(self.at(v, (coord[1],)))
+            elif node.op == "one_hot":
+                operands.append(self.at(v, (coord[0], *coord[2:])))
+            elif node.op == "random_uniform":
+                operands.append(self.at(v, (0,) * len(v.shape)))
+            else:
+                operands.append(self.at(v, broadcast_coord(coord, v.shape, out)))
+        return EXPRESSIONS[node.op](Element(node, coord), *operands)
+
+    def masked(self, v: Value, coord: Coord, fill: float = 0.0) -> Expr:
+        """Like `at`, but ``fill`` in lanes that hold no channel."""
+        element = self.at(v, coord)
+        for axis in coord:
+            valid = axis.valid() if isinstance(axis, Lane) else None
+            if valid is not None:
+                return tirx.Select(valid, element, tirx.const(fill, v.dtype))
+        return element
+
+    def is_loaded(self, v: Value) -> bool:
+        """Whether ``v`` is read from memory as it is."""
+        return v in self.tensors and v not in self.stages
+
+    # --- stages -------------------------------------------------------------------------------
+
+    def define(self, v: Value, tensor: te.Tensor) -> None:
+        """Later reads of ``v`` read this stage, which has ``v``'s physical shape."""
+        layout = self.layouts[v]
+
+        def from_stage(coord: Coord) -> Expr:
+            return read(tensor, v.type, layout, coord)
+
+        self.stages[v] = from_stage
+
+    def stage(self, v: Value, name: str) -> te.Tensor:
+        """Compute ``v`` over its whole physical extent as a stage of its own."""
+        layout = self.layouts[v]
+        shape = physical_shape(v.type, layout) or (1,)
+        if not v.shape:
+            tensor = te.compute(shape, lambda _: self.at(v, ()), name=name)
+        else:
+            tensor = te.compute(
+                shape, lambda *i: self.at(v, logical_coord(v.type, layout, i)), name=name
+            )
+        self.define(v, tensor)
+        return tensor
+
+    def store_slot(self) -> None:
+        """Stages for what the store slot writes or uses more than once, then its reductions."""
+        uses: dict[Value, int] = {}
+        for node in self.kernel.store:
+            for v in node.operands:
+                uses[v] = uses.get(v, 0) + (2 if len(node.outputs) > 1 else 1)
+        anchor_outputs = self.kernel.anchor.outputs if self.kernel.anchor else ()
+        reductions = [n for n in self.kernel.store if OPS[n.op].kind == "reduce"]
+        twice = {n.inputs[0] for n in reductions if n.op == "bn_partial_stats"}
+        for v in anchor_outputs:
+            if v in self.kernel.outputs or v in twice:
+                self.write(v)
+        for node in self.kernel.store:
+            if OPS[node.op].kind == "reduce":
+                continue
+            for v in node.outputs:
+                if v in self.kernel.outputs or v in twice:
+                    self.write(v)
+                elif uses.get(v, 0) > 1 and v.dtype != "bool" and v.shape == self.domain.shape:
+                    self.lowered.tiles.append(self.stage(v, f"mid_{identifier(v.name)}").op.name)
+        for node in reductions:
+            self.reduce_rows(node)
+
+    def write(self, v: Value) -> None:
+        """Store ``v`` to memory as a stage of the tile."""
+        if v in self.results:
+            return
+        tensor = self.stage(v, f"store_{identifier(v.name)}")
+        self.lowered.tiles.append(tensor.op.name)
+        if v in self.kernel.outputs:
+            self.results[v] = tensor
+
+    @property
+    def domain(self) -> Value:
+        """A value with the shape over which the kernel's loops run."""
+        return self.kernel.anchor.out if self.kernel.anchor else self.kernel.outputs[0]
+
+    # --- reductions over groups of rows -------------------------------------------------------
+
+    def reduce_rows(self, node: Node) -> None:
+        """Stages of a partial reduction; results have shape ``(Cb, N, groups/N, lanes)``."""
+        x = node.inputs[0]
+        layout: Blocked = self.layouts[x]
+        n, _, h, w = x.shape
+        per_image = node.attrs["groups"] // n
+        rows = h // per_image
+        shape = (layout.blocks, n, per_image, layout.lanes)
+        names = [identifier(v.name) for v in node.outputs]
+
+        def fold(term: Callable[[Coord], Expr], name: str, how=te.sum) -> te.Tensor:
+            hi, wi = te.reduce_axis((0, rows), "hi"), te.reduce_axis((0, w), "wi")
+
+            def element(cb, image, group, lane):
+                coord = (image, Lane(cb, lane, layout), group * rows + hi, wi)
+                return how(term(coord), axis=[hi, wi])
+
+            return te.compute(shape, element, name=name)
+
+        if node.op in ("partial_sum", "partial_max"):
+            how = te.sum if node.op == "partial_sum" else te.max
+            parts = [fold(lambda c: self.at(x, c), f"sum_{names[0]}", how)]
+            self.lowered.sums.append(parts[0].op.name)
+        elif node.op == "bn_partial_var":
+            mean = node.inputs[1]
+
+            def square(c: Coord) -> Expr:
+                centred = self.at(x, c) - self.at(mean, (c[1],))
+                return centred * centred
+
+            parts = [fold(square, f"sum_{names[0]}")]
+            self.lowered.sums.append(parts[0].op.name)
+        elif node.op == "bn_grad_partial_sums":
+            value, mean = node.inputs[1:]
+            parts = [
+                fold(lambda c: self.at(x, c), f"sum_{names[0]}"),
+                fold(
+                    lambda c: self.at(x, c) * (self.at(value, c) - self.at(mean, (c[1],))),
+                    f"sum_{names[1]}",
+                ),
+            ]
+            self.lowered.sums += [p.op.name for p in parts]
+        else:
+            parts = self.moments(x, fold, names, rows * w, rows)
+        for v, part in zip(node.outputs, parts, strict=True):
+            if v in self.kernel.outputs:
+                self.results[v] = part
+
+    def moments(
+        self, x: Value, fold: Callable[..., te.Tensor], names: list[str], count: int, rows: int
+    ) -> list[te.Tensor]:
+        """Sum, and sum of squared deviations from the group's own mean.
+
+        Two passes over a group that is still in cache: no cancellation however large the mean.
+        """
+        total = fold(lambda c: self.at(x, c), f"sum_{names[0]}")
+        inverse = tirx.const(1.0 / count, x.dtype)
+
+        layout: Blocked = self.layouts[x]
+        hi, wi = te.reduce_axis((0, rows), "hi"), te.reduce_axis((0, x.shape[3]), "wi")
+
+        def element(cb, image, group, lane):
+            coord = (image, Lane(cb, lane, layout), group * rows + hi, wi)
+            centred = self.at(x, coord) - total[cb, image, group, lane] * inverse
+            return te.sum(centred * centred, axis=[hi, wi])
+
+        spread = te.compute(total.shape, element, name=f"m2_{names[1]}")
+        self.lowered.sums.append(total.op.name)
+        self.lowered.second.append(spread.op.name)
+        return [total, spread]
+
+    # --- closing ------------------------------------------------------------------------------
+
+    def finish(self, **extents: int) -> Lowered:
+        """Build the function from what was defined."""
+        low = self.lowered
+        low.extents.update(extents)
+        tensors = [self.tensors[v] for v in self.kernel.inputs]
+        results = [self.results[v] for v in self.kernel.outputs]
+        low.arguments = [
+            Argument(v, tuple(int(s) for s in t.shape))
+            for v, t in zip((*self.kernel.inputs, *self.kernel.outputs), tensors + results, strict=True)
+        ]
+        low.func = te.create_prim_func(tensors + results).with_attr("global_symbol", low.name)
+        return low
+
+
+def identifier(name: str) -> str:
+    """A value's name as a TIR identifier."""
+    return re.sub(r"\W", "_", name)
+

@@ -1,0 +1,114 @@
+"""Coordinates of an element, and how a layout turns them into an index of physical memory.
+
+An element of ``[N,C,H,W]`` has one coordinate an axis. In a loop over channel blocks the channel
+coordinate is a `Lane` (block, lane) and stays so: reading another blocked value needs no division.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import te, tirx
+
+from bngen.ir.layout import Blocked, Layout, Plain, channel_axis
+from bngen.ir.node import TensorType
+
+Expr = Any
+
+
+@dataclass(frozen=True)
+class Lane:
+    """A channel as (block, lane) of a blocked layout."""
+
+    block: Expr
+    lane: Expr
+    layout: Blocked
+
+    def logical(self) -> Expr:
+        """The channel's number; unspecified for a padding lane."""
+        lanes = self.layout.lanes
+        rows = self.layout.block_starts()
+        number = self.block * lanes + self.lane
+        for channel, block, _ in rows[1:]:
+            shifted = (self.block - block) * lanes + self.lane + channel
+            number = tirx.Select(self.block >= block, shifted, number)
+        return number
+
+    def valid(self) -> Expr | None:
+        """Whether the lane holds a channel; None where every lane does."""
+        lanes, tests = self.layout.lanes, []
+        for _, block, size in self.layout.block_starts():
+            if size % lanes:
+                last = block + size // lanes
+                tests.append(tirx.any(self.block != last, self.lane < size % lanes))
+        return tirx.all(*tests) if tests else None
+
+
+Coord = Sequence[Any]
+
+
+def logical(axis: Any) -> Expr:
+    """A coordinate as a number."""
+    return axis.logical() if isinstance(axis, Lane) else axis
+
+
+def lane_of(axis: Any, layout: Blocked) -> Lane:
+    """A channel coordinate as a lane of ``layout``."""
+    if isinstance(axis, Lane) and axis.layout == layout:
+        return axis
+    number, lanes = logical(axis), layout.lanes
+    block, lane = number // lanes, number % lanes
+    for channel, first, _ in layout.block_starts()[1:]:
+        here = number >= channel
+        block = tirx.Select(here, (number - channel) // lanes + first, block)
+        lane = tirx.Select(here, (number - channel) % lanes, lane)
+    return Lane(block, lane, layout)
+
+
+def physical_index(type_: TensorType, layout: Layout, coord: Coord) -> list[Expr]:
+    """Index into the physical array for a logical coordinate."""
+    if isinstance(layout, Plain):
+        return [logical(c) for c in coord]
+    axis = channel_axis(len(type_.shape))
+    lane = lane_of(coord[axis], layout)
+    rest = [logical(c) for i, c in enumerate(coord) if i != axis]
+    return [lane.block, *rest, lane.lane]
+
+
+def logical_coord(type_: TensorType, layout: Layout, index: Sequence[Expr]) -> tuple[Any, ...]:
+    """The inverse of `physical_index` for plain and blocked layouts."""
+    if isinstance(layout, Plain):
+        return tuple(index)
+    axis = channel_axis(len(type_.shape))
+    rest = list(index[1:-1])
+    rest.insert(axis, Lane(index[0], index[-1], layout))
+    return tuple(rest)
+
+
+def guards_plain_read(type_: TensorType, coord: Coord) -> Expr | None:
+    """The condition under which a plain tensor may be read at a coordinate with lanes."""
+    lanes = [c.valid() for c in coord if isinstance(c, Lane)]
+    return lanes[0] if lanes else None
+
+
+def read(tensor: te.Tensor, type_: TensorType, layout: Layout, coord: Coord) -> Expr:
+    """The element at a coordinate; zero for a padding lane read from a plain tensor."""
+    element = tensor(*physical_index(type_, layout, coord))
+    guard = guards_plain_read(type_, coord) if isinstance(layout, Plain) else None
+    if guard is None:
+        return element
+    return tirx.if_then_else(guard, element, zero(type_.dtype))
+
+
+def zero(dtype: str) -> Expr:
+    """The additive identity of a type."""
+    return tirx.const(0, dtype)
+
+
+def broadcast_coord(coord: Coord, shape: tuple[int, ...], out: tuple[int, ...]) -> tuple[Any, ...]:
+    """The coordinate of a NumPy-broadcast operand of ``shape`` for an element of ``out``."""
+    tail = list(coord)[len(out) - len(shape) :]
+    extents = out[len(out) - len(shape) :]
+    return tuple(0 if s == 1 and o != 1 else c for c, s, o in zip(tail, shape, extents, strict=True))

@@ -1,0 +1,327 @@
+"""Kernels without a window: pointwise, copies between layouts, reductions, matrix products."""
+
+from __future__ import annotations
+
+from tvm import te, tirx
+
+from bngen.ir.layout import Blocked, PackedWeight, physical_shape
+from bngen.ir.node import Node, Value
+from bngen.ir.ops import normalize_axes
+from bngen.ir.plan import Kernel
+from bngen.lower.body import Body, Lowered, identifier
+from bngen.lower.coords import Lane, logical, logical_coord, zero
+
+
+def lower_pointwise(kernel: Kernel, layouts: dict) -> Lowered:
+    """A kernel whose loops only visit elements, with partial sums if the store slot holds some."""
+    body = Body(kernel, layouts, "pointwise")
+    body.store_slot()
+    body.lowered.main = body.lowered.tiles[0]
+    return body.finish(**_map_extents(kernel.outputs[0], layouts))
+
+
+def _map_extents(v: Value, layouts: dict) -> dict[str, int]:
+    layout = layouts[v]
+    if len(v.shape) == 4 and isinstance(layout, Blocked):
+        n, _, h, w = v.shape
+        return {"n": n, "h": h, "w": w, "out_blocks": layout.blocks, "lanes": layout.lanes}
+    return {}
+
+
+def lower_partial(kernel: Kernel, layouts: dict) -> Lowered:
+    """A partial reduction that no store slot took: it sweeps its operand by itself."""
+    node = kernel.anchor
+    body = Body(kernel, layouts, "partial")
+    body.reduce_rows(node)
+    low = body.lowered
+    low.main = low.sums[0]
+    return body.finish(**_map_extents(node.inputs[0], layouts))
+
+
+def lower_copy(kernel: Kernel, layouts: dict) -> Lowered:
+    """Another layout, or another place: copy, and views that could not stay views."""
+    node = kernel.anchor
+    out, layout = node.out, layouts[node.out]
+    body = Body(kernel, layouts, "copy")
+    shape = physical_shape(out.type, layout) or (1,)
+    if isinstance(layout, PackedWeight):
+        element = _packed_element(body, node.inputs[0], layout)
+    else:
+
+        def element(*index):
+            return _moved(body, node, () if not out.shape else logical_coord(out.type, layout, index))
+
+    tensor = te.compute(shape, element, name="copy")
+    body.results[out] = tensor
+    body.lowered.main = "copy"
+    return body.finish(**_map_extents(out, layouts))
+
+
+def _moved(body: Body, node: Node, coord):
+    """The element of a copy, cat, slice or reshape at a coordinate of its result."""
+    if node.op == "copy":
+        return body.masked(node.inputs[0], coord)
+    if node.op == "slice":
+        axis, start = node.attrs["axis"], node.attrs["start"]
+        source = [c + start if i == axis and not isinstance(c, Lane) else c for i, c in enumerate(coord)]
+        if isinstance(coord[axis], Lane):
+            source[axis] = coord[axis].logical() + start
+        return _guarded(body, node.inputs[0], coord, source)
+    if node.op == "reshape":
+        return _guarded(body, node.inputs[0], coord, _unravel(coord, node))
+    return _joined(body, node, coord)
+
+
+def _guarded(body: Body, x: Value, coord, source):
+    """Read ``x`` at ``source``, but only for lanes of ``coord`` that hold a channel."""
+    value = body.at(x, tuple(source))
+    tests = [c.valid() for c in coord if isinstance(c, Lane) and c.valid() is not None]
+    return tirx.if_then_else(tests[0], value, zero(x.dtype)) if tests else value
+
+
+def _unravel(coord, node: Node):
+    number = tirx.const(0, "int32")
+    for axis, extent in zip(coord, node.out.shape, strict=True):
+        number = number * extent + logical(axis)
+    source = []
+    for extent in reversed(node.inputs[0].shape):
+        source.append(tirx.floormod(number, extent))
+        number = tirx.floordiv(number, extent)
+    return list(reversed(source))
+
+
+def _joined(body: Body, node: Node, coord):
+    axis = node.attrs["axis"]
+    here = logical(coord[axis])
+    starts, total = [], 0
+    for v in node.inputs:
+        starts.append(total)
+        total += v.shape[axis]
+    result = None
+    for v, start in reversed(list(zip(node.inputs, starts, strict=True))):
+        source = [here - start if i == axis else c for i, c in enumerate(coord)]
+        value = _guarded(body, v, coord, source)
+        result = value if result is None else tirx.if_then_else(
+            here < start + v.shape[axis], value, result
+        )
+    return result
+
+
+def _packed_element(body: Body, w: Value, layout: PackedWeight):
+    """Gather a packed weight from ``[K,C/groups,R,S]``; zeros in padding lanes."""
+    rows, cols = w.shape[2:]
+
+    def tap(r, s):
+        return (rows - 1 - r, cols - 1 - s) if layout.flipped else (r, s)
+
+    def depthwise(kb, r, s, l):  # noqa: E741
+        lane = Lane(kb, l, layout.outer)
+        return _when([lane], body.at(w, (lane.logical(), 0, *tap(r, s))))
+
+    def blocked(ob, ib, r, s, il, ol):
+        outer = Lane(ob, ol, layout.outer)
+        inner = ib if layout.inner is None else Lane(ib, il, layout.inner)
+        o, i = outer.logical(), logical(inner)
+        lanes = [outer] if layout.groups > 1 or layout.inner is None else [outer, inner]
+        if not layout.flipped:
+            return _when(lanes, body.at(w, (o, i, *tap(r, s))))
+        per_group = w.shape[1]
+        if layout.groups > 1:
+            # dx channel o of group g sums over that group's outputs i: w[g*K/groups + i, o % C/groups]
+            group = tirx.floordiv(o, per_group)
+            i = group * (w.shape[0] // layout.groups) + i
+            o = tirx.floormod(o, per_group)
+        return _when(lanes, body.at(w, (i, o, *tap(r, s))))
+
+    return depthwise if layout.depthwise else blocked
+
+
+def _when(lanes: list[Lane], value):
+    tests = [t for t in (lane.valid() for lane in lanes) if t is not None]
+    return tirx.if_then_else(tirx.all(*tests), value, zero(value.dtype)) if tests else value
+
+
+def lower_reduce(kernel: Kernel, layouts: dict) -> Lowered:
+    """Reductions over any axes, merges of partial results, statistics of matrices ``[N,C]``."""
+    node = kernel.anchor
+    body = Body(kernel, layouts, "reduce")
+    makers = {"bn_merge_stats": _merge_stats, "bn_stats": _matrix_stats, "bn_mean": _matrix_mean,
+              "bn_var": _matrix_var, "bn_grad_sums": _matrix_grad_sums}  # fmt: skip
+    makers.get(node.op, _fold_axes)(body, node)
+    body.lowered.main = "fold"
+    body.store_slot()
+    return body.finish()
+
+
+def _fold_axes(body: Body, node: Node) -> None:
+    x, out = node.inputs[0], node.out
+    axes = normalize_axes(node.attrs["axes"], len(x.shape))
+    fold = [te.reduce_axis((0, x.shape[a]), f"a{a}") for a in axes]
+    count = 1
+    for a in axes:
+        count *= x.shape[a]
+    how = _max_or_sum(node)
+    wide = node.op != "amax"
+
+    def element(*index):
+        coord = list(logical_coord(out.type, body.layouts[out], index) if out.shape else ())
+        source = []
+        for i in range(len(x.shape)):
+            if i in axes:
+                if node.attrs["keepdims"]:
+                    coord.pop(0)
+                source.append(fold[axes.index(i)])
+            else:
+                source.append(coord.pop(0))
+        value = body.at(x, tuple(source))
+        return how(tirx.Cast("float64", value) if wide and x.dtype == "float32" else value, axis=fold)
+
+    shape = physical_shape(out.type, body.layouts[out]) or (1,)
+    total = te.compute(shape, element, name="fold")
+    if not wide or x.dtype != "float32":
+        _define_scaled(body, out, total, None)
+        return
+    _define_scaled(body, out, total, 1.0 / count if node.op == "mean" else 1.0)
+
+
+def _define_scaled(body: Body, out: Value, total: te.Tensor, scale: float | None) -> None:
+    """The reduction's result in its own type: float32 sums are folded in float64."""
+
+    def value(*index):
+        element = total(*index)
+        if scale is None:
+            return element
+        return tirx.Cast(out.dtype, element * tirx.const(scale, "float64"))
+
+    name = "mid_" + identifier(out.name)
+    if out.shape:
+        body.define(out, te.compute(total.shape, value, name=name))
+    else:
+        result = te.compute((1,), value, name=name)
+        body.stages[out] = lambda coord: result(0)
+    body.lowered.tiles.append(name)
+
+
+def _max_or_sum(node: Node):
+    if node.op != "amax":
+        return te.sum
+    nan_wins = lambda a, b: tirx.Select(tirx.any(a >= b, a != a), a, b)  # noqa: E731
+    return te.comm_reducer(nan_wins, lambda t: tirx.min_value(t), name="nan_max")
+
+
+def _merge_stats(body: Body, node: Node) -> None:
+    """Chan, Golub and LeVeque's merge of equally large groups, in float64."""
+    total, m2 = node.inputs
+    mean, var = node.outputs
+    groups, count = total.shape[0], node.attrs["count"]
+    shape = physical_shape(mean.type, body.layouts[mean])
+    f64 = lambda v: tirx.const(v, "float64")  # noqa: E731
+
+    def channel(index):
+        return logical_coord(mean.type, body.layouts[mean], index)[0]
+
+    def read(v, g, index):
+        return tirx.Cast("float64", body.at(v, (g, channel(index))))
+
+    g1, g2, g3 = (te.reduce_axis((0, groups), "g") for _ in range(3))
+    whole = te.compute(shape, lambda *i: te.sum(read(total, g1, i), axis=g1), name="fold")
+    centre = te.compute(shape, lambda *i: whole(*i) * f64(1.0 / (groups * count)), name="mid_centre")
+    inner = te.compute(shape, lambda *i: te.sum(read(m2, g2, i), axis=g2), name="fold_m2")
+
+    def deviation(*i):
+        d = read(total, g3, i) * f64(1.0 / count) - centre(*i)
+        return te.sum(d * d, axis=g3)
+
+    between = te.compute(shape, deviation, name="fold_between")
+    spread = te.compute(
+        shape,
+        lambda *i: tirx.Cast(var.dtype, (inner(*i) + between(*i) * f64(count)) * f64(1 / (groups * count))),
+        name="mid_var",
+    )
+    body.define(mean, te.compute(shape, lambda *i: tirx.Cast(mean.dtype, centre(*i)), name="mid_mean"))
+    body.define(var, spread)
+
+
+def _matrix_fold(body: Body, x: Value, term, name: str) -> te.Tensor:
+    """Per column of ``x[N,C]``, a float64 sum over the rows of ``term(row, column)``."""
+    n, c = x.shape[0], x.shape[1]
+    rest = [te.reduce_axis((0, e), "e") for e in (n, *x.shape[2:])]
+
+    def element(j):
+        return te.sum(tirx.Cast("float64", term((rest[0], j, *rest[1:]))), axis=rest)
+
+    return te.compute((c,), element, name=name)
+
+
+def _share(body: Body, v: Value, total: te.Tensor, count: int, name: str) -> None:
+    scale = tirx.const(1.0 / count, "float64")
+    body.define(v, te.compute(total.shape, lambda j: tirx.Cast(v.dtype, total[j] * scale), name=name))
+
+
+def _matrix_stats(body: Body, node: Node) -> None:
+    (x,), (mean, var) = node.inputs, node.outputs
+    count = x.type.size // x.shape[1]
+    total = _matrix_fold(body, x, lambda c: body.at(x, c), "fold")
+    inverse = tirx.const(1.0 / count, "float64")
+
+    def square(c):
+        d = tirx.Cast("float64", body.at(x, c)) - total[c[1]] * inverse
+        return d * d
+
+    spread = _matrix_fold(body, x, square, "fold_m2")
+    _share(body, mean, total, count, "mid_mean")
+    _share(body, var, spread, count, "mid_var")
+
+
+def _matrix_mean(body: Body, node: Node) -> None:
+    (x,) = node.inputs
+    total = _matrix_fold(body, x, lambda c: body.at(x, c), "fold")
+    _share(body, node.out, total, x.type.size // x.shape[1], "mid_mean")
+
+
+def _matrix_var(body: Body, node: Node) -> None:
+    x, mean = node.inputs
+
+    def square(c):
+        d = body.at(x, c) - body.at(mean, (c[1],))
+        return d * d
+
+    _share(body, node.out, _matrix_fold(body, x, square, "fold"), x.type.size // x.shape[1], "mid_var")
+
+
+def _matrix_grad_sums(body: Body, node: Node) -> None:
+    dy, x, mean = node.inputs
+    terms = (
+        lambda c: body.at(dy, c),
+        lambda c: body.at(dy, c) * (body.at(x, c) - body.at(mean, (c[1],))),
+    )
+    for v, term, name in zip(node.outputs, terms, ("fold", "fold_centred"), strict=True):
+        _share(body, v, _matrix_fold(body, x, term, name), 1, f"mid_{name}")
+
+
+def lower_matmul(kernel: Kernel, layouts: dict) -> Lowered:
+    """``op(a) @ op(b)``; where both are contiguous along the inner extent, one partial sum a lane."""
+    node = kernel.anchor
+    body = Body(kernel, layouts, "matmul")
+    a, b = node.inputs
+    ta, tb = node.attrs["trans_a"], node.attrs["trans_b"]
+    (m, n), k = node.out.shape, a.shape[0] if ta else a.shape[1]
+
+    def product(i, j, e):
+        return body.at(a, (e, i) if ta else (i, e)) * body.at(b, (j, e) if tb else (e, j))
+
+    lanes = next((v for v in (16, 8, 4) if k % v == 0), 1)
+    if tb and not ta and lanes > 1:
+        eo, lane = te.reduce_axis((0, k // lanes), "eo"), te.reduce_axis((0, lanes), "lane")
+        wide = te.compute(
+            (m, n, lanes), lambda i, j, el: te.sum(product(i, j, eo * lanes + el), axis=eo), name="fold"
+        )
+        total = te.compute((m, n), lambda i, j: te.sum(wide[i, j, lane], axis=lane), name="merge")
+    else:
+        e = te.reduce_axis((0, k), "e")
+        total = te.compute((m, n), lambda i, j: te.sum(product(i, j, e), axis=e), name="fold")
+    body.define(node.out, total)
+    body.lowered.main = "fold"
+    body.store_slot()
+    return body.finish(m=m, cols=n, k=k, lanes=lanes if tb and not ta else 0)
+

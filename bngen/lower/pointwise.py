@@ -1,0 +1,187 @@
+"""What each pointwise op computes for one element, as a TIR expression.
+
+`EXPRESSIONS` maps an op to ``fn(element, *operand expressions) -> expression`` (or a tuple of them).
+A missing optional operand is None. The meaning is that of `bngen.ir.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+
+from bngen.ir.node import Node
+from bngen.lower.coords import Coord, Expr, logical
+
+
+@dataclass(frozen=True)
+class Element:
+    """The node whose element is computed, and where the element lies."""
+
+    node: Node
+    coord: Coord
+
+    @property
+    def dtype(self) -> str:
+        """Element type of the result."""
+        return self.node.out.dtype
+
+    def const(self, value: float) -> Expr:
+        """A constant of the result's type."""
+        return tirx.const(value, self.dtype)
+
+
+def bind(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
+    """``body(value)`` with the value computed once."""
+    if isinstance(value, (tirx.Var, tirx.IntImm, tirx.FloatImm)):
+        return body(value)
+    var = tirx.Var("v", value.dtype)
+    return tirx.Let(var, value, body(var))
+
+
+def _relu(e: Element, x: Expr) -> Expr:
+    # Select(x <= 0, 0, x) rather than max: a NaN passes through, as in PyTorch.
+    return bind(x, lambda v: tirx.Select(v <= e.const(0), e.const(0), v))
+
+
+def _leaky_relu(e: Element, x: Expr) -> Expr:
+    slope = e.const(e.node.attrs["slope"])
+    return bind(x, lambda v: tirx.Select(v > e.const(0), v, v * slope))
+
+
+def _hardtanh(e: Element, x: Expr) -> Expr:
+    lo, hi = e.const(e.node.attrs["lo"]), e.const(e.node.attrs["hi"])
+    return bind(x, lambda v: tirx.Select(v < lo, lo, tirx.Select(v > hi, hi, v)))
+
+
+def _sigmoid(e: Element, x: Expr) -> Expr:
+    return e.const(1) / (e.const(1) + tirx.exp(e.const(0) - x))
+
+
+def _silu(e: Element, x: Expr) -> Expr:
+    return bind(x, lambda v: v / (e.const(1) + tirx.exp(e.const(0) - v)))
+
+
+def _maximum(e: Element, a: Expr, b: Expr) -> Expr:
+    return bind(a, lambda u: bind(b, lambda v: tirx.Select(tirx.any(u > v, u != u), u, v)))
+
+
+def _minimum(e: Element, a: Expr, b: Expr) -> Expr:
+    return bind(a, lambda u: bind(b, lambda v: tirx.Select(tirx.any(u < v, u != u), u, v)))
+
+
+def _where(e: Element, cond: Expr, a: Expr, b: Expr) -> Expr:
+    # Select evaluates both sides: a branch per lane would cost more than the arithmetic.
+    return tirx.Select(cond, _as(a, e.dtype), _as(b, e.dtype))
+
+
+def _as(x: Expr, dtype: str) -> Expr:
+    return x if str(x.dtype) == dtype else tirx.Cast(dtype, x)
+
+
+def _inverse_std(e: Element, var: Expr, weight: Expr | None) -> Expr:
+    inv = e.const(1) / tirx.sqrt(var + e.const(e.node.attrs["eps"]))
+    return inv if weight is None else inv * weight
+
+
+def _bn_normalize(e: Element, x, mean, var, weight, bias) -> Expr:
+    y = (x - mean) * _inverse_std(e, var, weight)
+    return y if bias is None else y + bias
+
+
+def _bn_update(e: Element, running_mean, running_var, mean, var, momentum) -> tuple[Expr, Expr]:
+    count = e.node.attrs["count"]
+    unbiased = var * e.const(count / (count - 1)) if count > 1 else var * e.const(float("nan"))
+    m = e.const(e.node.attrs["momentum"]) if momentum is None else _as(momentum, e.dtype)
+    keep = e.const(1) - m
+    return keep * running_mean + m * mean, keep * running_var + m * unbiased
+
+
+def _bn_grad_input(e: Element, dy, x, mean, var, weight, sum_dy, sum_dy_centred) -> Expr:
+    count = e.const(1.0 / e.node.attrs["count"])
+    spread = var + e.const(e.node.attrs["eps"])
+    inner = dy - sum_dy * count - (x - mean) * (sum_dy_centred * count / spread)
+    return inner * _inverse_std(e, var, weight)
+
+
+def _random_uniform(e: Element, seed: Expr) -> Expr:
+    """lowbias32 (Wellons) twice over the element's row-major number, as in `bngen.ir.ops`."""
+    u32 = lambda v: tirx.const(v, "uint32")  # noqa: E731
+    number: Expr = tirx.const(0, "int32")
+    for axis, extent in zip(e.coord, e.node.attrs["shape"], strict=True):
+        number = number * extent + logical(axis)
+    x = tirx.Cast("uint32", number) ^ (tirx.Cast("uint32", seed) * u32(0x9E3779B9))
+    for _ in range(2):
+        x = (x ^ (x >> u32(16))) * u32(0x7FEB352D)
+        x = (x ^ (x >> u32(15))) * u32(0x846CA68B)
+        x = (x ^ (x >> u32(16))) + u32(e.node.attrs["stream"])
+    # Through int32: 24 bits convert exactly, and vector units convert signed integers.
+    return tirx.Cast("float32", tirx.Cast("int32", x >> u32(8))) * tirx.const(2.0**-24, "float32")
+
+
+def _one_hot(e: Element, labels: Expr) -> Expr:
+    hit = labels == _as(logical(e.coord[1]), labels.dtype)
+    return tirx.Select(hit, e.const(1), e.const(0))
+
+
+def _binary(fn: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
+    return lambda e, a, b: fn(_as(a, e.dtype), _as(b, e.dtype))
+
+
+def _compare(fn: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
+    def compare(e: Element, a: Expr, b: Expr) -> Expr:
+        scalar = not e.node.inputs[0].shape and e.node.inputs[1].shape
+        return fn(_as(a, b.dtype), b) if scalar else fn(a, _as(b, a.dtype))
+
+    return compare
+
+
+def _pow(e: Element, a: Expr, b: Expr) -> Expr:
+    exponent = getattr(b, "value", None)
+    if exponent == 2:
+        return bind(a, lambda v: v * v)
+    return tirx.power(_as(a, e.dtype), _as(b, e.dtype))
+
+
+EXPRESSIONS: dict[str, Callable[..., Any]] = {
+    "add": _binary(lambda a, b: a + b),
+    "sub": _binary(lambda a, b: a - b),
+    "mul": _binary(lambda a, b: a * b),
+    "div": _binary(lambda a, b: a / b if "float" in str(a.dtype) else tirx.truncdiv(a, b)),
+    "maximum": _maximum,
+    "minimum": _minimum,
+    "pow": _pow,
+    "greater": _compare(lambda a, b: a > b),
+    "greater_equal": _compare(lambda a, b: a >= b),
+    "less": _compare(lambda a, b: a < b),
+    "less_equal": _compare(lambda a, b: a <= b),
+    "equal": _compare(lambda a, b: a == b),
+    "not_equal": _compare(lambda a, b: a != b),
+    "exp": lambda e, x: tirx.exp(x),
+    "log": lambda e, x: tirx.log(x),
+    "sqrt": lambda e, x: tirx.sqrt(x),
+    "rsqrt": lambda e, x: e.const(1) / tirx.sqrt(x),
+    "tanh": lambda e, x: tirx.tanh(x),
+    "sigmoid": _sigmoid,
+    "silu": _silu,
+    "neg": lambda e, x: e.const(0) - x,
+    "abs": lambda e, x: tirx.abs(x),
+    "relu": _relu,
+    "leaky_relu": _leaky_relu,
+    "hardtanh": _hardtanh,
+    "where": _where,
+    "cast": lambda e, x: _as(x, e.dtype),
+    "stop_gradient": lambda e, x: x,
+    "constant": lambda e: e.const(e.node.attrs["value"]),
+    "broadcast_to": lambda e, x: x,
+    "random_uniform": _random_uniform,
+    "one_hot": _one_hot,
+    "bias_add": lambda e, x, bias: x + bias,
+    "bn_normalize": _bn_normalize,
+    "bn_update": _bn_update,
+    "bn_grad_direct": lambda e, dy, var, weight: dy * _inverse_std(e, var, weight),
+    "bn_grad_affine": lambda e, x, mean, slope, offset: (x - mean) * slope + offset,
+    "bn_grad_input": _bn_grad_input,
+}

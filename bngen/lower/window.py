@@ -1,0 +1,241 @@
+"""Pools and their gradients; the load slot is applied into a scratch tile, as for convolutions.
+
+Blocks: ``pad`` (scratch), ``window`` (the fold over the window), ``index`` (which tap won), then the
+store slot.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from tvm import te, tirx
+
+from bngen.ir.layout import Blocked, physical_shape
+from bngen.ir.node import Node, Value
+from bngen.ir.ops import adaptive_bounds
+from bngen.ir.plan import Kernel
+from bngen.lower.body import Body, Lowered
+from bngen.lower.coords import Expr, Lane, zero
+
+
+def lower_window(kernel: Kernel, layouts: dict) -> Lowered:
+    """Any pool or pool gradient."""
+    node = kernel.anchor
+    body = Body(kernel, layouts, "window")
+    makers = {
+        "max_pool2d": _max_pool,
+        "avg_pool2d": _avg_pool,
+        "adaptive_avg_pool2d": _adaptive,
+        "max_pool2d_grad": _max_pool_grad,
+        "avg_pool2d_grad": _avg_pool_grad,
+        "adaptive_avg_pool2d_grad": _adaptive_grad,
+    }
+    makers[node.op](body, node)
+    body.lowered.main = "window"
+    body.store_slot()
+    n, _, h, w = node.out.shape
+    layout = layouts[node.out]
+    return body.finish(n=n, h=h, w=w, out_blocks=layout.blocks, lanes=layout.lanes)
+
+
+def _scratch(body: Body, x: Value, lo: tuple[int, int], extent: tuple[int, int], fill: float):
+    """``x`` with its load slot applied, shifted by ``lo``, ``fill`` outside."""
+    layout: Blocked = body.layouts[x]
+    n, _, h, w = x.shape
+    if body.is_loaded(x) and lo == (0, 0) and extent[0] <= h and extent[1] <= w:
+        return body.tensors[x]
+
+    def element(cb, image, p, q, lane):
+        tests = [p >= lo[0], p < h + lo[0], q >= lo[1], q < w + lo[1]]
+        value = body.at(x, (image, Lane(cb, lane, layout), p - lo[0], q - lo[1]))
+        return tirx.if_then_else(tirx.all(*tests), value, tirx.const(fill, x.dtype))
+
+    tensor = te.compute((layout.blocks, n, *extent, layout.lanes), element, name="pad")
+    body.lowered.pads.append("pad")
+    return tensor
+
+
+def _forward(body: Body, node: Node, fill: float):
+    """Scratch, window axes and tap function of a pool."""
+    x, (kh, kw) = node.inputs[0], node.attrs["kernel"]
+    (sh, sw), (dh, dw) = node.attrs["stride"], node.attrs.get("dilation", (1, 1))
+    oh, ow = node.out.shape[2:]
+    extent = ((oh - 1) * sh + dh * (kh - 1) + 1, (ow - 1) * sw + dw * (kw - 1) + 1)
+    data = _scratch(body, x, node.attrs["padding"], extent, fill)
+    axes = te.reduce_axis((0, kh), "r"), te.reduce_axis((0, kw), "s")
+
+    def tap(cb, n, h, w, lane, r, s) -> Expr:
+        return data[cb, n, h * sh + r * dh, w * sw + s * dw, lane]
+
+    return axes, tap
+
+
+def _nan_max(dtype: str):
+    """A maximum that a NaN wins, as in PyTorch."""
+
+    def combine(a: Expr, b: Expr) -> Expr:
+        return tirx.Select(tirx.any(a >= b, a != a), a, b)
+
+    return te.comm_reducer(combine, lambda t: tirx.const(float("-inf"), t), name="nan_max")
+
+
+def _max_pool(body: Body, node: Node) -> None:
+    value, index = node.outputs
+    shape = physical_shape(value.type, body.layouts[value])
+    (r, s), tap = _forward(body, node, float("-inf"))
+    fold = _nan_max(value.dtype)
+    best = te.compute(shape, lambda *i: fold(tap(*i, r, s), axis=[r, s]), name="window")
+    body.define(value, best)
+    if index not in body.kernel.outputs:
+        return
+    kw = node.attrs["kernel"][1]
+    (r, s), tap = _forward_again(body, node, tap)
+
+    def winner(*i):
+        here = tap(*i, r, s)
+        hit = tirx.any(here == best(*i), here != here)
+        number = tirx.Cast("int32", r * kw + s)
+        return te.min(tirx.Select(hit, number, tirx.const(2**31 - 1, "int32")), axis=[r, s])
+
+    which = te.compute(shape, winner, name="index")
+    body.lowered.sums.append("index")
+    body.results[index] = which
+
+
+def _forward_again(body: Body, node: Node, tap):
+    """Fresh window axes over the same scratch."""
+    kh, kw = node.attrs["kernel"]
+    return (te.reduce_axis((0, kh), "r"), te.reduce_axis((0, kw), "s")), tap
+
+
+def _avg_pool(body: Body, node: Node) -> None:
+    (out,) = node.outputs
+    shape = physical_shape(out.type, body.layouts[out])
+    (r, s), tap = _forward(body, node, 0.0)
+    total = te.compute(shape, lambda *i: te.sum(tap(*i, r, s), axis=[r, s]), name="window")
+    share = _divisor(node, node.inputs[0].shape[2:])
+
+    def mean(cb, n, h, w, lane):
+        return total[cb, n, h, w, lane] / share(h, w)
+
+    body.define(out, te.compute(shape, mean, name="mid_mean"))
+    body.lowered.tiles.append("mid_mean")
+
+
+def _divisor(node: Node, source: tuple[int, int]):
+    """The count by which output (h, w) of an average pool is divided, as an expression."""
+    bounds = []
+    for i, size in enumerate(source):
+        k, s, p = node.attrs["kernel"][i], node.attrs["stride"][i], node.attrs["padding"][i]
+        bounds.append((k, s, p, size))
+    pads = node.attrs["count_include_pad"]
+
+    def extent(o: Expr, i: int) -> Expr:
+        k, s, p, size = bounds[i]
+        start = o * s - p
+        if pads:
+            return tirx.min(start + k, size + p) - start
+        return tirx.min(start + k, size) - tirx.max(start, 0)
+
+    return lambda h, w: tirx.Cast("float32", extent(h, 0) * extent(w, 1))
+
+
+def _adaptive(body: Body, node: Node) -> None:
+    x, out = node.inputs[0], node.out
+    layout: Blocked = body.layouts[x]
+    sizes, outs = x.shape[2:], out.shape[2:]
+    spans = [max(hi - lo for lo, hi in adaptive_bounds(s, o)) for s, o in zip(sizes, outs, strict=True)]
+    axes = [te.reduce_axis((0, span), name) for span, name in zip(spans, "rs", strict=True)]
+
+    def range_of(o: Expr, i: int) -> tuple[Expr, Expr]:
+        return (o * sizes[i]) // outs[i], ((o + 1) * sizes[i] + outs[i] - 1) // outs[i]
+
+    def element(cb, n, h, w, lane):
+        (h0, h1), (w0, w1) = range_of(h, 0), range_of(w, 1)
+        value = body.at(x, (n, Lane(cb, lane, layout), h0 + axes[0], w0 + axes[1]))
+        exact = all(s % o == 0 for s, o in zip(sizes, outs, strict=True))
+        if not exact:
+            tests = tirx.all(h0 + axes[0] < h1, w0 + axes[1] < w1)
+            value = tirx.if_then_else(tests, value, zero(x.dtype))
+        return te.sum(value, axis=axes)
+
+    shape = physical_shape(out.type, layout)
+    total = te.compute(shape, element, name="window")
+
+    def mean(cb, n, h, w, lane):
+        (h0, h1), (w0, w1) = range_of(h, 0), range_of(w, 1)
+        return total[cb, n, h, w, lane] / tirx.Cast(out.dtype, (h1 - h0) * (w1 - w0))
+
+    body.define(out, te.compute(shape, mean, name="mid_mean"))
+    body.lowered.tiles.append("mid_mean")
+
+
+def _scatter(body: Body, node: Node, term) -> None:
+    """A pool's gradient: sum over the windows that cover (h, w) of ``term(oh, ow, tap)``."""
+    out = node.out
+    layout: Blocked = body.layouts[out]
+    (kh, kw), (sh, sw) = node.attrs["kernel"], node.attrs["stride"]
+    (ph, pw), (dh, dw) = node.attrs["padding"], node.attrs.get("dilation", (1, 1))
+    oh, ow = node.inputs[0].shape[2:]
+    r, s = te.reduce_axis((0, kh), "r"), te.reduce_axis((0, kw), "s")
+
+    def element(cb, n, h, w, lane):
+        y, x = h + ph - r * dh, w + pw - s * dw
+        tests = [y >= 0, y <= (oh - 1) * sh, x >= 0, x <= (ow - 1) * sw]
+        tests += [tirx.floormod(y, sh) == 0] if sh > 1 else []
+        tests += [tirx.floormod(x, sw) == 0] if sw > 1 else []
+        coord = (n, Lane(cb, lane, layout), tirx.floordiv(y, sh), tirx.floordiv(x, sw))
+        value = term(coord, r * kw + s)
+        return te.sum(tirx.if_then_else(tirx.all(*tests), value, zero(out.dtype)), axis=[r, s])
+
+    total = te.compute(physical_shape(out.type, layout), element, name="window")
+    body.define(out, total)
+
+
+def _max_pool_grad(body: Body, node: Node) -> None:
+    dy, index = node.inputs
+
+    def term(coord, tap):
+        hit = body.at(index, coord) == tirx.Cast("int32", tap)
+        return tirx.Select(hit, body.at(dy, coord), zero(dy.dtype))
+
+    _scatter(body, node, term)
+
+
+def _avg_pool_grad(body: Body, node: Node) -> None:
+    (dy,) = node.inputs
+    share = _divisor(node, tuple(node.attrs["shape"][2:]))
+    _scatter(body, node, lambda coord, tap: body.at(dy, coord) / share(coord[2], coord[3]))
+
+
+def _adaptive_grad(body: Body, node: Node) -> None:
+    """Each element gathers from the outputs whose range holds it: at most a few per axis."""
+    (dy,), out = node.inputs, node.out
+    layout: Blocked = body.layouts[out]
+    sizes, outs = out.shape[2:], dy.shape[2:]
+    bounds = [adaptive_bounds(s, o) for s, o in zip(sizes, outs, strict=True)]
+    covers = [
+        int(max(sum(lo <= p < hi for lo, hi in b) for p in range(s)))
+        for b, s in zip(bounds, sizes, strict=True)
+    ]
+    axes = [te.reduce_axis((0, c), name) for c, name in zip(covers, "rs", strict=True)]
+
+    def candidate(p: Expr, i: int) -> tuple[Expr, Expr, Expr, Expr]:
+        """The output that may hold p, the test that it does, and its range's extent."""
+        size, extent = sizes[i], outs[i]
+        o = (p * extent) // size - (0 if covers[i] == 1 else _reach(bounds[i], size, extent)) + axes[i]
+        lo, hi = (o * size) // extent, ((o + 1) * size + extent - 1) // extent
+        return o, tirx.all(o >= 0, o < extent, lo <= p, p < hi), hi - lo, lo
+
+    def element(cb, n, h, w, lane):
+        (y, in_h, eh, _), (x, in_w, ew, _) = candidate(h, 0), candidate(w, 1)
+        value = body.at(dy, (n, Lane(cb, lane, layout), y, x)) / tirx.Cast(out.dtype, eh * ew)
+        return te.sum(tirx.if_then_else(tirx.all(in_h, in_w), value, zero(out.dtype)), axis=axes)
+
+    total = te.compute(physical_shape(out.type, layout), element, name="window")
+    body.define(out, total)
+
+
+def _reach(bounds: list[tuple[int, int]], size: int, extent: int) -> int:
+    """How far below ``p*extent//size`` the first output that holds p may lie."""
+    first = [min(o for o, (lo, hi) in enumerate(bounds) if lo <= p < hi) for p in range(size)]
+    return int(np.max([p * extent // size - f for p, f in enumerate(first)]))
