@@ -79,9 +79,11 @@ def make(
     for what, value, least in (
         ("batch", batch, 1), ("image", image, spec.min_image), ("num_classes", num_classes, 1),
     ):  # fmt: skip
-        if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        if isinstance(value, bool) or not isinstance(value, numbers.Integral):
+            raise ProgramError(f"{name}: {what}={value!r} is no integer", loc=loc)
+        if value < least:
             hint = f"use {least} or more"
-            raise ProgramError(f"{name}: {what}={value!r} is too small", loc=loc, hint=hint)
+            raise ProgramError(f"{name}: {what}={value} is too small", loc=loc, hint=hint)
     if dropout is not None and not 0 <= dropout <= 1:
         raise ProgramError(f"{name}: dropout={dropout!r}", loc=loc, hint="use 0 to 1")
     if dropout and not spec.has_dropout:

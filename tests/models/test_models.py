@@ -1,0 +1,225 @@
+"""The built-in networks against torchvision: names, shapes, order, counts, start values, sizes."""
+
+import hashlib
+
+import numpy as np
+import pytest
+
+import bngen as bg
+from bngen.ir.interp import run
+from bngen.ir.text import parse_graph
+from bngen.ir.verify import verify
+from bngen.lang.init import fill
+from bngen.models import MODELS, make
+
+# name: (parameters, entries of the state_dict, digest of its names, shapes and dtypes in order),
+# all taken from torchvision 0.28.
+TORCHVISION = {
+    "densenet121": (7_978_856, 727, "78633740687811d5"),
+    "densenet161": (28_681_000, 967, "60926718c44c5ffa"),
+    "densenet169": (14_149_480, 1015, "6cee15d84ec48e6f"),
+    "densenet201": (20_013_928, 1207, "5111d89b8f158650"),
+    "resnet18": (11_689_512, 122, "42a279da548e45fa"),
+    "resnet34": (21_797_672, 218, "076c4708599e191a"),
+    "resnet50": (25_557_032, 320, "030bc588532e7fd0"),
+    "resnet101": (44_549_160, 626, "4bf99e758ff07004"),
+    "mobilenet_v2": (3_504_872, 314, "3f9c08727ff9db96"),
+    "vgg16_bn": (138_365_992, 97, "d9ff6e8a62ef9611"),
+}
+TINY = sorted(name for name in MODELS if name.startswith("tiny_"))
+
+
+def _digest(parameters):
+    lines = [f"{name} {list(t.shape)} {t.dtype}" for name, t in parameters.items()]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
+
+
+def _filled(graph, seed=0):
+    """A random batch and freshly initialised state for a graph's inputs, by name."""
+    rng = np.random.default_rng(seed)
+    args = {i.name: fill(i, rng) for i in graph.inputs if i.kind != "input"}
+    for i in graph.inputs:
+        if i.kind == "input":
+            labels = i.value.dtype == "int64"
+            shape = i.value.shape
+            args[i.name] = rng.integers(0, 10, shape) if labels else rng.standard_normal(shape)
+    return args
+
+
+def test_every_model_is_torchvisions_or_tiny():
+    assert set(MODELS) == {*TORCHVISION, *TINY}
+
+
+@pytest.mark.parametrize("name", TORCHVISION)
+def test_state_is_named_and_shaped_as_in_torchvision(name):
+    count, entries, digest = TORCHVISION[name]
+    program = make(name, batch=2)
+    trained = [i.value.type.size for i in program.graph.inputs if i.kind == "parameter"]
+    assert sum(trained) == count
+    assert len(program.parameters) == entries
+    assert _digest(program.parameters) == digest
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "shape"),
+    [
+        ("densenet121", "features.conv0.weight", (64, 3, 7, 7)),
+        ("densenet121", "features.denseblock1.denselayer1.norm1.weight", (64,)),
+        ("densenet121", "features.denseblock4.denselayer16.conv2.weight", (32, 128, 3, 3)),
+        ("densenet121", "classifier.weight", (1000, 1024)),
+        ("resnet50", "layer1.0.downsample.0.weight", (256, 64, 1, 1)),
+        ("resnet50", "layer4.2.bn3.num_batches_tracked", ()),
+        ("mobilenet_v2", "features.1.conv.0.0.weight", (32, 1, 3, 3)),
+        ("mobilenet_v2", "classifier.1.weight", (1000, 1280)),
+        ("vgg16_bn", "features.0.weight", (64, 3, 3, 3)),
+        ("vgg16_bn", "features.41.running_var", (512,)),
+    ],
+)
+def test_names_one_knows_by_heart(model, name, shape):
+    assert make(model).parameters[name].shape == shape
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("training", [True, False])
+def test_graph_is_sound(name, training):
+    program = make(name, batch=2, image=64, num_classes=10, training=training)
+    verify(program.graph, "trace")
+    assert parse_graph(str(program.graph)) == program.graph
+    assert program.graph.outputs[0].shape == (2, 10)
+    tracked = [i.name for i in program.graph.inputs if i.kind == "buffer"]
+    assert {target.name for target, _ in program.graph.updates} == set(tracked if training else ())
+
+
+@pytest.mark.parametrize("name", ["densenet121", "mobilenet_v2"])
+def test_tracing_twice_gives_the_same_graph(name):
+    assert str(make(name, image=64).graph) == str(make(name, image=64).graph)
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_tiny_models_compute_a_loss(name):
+    graph = make(name, batch=3, image=32, num_classes=10, loss=True).graph
+    (loss,) = run(graph, _filled(graph), dtype="float64").outputs
+    # Fresh weights know nothing: near the entropy of ten equal classes.
+    assert loss.shape == ()
+    assert 1.5 < loss < 4
+
+
+@pytest.mark.parametrize("name", TINY)
+def test_loss_is_the_cross_entropy_of_the_logits(name):
+    settings = {"batch": 3, "image": 32, "num_classes": 10, "seed": 5}
+    graph = make(name, loss=True, **settings).graph
+    args = _filled(graph)
+    (loss,) = run(graph, args, dtype="float64").outputs
+    logits_only = {k: v for k, v in args.items() if k != "labels"}
+    (logits,) = run(make(name, **settings).graph, logits_only, dtype="float64").outputs
+    p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+    np.testing.assert_allclose(loss, -np.log(p[range(3), args["labels"]]).mean(), rtol=1e-12)
+
+
+def _logits(args, **settings):
+    graph = make("tiny_mobilenet", batch=4, image=16, num_classes=5, **settings).graph
+    return run(graph, args).outputs[0]
+
+
+def test_dropout_draws_anew_each_step_and_follows_the_seed():
+    args = _filled(make("tiny_mobilenet", batch=4, image=16, num_classes=5).graph)
+    args["classifier.1.weight"] = np.ones((5, 24), "float32")
+    later = {**args, "features.0.1.num_batches_tracked": np.int64(1)}
+    first = _logits(args)
+    np.testing.assert_array_equal(first, _logits(args))
+    assert not np.array_equal(first, _logits(later))
+    assert not np.array_equal(first, _logits(args, seed=9))
+    np.testing.assert_array_equal(_logits(args, dropout=0.0), _logits(later, dropout=0.0))
+
+
+def test_evaluation_neither_drops_nor_updates():
+    graph = make("vgg16_bn", batch=1, image=32, training=False).graph
+    assert not graph.updates
+    assert "random_uniform" not in {n.op for n in graph.nodes}
+    ops = [n.op for n in make("vgg16_bn", batch=1, image=32).graph.nodes]
+    assert ops.count("random_uniform") == 2
+
+
+# --- start values -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("model", "name", "std"),
+    [
+        # kaiming_normal over fan_in 64, over fan_out 128 * 9, over fan_out 64 * 9; normal(0.01);
+        # a uniform bound of 1 / sqrt(2048) has that bound's standard deviation over sqrt(3).
+        ("densenet121", "features.denseblock1.denselayer1.conv1.weight", (2 / 64) ** 0.5),
+        ("resnet18", "layer2.0.conv1.weight", (2 / (128 * 9)) ** 0.5),
+        ("vgg16_bn", "features.3.weight", (2 / (64 * 9)) ** 0.5),
+        ("mobilenet_v2", "classifier.1.weight", 0.01),
+        ("resnet50", "fc.weight", (1 / 2048 / 3) ** 0.5),
+        ("resnet50", "fc.bias", (1 / 2048 / 3) ** 0.5),
+    ],
+)
+def test_start_values_have_torchvisions_spread(model, name, std):
+    (declared,) = [i for i in make(model).graph.inputs if i.name == name]
+    values = fill(declared, np.random.default_rng(0))
+    assert values.dtype == np.float32
+    assert values.shape == declared.value.shape
+    assert abs(values.std() / std - 1) < 4 / values.size**0.5
+    assert abs(values.mean()) < 5 * std / values.size**0.5
+
+
+def test_batch_norm_starts_neutral():
+    args = _filled(make("tiny_resnet", image=32).graph)
+    layer = {k.removeprefix("bn1."): v for k, v in args.items() if k.startswith("bn1.")}
+    assert {k: (v.ravel()[0], v.dtype.name) for k, v in layer.items()} == {
+        "weight": (1, "float32"),
+        "bias": (0, "float32"),
+        "running_mean": (0, "float32"),
+        "running_var": (1, "float32"),
+        "num_batches_tracked": (0, "int64"),
+    }
+
+
+def test_densenet_classifier_bias_starts_at_zero():
+    args = _filled(make("tiny_densenet", image=32).graph)
+    assert not args["classifier.bias"].any()
+    assert args["classifier.weight"].any()
+
+
+# --- sizes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_smallest_image_is_the_smallest(name):
+    spec = MODELS[name]
+    options = bg.models.Options(10, training=False, dropout=None, seed=0)
+
+    def net(x):
+        return spec.forward(x, options)
+
+    assert bg.trace(net, bg.Tensor[1, 3, spec.min_image, spec.min_image]).graph.nodes
+    if spec.min_image > 1:
+        with pytest.raises(bg.ProgramError, match="window"):
+            _ = bg.trace(net, bg.Tensor[1, 3, spec.min_image - 1, spec.min_image - 1]).graph
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"name": "densenet12"}, "no built-in model 'densenet12' (did you mean densenet121"),
+        ({"name": "densenet121", "image": 28}, "densenet121: image=28 is too small (use 29 or"),
+        ({"name": "vgg16_bn", "image": 31}, "vgg16_bn: image=31 is too small (use 32 or more)"),
+        ({"name": "resnet18", "batch": 0}, "resnet18: batch=0 is too small (use 1 or more)"),
+        ({"name": "resnet18", "batch": 1.5}, "resnet18: batch=1.5 is no integer"),
+        ({"name": "resnet18", "dropout": 0.5}, "resnet18: has no dropout (use dropout=None)"),
+        ({"name": "vgg16_bn", "dropout": 2}, "vgg16_bn: dropout=2 (use 0 to 1)"),
+    ],
+)
+def test_bad_sizes(kwargs, message):
+    with pytest.raises(bg.ProgramError) as caught:
+        make(**kwargs)
+    assert message in str(caught.value)
+    assert str(caught.value).startswith(f"{__file__}:")
+
+
+def test_a_single_value_per_channel_names_the_layer():
+    with pytest.raises(bg.ProgramError, match=r"single value per channel.*\[in features\.") as e:
+        _ = make("densenet121", batch=1, image=32).graph
+    assert "denseblock4.denselayer1.norm1" in str(e.value)
