@@ -143,6 +143,7 @@ BATCH_NORM = [
     case("bn_var", normal(*MAP), normal(3)),
     case("bn_partial_stats", normal(*MAP), groups=5),
     case("bn_partial_stats", normal(6, 3), groups=2),
+    case("bn_partial_var", normal(*MAP), normal(3), groups=5),
     case("bn_merge_stats", normal(4, 3), positive(4, 3), count=6),
     case("bn_grad_sums", normal(*MAP), normal(*MAP), normal(3)),
     case("bn_grad_partial_sums", normal(*MAP), normal(*MAP), normal(3), groups=2),
