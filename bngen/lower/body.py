@@ -188,6 +188,7 @@ class Body:
         per_image = node.attrs["groups"] // n
         rows = h // per_image
         shape = (layout.blocks, n, per_image, layout.lanes)
+        self.lowered.extents["group_rows"] = rows
         names = [identifier(v.name) for v in node.outputs]
 
         def fold(term: Callable[[Coord], Expr], name: str, how=te.sum) -> te.Tensor:

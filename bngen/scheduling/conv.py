@@ -1,0 +1,58 @@
+"""conv2d and its data gradient, packed: one register tile of columns x output blocks.
+
+::
+
+    parallel image, row tile:
+        pad  <- load slot of the rows this tile needs
+        for output block tile, group of rows, row, column tile:
+            conv[columns, blocks, lanes] in registers <- sum over input block, r, s, input lane
+            store slot on the registers, sums of the tile
+        second pass of moments over the group of rows
+
+The output blocks lie inside the columns: with the two swapped LLVM keeps every broadcast alive.
+"""
+
+from __future__ import annotations
+
+from tvm import IRModule, s_tir
+
+from bngen.lower.body import Lowered
+from bngen.scheduling.knobs import Knobs
+from bngen.scheduling.tools import attach_sum, attach_tile, local, vectorize_last
+
+
+def schedule_conv(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
+    """Apply knobs ``columns``, ``blocks``, ``rows`` to a ``conv`` kernel."""
+    sch = s_tir.Schedule(IRModule({low.name: low.func}))
+    sch.work_on(low.name)
+    conv = sch.get_sblock("conv")
+    kb, n, h, w, lane, *reduction = sch.get_loops(conv)
+    group = low.extents.get("group_rows", 1)
+    h_task, h_group, h_row = sch.split(h, [None, knobs["rows"] // group, group])
+    w_tile, w_in = sch.split(w, [None, knobs["columns"]])
+    kb_tile, kb_in = sch.split(kb, [None, knobs["blocks"]])
+    sch.reorder(n, h_task, kb_tile, h_group, h_row, w_tile, *reduction, w_in, kb_in, lane)
+    task = sch.fuse(n, h_task)
+    sch.parallel(task)
+    local(sch, ["conv"])
+    ragged = low.extents["w"] % knobs["columns"] != 0
+    if ragged:
+        # Whole and ragged column tiles are written out one by one, so that every bound is constant.
+        sch.unroll(w_tile)
+    for name in low.tiles:
+        if name.startswith("mid_"):
+            local(sch, [name])
+        attach_tile(sch, name, w_tile, unroll=True)
+    for name in low.sums:
+        attach_sum(sch, name, w_tile, h_row, unroll=True)
+    for name in low.second:
+        attach_sum(sch, name, h_group, None, unroll=False)
+    for name in low.pads:
+        pad = sch.get_sblock(name)
+        sch.compute_at(pad, task, preserve_unit_loops=True)
+        vectorize_last(sch, pad)
+    for loop in (w_in, kb_in):
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    sch.decompose_reduction(conv, reduction[0])
+    return sch

@@ -1,0 +1,95 @@
+"""Knobs: the numbers a schedule has, and how they follow from the target where nobody tuned them.
+
+Every knob is an integer that divides what it splits unless its rule says otherwise; `Knobs` of a
+kernel are a small dictionary, which is what record files hold.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Protocol
+
+Knobs = dict[str, int]
+
+
+class Machine(Protocol):
+    """What the analytic choice needs to know of a target (sizes in bytes)."""
+
+    lanes: int
+    vector_registers: int
+    l1: int
+    l2: int
+    threads: int
+
+
+def divisors(n: int) -> list[int]:
+    """All divisors, ascending."""
+    small = [d for d in range(1, math.isqrt(n) + 1) if n % d == 0]
+    return sorted({*small, *(n // d for d in small)})
+
+
+def register_tiles(width: int, blocks: int, registers: int) -> Iterable[tuple[float, int, int]]:
+    """Candidate register tiles (score, columns, output blocks), any order.
+
+    ``columns * blocks`` accumulators, ``blocks`` weight vectors and one broadcast must fit. The
+    score is the share of time that the multiply-add units work: what a ragged last tile leaves
+    idle, the latency that few accumulators do not hide (2 units x 4 cycles), and the load ports
+    (one broadcast a column, one weight a block, for columns * blocks multiply-adds).
+    """
+    for kb in (d for d in divisors(blocks) if d <= 8):
+        for tw in range(1, min(width, registers - 2) + 1):
+            if tw * kb + kb + 1 > registers:
+                break
+            full = width / (math.ceil(width / tw) * tw)
+            busy = min(1.0, tw * kb / 8)
+            ports = min(1.0, tw * kb / (tw + kb))
+            ragged = 1.0 if width % tw == 0 else 0.93
+            yield full * busy * ports * ragged * (1 + 0.002 * tw * kb), tw, kb
+
+
+def conv_knobs(e: dict[str, int], machine: Machine) -> Knobs:
+    """Register tile and rows per task of a convolution nest (forward or data gradient)."""
+    per_group = e["out_blocks"] // e.get("groups", 1)
+    _, columns, blocks = max(register_tiles(e["w"], per_group, machine.vector_registers))
+    row_bytes = 4 * e["in_blocks"] * e["in_lanes"] * e["padded_w"]
+    return {"columns": columns, "blocks": blocks, "rows": rows_per_task(e, machine, row_bytes)}
+
+
+def rows_per_task(e: dict[str, int], machine: Machine, row_bytes: int) -> int:
+    """Most rows whose scratch stays in half of L2 while every thread has four tasks."""
+    group = e.get("group_rows", 1)
+    choices = [r for r in divisors(e["h"]) if r % group == 0] or [e["h"]]
+    best = choices[0]
+    for rows in choices:
+        scratch = ((rows - 1) * e.get("stride_h", 1) + e.get("r", 1)) * row_bytes
+        tasks = e["n"] * (e["h"] // rows) * e.get("outer_tasks", 1)
+        if scratch <= machine.l2 // 2 and tasks >= 4 * machine.threads:
+            best = rows
+    return best
+
+
+def map_knobs(e: dict[str, int], machine: Machine) -> Knobs:
+    """Rows per task of kernels that sweep feature maps (pools, pointwise, partial sums)."""
+    facts = {**e, "outer_tasks": e["out_blocks"]}
+    return {"rows": rows_per_task(facts, machine, 4 * e["lanes"] * e["w"] * 4)}
+
+
+def wgrad_knobs(e: dict[str, int], machine: Machine) -> Knobs:
+    """Blocks a task owns and rows per pixel tile of a weight gradient."""
+    per_block = 4 * e["in_lanes"] * e["lanes"] * e["r"] * e["s"]
+    out, inner = e["out_blocks"], e["in_blocks"]
+
+    def cost(kb: int, cb: int) -> tuple[float, float]:
+        tasks = (out // kb) * (inner // cb)
+        idle = math.ceil(tasks / machine.threads) * machine.threads / tasks
+        too_big = max(1.0, kb * cb * per_block / (machine.l2 // 4))
+        rereads = 1 + 0.02 * (out // kb) + 0.02 * (inner // cb)
+        return idle * too_big * rereads, -kb * cb
+
+    kb, cb = min(
+        ((k, c) for k in divisors(out) for c in divisors(inner)), key=lambda t: cost(*t)
+    )
+    row_bytes = 4 * (cb * e["in_lanes"] * e["padded_w"] * e["stride_h"] + kb * e["lanes"] * e["w"])
+    fits = [r for r in divisors(e["h"]) if (r + e["r"] - 1) * row_bytes <= machine.l2 // 4]
+    return {"out_blocks": kb, "in_blocks": cb, "rows": fits[-1] if fits else 1}

@@ -1,0 +1,118 @@
+"""Kernels that sweep feature maps: pools, depthwise convolutions, pointwise, partial sums.
+
+::
+
+    parallel channel block, image, row tile:
+        pad <- load slot
+        for group of rows, row:
+            main over the columns, lanes vectorized; store slot and sums of the row
+        second pass of moments over the group of rows
+"""
+
+from __future__ import annotations
+
+from tvm import IRModule, s_tir
+
+from bngen.lower.body import Lowered
+from bngen.scheduling.knobs import Knobs
+from bngen.scheduling.tools import (
+    UNROLL_LIMIT,
+    attach_sum,
+    attach_tile,
+    extent,
+    local,
+    vectorize_last,
+)
+
+
+def schedule_map(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
+    """Apply knob ``rows`` to a kernel whose main block runs over (block, n, h, w, lane)."""
+    sch = s_tir.Schedule(IRModule({low.name: low.func}))
+    sch.work_on(low.name)
+    main = sch.get_sblock(low.main)
+    cb, n, h, w, lane, *window = sch.get_loops(main)
+    group = low.extents.get("group_rows", 1)
+    h_task, h_group, h_row = sch.split(h, [None, knobs["rows"] // group, group])
+    sch.reorder(cb, n, h_task, h_group, h_row, w, *window, lane)
+    task = sch.fuse(cb, n, h_task)
+    sch.parallel(task)
+    anchored = low.main in ("window", "conv")
+    if anchored and low.main not in _outputs(low):
+        local(sch, [low.main])
+    for name in low.tiles:
+        if name == low.main:
+            continue
+        if name.startswith("mid_"):
+            local(sch, [name])
+        attach_tile(sch, name, h_row, unroll=False)
+    for name in low.sums:
+        if name == "index":
+            _attach_index(sch, h_row)
+        else:
+            attach_sum(sch, name, h_row, h_row, unroll=False)
+    for name in low.second:
+        attach_sum(sch, name, h_group, None, unroll=False)
+    for name in low.pads:
+        pad = sch.get_sblock(name)
+        sch.compute_at(pad, task, preserve_unit_loops=True)
+        vectorize_last(sch, pad)
+    sch.vectorize(lane)
+    if window:
+        for loop in window:
+            if 0 < extent(sch, loop) <= UNROLL_LIMIT:
+                sch.unroll(loop)
+        sch.decompose_reduction(main, window[0])
+    return sch
+
+
+def _outputs(low: Lowered) -> set[str]:
+    return {name for name in low.tiles if name.startswith("store_")}
+
+
+def _attach_index(sch: s_tir.Schedule, row) -> None:
+    """The winning tap of a maximum: a second fold over the window, row by row."""
+    block = sch.get_sblock("index")
+    sch.reverse_compute_at(block, row, preserve_unit_loops=True)
+    cb, n, h, w, lane, r, s = sch.get_loops(block)[-7:]
+    sch.reorder(cb, n, h, w, r, s, lane)
+    sch.vectorize(lane)
+    sch.decompose_reduction(block, r)
+    vectorize_last(sch, sch.get_sblock("index_init"))
+
+
+def schedule_partial(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
+    """A partial reduction by itself: one task a channel block and image."""
+    sch = s_tir.Schedule(IRModule({low.name: low.func}))
+    sch.work_on(low.name)
+    main = sch.get_sblock(low.main)
+    cb, n, group, lane, row, column = sch.get_loops(main)
+    sch.reorder(cb, n, group, row, column, lane)
+    task = sch.fuse(cb, n)
+    for name in [*low.sums[1:], *low.second]:
+        block = sch.get_sblock(name)
+        sch.reverse_compute_at(block, group, preserve_unit_loops=True) if name in low.second else None
+    sch.parallel(task)
+    sch.vectorize(lane)
+    sch.decompose_reduction(main, row)
+    vectorize_last(sch, sch.get_sblock(f"{low.main}_init"))
+    for name in low.second:
+        block = sch.get_sblock(name)
+        *_, a, b, c = sch.get_loops(block)
+        sch.reorder(b, c, a)
+        sch.vectorize(a)
+        sch.decompose_reduction(block, b)
+        vectorize_last(sch, sch.get_sblock(f"{name}_init"))
+    for name in low.sums[1:]:
+        _sweep(sch, name)
+    return sch
+
+
+def _sweep(sch: s_tir.Schedule, name: str) -> None:
+    """A further sum over the same rows, as a loop nest of its own."""
+    block = sch.get_sblock(name)
+    cb, n, group, lane, row, column = sch.get_loops(block)
+    sch.reorder(cb, n, group, row, column, lane)
+    sch.parallel(sch.fuse(cb, n))
+    sch.vectorize(lane)
+    sch.decompose_reduction(block, row)
+    vectorize_last(sch, sch.get_sblock(f"{name}_init"))

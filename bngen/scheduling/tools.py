@@ -1,0 +1,76 @@
+"""Small moves that several rules share, on a `tvm.s_tir.Schedule`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from tvm import s_tir
+
+UNROLL_LIMIT = 32
+"""Longest loop that is written out."""
+
+
+def extent(sch: s_tir.Schedule, loop: Any) -> int:
+    """Extent of a loop; 0 where it is not a constant."""
+    return int(getattr(sch.get(loop).extent, "value", 0))
+
+
+def vectorize_last(sch: s_tir.Schedule, block: Any, limit: int = 64) -> None:
+    """Vectorize a block's innermost loop if it is short enough for registers."""
+    loops = sch.get_loops(block)
+    if loops and 1 < extent(sch, loops[-1]) <= limit:
+        sch.vectorize(loops[-1])
+
+
+def loops_inside(sch: s_tir.Schedule, block: Any, outer: Any) -> list[Any]:
+    """The block's loops below the loop ``outer``."""
+    loops = sch.get_loops(block)
+    target = sch.get(outer)
+    for i, loop in enumerate(loops):
+        if sch.get(loop).same_as(target):
+            return list(loops[i + 1 :])
+    raise AssertionError("the block is not below that loop")
+
+
+def attach_tile(sch: s_tir.Schedule, name: str, at: Any, *, unroll: bool) -> None:
+    """Move an elementwise block of the store slot below a loop and vectorize its lanes."""
+    block = sch.get_sblock(name)
+    sch.reverse_compute_at(block, at, preserve_unit_loops=True)
+    inner = loops_inside(sch, block, at)
+    if unroll:
+        for loop in inner[:-1]:
+            if 0 < extent(sch, loop) <= UNROLL_LIMIT:
+                sch.unroll(loop)
+    vectorize_last(sch, block)
+
+
+def attach_sum(
+    sch: s_tir.Schedule, name: str, at: Any, init_at: Any | None, *, unroll: bool
+) -> None:
+    """Move a reduction over rows and columns below a loop, lanes innermost.
+
+    Args:
+        sch: the schedule.
+        name: block ``(Cb, N, group, lanes)`` reducing (row, column).
+        at: loop whose tile the reduction reads.
+        init_at: loop before which the sum is cleared; None: right before the reduction's own loops.
+        unroll: write out the tile's columns and blocks.
+    """
+    block = sch.get_sblock(name)
+    sch.reverse_compute_at(block, at, preserve_unit_loops=True)
+    cb, n, group, lane, row, column = loops_inside(sch, block, at)[-6:]
+    sch.reorder(n, group, row, column, cb, lane)
+    sch.vectorize(lane)
+    if unroll:
+        for loop in (column, cb):
+            if 0 < extent(sch, loop) <= UNROLL_LIMIT:
+                sch.unroll(loop)
+    sch.decompose_reduction(block, init_at if init_at is not None else n)
+    vectorize_last(sch, sch.get_sblock(f"{name}_init"))
+
+
+def local(sch: s_tir.Schedule, names: Sequence[str]) -> None:
+    """Keep the results of these blocks in registers or on the stack."""
+    for name in names:
+        sch.set_scope(sch.get_sblock(name), 0, "local")
