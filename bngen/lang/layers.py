@@ -12,6 +12,7 @@ from bngen.lang.normalization import batch_norm as _batch_norm
 from bngen.lang.state import Init, buffer, parameter, scope
 from bngen.lang.tensor import Tensor, check_tensor
 from bngen.lang.trace import error
+from bngen.lang.types import integer
 from bngen.lang.windows import Pair, pair
 
 
@@ -31,6 +32,7 @@ def conv2d(
 ) -> Tensor:
     """``nn.Conv2d``: parameters ``weight`` and, unless switched off, ``bias``."""
     check_tensor("conv2d", "input", input)
+    groups = integer("conv2d", "groups", groups, 1)
     if input.ndim != 4 or input.shape[1] % groups:
         hint = "x is [N,C,H,W] and groups divides C"
         raise error(f"conv2d: layer {name!r} with groups={groups} got {input.type}", hint)

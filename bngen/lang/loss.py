@@ -6,6 +6,7 @@ from bngen.lang.pointwise import where
 from bngen.lang.reductions import log_softmax
 from bngen.lang.tensor import Tensor, check_tensor, emit, same_float_type
 from bngen.lang.trace import error
+from bngen.lang.types import real
 
 
 def cross_entropy(
@@ -66,5 +67,4 @@ def _check(
         raise error(f"cross_entropy: weight is {weight.type} for {logits.shape[1]} classes")
     if reduction not in ("mean", "sum", "none"):
         raise error(f"cross_entropy: reduction {reduction!r}", "use 'mean', 'sum' or 'none'")
-    if not 0 <= label_smoothing <= 1:
-        raise error(f"cross_entropy: label_smoothing is {label_smoothing}", "use 0 to 1")
+    real("cross_entropy", "label_smoothing", label_smoothing, 0, 1)

@@ -6,10 +6,9 @@ In training mode `batch_norm` is one coarse node, which the compiler splits; `bn
 
 from __future__ import annotations
 
-import numbers
-
 from bngen.lang.tensor import Tensor, emit, emit_all, same_float_type, wrap
 from bngen.lang.trace import Trace, current_trace, error
+from bngen.lang.types import real
 
 _HINT = "x is [N,C,...]; weight, bias and statistics are vectors [C]"
 
@@ -51,7 +50,7 @@ def batch_norm(
         "batch_norm", input=input, running_mean=running_mean, running_var=running_var,
         weight=weight, bias=bias,
     )  # fmt: skip
-    _check_eps("batch_norm", eps)
+    eps = real("batch_norm", "eps", eps, 0)
     trace = current_trace("batch_norm")
     if (running_mean is None) != (running_var is None):
         raise error("batch_norm: only one running statistic", "give both or neither")
@@ -62,7 +61,7 @@ def batch_norm(
             f"batch_norm: {input.type} has a single value per channel, which has no variance",
             "train with a larger batch or feature map, or use training=False",
         )
-    y, mean, var = emit_all("batch_norm", input, weight, bias, hint=_HINT, eps=float(eps))
+    y, mean, var = emit_all("batch_norm", input, weight, bias, hint=_HINT, eps=eps)
     if running_mean is not None:
         count = input.numel() // input.shape[1]
         factor = _momentum(trace, momentum, num_batches_tracked)
@@ -87,8 +86,8 @@ def bn_normalize(
 ) -> Tensor:
     """``(input - mean) / sqrt(var + eps) * weight + bias`` by channel: BN's second sub-layer."""
     same_float_type("bn_normalize", input=input, mean=mean, var=var, weight=weight, bias=bias)
-    _check_eps("bn_normalize", eps)
-    return emit("bn_normalize", input, mean, var, weight, bias, hint=_HINT, eps=float(eps))
+    eps = real("bn_normalize", "eps", eps, 0)
+    return emit("bn_normalize", input, mean, var, weight, bias, hint=_HINT, eps=eps)
 
 
 def _evaluate(
@@ -105,7 +104,7 @@ def _evaluate(
         raise error("batch_norm: no running statistics to evaluate with", hint)
     mean, var = (wrap(trace, trace.latest(v.value)) for v in (mean, var))
     return emit(
-        "bn_normalize", x, mean, var, weight, bias, label="batch_norm", hint=_HINT, eps=float(eps)
+        "bn_normalize", x, mean, var, weight, bias, label="batch_norm", hint=_HINT, eps=eps
     )
 
 
@@ -122,9 +121,7 @@ def _momentum(trace: Trace, momentum: float | None, tracked: Tensor | None) -> f
             hint = "pass num_batches_tracked=, or a momentum"
             raise error("batch_norm: momentum=None averages over batches nobody counts", hint)
         return 1.0 / seen
-    if isinstance(momentum, bool) or not isinstance(momentum, numbers.Real):
-        raise error(f"batch_norm: momentum must be a number or None, got {momentum!r}")
-    return float(momentum)
+    return real("batch_norm", "momentum", momentum)
 
 
 def _update_running(
@@ -148,8 +145,3 @@ def _update_running(
     )  # fmt: skip
     for target, value in zip((running_mean, running_var), new, strict=True):
         trace.set_update("batch_norm", target.value, value.value)
-
-
-def _check_eps(label: str, eps: float) -> None:
-    if isinstance(eps, bool) or not isinstance(eps, numbers.Real) or not eps >= 0:
-        raise error(f"{label}: eps must be a number, 0 or more, got {eps!r}")

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import numbers
-
 from bngen.lang.tensor import Tensor, check_tensor, same_float_type
 from bngen.lang.trace import current_trace, error
+from bngen.lang.types import real
 
 
 def update(input: Tensor, value: Tensor) -> None:
@@ -75,10 +74,11 @@ def _check(param, grad, buffer, lr, momentum, dampening, weight_decay, nesterov)
         check_tensor("sgd", "lr", lr)
         if lr.shape or not lr.type.is_float:
             raise error(f"sgd: lr is {lr.type}", "a learning rate is a float without axes")
-    settings = {"momentum": momentum, "dampening": dampening, "weight_decay": weight_decay}
-    for name, value in {**settings, **({} if isinstance(lr, Tensor) else {"lr": lr})}.items():
-        if not isinstance(value, numbers.Real) or (value < 0 and name != "dampening"):
-            raise error(f"sgd: {name} is {value!r}", "use a number, 0 or more")
+    else:
+        real("sgd", "lr", lr, 0)
+    real("sgd", "momentum", momentum, 0)
+    real("sgd", "dampening", dampening)
+    real("sgd", "weight_decay", weight_decay, 0)
     if momentum and buffer is None:
         raise error("sgd: momentum needs a momentum_buffer", "declare one with bg.buffer")
     if nesterov and (not momentum or dampening):

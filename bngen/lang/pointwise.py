@@ -17,7 +17,7 @@ from bngen.lang.tensor import (
     same_float_type,
 )
 from bngen.lang.trace import current_trace, error
-from bngen.lang.types import Scalar
+from bngen.lang.types import Scalar, real
 
 Operand = Tensor | Scalar
 
@@ -148,15 +148,17 @@ def relu6(input: Tensor) -> Tensor:
 def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
     """``input`` clipped to the interval from ``min_val`` to ``max_val``."""
     same_float_type("hardtanh", input=input)
-    if not min_val <= max_val:
+    lo, hi = real("hardtanh", "min_val", min_val), real("hardtanh", "max_val", max_val)
+    if lo > hi:
         raise error(f"hardtanh: min_val {min_val} exceeds max_val {max_val}")
-    return emit("hardtanh", input, lo=float(min_val), hi=float(max_val))
+    return emit("hardtanh", input, lo=lo, hi=hi)
 
 
 def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
     """``input`` where positive, ``negative_slope * input`` elsewhere."""
     same_float_type("leaky_relu", input=input)
-    return emit("leaky_relu", input, slope=float(negative_slope))
+    slope = real("leaky_relu", "negative_slope", negative_slope)
+    return emit("leaky_relu", input, slope=slope)
 
 
 def silu(input: Tensor) -> Tensor:
@@ -189,8 +191,7 @@ def dropout(
             each of its values another mask. Calls in one program draw independent masks.
     """
     same_float_type("dropout", input=input)
-    if not 0 <= p <= 1:
-        raise error(f"dropout: p is {p}", "choose a probability from 0 to 1")
+    p = real("dropout", "p", p, 0, 1)
     if not training or p == 0:
         return input
     if p == 1:
@@ -200,7 +201,7 @@ def dropout(
         "random_uniform", _seed(seed), label="dropout", shape=input.shape, stream=stream
     )
     keep = emit(
-        "where", draw >= float(p), constant(1.0 / (1.0 - p), input.dtype),
+        "where", draw >= p, constant(1.0 / (1.0 - p), input.dtype),
         constant(0.0, input.dtype), label="dropout",
     )  # fmt: skip
     return arithmetic("mul", input, keep, label="dropout")

@@ -120,7 +120,7 @@ class Program:
                 if at.file.startswith(PACKAGE):
                     raise  # not the user's to mend
                 raise ProgramError(f"{self.name}: {type(e).__name__}: {e}", loc=at) from e
-            outputs, names, is_tuple = _check_result(self, result)
+            outputs, names, is_tuple = _check_result(self, result, trace)
             return trace.finish([t.value for t in outputs], names, is_tuple)
 
 
@@ -262,7 +262,7 @@ def _innermost_line(e: Exception) -> SourceLoc:
 
 
 def _check_result(
-    program_: Program, result: Any
+    program_: Program, result: Any, trace_: Trace
 ) -> tuple[list[Tensor], tuple[str, ...], bool]:
     """What the function returned, as (tensors, labels, whether it is a tuple)."""
     _, loc = _name_and_loc(program_.fn)
@@ -283,5 +283,7 @@ def _check_result(
         if not isinstance(x, Tensor):
             what = f"{program_.name}: returns {type(x).__name__}, which is no tensor"
             raise ProgramError(what, loc=loc, hint=hint)
-        check_tensor(program_.name, "the returned tensor", x)
+        if x.trace is not trace_:
+            what = f"{program_.name}: returns {x.name!r}, which belongs to a trace of "
+            raise ProgramError(f"{what}{x.trace.name!r}", loc=loc, hint="pass it as an argument")
     return found, names, is_tuple

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import numbers
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -39,6 +40,25 @@ def tensor_type(shape: Any, dtype: Any = "float32") -> TensorType:
 def is_scalar(x: Any) -> bool:
     """Whether ``x`` is a Python or NumPy number that may meet a tensor."""
     return isinstance(x, bool | np.bool_ | numbers.Real)
+
+
+def real(label: str, what: str, x: Any, least: float = -math.inf, most: float = math.inf) -> float:
+    """``x`` as a float; raises `ProgramError` when it is no number or lies outside."""
+    ok = isinstance(x, numbers.Real) and not isinstance(x, bool) and least <= x <= most
+    if ok:
+        return float(x)
+    if most < math.inf:
+        bounds = f" from {least:g} to {most:g}"
+    else:
+        bounds = f", {least:g} or more" if least > -math.inf else ""
+    raise error(f"{label}: {what} must be a number{bounds}, got {x!r}")
+
+
+def integer(label: str, what: str, x: Any, least: int) -> int:
+    """``x`` as an int; raises `ProgramError` when it is none or too small."""
+    if isinstance(x, bool) or not isinstance(x, numbers.Integral) or x < least:
+        raise error(f"{label}: {what} must be an integer, {least} or more, got {x!r}")
+    return int(x)
 
 
 def scalar_dtype(x: Scalar) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Any
 
 from bngen.lang.tensor import Tensor, check_tensor, emit, same_float_type
 from bngen.lang.trace import error
+from bngen.lang.types import integer
 
 Pair = int | tuple[int, int]
 
@@ -37,12 +37,11 @@ def conv2d(
     """
     same_float_type("conv2d", input=input, weight=weight, bias=bias)
     strides, dilations = pair("conv2d", "stride", stride), pair("conv2d", "dilation", dilation)
-    if isinstance(groups, bool) or not isinstance(groups, numbers.Integral) or groups < 1:
-        raise error(f"conv2d: groups must be a positive int, got {groups!r}")
+    groups = integer("conv2d", "groups", groups, 1)
     window = weight.shape[2:] if weight.ndim == 4 else (1, 1)
     y = emit(
         "conv2d", input, weight, hint=_CONV_HINT, stride=strides, dilation=dilations,
-        padding=_conv_padding(padding, strides, dilations, window), groups=int(groups),
+        padding=_conv_padding(padding, strides, dilations, window), groups=groups,
     )  # fmt: skip
     if bias is None:
         return y
@@ -130,16 +129,11 @@ def adaptive_avg_pool2d(
 
 
 def pair(label: str, what: str, value: Any, least: int = 1) -> tuple[int, int]:
-    """An int or a pair of ints as a pair; raises when one is below ``least``."""
-    both = value if isinstance(value, tuple | list) else (value, value)
-    if len(both) == 1:
-        both = (*both, *both)
-    for v in both:
-        if isinstance(v, bool) or not isinstance(v, numbers.Integral) or v < least:
-            raise error(f"{label}: {what} must be an int or a pair, {least} or more, got {value!r}")
-    if len(both) != 2:
-        raise error(f"{label}: {what} must be an int or a pair, got {value!r}")
-    return int(both[0]), int(both[1])
+    """An int or one or two ints in a sequence as a pair; raises when one is below ``least``."""
+    both = tuple(value) if isinstance(value, tuple | list) else (value,)
+    if len(both) not in (1, 2):
+        raise error(f"{label}: {what} must be an integer or a pair of them, got {value!r}")
+    return integer(label, what, both[0], least), integer(label, what, both[-1], least)
 
 
 def _conv_padding(

@@ -1,0 +1,461 @@
+"""What users are told: the whole text is pinned, and the line is theirs."""
+
+import numpy as np
+import pytest
+
+import bngen as bg
+from tests.lang.meaning import traced
+
+X = bg.Tensor[8, 3, 8, 8]
+MATRIX = bg.Tensor[4, 6]
+LABELS = bg.Tensor[4, bg.int64]
+
+
+def _message(fn, *types):
+    """What tracing ``fn`` complains about, without the place, which must be this file."""
+    with pytest.raises(bg.ProgramError) as caught:
+        _ = bg.trace(fn, *types, name="f").graph
+    where, _, what = str(caught.value).partition(": ")
+    file, _, line = where.rpartition(":")
+    assert file == __file__
+    assert "\n" not in what
+    code = fn.__code__
+    assert int(line) in {code.co_firstlineno, *(at for *_, at in code.co_lines())}
+    return what
+
+
+_CONV_HINT = " (x is [N,C,H,W], weight [K,C/groups,R,S], bias [K])"
+_BN_HINT = " (x is [N,C,...]; weight, bias and statistics are vectors [C])"
+_POOL_HINT = " (x is [N,C,H,W]; choose a smaller window, more padding or a larger image)"
+_ARRAY_HINT = " (arrays enter a program as arguments, bg.parameter or bg.buffer)"
+
+CASES = [
+    # --- shapes: the op, the shapes, what to try
+    (
+        lambda x, w: bg.conv2d(x, w), (X, bg.Tensor[4, 5, 3, 3]),
+        "conv2d: x f32[8,3,8,8] has 3 channels in 1 group(s), so the weight's second axis must "
+        "be 3, got f32[4,5,3,3]" + _CONV_HINT,
+    ),
+    (
+        lambda x, w: bg.conv2d(x, w), (MATRIX, bg.Tensor[4, 5, 3, 3]),
+        "conv2d: needs x[N,C,H,W] and weight[K,C/groups,R,S], got f32[4,6] and f32[4,5,3,3]"
+        + _CONV_HINT,
+    ),
+    (
+        lambda x, w, b: bg.conv2d(x, w, b), (X, bg.Tensor[4, 3, 1, 1], bg.Tensor[3]),
+        "conv2d: per-channel operand must have shape [4], got f32[3]" + _CONV_HINT,
+    ),
+    (
+        lambda x, w: bg.conv2d(x, w, groups=2), (X, bg.Tensor[4, 3, 1, 1]),
+        "conv2d: groups=2 must divide the channels of f32[8,3,8,8] and of weight f32[4,3,1,1]"
+        + _CONV_HINT,
+    ),
+    (
+        lambda x, w: bg.conv2d(x, w, stride=0), (X, bg.Tensor[4, 3, 1, 1]),
+        "conv2d: stride must be an integer, 1 or more, got 0",
+    ),
+    (
+        lambda x, w: bg.conv2d(x, w, None, 1, "full"), (X, bg.Tensor[4, 3, 1, 1]),
+        "conv2d: padding 'full' (use an int, a pair, 'same' or 'valid')",
+    ),
+    (
+        lambda x, w: bg.conv2d(x, w, stride=2, padding="same"), (X, bg.Tensor[4, 3, 3, 3]),
+        "conv2d: padding='same' needs a stride of 1, got (2, 2) (give the padding in numbers)",
+    ),
+    (
+        lambda x: bg.max_pool2d(x, (2, 2, 2)), (X,),
+        "max_pool2d: kernel_size must be an integer or a pair of them, got (2, 2, 2)",
+    ),
+    (
+        lambda x: bg.layers.conv2d(x, "conv", 4, 3, groups=0), (X,),
+        "conv2d: groups must be an integer, 1 or more, got 0",
+    ),
+    (
+        lambda x: bg.layers.conv2d(x, "conv", 4, 3, groups=2), (X,),
+        "conv2d: layer 'conv' with groups=2 got f32[8,3,8,8] (x is [N,C,H,W] and groups "
+        "divides C)",
+    ),
+    (
+        lambda x: bg.max_pool2d(x, 9), (X,),
+        "max_pool2d: window [9, 9] exceeds padded f32[8,3,8,8]" + _POOL_HINT,
+    ),
+    (
+        lambda x: bg.avg_pool2d(x, 2, padding=2), (X,),
+        "avg_pool2d: padding [2, 2] exceeds half of the window" + _POOL_HINT,
+    ),
+    (
+        lambda x: bg.avg_pool2d(x, 2, divisor_override=3), (X,),
+        "avg_pool2d: divisor_override is not supported (multiply the result of avg_pool2d by "
+        "kernel area / divisor instead)",
+    ),
+    (
+        lambda x: bg.adaptive_avg_pool2d(x, 0), (X,),
+        "adaptive_avg_pool2d: output_size must be an integer, 1 or more, got 0",
+    ),
+    (
+        lambda x, w: bg.linear(x, w), (MATRIX, bg.Tensor[3, 5]),
+        "linear: input f32[4,6] does not fit weight f32[3,5] (input is [..., in], weight [out, "
+        "in], bias [out])",
+    ),
+    (
+        lambda a, b: a + b, (X, bg.Tensor[3]),
+        "add: shapes [8, 3, 8, 8] and [3] do not broadcast (shapes align at the last axis; a "
+        "per-channel vector needs .view(1, -1, 1, 1))",
+    ),
+    (
+        lambda a, b: bg.cat([a, b]), (X, bg.Tensor[8, 3, 4, 8]),
+        "cat: f32[8,3,4,8] cannot be joined with f32[8,3,8,8] along axis 1 (only the joined axis "
+        "may differ in extent)",
+    ),
+    (lambda a: bg.cat([a], 4), (X,), "cat: dim 4 is out of range for f32[8,3,8,8]"),
+    (lambda a: bg.cat([]), (X,), "cat: needs a list of tensors (bg.cat([a, b], dim=1))"),
+    (
+        lambda x: x.reshape(5, -1), (MATRIX,),
+        "reshape: f32[4,6] has 24 elements, no multiple of 5",
+    ),
+    (
+        lambda x: x.reshape(5, 5), (MATRIX,),
+        "reshape: f32[4,6] has 24 elements, not those of [5, 5]",
+    ),
+    (lambda x: x.reshape(-1, -1), (MATRIX,), "reshape: [-1, -1] has more than one -1"),
+    (
+        lambda x: x.reshape(2.0, 12), (MATRIX,),
+        "reshape: [2.0, 12] is no shape (use positive integers and one -1)",
+    ),
+    (lambda x: x.sum(2), (MATRIX,), "sum: axes [2] are out of range for rank 2 (f32[4,6])"),
+    (lambda x: x.sum("h"), (MATRIX,), "sum: dim must be an int or a tuple of ints, got 'h'"),
+    (
+        lambda x: x[:, ::2], (MATRIX,),
+        "subscript: slice(None, None, 2) does not index axis 1 of f32[4,6] (use integers inside "
+        "the axis and slices of step 1)",
+    ),
+    (
+        lambda x: x[4], (MATRIX,),
+        "subscript: 4 does not index axis 0 of f32[4,6] (use integers inside the axis and slices "
+        "of step 1)",
+    ),
+    # --- batch normalization
+    (
+        lambda x: bg.batch_norm(x, None, None), (X,),
+        "batch_norm: no running statistics to evaluate with (pass running_mean and running_var, "
+        "or training=True)",
+    ),
+    (
+        lambda x, m: bg.batch_norm(x, m, None, training=True), (X, bg.Tensor[3]),
+        "batch_norm: only one running statistic (give both or neither)",
+    ),
+    (
+        lambda x: bg.batch_norm(x, None, None, training=True), (bg.Tensor[1, 3, 1, 1],),
+        "batch_norm: f32[1,3,1,1] has a single value per channel, which has no variance (train "
+        "with a larger batch or feature map, or use training=False)",
+    ),
+    (
+        lambda x, w: bg.batch_norm(x, None, None, w, training=True), (X, bg.Tensor[4]),
+        "batch_norm: per-channel operand must have shape [3], got f32[4]" + _BN_HINT,
+    ),
+    (
+        lambda x, m, v: bg.batch_norm(x, m, v, training=True), (X, bg.Tensor[4], bg.Tensor[4]),
+        "batch_norm: a running statistic is f32[4], expected f32[3]" + _BN_HINT,
+    ),
+    (
+        lambda x, m: bg.batch_norm(x, m * 2, m, training=True), (X, bg.Tensor[3]),
+        "batch_norm: 'mul_0' is computed by the program, so it cannot be updated (update "
+        "arguments, parameters and buffers)",
+    ),
+    (
+        lambda x, m, v: bg.batch_norm(x, m, v, training=True, momentum=None),
+        (X, bg.Tensor[3], bg.Tensor[3]),
+        "batch_norm: momentum=None averages over batches nobody counts (pass "
+        "num_batches_tracked=, or a momentum)",
+    ),
+    (
+        lambda x: bg.batch_norm(x, None, None, training=True, eps=-1), (X,),
+        "batch_norm: eps must be a number, 0 or more, got -1",
+    ),
+    (
+        lambda x: bg.bn_stats(x), (bg.Tensor[4],),
+        "bn_stats: batch statistics need a channel axis (rank 2 or more), got f32[4]" + _BN_HINT,
+    ),
+    # --- dtypes
+    (
+        lambda x, w: bg.conv2d(x, w), (X, bg.Tensor[4, 3, 1, 1, bg.float64]),
+        "conv2d: input is f32[8,3,8,8] but weight is f64[4,3,1,1] (convert to one floating-point "
+        "dtype with .to(...))",
+    ),
+    (
+        lambda x: bg.relu6(x), (LABELS,),
+        "relu6: input is i64[4] (convert to one floating-point dtype with .to(...))",
+    ),
+    (lambda x: x.mean(), (LABELS,), "mean: x is i64[4] (convert it first: x.float().mean())"),
+    (
+        lambda x: -(x > 0), (MATRIX,),
+        "neg: not defined for bool (convert it with .to(bg.float32))",
+    ),
+    (
+        lambda x: bg.where(x, x, 0), (MATRIX,),
+        "where: the condition must be bool, got f32[4,6] (the condition is a comparison; all "
+        "three broadcast)",
+    ),
+    (
+        lambda x: x.to("float16"), (MATRIX,),
+        "to: 'float16' is no dtype (use one of float32, float64, int32, int64, uint8, bool)",
+    ),
+    # --- what is no tensor
+    (
+        lambda x: x + np.ones(6), (MATRIX,),
+        "add: takes tensors and numbers, got ndarray" + _ARRAY_HINT,
+    ),
+    (
+        lambda x: np.ones(6) + x, (MATRIX,),
+        "add: takes tensors and numbers, got ndarray" + _ARRAY_HINT,
+    ),
+    (
+        lambda x: bg.conv2d(x, np.ones((4, 3, 1, 1))), (X,),
+        "conv2d: weight must be a tensor, got ndarray" + _ARRAY_HINT,
+    ),
+    (
+        lambda x: x if (x > 0) else -x, (MATRIX,),
+        "greater_0 has no value while the program is traced, so Python cannot branch on it "
+        "(select with bg.where(condition, a, b), or branch on shapes and Python values)",
+    ),
+    (
+        lambda x: x * float(x), (MATRIX,),
+        "x has no value while the program is traced, so it is no Python number (keep computing "
+        "with tensors)",
+    ),
+    # --- the loss, dropout, SGD
+    (
+        lambda x, y: bg.cross_entropy(x, y), (MATRIX, bg.Tensor[5, bg.int64]),
+        "cross_entropy: input f32[4,6] does not fit target i64[5] (input is [N,C] or [N,C,H,W], "
+        "target the same without C)",
+    ),
+    (
+        lambda x, y: bg.cross_entropy(x, y), (MATRIX, bg.Tensor[4]),
+        "cross_entropy: target is f32[4] (labels are class numbers: bg.Tensor[8, bg.int64])",
+    ),
+    (
+        lambda x, y: bg.cross_entropy(x, y, reduction="avg"), (MATRIX, LABELS),
+        "cross_entropy: reduction 'avg' (use 'mean', 'sum' or 'none')",
+    ),
+    (
+        lambda x, y, w: bg.cross_entropy(x, y, w), (MATRIX, LABELS, bg.Tensor[5]),
+        "cross_entropy: weight is f32[5] for 6 classes",
+    ),
+    (
+        lambda x: bg.dropout(x), (MATRIX,),
+        "dropout: the seed is None (pass seed=0, or an integer tensor with one element)",
+    ),
+    (
+        lambda x, s: bg.dropout(x, seed=s), (MATRIX, LABELS),
+        "dropout: the seed is i64[4] (pass seed=0, or an integer tensor with one element)",
+    ),
+    (
+        lambda x: bg.dropout(x, 1.5, seed=0), (MATRIX,),
+        "dropout: p must be a number from 0 to 1, got 1.5",
+    ),
+    (
+        lambda w, g: bg.sgd(w, g, momentum=0.9)[0], (MATRIX, MATRIX),
+        "sgd: momentum needs a momentum_buffer (declare one with bg.buffer)",
+    ),
+    (
+        lambda w, g: bg.sgd(w, g, w, nesterov=True)[0], (MATRIX, MATRIX),
+        "sgd: nesterov needs a momentum and no dampening",
+    ),
+    (
+        lambda w, g: bg.sgd(w, g, lr=-1)[0], (MATRIX, MATRIX),
+        "sgd: lr must be a number, 0 or more, got -1",
+    ),
+    (
+        lambda w, g: bg.sgd(w, g)[0], (MATRIX, LABELS),
+        "sgd: param is f32[4,6] but grad is i64[4] (convert to one floating-point dtype with "
+        ".to(...))",
+    ),
+    (
+        lambda w, g: (bg.update(w, g), w)[1], (MATRIX, bg.Tensor[4]),
+        "update: 'w' is f32[4,6], its new value f32[4]",
+    ),
+    (
+        lambda w: (bg.update(w, -w), bg.update(w, w))[0] or w, (MATRIX,),
+        "update: 'w' is updated already (combine the two updates)",
+    ),
+    # --- parameters and scopes
+    (
+        lambda x: (bg.parameter("w", 3), bg.parameter("w", 4))[0], (MATRIX,),
+        "parameter 'w': f32[4] is already declared as parameter f32[3] (open another bg.scope, "
+        "or declare it with the same kind, shape and dtype)",
+    ),
+    (
+        lambda x: bg.buffer("x", (4, 6)), (MATRIX,),
+        "buffer 'x': f32[4,6] is already declared as input f32[4,6] (open another bg.scope, or "
+        "declare it with the same kind, shape and dtype)",
+    ),
+    (
+        lambda x: (bg.relu(x), bg.parameter("relu_0", 3))[1], (MATRIX,),
+        "parameter 'relu_0': an intermediate value has this name (rename it)",
+    ),
+    (
+        lambda x: bg.parameter("a b", 3), (MATRIX,),
+        "parameter: 'a b' cannot be a name (use ASCII letters, digits, underscores, and dots "
+        "inside)",
+    ),
+    (
+        lambda x: bg.parameter("w", (3, 0)), (MATRIX,),
+        "Tensor: 0 is no extent, which is a positive integer (write extents and then the dtype: "
+        "bg.Tensor[8, 3, 32, 32] or bg.Tensor[8, bg.int64])",
+    ),
+    (
+        lambda x: bg.parameter("w", 3, "int64"), (MATRIX,),
+        "parameter 'w': is i64[3] (use bg.buffer for what is not trained)",
+    ),
+    (
+        lambda x: bg.parameter("w", 3, init=("he",)), (MATRIX,),
+        "w: ('he',) is no initializer (a number, or a tuple that starts with one of "
+        "kaiming_uniform, kaiming_normal_fan_in, kaiming_normal_fan_out, uniform, normal, "
+        "constant)",
+    ),
+    (
+        lambda x: bg.parameter("w", 3, init=("normal",)), (MATRIX,),
+        "w: 'normal' takes 1 numbers, got ('normal',)",
+    ),
+    (
+        lambda x: bg.scope(3), (MATRIX,),
+        '''scope: 3 cannot be a name (write bg.scope("layer1"))''',
+    ),
+    # --- results and the user's own mistakes
+    (
+        lambda x: None, (MATRIX,),
+        "f: returns nothing (return a tensor, or a tuple, list or dict of tensors)",
+    ),
+    (
+        lambda x: (), (MATRIX,),
+        "f: returns nothing (return a tensor, or a tuple, list or dict of tensors)",
+    ),
+    (
+        lambda x: (x, 3.0), (MATRIX,),
+        "f: returns float, which is no tensor (return a tensor, or a tuple, list or dict of "
+        "tensors)",
+    ),
+    (lambda x: {1: x}, (MATRIX,), "f: returns a dict with keys that are no text"),
+    (lambda x: bg.conv(x), (X,), "bngen has no 'conv' (did you mean conv2d?)"),
+    (lambda x: bg.fold(x), (X,), "bngen has no 'fold' (see bngen.__all__)"),
+    (lambda x: undefined(x), (X,), "f: NameError: name 'undefined' is not defined"),  # noqa: F821
+    (
+        lambda x: bg.relu(x, inplace=True), (X,),
+        "f: TypeError: relu() got an unexpected keyword argument 'inplace'",
+    ),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fn", "types", "message"), CASES, ids=[c[2][:40] for c in CASES])
+def test_message(fn, types, message):
+    assert _message(fn, *types) == message
+
+
+def test_scope_is_named():
+    def f(x):
+        with bg.scope("features"), bg.scope("block1"):
+            return bg.layers.conv2d(x, "conv0", 4, 9)
+
+    assert _message(f, X) == (
+        "conv2d: window 9x9 (dilation [1, 1]) exceeds padded f32[8,3,8,8] "
+        "[in features.block1.conv0]" + _CONV_HINT
+    )
+
+
+def test_bad_annotations_are_found_where_the_program_is_written():
+    def unannotated(x: MATRIX, y):
+        return x
+
+    def annotated_with(what):
+        def f(x):
+            return x
+
+        f.__annotations__ = {"x": what}
+        return f
+
+    def variadic(*xs: MATRIX):
+        return xs
+
+    for fn, message in (
+        (unannotated, "unannotated: argument 'y' has no type (write y: bg.Tensor[8, 64, 56, 56])"),
+        (annotated_with(int), "f: argument 'x' is annotated with <class 'int'> (write x: "
+         "bg.Tensor[8, 64, 56, 56])"),
+        (annotated_with("nowhere[3]"), "f: the annotation 'nowhere[3]' of 'x' fails: name "
+         "'nowhere' is not defined"),
+        (variadic, "variadic: *xs has no fixed types (name every argument, or use bg.trace(fn, "
+         "*types))"),
+    ):  # fmt: skip
+        with pytest.raises(bg.ProgramError) as caught:
+            bg.program(fn)
+        assert str(caught.value) == f"{__file__}:{fn.__code__.co_firstlineno}: {message}"
+
+
+@pytest.mark.parametrize("items", [0, -1, (8, True), (8, 2.5), (8, "float16"), ("int64", 8), "x"])
+def test_bad_types(items):
+    with pytest.raises(bg.ProgramError) as caught:
+        _ = bg.Tensor[items]
+    assert str(caught.value).startswith(__file__)
+    assert "bg.Tensor[8, bg.int64]" in str(caught.value) or "use one of" in str(caught.value)
+
+
+def test_trace_wants_one_type_an_argument():
+    for types, message in (
+        ((), "f: argument 'x' has no type (pass one type an argument)"),
+        ((X, X), "f: takes 1 arguments, got 2 types"),
+        (("f32",), "f: 'f32' is no tensor type (write bg.Tensor[8, 64, 56, 56])"),
+    ):
+        with pytest.raises(bg.ProgramError) as caught:
+            bg.trace(lambda x: x, *types, name="f")
+        assert str(caught.value).endswith(f": {message}")
+
+
+def test_tensors_of_another_trace():
+    kept = []
+    _ = bg.trace(lambda x: kept.append(x) or x, X, name="first").graph
+    assert _message(lambda x: x + kept[0], X) == (
+        "add: operand 'x' belongs to a trace of 'first', not to this one of 'f' (pass it as an "
+        "argument, or return it from the program that makes it)"
+    )
+    assert _message(lambda x: kept[0], X) == (
+        "f: returns 'x', which belongs to a trace of 'first' (pass it as an argument)"
+    )
+    with pytest.raises(bg.ProgramError, match="relu: only works while a program is being traced"):
+        bg.relu(kept[0])
+
+
+def test_calls_of_programs():
+    inner = bg.trace(lambda x, y: x + y, MATRIX, MATRIX, name="inner")
+    replayed = bg.Program.from_graph(inner.graph)
+    with pytest.raises(bg.ProgramError) as caught:
+        inner(np.ones((4, 6)), np.ones((4, 6)))
+    assert str(caught.value).endswith(
+        ": inner: a program computes only once it is built (mod = bg.build(inner); mod(...))"
+    )
+    for program in (inner, replayed):
+        assert _message(lambda x, program=program: program(x, x[:2]), MATRIX) == (
+            "inner: argument 'y' takes f32[4,6], got f32[2,6]"
+        )
+        assert _message(lambda x, program=program: program(x, 3), MATRIX).startswith(
+            "inner: argument 'y' must be a tensor, got int"
+        )
+    assert _message(lambda x: inner(x), MATRIX) == "inner: missing a required argument: 'y'"
+    assert _message(lambda x: replayed(x), MATRIX) == "inner: missing argument 'y' (it is f32[4,6])"
+    assert _message(lambda x: replayed(x, z=x), MATRIX) == "inner: takes the arguments ['x', 'y']"
+
+
+def test_errors_inside_bngen_are_not_blamed_on_the_user(monkeypatch):
+    def broken(*_, **__):
+        raise KeyError("a bug")
+
+    program = traced(lambda x: bg.relu(x), np.ones(3))
+    monkeypatch.setattr("bngen.ir.build.infer", _in_package(broken))
+    with pytest.raises(KeyError):
+        _ = program.graph
+
+
+def _in_package(fn):
+    """``fn``, called from a file that seems to lie inside the package."""
+    namespace = {"KeyError": KeyError}
+    source = "def raising(*_, **__):\n    raise KeyError('a bug')\n"
+    exec(compile(source, bg.__file__.replace("__init__", "pretended"), "exec"), namespace)
+    return namespace["raising"]
