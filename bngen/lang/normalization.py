@@ -103,9 +103,7 @@ def _evaluate(
         hint = "pass running_mean and running_var, or training=True"
         raise error("batch_norm: no running statistics to evaluate with", hint)
     mean, var = (wrap(trace, trace.latest(v.value)) for v in (mean, var))
-    return emit(
-        "bn_normalize", x, mean, var, weight, bias, label="batch_norm", hint=_HINT, eps=eps
-    )
+    return emit("bn_normalize", x, mean, var, weight, bias, label="batch_norm", hint=_HINT, eps=eps)
 
 
 def _momentum(trace: Trace, momentum: float | None, tracked: Tensor | None) -> float | Tensor:

@@ -197,9 +197,7 @@ def dropout(
     if p == 1:
         return arithmetic("mul", input, 0.0, label="dropout")
     stream = current_trace("dropout").next_stream()
-    draw = emit(
-        "random_uniform", _seed(seed), label="dropout", shape=input.shape, stream=stream
-    )
+    draw = emit("random_uniform", _seed(seed), label="dropout", shape=input.shape, stream=stream)
     keep = emit(
         "where", draw >= p, constant(1.0 / (1.0 - p), input.dtype),
         constant(0.0, input.dtype), label="dropout",

@@ -243,14 +243,13 @@ def _evaluate(
 
 
 def _call_by_name(fn: Callable[..., Any], tensors: Mapping[str, Tensor]) -> Any:
-    """Call with each tensor in its place, keyword-only arguments by keyword."""
-    by_keyword = {
-        p.name
-        for p in inspect.signature(fn).parameters.values()
-        if p.kind is p.KEYWORD_ONLY and p.name in tensors
-    }
-    args = [t for n, t in tensors.items() if n not in by_keyword]
-    return fn(*args, **{n: tensors[n] for n in by_keyword})
+    """Call with each tensor in its place: by keyword wherever the function allows it."""
+    parameters = inspect.signature(fn).parameters.values()
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return fn(*tensors.values())
+    first = [p.name for p in parameters if p.kind is p.POSITIONAL_ONLY and p.name in tensors]
+    rest = {name: x for name, x in tensors.items() if name not in first}
+    return fn(*(tensors[name] for name in first), **rest)
 
 
 def _innermost_line(e: Exception) -> SourceLoc:

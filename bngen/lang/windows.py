@@ -110,9 +110,7 @@ def avg_pool2d(
     )  # fmt: skip
 
 
-def adaptive_avg_pool2d(
-    input: Tensor, output_size: int | tuple[int | None, int | None]
-) -> Tensor:
+def adaptive_avg_pool2d(input: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
     """Means of windows spread evenly so that the result has ``output_size``.
 
     An entry of ``None`` keeps the extent of that axis.

@@ -72,9 +72,7 @@ class MobileNetV2:
         x = flatten(adaptive_avg_pool2d(x, 1), 1)
         x = dropout(x, self.dropout, options, "features.0.1.num_batches_tracked")
         with scope("classifier"):
-            return linear(
-                x, "1", options.num_classes, weight_init=("normal", 0.01), bias_init=0.0
-            )
+            return linear(x, "1", options.num_classes, weight_init=("normal", 0.01), bias_init=0.0)
 
 
 VARIANTS = {

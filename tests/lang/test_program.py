@@ -42,11 +42,18 @@ def test_argument_types():
     assert [i.name for i in f.graph.inputs] == ["a", "b", "c", "d", "e"]
 
 
+def test_python_values_between_tensors_keep_their_defaults():
+    @bg.program
+    def f(a: bg.Tensor[3], /, p=2.0, b: bg.Tensor[3] = None, *, c: bg.Tensor[3]):
+        assert p == 2.0
+        return a, b, c
+
+    assert [v.name for v in f.graph.outputs] == ["a", "b", "c"]
+
+
 def test_annotations_that_are_text_see_the_factorys_variables():
     def make(n):
-        return bg.program(
-            _with_text_annotations("def f(x: 'bg.Tensor[n, 3]'): return x", bg=bg)
-        )
+        return bg.program(_with_text_annotations("def f(x: 'bg.Tensor[n, 3]'): return x", bg=bg))
 
     n = 5  # what `program` sees is the scope of its caller
     assert make(n).arguments == {"x": TensorType((5, 3))}

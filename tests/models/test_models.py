@@ -11,6 +11,7 @@ from bngen.ir.text import parse_graph
 from bngen.ir.verify import verify
 from bngen.lang.init import fill
 from bngen.models import MODELS, make
+from bngen.passes.autodiff import differentiate
 
 # name: (parameters, entries of the state_dict, digest of its names, shapes and dtypes in order),
 # all taken from torchvision 0.28.
@@ -223,3 +224,30 @@ def test_a_single_value_per_channel_names_the_layer():
     with pytest.raises(bg.ProgramError, match=r"single value per channel.*\[in features\.") as e:
         _ = make("densenet121", batch=1, image=32).graph
     assert "denseblock4.denselayer1.norm1" in str(e.value)
+
+
+def test_a_training_step_written_in_the_language_learns():
+    """Gradient graph inlined by `Program.from_graph`, every parameter updated by SGD."""
+    model = make("tiny_resnet", batch=8, image=16, num_classes=4, loss=True)
+    joint = bg.Program.from_graph(differentiate(model.graph, cotangents="ones"))
+
+    def step(x, labels, lr):
+        loss, *grads = joint(x, labels).items()
+        grads = {label.removeprefix("grad:"): grad for label, grad in grads}
+        for name, w in bg.parameters().items():
+            buf = bg.buffer(f"momentum.{name}", w.shape)
+            new_w, new_buf = bg.sgd(w, grads[name], buf, lr, momentum=0.9, nesterov=True)
+            bg.update(w, new_w)
+            bg.update(buf, new_buf)
+        return loss[1]
+
+    graph = bg.trace(step, *model.arguments.values(), bg.Tensor[bg.float32]).graph
+    verify(graph, "trace")
+    args = _filled(graph) | {"labels": np.arange(8) % 4, "lr": np.float32(0.05)}
+    losses = []
+    for _ in range(6):
+        result = run(graph, args)
+        args |= result.updates
+        losses.append(float(result.outputs[0]))
+    assert losses[-1] < losses[0] / 3
+    assert args["bn1.num_batches_tracked"] == 6
