@@ -6,9 +6,9 @@ meanings or rules takes part, but for the random numbers, which no library share
 
 The tolerance rule (`assert_close`): per tensor, the largest error against float64 is at most four
 times PyTorch's own float32 error, plus 16 units in the last place of the tensor's largest element.
-On a tensor of a few elements that are left over from cancellation, PyTorch's error is a single throw
-of dice and may be zero by luck. `torch_runs` throws several times: once on the arguments as they
-are, and then on arguments moved by at most one unit in the last place.
+On a tensor of a few elements that are left over from cancellation, PyTorch's error is a single
+throw of dice and may be zero by luck. `torch_runs` throws several times: once on the arguments as
+they are, and then on arguments moved by at most one unit in the last place.
 """
 
 from __future__ import annotations
@@ -407,9 +407,9 @@ TORCH_OPS: dict[str, Callable] = {
 def assert_close(ours, torch32, ref64, what: str) -> None:
     """The tolerance rule, for one tensor.
 
-    ``torch32`` is PyTorch's result in float32, or a list of several (see `torch_runs`); the error of
-    the worst counts. Integers must be equal. Where the references are not finite, ours must be what
-    one of them is.
+    ``torch32`` is PyTorch's result in float32, or a list of several (see `torch_runs`); the error
+    of the worst counts. Integers must be equal. Where the references are not finite, ours must be
+    what one of them is.
     """
     several = torch32 if isinstance(torch32, (list, tuple)) else [torch32]
     ours, ref64, *several = (np.asarray(a) for a in (ours, ref64, *several))
@@ -436,10 +436,13 @@ def assert_close(ours, torch32, ref64, what: str) -> None:
 
 
 def assert_same(ours, reference, what: str, rtol: float = 1e-9) -> None:
-    """Agreement of two double-precision tensors, relative to the largest element."""
+    """Agreement of two double-precision tensors, relative to the largest element.
+
+    What is all cancellation (a mean of what was centred) is compared as if it were of size 1e-4.
+    """
     ours, reference = np.asarray(ours), np.asarray(reference)
     assert ours.shape == reference.shape, f"{what}: shape {ours.shape}, not {reference.shape}"
-    scale = np.abs(reference).max(initial=0.0, where=np.isfinite(reference))
+    scale = np.abs(reference).max(initial=1e-4, where=np.isfinite(reference))
     np.testing.assert_allclose(ours, reference, rtol=0, atol=rtol * scale, err_msg=what)
 
 

@@ -24,7 +24,7 @@ from bngen.ir.node import Graph, TensorType, Value
 from bngen.ir.ops import OPS, ShapeError
 
 CHANNELS = (1, 3, 4, 8, 10, 16, 24, 50)
-MAX_ELEMENTS = 4000
+MAX_ELEMENTS = 6000
 MIN_SAMPLES = 8
 """Samples of a channel below which no batch statistics are taken: with two, xhat is 1 and -1
 whatever x is, the gradient is all rounding, and comparing roundings says nothing."""
@@ -92,14 +92,15 @@ class _Network:
             self.instance_norm, self.dropout, self.split,
         )  # fmt: skip
         made = self.pick(*layers)(self.source())
-        if made is not None:
+        # What grew too large by joining is left out, and pruned away.
+        if made is not None and made.type.size <= MAX_ELEMENTS:
             self.keep(made)
 
     def conv(self, x: Value, same: bool = False) -> Value | None:
         """A convolution of any kind; ``same`` keeps the shape."""
         c = x.shape[1]
         groups = self.pick(1, 1, 1, c, *(g for g in (2, 4) if c % g == 0))
-        k = c if same else groups * self.pick(*(m for m in (1, 2, 3, 8, 10, 16) if m * groups < 51))
+        k = c if same else groups * self.pick(1, *(m for m in (2, 3, 8, 10, 16) if m * groups <= 50))
         r, s = self.pick((3, 3), (1, 1), (1, 3), (3, 2))
         dilation = self.pick((1, 1), (1, 1), (2, 1))
         halo = [d * (e - 1) for d, e in zip(dilation, (r, s), strict=True)]
@@ -212,8 +213,6 @@ class _Network:
         """Each layer reads all maps so far, joined flat or on top of the previous join."""
         features, joined, nested = [x], x, self.flag()
         for _ in range(self.pick(2, 3, 4)):
-            if sum(f.type.size for f in features) > 2 * MAX_ELEMENTS:
-                break
             h = self.activation(self.batch_norm(joined))
             growth = self.pick(2, 3, 8)
             weight = self.parameter("dense.weight", growth, h.shape[1], 3, 3)

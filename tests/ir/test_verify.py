@@ -1,4 +1,4 @@
-"""Each invariant lets a good graph pass and names the pass, the invariant and the node it caught."""
+"""Each invariant lets a good graph pass, and names the pass, itself and the node it caught."""
 
 from __future__ import annotations
 
