@@ -102,6 +102,11 @@ def read(tensor: te.Tensor, type_: TensorType, layout: Layout, coord: Coord) -> 
     return tirx.if_then_else(guard, element, zero(type_.dtype))
 
 
+def dtype_of(expr: Expr) -> str:
+    """Element type of an expression."""
+    return str(expr.ty)
+
+
 def zero(dtype: str) -> Expr:
     """The additive identity of a type."""
     return tirx.const(0, dtype)

@@ -9,7 +9,7 @@ from bngen.ir.node import Node, Value
 from bngen.ir.ops import normalize_axes
 from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered, identifier
-from bngen.lower.coords import Lane, logical, logical_coord, zero
+from bngen.lower.coords import Lane, dtype_of, logical, logical_coord, zero
 
 
 def lower_pointwise(kernel: Kernel, layouts: dict) -> Lowered:
@@ -138,7 +138,7 @@ def _packed_element(body: Body, w: Value, layout: PackedWeight):
 
 def _when(lanes: list[Lane], value):
     tests = [t for t in (lane.valid() for lane in lanes) if t is not None]
-    return tirx.if_then_else(tirx.all(*tests), value, zero(value.dtype)) if tests else value
+    return tirx.if_then_else(tirx.all(*tests), value, zero(dtype_of(value))) if tests else value
 
 
 def lower_reduce(kernel: Kernel, layouts: dict) -> Lowered:

@@ -13,7 +13,7 @@ from typing import Any
 from tvm import tirx
 
 from bngen.ir.node import Node
-from bngen.lower.coords import Coord, Expr, logical
+from bngen.lower.coords import Coord, Expr, dtype_of, logical
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def bind(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     """``body(value)`` with the value computed once."""
     if isinstance(value, (tirx.Var, tirx.IntImm, tirx.FloatImm)):
         return body(value)
-    var = tirx.Var("v", value.dtype)
+    var = tirx.Var("v", dtype_of(value))
     return tirx.Let(var, value, body(var))
 
 
@@ -78,7 +78,7 @@ def _where(e: Element, cond: Expr, a: Expr, b: Expr) -> Expr:
 
 
 def _as(x: Expr, dtype: str) -> Expr:
-    return x if str(x.dtype) == dtype else tirx.Cast(dtype, x)
+    return x if dtype_of(x) == dtype else tirx.Cast(dtype, x)
 
 
 def _inverse_std(e: Element, var: Expr, weight: Expr | None) -> Expr:
@@ -122,7 +122,7 @@ def _random_uniform(e: Element, seed: Expr) -> Expr:
 
 
 def _one_hot(e: Element, labels: Expr) -> Expr:
-    hit = labels == _as(logical(e.coord[1]), labels.dtype)
+    hit = labels == _as(logical(e.coord[1]), dtype_of(labels))
     return tirx.Select(hit, e.const(1), e.const(0))
 
 
@@ -133,7 +133,7 @@ def _binary(fn: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
 def _compare(fn: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
     def compare(e: Element, a: Expr, b: Expr) -> Expr:
         scalar = not e.node.inputs[0].shape and e.node.inputs[1].shape
-        return fn(_as(a, b.dtype), b) if scalar else fn(a, _as(b, a.dtype))
+        return fn(_as(a, dtype_of(b)), b) if scalar else fn(a, _as(b, dtype_of(a)))
 
     return compare
 
@@ -149,7 +149,7 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "add": _binary(lambda a, b: a + b),
     "sub": _binary(lambda a, b: a - b),
     "mul": _binary(lambda a, b: a * b),
-    "div": _binary(lambda a, b: a / b if "float" in str(a.dtype) else tirx.truncdiv(a, b)),
+    "div": _binary(lambda a, b: a / b if "float" in dtype_of(a) else tirx.truncdiv(a, b)),
     "maximum": _maximum,
     "minimum": _minimum,
     "pow": _pow,

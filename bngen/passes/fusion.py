@@ -87,15 +87,31 @@ def moves_no_data(node: Node, layouts: dict[Value, Layout], inputs: frozenset[Va
     return layout.slice(node.attrs["start"], node.attrs["stop"]) is not None
 
 
-def fuse(graph: Graph, layouts: dict[Value, Layout], level: FusionLevel) -> KernelPlan:
+def late_nodes(graph: Graph, late: frozenset[Value]) -> frozenset[Node]:
+    """The nodes that depend on an input of ``late``."""
+    tainted, found = set(late), set()
+    for node in graph.nodes:
+        if not tainted.isdisjoint(node.operands):
+            found.add(node)
+            tainted.update(node.outputs)
+    return frozenset(found)
+
+
+def fuse(
+    graph: Graph,
+    layouts: dict[Value, Layout],
+    level: FusionLevel,
+    late: frozenset[Value] = frozenset(),
+) -> KernelPlan:
     """Cut a graph into kernels.
 
     Args:
         graph: after `assign_layouts`; with ``level.across``, after `place_concatenations`.
         layouts: layout of every value.
         level: what may be joined.
+        late: inputs that come with a second call; no kernel of the first may need them.
     """
-    return _Fusion(graph, layouts, level).plan()
+    return _Fusion(graph, layouts, level, late).plan()
 
 
 class _Fusion:
@@ -105,7 +121,13 @@ class _Fusion:
     materialized values.
     """
 
-    def __init__(self, graph: Graph, layouts: dict[Value, Layout], level: FusionLevel):
+    def __init__(
+        self,
+        graph: Graph,
+        layouts: dict[Value, Layout],
+        level: FusionLevel,
+        late: frozenset[Value],
+    ):
         self.graph, self.layouts, self.level = graph, layouts, level
         self.producer = graph.producers()
         self.consumers = graph.consumers()
@@ -118,6 +140,7 @@ class _Fusion:
         self.anchors: list[Node] = []
         self.refused: list[Refusal] = []
         self.views = {n for n in graph.nodes if self.is_view(n)}
+        self.late = late_nodes(graph, late)
 
     def plan(self) -> KernelPlan:
         """Anchors first, in order, each with its store slot; then what is left over."""
@@ -139,6 +162,8 @@ class _Fusion:
     # --- properties ---------------------------------------------------------------------------
 
     def is_view(self, node: Node) -> bool:
+        if OPS[node.op].kind != "view":
+            return False
         if node.op == "cat":
             return self.level.across and is_placed(node, self.graph, self.layouts)
         return moves_no_data(node, self.layouts, self.inputs)
@@ -263,6 +288,8 @@ class _Fusion:
             node = work.pop()
             kind = OPS[node.op].kind
             if node in found or node in self.kernel_of or node in self.views:
+                continue
+            if node in self.late and anchor not in self.late:
                 continue
             if kind == "pointwise" or is_partial_reduction(node):
                 found.add(node)
@@ -420,7 +447,10 @@ class _Fusion:
             {writer[s] for v in k.inputs for s in self.sources(v) if s in writer} - {i}
             for i, k in enumerate(kernels)
         ]
-        rank = [min(self.order[n] for n in self.members[i]) for i in range(len(kernels))]
+        rank = [
+            (anchor in self.late, min(self.order[n] for n in self.members[i]))
+            for i, anchor in enumerate(self.anchors)
+        ]
         waiting = [len(n) for n in needs]
         readers: list[list[int]] = [[] for _ in kernels]
         for i, n in enumerate(needs):

@@ -1,0 +1,1 @@
+"""Scheduled kernels become machine code through TVM's LLVM backend."""

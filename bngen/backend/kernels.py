@@ -1,0 +1,168 @@
+"""Kernels of a plan to machine code: lowered, scheduled and compiled, each distinct one once.
+
+In: a `KernelPlan`, a target, knobs. Out: a `CompiledKernel` for every kernel of the plan; equal
+kernels share one function.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import Any
+
+from bngen.ir.node import Value
+from bngen.ir.plan import Kernel, KernelPlan
+from bngen.lower.body import Argument
+from bngen.target import Target
+
+Progress = Callable[[int, int, str], None]
+KnobLookup = Callable[[str, str], dict[str, int] | None]
+"""(kind, signature) -> knobs of a record, or None for the analytic ones."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """One distinct kernel: its function, and what can be shown of it."""
+
+    symbol: str
+    function: Any
+    module: Any
+    library: Any
+    arguments: tuple[tuple[int, ...], ...]
+    rule: str
+    knobs: dict[str, int]
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """A kernel of the plan and the code it runs."""
+
+    kernel: Kernel
+    code: Code
+    arguments: tuple[Argument, ...]
+
+
+def signature(kernel: Kernel, plan: KernelPlan) -> str:
+    """A text equal for kernels that do the same on tensors of the same types and layouts."""
+    names: dict[Value, str] = {}
+
+    def name(v: Value | None) -> str:
+        if v is None:
+            return "_"
+        if v not in names:
+            layout = plan.layouts.get(v)
+            stored = v in kernel.inputs or v in kernel.outputs or not kernel_defines(kernel, v)
+            names[v] = f"v{len(names)}:{v.type}:{layout if stored or layout else ''}"
+        return names[v]
+
+    parts = [",".join(map(name, kernel.inputs))]
+    for node in kernel.nodes:
+        mark = "*" if node is kernel.anchor else ""
+        attrs = ",".join(f"{k}={v}" for k, v in node.attrs.items_)
+        inputs, outputs = ",".join(map(name, node.inputs)), ",".join(map(name, node.outputs))
+        parts.append(f"{outputs}={mark}{node.op}({inputs}){{{attrs}}}")
+    parts.append(",".join(map(name, kernel.outputs)))
+    return ";".join(parts)
+
+
+def kernel_defines(kernel: Kernel, v: Value) -> bool:
+    """Whether a node of the kernel computes ``v``."""
+    return any(v in n.outputs for n in kernel.nodes)
+
+
+def compile_plan(
+    plan: KernelPlan,
+    target: Target,
+    *,
+    unaligned: frozenset[Value] = frozenset(),
+    knobs: KnobLookup | None = None,
+    progress: Progress | None = None,
+    jobs: int | None = None,
+) -> list[CompiledKernel]:
+    """Compile every kernel of a plan.
+
+    Args:
+        plan: kernels and layouts.
+        target: the CPU.
+        unaligned: values in users' memory, which starts anywhere.
+        knobs: tuned knobs, looked up by rule and signature.
+        progress: called after each kernel with (done, total, name).
+        jobs: compiler threads; the target's threads by default.
+    """
+    groups: dict[str, list[Kernel]] = {}
+    for kernel in plan.kernels:
+        key = signature(kernel, plan) + _alignment_key(kernel, unaligned)
+        groups.setdefault(key, []).append(kernel)
+    done = 0
+    codes: dict[str, Code] = {}
+    with ThreadPoolExecutor(jobs or target.threads) as pool:
+        futures = {
+            pool.submit(_compile, kernels[0], plan, target, unaligned, knobs, key): key
+            for key, kernels in groups.items()
+        }
+        try:
+            for future in as_completed(futures):
+                key = futures[future]
+                codes[key] = future.result()
+                done += len(groups[key])
+                if progress:
+                    progress(done, len(plan.kernels), groups[key][0].name)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [
+        CompiledKernel(kernel, codes[key], _arguments(kernel, codes[key]))
+        for kernel, key in sorted(
+            ((k, key) for key, ks in groups.items() for k in ks),
+            key=lambda pair: plan.kernels.index(pair[0]),
+        )
+    ]
+
+
+def _alignment_key(kernel: Kernel, unaligned: frozenset[Value]) -> str:
+    flags = [v in unaligned for v in (*kernel.inputs, *kernel.outputs)]
+    return f"|{''.join('u' if f else '.' for f in flags)}" if any(flags) else ""
+
+
+def _arguments(kernel: Kernel, code: Code) -> tuple[Argument, ...]:
+    values = (*kernel.inputs, *kernel.outputs)
+    return tuple(Argument(v, s) for v, s in zip(values, code.arguments, strict=True))
+
+
+def _compile(
+    kernel: Kernel,
+    plan: KernelPlan,
+    target: Target,
+    unaligned: frozenset[Value],
+    knobs: KnobLookup | None,
+    key: str,
+) -> Code:
+    import tvm
+
+    from bngen.backend.alignment import relax_alignment
+    from bngen.lower.kernel import lower
+    from bngen.scheduling.rule import schedule
+
+    tvm_target = target.tvm()
+    with tvm_target:
+        low = lower(kernel, plan.layouts)
+        scheduled = schedule(low, target, knobs(low.kind, key) if knobs else None)
+        values = (*kernel.inputs, *kernel.outputs)
+        loose = [i for i, v in enumerate(values) if v in unaligned]
+        function = scheduled.module[low.name]
+        if loose:
+            function = relax_alignment(function, loose)
+        module = tvm.IRModule({low.name: function})
+        library = tvm.compile(module, target=tvm_target)
+    return Code(
+        low.name,
+        library[low.name],
+        module,
+        library,
+        tuple(a.shape for a in low.arguments),
+        scheduled.rule,
+        dict(scheduled.knobs),
+        "; ".join(d.reason for d in scheduled.declined),
+    )

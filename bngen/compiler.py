@@ -1,0 +1,265 @@
+"""THE driver: a program in, a module out, each stage's input and output named.
+
+======================= ==================================== ===================================
+stage                   in                                   out
+======================= ==================================== ===================================
+lang                    Python function                      `Graph` of coarse ops
+passes.autodiff         `Graph`                              joint `Graph` (with ``grad=True``)
+passes.pipeline         `Graph`, fusion level, lanes         `KernelPlan`, `MemoryPlan`
+lower, scheduling       `Kernel`, target, knobs              scheduled TIR
+backend                 scheduled TIR                        functions
+runtime                 functions, places                    `Module`
+======================= ==================================== ===================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bngen.backend.kernels import CompiledKernel, Progress, compile_plan
+from bngen.errors import BngenError
+from bngen.ir.layout import PLAIN, same_bytes
+from bngen.ir.node import Graph, Input, Value
+from bngen.lang.init import fill
+from bngen.passes.autodiff import differentiate
+from bngen.passes.fusion import LEVELS
+from bngen.passes.pipeline import Dump, Planned, plan_program
+from bngen.runtime import threads as thread_pool
+from bngen.runtime.arguments import ArgSpec
+from bngen.runtime.executor import Executor, Operand, Step
+from bngen.runtime.module import Module, OutputSpec, Signature
+from bngen.target import Target
+
+FUSION_LEVELS = tuple(LEVELS)
+"""Names for ``fusion=``; cumulative in this order."""
+
+
+def build(
+    program: Any,
+    *,
+    target: Any = "llvm -mcpu=native",
+    fusion: str = "icf",
+    threads: int | None = None,
+    grad: bool = False,
+    wrt: Sequence[str] | None = None,
+    schedules: Any = None,
+    progress: Progress | None = None,
+    dump: Dump | None = None,
+) -> Module:
+    """Compile a program.
+
+    Args:
+        program: a `bngen.program`, or its graph.
+        target: what to compile for: ``"llvm -mcpu=native"``, a dict, JSON or a `Target`.
+        fusion: one of `FUSION_LEVELS`.
+        threads: threads of a call; all CPUs of the process by default.
+        grad: also compile the gradient; the module then has ``backward``.
+        wrt: names of the inputs to differentiate with respect to; by default every floating-point
+            argument and parameter.
+        schedules: folder with schedule records to look in first.
+        progress: called after each kernel with (done, total, name).
+        dump: called after each pass with its name and the graph.
+
+    Returns:
+        The module.
+
+    Raises:
+        BngenError: for a program, target or option that cannot be compiled.
+    """
+    if fusion not in LEVELS:
+        raise BngenError(f"unknown fusion level {fusion!r}", hint=f"one of {', '.join(LEVELS)}")
+    if threads is not None:
+        thread_pool.checked_count(threads)
+    graph = program.graph if hasattr(program, "graph") else program
+    machine = Target.parse(target)
+    cotangents: frozenset[str] = frozenset()
+    joint = graph
+    if grad:
+        joint = differentiate(graph, wrt, cotangents="inputs")
+        cotangents = frozenset(i.name for i in joint.inputs) - {i.name for i in graph.inputs}
+    late = [i.value for i in joint.inputs if i.name in cotangents]
+    planned = plan_program(joint, fusion, machine.lanes, late=late, dump=dump)
+    arguments = [i for i in joint.inputs if i.kind == "input" and i.name not in cotangents]
+    users = {i.value for i in joint.inputs if i.kind == "input"}
+    unaligned = frozenset(v for v, p in planned.memory.places.items() if p.root in users)
+    compiled = compile_plan(planned.plan, machine, unaligned=unaligned, progress=progress)
+    thread_pool.install()
+    binding = Binding(joint, planned, compiled)
+    signature = Signature(
+        program=graph.name,
+        arguments=tuple(binding.argument(i) for i in arguments),
+        state=tuple(binding.argument(i) for i in joint.inputs if i.kind != "input"),
+        cotangents=tuple(binding.argument(i) for i in joint.inputs if i.name in cotangents),
+        outputs=tuple(binding.output(i) for i in range(len(graph.outputs))),
+        gradients=tuple(
+            binding.output(i) for i in range(len(graph.outputs), len(joint.outputs))
+        ),
+        update_copies=binding.update_copies(),
+        forward_steps=binding.forward_steps(frozenset(late)) if grad else len(compiled),
+        tuple_output=graph.tuple_output,
+        named_outputs=bool(graph.output_names),
+        initialize=_initializer(joint.inputs),
+        memory=memory_report(joint, planned),
+    )
+    steps = binding.steps()
+
+    def executor(state: Mapping[str, np.ndarray]) -> Executor:
+        return Executor(steps, planned.memory.nbytes, state)
+
+    return Module(
+        signature,
+        executor,
+        describe=lambda: manifest(graph, planned, compiled, machine, fusion, signature),
+        texts=lambda kind: emit(compiled, kind),
+        num_threads=threads,
+    )
+
+
+def _initializer(inputs: Sequence[Input]):
+    table = {i.name: i for i in inputs}
+    return lambda name, rng: fill(table[name], rng)
+
+
+class Binding:
+    """From values of the graph to operands of the executor."""
+
+    def __init__(self, graph: Graph, planned: Planned, compiled: Sequence[CompiledKernel]):
+        self.graph, self.plan, self.memory = planned.plan.graph, planned.plan, planned.memory
+        self.names = [n.removeprefix("grad:") for n in graph.output_names] or [""] * len(
+            graph.outputs
+        )
+        self.compiled = compiled
+        self.inputs = {i.value: i.name for i in graph.inputs}
+        self.updated = {target for target, _ in graph.updates}
+        self.direct = self.direct_outputs()
+
+    def direct_outputs(self) -> dict[Value, str]:
+        """Results that a kernel writes straight into the caller's fresh memory."""
+        direct: dict[Value, str] = {}
+        roots = [p.root for p in self.memory.places.values()]
+        for i, v in enumerate(self.graph.outputs):
+            place = self.memory.places[v]
+            shared = roots.count(v) > 1
+            plain = same_bytes(v.type, self.plan.layouts[v], PLAIN)
+            if place.root == v and v not in self.inputs and plain and not shared:
+                direct.setdefault(v, f"out:{i}")
+        return direct
+
+    def operand(self, v: Value, shape: tuple[int, ...]) -> Operand:
+        place = self.memory.places[v]
+        root = place.root
+        if root in self.direct:
+            return Operand(self.direct[root], place.offset, shape, v.dtype)
+        if root in self.inputs:
+            return Operand(f"in:{self.inputs[root]}", place.offset, shape, v.dtype)
+        return Operand(None, self.memory.arena[root] + place.offset, shape, v.dtype)
+
+    def steps(self) -> list[Step]:
+        return [
+            Step(
+                c.kernel.name,
+                c.code.function,
+                tuple(self.operand(a.value, a.shape) for a in c.arguments),
+            )
+            for c in self.compiled
+        ]
+
+    def argument(self, item: Input) -> ArgSpec:
+        return ArgSpec(item.name, item.value.shape, item.value.dtype, item.value in self.updated)
+
+    def output(self, i: int) -> OutputSpec:
+        v, name = self.graph.outputs[i], self.names[i]
+        if self.direct.get(v) == f"out:{i}":
+            return OutputSpec(name, v.shape, v.dtype, slot=f"out:{i}")
+        if v in self.direct:
+            return OutputSpec(name, v.shape, v.dtype, slot=self.direct[v])
+        if v in self.inputs:
+            return OutputSpec(name, v.shape, v.dtype, source=self.inputs[v])
+        return OutputSpec(name, v.shape, v.dtype, operand=self.operand(v, v.shape))
+
+    def update_copies(self) -> tuple[tuple[str, Operand], ...]:
+        return tuple(
+            (self.inputs[target], self.operand(new, new.shape))
+            for target, new in self.memory.copies
+        )
+
+    def forward_steps(self, late: frozenset[Value]) -> int:
+        """Steps before the first that needs a gradient of an output."""
+        from bngen.passes.fusion import late_nodes
+
+        nodes = late_nodes(self.graph, late)
+        for i, c in enumerate(self.compiled):
+            if any(n in nodes for n in c.kernel.nodes):
+                return i
+        return len(self.compiled)
+
+
+def memory_report(graph: Graph, planned: Planned) -> dict[str, int]:
+    """Bytes by use: parameters, arena."""
+    parameters = sum(i.value.type.nbytes for i in graph.inputs if i.kind != "input")
+    return {"parameters": parameters, "arena": planned.memory.nbytes}
+
+
+def manifest(
+    graph: Graph,
+    planned: Planned,
+    compiled: Sequence[CompiledKernel],
+    target: Target,
+    fusion: str,
+    signature: Signature,
+) -> dict[str, Any]:
+    """What was built, as data: the contents of manifest.json."""
+    plan = planned.plan
+    return {
+        "program": graph.name,
+        "target": {"text": str(target), "cpu": target.cpu, "lanes": target.lanes,
+                   "arch": target.arch, "features": list(target.required_features())},
+        "fusion": fusion,
+        "signature": {
+            "arguments": [_described(s) for s in signature.arguments],
+            "state": [_described(s) for s in signature.state],
+            "outputs": [
+                {"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in signature.outputs
+            ],
+            "gradients": [s.name for s in signature.gradients],
+        },
+        "counts": {
+            "before": sum(1 for n in plan.graph.nodes if n.op != "constant"),
+            "after": len(plan.kernels),
+            "distinct": len({c.code.symbol for c in compiled}),
+        },
+        "memory": dict(signature.memory),
+        "kernels": [
+            {
+                "name": c.kernel.name,
+                "symbol": c.code.symbol,
+                "sublayers": list(c.kernel.sublayers),
+                "rule": c.code.rule,
+                "knobs": dict(c.code.knobs),
+                "inputs": [_placed(v, plan) for v in c.kernel.inputs],
+                "outputs": [_placed(v, plan) for v in c.kernel.outputs],
+            }
+            for c in compiled
+        ],
+    }  # fmt: skip
+
+
+def _described(spec: ArgSpec) -> dict[str, Any]:
+    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype,
+            "updated": spec.inplace}  # fmt: skip
+
+
+def _placed(v: Value, plan: Any) -> dict[str, str]:
+    return {"name": v.name, "type": str(v.type), "layout": str(plan.layouts[v])}
+
+
+def emit(compiled: Sequence[CompiledKernel], kind: str) -> dict[str, str]:
+    """Texts of the distinct kernels: ``tir``, ``ll`` or ``asm``."""
+    codes = {c.code.symbol: c.code for c in compiled}
+    if kind == "tir":
+        return {name: code.module.script() for name, code in codes.items()}
+    suffix = {"ll": "ll", "asm": "s"}[kind]
+    return {name: code.library.mod.inspect_source(suffix) for name, code in codes.items()}

@@ -1,0 +1,90 @@
+"""The ordered list of passes: from a traced program to kernels and their memory.
+
+In: a graph, a fusion level, the vector width. Out: a `Planned`. Every stage is a complete program
+that can be printed and interpreted; `dump` sees each of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from bngen.ir.build import prune
+from bngen.ir.node import Graph, Value
+from bngen.ir.plan import KernelPlan
+from bngen.ir.verify import verify
+from bngen.passes.deferral import defer_affine_gradients
+from bngen.passes.fission import fission_batch_norm, split_reductions
+from bngen.passes.fusion import LEVELS, FusionLevel, fuse, place_concatenations
+from bngen.passes.layout import assign_layouts
+from bngen.passes.memory import MemoryPlan, plan_memory
+from bngen.passes.nest_cats import nest_concatenations
+from bngen.passes.simplify import forward_slices, share_common_subexpressions, share_statistics
+
+Dump = Callable[[str, Graph], None]
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What the passes decided."""
+
+    plan: KernelPlan
+    memory: MemoryPlan
+
+
+def graph_passes(level: FusionLevel) -> list[tuple[str, Callable[[Graph], Graph]]]:
+    """The graph-to-graph passes of a fusion level, in order."""
+    passes: list[tuple[str, Callable[[Graph], Graph]]] = [
+        ("nest", nest_concatenations),
+        (
+            "fission",
+            lambda g: fission_batch_norm(g, one_sweep=level.one_sweep, deferred=level.channel),
+        ),
+        ("slices", forward_slices),
+        ("cse", share_common_subexpressions),
+    ]
+    if level.across:
+        passes += [("statistics", share_statistics), ("cse", share_common_subexpressions)]
+    if level.channel:
+        passes += [("deferral", defer_affine_gradients), ("slices", forward_slices)]
+    passes += [
+        ("reductions", split_reductions),
+        ("cse", share_common_subexpressions),
+        ("prune", prune),
+    ]
+    return passes
+
+
+def plan_program(
+    graph: Graph,
+    level: str,
+    lanes: int,
+    late: Iterable[Value] = (),
+    keep: Iterable[Value] = (),
+    dump: Dump | None = None,
+) -> Planned:
+    """Run every pass.
+
+    Args:
+        graph: as traced, or differentiated.
+        level: a key of `LEVELS`.
+        lanes: float32 elements of a vector register.
+        late: inputs that only the second of two calls provides (gradients of outputs).
+        keep: values that must survive the last kernel.
+        dump: called with each stage's name and graph.
+    """
+    rules = LEVELS[level]
+    for name, run in graph_passes(rules):
+        graph = run(graph)
+        verify(graph, stage=name)
+        if dump:
+            dump(name, graph)
+    graph, layouts = assign_layouts(graph, lanes)
+    graph = prune(graph)
+    if rules.across:
+        graph, layouts = place_concatenations(graph, layouts)
+    verify(graph, stage="layout")
+    if dump:
+        dump("layout", graph)
+    plan = fuse(graph, layouts, rules, frozenset(late))
+    return Planned(plan, plan_memory(plan, keep))

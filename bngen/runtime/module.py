@@ -1,0 +1,320 @@
+"""`Module`: a compiled program as the user holds it.
+
+Arguments in, arrays out; parameters and buffers by name; for a program compiled with its gradient,
+``forward`` and ``backward``. In: a `Signature` and an `Executor`; knows nothing of graphs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from bngen.errors import CallError
+from bngen.runtime import threads
+from bngen.runtime.arguments import ArgSpec, deliver, is_torch, prepare_all
+from bngen.runtime.executor import Executor, Operand
+from bngen.runtime.memory import empty_aligned
+
+
+@dataclass(frozen=True)
+class OutputSpec:
+    """One result of a call.
+
+    Attributes:
+        name: label, ``""`` where the program gave none.
+        shape: logical shape.
+        dtype: element type.
+        slot: slot that the kernels write it to, in fresh memory of each call; None where it is
+            copied from ``operand`` or from the input ``source``.
+        operand: where it lies in the arena.
+        source: name of the input that it is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    slot: str | None = None
+    operand: Operand | None = None
+    source: str | None = None
+
+
+@dataclass(frozen=True)
+class LabelCheck:
+    """An input whose elements index classes: [0, classes), or ``ignore``."""
+
+    name: str
+    classes: int
+
+
+@dataclass(frozen=True)
+class Signature:
+    """Everything a call needs to know of the program.
+
+    Attributes:
+        program: its name.
+        arguments: what a call takes, in order.
+        state: parameters and buffers the module holds.
+        cotangents: gradients of outputs that ``backward`` takes.
+        outputs: results of the program.
+        gradients: results of ``backward``, by input name.
+        update_copies: (input name, operand) of updates that are copied after the run.
+        forward_steps: how many steps come before ``backward``.
+        tuple_output: whether a single result is still returned in a tuple.
+        named_outputs: whether results are returned as a dict.
+        labels: inputs to check before a run.
+        initialize: fills parameters: ``(name, rng) -> array``.
+        memory: bytes of parameters, saved activations, scratch, arena.
+    """
+
+    program: str
+    arguments: tuple[ArgSpec, ...]
+    state: tuple[ArgSpec, ...]
+    cotangents: tuple[ArgSpec, ...]
+    outputs: tuple[OutputSpec, ...]
+    gradients: tuple[OutputSpec, ...] = ()
+    update_copies: tuple[tuple[str, Operand], ...] = ()
+    forward_steps: int = 0
+    tuple_output: bool = False
+    named_outputs: bool = False
+    labels: tuple[LabelCheck, ...] = ()
+    initialize: Callable[[str, np.random.Generator], np.ndarray] | None = None
+    memory: Mapping[str, int] = field(default_factory=dict)
+
+
+USER_ALIGNMENT = 1
+"""Kernels read users' arrays with unaligned moves; any address that NumPy or PyTorch gives works."""
+
+
+class Module:
+    """A compiled program.
+
+    Call it with the program's arguments, NumPy arrays or PyTorch CPU tensors (NCHW); it returns
+    arrays of the same kind. Not re-entrant: one call at a time.
+
+    Args:
+        signature: names, shapes and results.
+        make_executor: builds the executor over the state arrays.
+        describe: makes the manifest.
+        texts: ``kind -> {kernel: text}`` for ``tir``, ``ll``, ``asm``.
+        num_threads: threads during calls; None for the process's setting.
+    """
+
+    def __init__(
+        self,
+        signature: Signature,
+        make_executor: Callable[[Mapping[str, np.ndarray]], Executor],
+        describe: Callable[[], dict[str, Any]],
+        texts: Callable[[str], dict[str, str]],
+        num_threads: int | None = None,
+    ):
+        self.signature = signature
+        self._describe, self._texts, self._threads = describe, texts, num_threads
+        self._state = {
+            spec.name: _zeros(spec.shape, spec.dtype) for spec in signature.state
+        }
+        self._executor = make_executor({f"in:{k}": v for k, v in self._state.items()})
+        self._initialized = not signature.state
+        self._tape: list[Any] | None = None
+
+    # --- state --------------------------------------------------------------------------------
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """Copies of all parameters and buffers by name."""
+        return {name: array.copy() for name, array in self._state.items()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> Module:
+        """Copy parameters and buffers in: NumPy arrays or PyTorch tensors, all names, as PyTorch.
+
+        Raises:
+            CallError: for missing or unknown names, wrong shapes or dtypes; nothing is changed.
+        """
+        missing = sorted(set(self._state) - set(state))
+        unknown = sorted(set(state) - set(self._state))
+        if missing or unknown:
+            what = f"missing {missing[:3]}" if missing else f"unknown {unknown[:3]}"
+            count = len(missing or unknown)
+            raise CallError(
+                f"{self.signature.program}: {count} names of the state do not match: {what}",
+                hint="mod.state_dict() lists the names",
+            )
+        arrays = {}
+        for spec in self.signature.state:
+            value = state[spec.name]
+            array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
+            if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
+                raise CallError(
+                    f"{self.signature.program}: {spec.name!r} is {array.dtype}{list(array.shape)}, "
+                    f"not {spec.dtype}{list(spec.shape)}",
+                    hint="convert it first",
+                )
+            arrays[spec.name] = array
+        for name, array in arrays.items():
+            np.copyto(self._state[name], array)
+        self._initialized = True
+        return self
+
+    def init(self, seed: int = 0) -> Module:
+        """Fill parameters and buffers as PyTorch's layers do, from one seed."""
+        rng = np.random.default_rng(seed)
+        for spec in self.signature.state:
+            np.copyto(self._state[spec.name], self.signature.initialize(spec.name, rng))
+        self._initialized = True
+        return self
+
+    # --- calls --------------------------------------------------------------------------------
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        """Run the program; see `forward`."""
+        return self.forward(*args, **named)
+
+    def forward(self, *args: Any, **named: Any) -> Any:
+        """Run the program.
+
+        Args:
+            *args: arguments in the program's order.
+            **named: arguments by name.
+
+        Returns:
+            The result, a tuple of results, or a dict where the program returns one.
+
+        Raises:
+            CallError: for arguments that cannot be used; nothing has run then.
+        """
+        if not self._initialized:
+            raise CallError(
+                f"{self.signature.program}: parameters have no values yet",
+                hint="call mod.init(seed) or mod.load_state_dict(state) first",
+            )
+        values = self._positional(args, named)
+        slots, write_backs = self._prepare(self.signature.arguments, values)
+        self._check_labels(slots)
+        as_torch = any(is_torch(v) for v in values)
+        slots.update(self._fresh(self.signature.outputs))
+        with threads.using(self._threads or 0):
+            self._executor.run(slots, 0, self.signature.forward_steps)
+        results = [self._result(spec, slots, as_torch) for spec in self.signature.outputs]
+        for name, operand in self.signature.update_copies:
+            target = slots.get(f"in:{name}", self._state.get(name))
+            np.copyto(target, self._executor.read(operand).reshape(target.shape))
+        for write_back in write_backs:
+            write_back()
+        if self.signature.gradients:
+            self._tape = [slots, as_torch]
+        return self._packed(results)
+
+    def backward(self, *grad_outputs: Any) -> dict[str, Any]:
+        """Gradients of the last ``forward`` call.
+
+        Args:
+            *grad_outputs: the gradient of each floating-point output; may be left out for a scalar.
+
+        Returns:
+            Gradients by input name.
+
+        Raises:
+            CallError: before ``forward``, a second time, or with the wrong shapes.
+        """
+        program = self.signature.program
+        if not self.signature.gradients:
+            raise CallError(f"{program}: built without gradients", hint="bngen.build(..., grad=True)")
+        if self._tape is None:
+            raise CallError(
+                f"{program}: backward needs a forward call first, and one for each backward",
+                hint="call mod.forward(...) before mod.backward(...)",
+            )
+        specs = self.signature.cotangents
+        if not grad_outputs and all(s.shape == () for s in specs):
+            grad_outputs = tuple(np.ones((), s.dtype) for s in specs)
+        if len(grad_outputs) != len(specs):
+            raise CallError(
+                f"{program}: backward takes {len(specs)} gradients, got {len(grad_outputs)}",
+                hint="one for each floating-point output, in order",
+            )
+        cotangents, _ = self._prepare(specs, grad_outputs)
+        slots, as_torch = self._tape
+        slots = {**slots, **cotangents, **self._fresh(self.signature.gradients)}
+        as_torch = as_torch or any(is_torch(v) for v in grad_outputs)
+        with threads.using(self._threads or 0):
+            self._executor.run(slots, self.signature.forward_steps, None)
+        self._tape = None
+        return {
+            spec.name: self._result(spec, slots, as_torch) for spec in self.signature.gradients
+        }
+
+    # --- what it is ---------------------------------------------------------------------------
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Bytes of parameters, saved activations, scratch and peak."""
+        return dict(self.signature.memory)
+
+    def manifest(self) -> dict[str, Any]:
+        """Signature, layouts, kernels with the sub-layers each holds, counts, target."""
+        return self._describe()
+
+    def emit(self, kind: str) -> dict[str, str]:
+        """Texts by kernel: ``tir`` (scheduled TIR), ``ll`` (LLVM IR), ``asm``."""
+        return self._texts(kind)
+
+    # --- inside -------------------------------------------------------------------------------
+
+    def _positional(self, args: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
+        specs = self.signature.arguments
+        names = [s.name for s in specs]
+        unknown = [n for n in named if n not in names[len(args) :]]
+        if len(args) + len(named) != len(specs) or unknown:
+            given = f"{len(args)} and {sorted(named)}" if named else str(len(args))
+            raise CallError(
+                f"{self.signature.program} takes {len(specs)} arguments ({', '.join(names)}), "
+                f"got {given}"
+            )
+        return [*args, *(named[n] for n in names[len(args) :])]
+
+    def _prepare(self, specs: Sequence[ArgSpec], values: Sequence[Any]):
+        tensors, write_backs = prepare_all(self.signature.program, specs, values, USER_ALIGNMENT)
+        slots = {
+            f"in:{spec.name}": np.from_dlpack(tensor)
+            for spec, tensor in zip(specs, tensors, strict=True)
+        }
+        return slots, write_backs
+
+    def _fresh(self, specs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:
+        """Memory for results, owned by the caller afterwards."""
+        return {s.slot: empty_aligned(s.shape, s.dtype) for s in specs if s.slot is not None}
+
+    def _result(self, spec: OutputSpec, slots: Mapping[str, np.ndarray], as_torch: bool) -> Any:
+        if spec.slot is not None:
+            array = slots[spec.slot]
+        elif spec.operand is not None:
+            array = self._executor.read(spec.operand).reshape(spec.shape).copy()
+        else:
+            source = slots.get(f"in:{spec.source}")
+            array = (self._state[spec.source] if source is None else source).copy()
+        return deliver(array, as_torch)
+
+    def _packed(self, results: list[Any]) -> Any:
+        if self.signature.named_outputs:
+            return {s.name: r for s, r in zip(self.signature.outputs, results, strict=True)}
+        if len(results) == 1 and not self.signature.tuple_output:
+            return results[0]
+        return tuple(results)
+
+    def _check_labels(self, slots: Mapping[str, np.ndarray]) -> None:
+        for check in self.signature.labels:
+            labels = slots[f"in:{check.name}"]
+            bad = labels[(labels >= check.classes) | ((labels < 0) & (labels != -100))]
+            if bad.size:
+                raise CallError(
+                    f"{self.signature.program}: {check.name!r} holds {int(bad.flat[0])}, but there "
+                    f"are {check.classes} classes",
+                    hint=f"labels run from 0 to {check.classes - 1}",
+                )
+
+
+def _zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray:
+    array = empty_aligned(shape, dtype)
+    array.fill(0)
+    return array
