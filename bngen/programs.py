@@ -38,7 +38,7 @@ def load_program(spec: str, batch: int | None = None, image: int | None = None) 
     path, _, function = spec.partition(":")
     if not path.endswith(".py"):
         return _builtin(spec, sizes)
-    with _blaming(Path(path)):
+    with _importable(Path(path).parent), _blaming(Path(path)):
         module = _import_file(Path(path))
         chosen = _pick(module, path, function)
         return _traced(_called(chosen, spec, sizes), spec)
@@ -72,15 +72,27 @@ def _import_file(path: Path) -> ModuleType:
         near = difflib.get_close_matches(path.name, [p.name for p in path.parent.glob("*.py")], 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "give the path of a Python file"
         raise UsageError(f"no file {path}", hint=hint)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    spec = importlib.util.spec_from_file_location(f"bngen_program_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
-    # As `python file.py` does: modules next to the file can be imported, and dataclasses and
-    # pickles find the module under its name.
-    sys.path.insert(0, str(path.resolve().parent))
-    sys.modules.setdefault(path.stem, module)
+    sys.modules[module.__name__] = module  # where dataclasses look for the module of a class
     with redirect_stdout(sys.stderr):  # standard output is kept for the command's result
         spec.loader.exec_module(module)
     return module
+
+
+@contextmanager
+def _importable(folder: Path) -> Iterator[None]:
+    """Let the file import its neighbours, as ``python file.py`` does, but only while it is read.
+
+    Left in place, a neighbour called ``tvm.py`` would be what the compiler imports next.
+    """
+    entry = str(folder.resolve())
+    sys.path.insert(0, entry)
+    try:
+        yield
+    finally:
+        if entry in sys.path:
+            sys.path.remove(entry)
 
 
 def _pick(module: ModuleType, path: str, function: str) -> Any:

@@ -72,13 +72,14 @@ def verify(
     for case in verification.cases_for(graph):
         progress.stage(f"checking: {case.name}")
         inputs = verification.make_inputs(graph, case, state, seed)
-        # One after the other, keeping only what is compared: a network's activations in float64
-        # are large.
-        torch, exact = (
-            verification.collect(graph, tensors, reference.run(graph, inputs, dtype))
-            for dtype in (None, "float64")
+        runs = (
+            _run_module(module, graph, inputs),
+            reference.run(graph, inputs, "float64"),
+            reference.run(graph, inputs),
+            reference.run(graph, inputs, channels_last=True),
+            reference.run(graph, verification.nudged(inputs, seed)),
         )
-        ours = verification.collect(graph, tensors, _run_module(module, graph, inputs))
+        ours, exact, *torch = (verification.collect(graph, tensors, run) for run in runs)
         findings += verification.judge(case.name, tensors, ours, torch, exact)
     return findings
 

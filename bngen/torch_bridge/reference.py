@@ -34,18 +34,28 @@ _DTYPES = {
 }
 
 
-def run(graph: Graph, args: Mapping[str, np.ndarray], dtype: str | None = None) -> Results:
+def run(
+    graph: Graph,
+    args: Mapping[str, np.ndarray],
+    dtype: str | None = None,
+    *,
+    channels_last: bool = False,
+) -> Results:
     """Evaluate a graph with PyTorch, freeing each value after its last use.
 
     Args:
         graph: a program as traced.
         args: an array for each input, by name.
         dtype: the float type everything is computed in; as declared when None.
+        channels_last: keep feature maps in that layout, for which PyTorch has other kernels.
 
     Raises:
         ProgramError: for an op that has no row in `OPERATORS`.
     """
     env = {v: _tensor(args[v.name], v.type, dtype) for v in graph.input_values()}
+    if channels_last:
+        layout = torch.channels_last
+        env = {v: t.to(memory_format=layout) if t.ndim == 4 else t for v, t in env.items()}
     last_use = {v: node for node in graph.nodes for v in node.operands}
     needed = set(graph.results())
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""`bngen build` on a stand-in compiler: targets, the output folder, what is printed, how it fails."""
+"""`bngen build` on a stand-in compiler: targets, output folder, what is printed, how it fails."""
 
 import json
 

@@ -1,5 +1,7 @@
 """What PROGRAM may be, and the one line that says what is wrong with it."""
 
+import sys
+
 import pytest
 
 GOOD = """
@@ -27,6 +29,12 @@ def returns_text(batch=1):
 @pytest.fixture
 def good(tmp_path):
     (tmp_path / "net.py").write_text(GOOD)
+
+
+def test_the_files_folder_is_importable_only_while_it_is_read(bngen, compiler, good, tmp_path):
+    before = list(sys.path)
+    assert bngen("build", "net.py:net").status == 0
+    assert sys.path == before
 
 
 def built(compiler):
@@ -73,7 +81,7 @@ def test_modules_beside_the_file_can_be_imported(bngen, compiler, tmp_path):
 @pytest.mark.parametrize(
     ("words", "facts"),
     [
-        (["densenet112"], ["densenet112", "did you mean densenet121"]),
+        (["densenet112"], ["'densenet112'", "did you mean", "densenet121 or"]),
         (["alexnet"], ["no built-in program 'alexnet'", "densenet121", "file.py:function"]),
         (["nett.py:net"], ["no file nett.py", "did you mean net.py"]),
         (["elsewhere/x.py:f"], ["no file elsewhere/x.py"]),
@@ -103,7 +111,7 @@ HEAD = "import bngen as bg\n"
         ("import bngen as bg\n\n1 / 0\n", 3, "ZeroDivisionError"),
         ("import no_such_module\n", 1, "ModuleNotFoundError"),
         ("raise SystemExit(3)\n", 1, "SystemExit: 3"),
-        (HEAD + "def f():\n    return helper()\ndef helper():\n    return [][0]\n", 5, "IndexError"),
+        (HEAD + "def f():\n    return g()\ndef g():\n    return [][0]\n", 5, "IndexError"),
         (HEAD + "@bg.program\ndef f(x: bg.Tensor[2, 3]):\n    return x.nothing\n", 4, "nothing"),
         (HEAD + "@bg.program\ndef f(x: bg.Tensor[2, 3]):\n    pass\n", 2, "returns nothing"),
         (
