@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bngen import artifact, console
+from bngen import artifact, console, ladder, options
 from bngen.programs import load_program
 
 
@@ -64,12 +64,13 @@ def compile_program(
     program: Any, request: CompileRequest, progress: console.Progress, grad: bool = False
 ) -> Any:
     """The module of a traced program, for the target the request names."""
+    level = options.debug_level()
     progress.stage("loading the compiler")
     from bngen.compiler import build  # TVM comes with it: seconds, so as late as can be
     from bngen.target import Target
 
     target = Target.parse(request.target, mcpu=request.mcpu, mattr=request.mattr or ())
-    return build(
+    module = build(
         program,
         target=target,
         fusion=request.fusion,
@@ -77,7 +78,10 @@ def compile_program(
         schedules=request.schedules,
         grad=grad,
         progress=progress.kernel,
+        dump=ladder.pass_reporter(level),
     )
+    ladder.show_module(module, level)
+    return module
 
 
 def _summary(request: BuildRequest, manifest: dict[str, Any], out: Path) -> dict[str, Any]:

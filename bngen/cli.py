@@ -120,7 +120,7 @@ def _verify(**settings: Any) -> int:
 
 
 def _prepared(settings: dict[str, Any]) -> dict[str, Any]:
-    """The settings, with the debug level where the compiler reads it."""
+    """The settings, with the debug level where `options.debug_level` finds it."""
     if level := settings.pop("debug"):
         os.environ["BNGEN_DEBUG"] = str(level)
     return settings
@@ -137,7 +137,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
-        status = cli.main(argv, prog_name="bngen", standalone_mode=False) or OK
+        status = _invoke(argv)
         sys.stdout.flush()
         return status
     except click.exceptions.NoArgsIsHelpError as error:
@@ -147,12 +147,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _failed(_usage_line(error), BAD_INPUT, argv)
     except BngenError as error:
         return _failed(f"bngen: error: {error}", BAD_INPUT, argv)
-    except (KeyboardInterrupt, click.Abort):
+    except KeyboardInterrupt:
         return _failed("bngen: interrupted; nothing was written", INTERRUPTED, argv)
     except BrokenPipeError:
         return _reader_left()
     except Exception as error:  # whatever escapes is a bug of bngen's, and is reported as one
         return _failed(_bug_line(error), BUG, argv)
+
+
+def _invoke(argv: list[str]) -> int:
+    # Not `cli.main`, which handles interrupts and closed pipes in ways of its own.
+    try:
+        with cli.make_context("bngen", argv) as context:
+            return cli.invoke(context) or OK
+    except click.exceptions.Exit as done:  # --help and --version
+        return done.exit_code
 
 
 def _usage_line(error: click.ClickException) -> str:

@@ -39,12 +39,16 @@ class _Silent:
 class _Lines:
     """Plain lines: every stage, and about `_PLAIN_LINES` of the kernels."""
 
+    def __init__(self) -> None:
+        self._shown = 0
+
     def stage(self, text: str) -> None:
         log(text)
 
     def kernel(self, done: int, total: int, name: str) -> None:
-        step = max(1, total // _PLAIN_LINES)
-        if done % step == 0 or done == total:
+        # Equal kernels are done together, so that `done` may jump.
+        if done == total or (done - self._shown) * _PLAIN_LINES >= total:
+            self._shown = done
             log(f"[{done}/{total}] {name}")
 
 

@@ -21,11 +21,11 @@ FUSION_CHOICES = ("none", "rcf", "mvf", "bnff", "icf")
 EMIT_CHOICES = ("tir", "ll", "asm")
 DEBUG_LADDER = (
     "nothing",
-    "tracebacks, and each stage with its time",
+    "tracebacks, and each pass with its time",
     "the graph after each pass",
-    "which fusion or schedule rule was declined, and why",
-    "the scheduled TIR of each kernel",
-    "the assembly of each kernel",
+    "each kernel: its sub-layers, the schedule rule, the knobs",
+    "the scheduled TIR of each distinct kernel",
+    "the assembly of each distinct kernel",
 )
 
 

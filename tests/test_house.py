@@ -38,11 +38,12 @@ MAY_IMPORT = {
     "programs": {"lang", "models"},
     "artifact": set(),
     "console": set(),
+    "ladder": {"console"},
     "torch_bridge": MIDDLE | {"compiler"},
     "bench": MIDDLE | {"compiler", "torch_bridge"},
     "tune": MIDDLE | {"compiler"},
     "explain": MIDDLE | {"compiler"},
-    "build_command": {"artifact", "compiler", "console", "programs", "target"},
+    "build_command": {"artifact", "compiler", "console", "ladder", "programs", "target"},
     "verify_command": {
         "build_command", "console", "ir", "programs", "torch_bridge", "verification",
     },

@@ -50,7 +50,9 @@ class InterpretedModule:
             "program": self.name,
             "target": {"cpu": "x86-64-v3"},
             "counts": {"before": 9, "after": 4, "distinct": 3},
-            "kernels": [],
+            "kernels": [
+                {"name": "k0", "sublayers": ["relu", "conv2d"], "rule": "conv", "knobs": {"kb": 4}}
+            ],
         }
 
     def emit(self, kind):
@@ -71,6 +73,8 @@ class StandInCompiler:
 
     def build(self, program, **asked):
         self.calls.append({"program": program, **asked})
+        if asked["dump"]:
+            asked["dump"]("fission", program.graph)
         asked["progress"](1, 2, "conv2d")
         self.during()
         asked["progress"](2, 2, "conv2d;bn_stats")
