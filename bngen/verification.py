@@ -165,7 +165,8 @@ def _judge_one(case, tensor, ours, torch, exact) -> Finding:
 
 
 def _largest(x, exact, scale, where) -> float:
-    difference = np.abs(x - exact)
+    with np.errstate(invalid="ignore"):  # where both are infinite, which `where` leaves out
+        difference = np.abs(x - exact)
     # A difference of nothing counts as nothing, even on a scale of nothing.
     with np.errstate(divide="ignore"):  # any difference on a scale of nothing is infinite
         relative = np.divide(difference, scale, out=np.zeros_like(difference), where=difference > 0)

@@ -181,6 +181,11 @@ def _bn_update(values: Tensors, a: Attributes) -> tuple[torch.Tensor, ...]:
     )
 
 
+def _constant(values: Tensors, a: Attributes) -> torch.Tensor:
+    # In double precision first: rounded to float32, 0.1 would be another number in a float64 run.
+    return torch.tensor(a["value"], dtype=_dtype(a["dtype"], "float64"))
+
+
 def _one_hot(values: Tensors, a: Attributes) -> torch.Tensor:
     (labels,) = values
     classes = torch.arange(a["classes"]).reshape(-1, *(1,) * (labels.ndim - 1))
@@ -223,7 +228,7 @@ OPERATORS: dict[str, Callable] = {
     "cast": _unary(lambda x: x),
     "copy": _unary(lambda x: x),
     "stop_gradient": _unary(lambda x: x),
-    "constant": lambda v, a: torch.tensor(a["value"], dtype=_DTYPES[a["dtype"]]),
+    "constant": _constant,
     "broadcast_to": lambda v, a: v[0].expand(a["shape"]),
     "random_uniform": _random_uniform,
     "one_hot": _one_hot,
