@@ -21,8 +21,8 @@ run: $(INSTALLED)
 # HYPOTHESIS_PROFILE=thorough make test draws many more, and new, examples.
 # Two test processes share the cores, so idle OpenMP threads must sleep, not spin.
 test: $(INSTALLED)
-	$(BIN)/ruff check .
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 $(TESTS)
+	@$(BIN)/ruff check . || lint=1; \
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 $(TESTS) && exit $${lint:-0}
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
