@@ -1,0 +1,31 @@
+"""The README's first example, compiled and run as it stands there."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+
+from bngen.ir import interp
+from bngen.ir.text import parse_graph
+from tests.oracle import assert_close, torch_run
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_example_runs_and_is_right(tmp_path, capsys):
+    source = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    path = tmp_path / "example.py"
+    path.write_text(source)
+    rng = np.random.default_rng(0)
+    shapes = {"x": (8, 64, 56, 56), "w1": (128, 64, 1, 1), "w2": (32, 128, 3, 3)}
+    shapes |= dict.fromkeys(("mean", "var", "gamma", "beta"), (128,))
+    names = {k: rng.uniform(0.1, 1.0, s).astype(np.float32) for k, s in shapes.items()}
+    before = {k: v.copy() for k, v in names.items()}
+    exec(compile(source, str(path), "exec"), names)
+
+    graph = names["cpl"].graph
+    assert parse_graph(capsys.readouterr().out) == graph
+    torch32, exact = torch_run(graph, before), interp.run(graph, before, "float64")
+    assert_close(names["out"], torch32.outputs[0], exact.outputs[0], "out")
+    for name in ("mean", "var"):
+        assert_close(names[name], torch32.updates[name], exact.updates[name], name)
