@@ -286,7 +286,19 @@ def _rows(x, groups):
 
 def _partial_stats(t, attrs):
     rows = _rows(t[0], attrs["groups"])
-    return rows.sum(1), rows.var(1, unbiased=False) * rows.shape[1]
+    total = rows.sum(1)
+    residual = (rows - total[:, None] / rows.shape[1]).sum(1)
+    return total, rows.var(1, unbiased=False) * rows.shape[1], residual
+
+
+def _partial_mean(t, attrs):
+    total = _rows(t[0], attrs["groups"]).double().sum(1)
+    rounded = total.to(t[0].dtype)
+    return rounded, (total - rounded).to(t[0].dtype)
+
+
+def _merge_mean(t, attrs):
+    return ((t[0].double() + t[1].double()).sum(0) / attrs["count"]).to(t[0].dtype)
 
 
 def _partial_var(t, attrs):
@@ -296,11 +308,12 @@ def _partial_var(t, attrs):
 
 def _merge_stats(t, attrs):
     """Mean and variance as moments about zero: another route than the table's merge."""
-    total, m2 = t
-    count = attrs["count"]
-    mean = total.sum(0) / (count * len(total))
-    square = (m2 + total**2 / count).sum(0) / (count * len(total))
-    return mean, square - mean**2
+    total, m2, residual = (v.double() for v in t)
+    count, dtype = attrs["count"], t[0].dtype
+    means = (t[0] / count).double() + residual / count
+    mean = means.mean(0)
+    square = ((m2 - residual**2 / count) / count + means**2).mean(0)
+    return mean.to(dtype), (square - mean**2).to(dtype)
 
 
 def _partial_sums(t, attrs):
@@ -378,6 +391,8 @@ TORCH_OPS: dict[str, Callable] = {
     "bn_grad_input": _bn_grad_input,
     "bn_grad_partial_sums": _partial_sums,
     "bn_partial_stats": _partial_stats,
+    "bn_partial_mean": _partial_mean,
+    "bn_merge_mean": _merge_mean,
     "bn_partial_var": _partial_var,
     "bn_merge_stats": _merge_stats,
     "partial_sum": lambda t, a: _rows(t[0], a["groups"]).sum(1),

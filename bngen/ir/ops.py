@@ -516,18 +516,41 @@ def _row_groups(x, groups):
 
 
 def _bn_partial_stats(arrays, attrs):
+    """Sum of each group, then deviations from its rounded mean: their squares' sum, and their sum.
+
+    In exact arithmetic the last is zero; in floating point it corrects the first two (the corrected
+    two-pass algorithm; Chan, Golub and LeVeque 1983).
+    """
     rows = _row_groups(arrays[0], attrs["groups"])
     total = rows.sum(axis=1)
-    return total, np.square(rows - total[:, None] / rows.shape[1]).sum(axis=1)
+    deviations = rows - total[:, None] / rows.dtype.type(rows.shape[1])
+    return total, np.square(deviations).sum(axis=1), deviations.sum(axis=1)
 
 
 def _bn_merge_stats(arrays, attrs):
     """Chan, Golub and LeVeque's merge of equally large groups, all groups at once."""
-    total, m2 = arrays
-    means = total / attrs["count"]
+    total, m2, residual = (a.astype(np.float64) for a in arrays)
+    dtype, count = arrays[0].dtype, attrs["count"]
+    # What the deviations were taken from, rounded as it was there.
+    centres = (arrays[0] / dtype.type(count)).astype(np.float64)
+    means = centres + residual / count
     mean = means.mean(axis=0)
-    spread = m2.sum(axis=0) + attrs["count"] * np.square(means - mean).sum(axis=0)
-    return mean, spread / (attrs["count"] * total.shape[0])
+    within = (m2 - np.square(residual) / count).sum(axis=0)
+    spread = within + count * np.square(means - mean).sum(axis=0)
+    return mean.astype(dtype), (spread / (count * len(total))).astype(dtype)
+
+
+def _bn_partial_mean(arrays, attrs):
+    """Sum of each group in double precision, as a rounded sum and the rest."""
+    dtype = arrays[0].dtype
+    total = _row_groups(arrays[0], attrs["groups"]).astype(np.float64).sum(axis=1)
+    rounded = total.astype(dtype)
+    return rounded, (total - rounded).astype(dtype)
+
+
+def _bn_merge_mean(arrays, attrs):
+    total = sum(a.astype(np.float64) for a in arrays)
+    return ((total.sum(axis=0) / attrs["count"]).astype(arrays[0].dtype),)
 
 
 def _bn_normalize(arrays, attrs):
@@ -797,11 +820,20 @@ _TABLE = (
         combine="max",
     ),
     OpDef(
-        "bn_partial_stats", "reduce", ("x",), _infer_partial(2), _bn_partial_stats,
+        "bn_partial_stats", "reduce", ("x",), _infer_partial(3), _bn_partial_stats,
         {"groups": ...}, combine="moments",
     ),
     OpDef(
-        "bn_merge_stats", "reduce", ("sum", "m2"), lambda t, at: (
+        "bn_partial_mean", "reduce", ("x",), _infer_partial(2), _bn_partial_mean, {"groups": ...},
+        combine="sum",
+    ),
+    OpDef(
+        "bn_merge_mean", "reduce", ("sum", "rest"),
+        lambda t, at: (TensorType(t[0].shape[1:], t[0].dtype),), _bn_merge_mean, {"count": ...},
+        combine="sum",
+    ),
+    OpDef(
+        "bn_merge_stats", "reduce", ("sum", "m2", "residual"), lambda t, at: (
             TensorType(t[0].shape[1:], t[0].dtype),) * 2, _bn_merge_stats, {"count": ...},
         combine="moments",
     ),

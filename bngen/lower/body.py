@@ -223,6 +223,8 @@ class Body:
                 ),
             ]
             self.lowered.sums += [p.op.name for p in parts]
+        elif node.op == "bn_partial_mean":
+            parts = self.wide_sum(x, names, rows)
         else:
             parts = self.moments(x, fold, names, rows * w, rows)
         for v, part in zip(node.outputs, parts, strict=True):
@@ -232,25 +234,49 @@ class Body:
     def moments(
         self, x: Value, fold: Callable[..., te.Tensor], names: list[str], count: int, rows: int
     ) -> list[te.Tensor]:
-        """Sum, and sum of squared deviations from the group's own mean.
+        """Sum, then squares and sum of the deviations from the group's own rounded mean.
 
-        Two passes over a group that is still in cache: no cancellation however large the mean.
+        Two passes over a group that is still in cache: no cancellation however large the mean. The
+        mean is a division, which no compiler contracts with the subtraction that follows; the merge
+        repeats it bit by bit.
         """
         total = fold(lambda c: self.at(x, c), f"sum_{names[0]}")
-        inverse = tirx.const(1.0 / count, x.dtype)
-
         layout: Blocked = self.layouts[x]
         hi, wi = te.reduce_axis((0, rows), "hi"), te.reduce_axis((0, x.shape[3]), "wi")
 
         def element(cb, image, group, lane):
             coord = (image, Lane(cb, lane, layout), group * rows + hi, wi)
-            centred = self.at(x, coord) - total[cb, image, group, lane] * inverse
-            return te.sum(centred * centred, axis=[hi, wi])
+            centre = total(cb, image, group, lane) / tirx.const(count, x.dtype)
+            deviation = self.at(x, coord) - centre
+            return both_sums((deviation * deviation, deviation), axis=[hi, wi])
 
-        spread = te.compute(total.shape, element, name=f"m2_{names[1]}")
+        spread, residual = te.compute(total.shape, element, name=f"m2_{names[1]}")
         self.lowered.sums.append(total.op.name)
         self.lowered.second.append(spread.op.name)
-        return [total, spread]
+        return [total, spread, residual]
+
+    def wide_sum(self, x: Value, names: list[str], rows: int) -> list[te.Tensor]:
+        """A group's sum in float64, as a rounded sum and the rest."""
+        layout: Blocked = self.layouts[x]
+        n, _, h, w = x.shape
+        hi, wi = te.reduce_axis((0, rows), "hi"), te.reduce_axis((0, w), "wi")
+        shape = (layout.blocks, n, h // rows, layout.lanes)
+
+        def element(cb, image, group, lane):
+            coord = (image, Lane(cb, lane, layout), group * rows + hi, wi)
+            return te.sum(tirx.Cast("float64", self.at(x, coord)), axis=[hi, wi])
+
+        wide = te.compute(shape, element, name="wide")
+        rounded = te.compute(
+            shape, lambda *i: tirx.Cast(x.dtype, wide(*i)), name=f"sum_{names[0]}"
+        )
+        rest = te.compute(
+            shape,
+            lambda *i: tirx.Cast(x.dtype, wide(*i) - tirx.Cast("float64", rounded(*i))),
+            name=f"rest_{names[1]}",
+        )
+        self.lowered.kind = "generic"
+        return [rounded, rest]
 
     # --- closing ------------------------------------------------------------------------------
 
@@ -266,6 +292,14 @@ class Body:
         ]
         low.func = te.create_prim_func(tensors + results).with_attr("global_symbol", low.name)
         return low
+
+
+both_sums = te.comm_reducer(
+    lambda a, b: (a[0] + b[0], a[1] + b[1]),
+    lambda s, t: (tirx.const(0, s), tirx.const(0, t)),
+    name="both_sums",
+)
+"""Two sums in one sweep."""
 
 
 def identifier(name: str) -> str:

@@ -104,7 +104,7 @@ def read(tensor: te.Tensor, type_: TensorType, layout: Layout, coord: Coord) -> 
 
 def dtype_of(expr: Expr) -> str:
     """Element type of an expression."""
-    return str(expr.ty)
+    return str(getattr(expr, "var", expr).ty)
 
 
 def zero(dtype: str) -> Expr:

@@ -34,7 +34,7 @@ def lower_partial(kernel: Kernel, layouts: dict) -> Lowered:
     body = Body(kernel, layouts, "partial")
     body.reduce_rows(node)
     low = body.lowered
-    low.main = low.sums[0]
+    low.main = low.sums[0] if low.sums else "wide"
     return body.finish(**_map_extents(node.inputs[0], layouts))
 
 
@@ -145,7 +145,7 @@ def lower_reduce(kernel: Kernel, layouts: dict) -> Lowered:
     """Reductions over any axes, merges of partial results, statistics of matrices ``[N,C]``."""
     node = kernel.anchor
     body = Body(kernel, layouts, "reduce")
-    makers = {"bn_merge_stats": _merge_stats, "bn_stats": _matrix_stats, "bn_mean": _matrix_mean,
+    makers = {"bn_merge_stats": _merge_stats, "bn_merge_mean": _merge_mean, "bn_stats": _matrix_stats, "bn_mean": _matrix_mean,
               "bn_var": _matrix_var, "bn_grad_sums": _matrix_grad_sums}  # fmt: skip
     makers.get(node.op, _fold_axes)(body, node)
     body.lowered.main = "fold"
@@ -211,35 +211,59 @@ def _max_or_sum(node: Node):
 
 def _merge_stats(body: Body, node: Node) -> None:
     """Chan, Golub and LeVeque's merge of equally large groups, in float64."""
-    total, m2 = node.inputs
+    total, m2, residual = node.inputs
     mean, var = node.outputs
     groups, count = total.shape[0], node.attrs["count"]
     shape = physical_shape(mean.type, body.layouts[mean])
     f64 = lambda v: tirx.const(v, "float64")  # noqa: E731
 
-    def channel(index):
-        return logical_coord(mean.type, body.layouts[mean], index)[0]
+    def wide(v, g, index):
+        channel = logical_coord(mean.type, body.layouts[mean], index)[0]
+        return tirx.Cast("float64", body.at(v, (g, channel)))
 
-    def read(v, g, index):
-        return tirx.Cast("float64", body.at(v, (g, channel(index))))
+    def group_mean(g, index):
+        """The mean the deviations were taken from, as it was rounded there, corrected."""
+        channel = logical_coord(mean.type, body.layouts[mean], index)[0]
+        rounded = body.at(total, (g, channel)) / tirx.const(count, total.dtype)
+        return tirx.Cast("float64", rounded) + wide(residual, g, index) * f64(1.0 / count)
 
-    g1, g2, g3 = (te.reduce_axis((0, groups), "g") for _ in range(3))
-    whole = te.compute(shape, lambda *i: te.sum(read(total, g1, i), axis=g1), name="fold")
-    centre = te.compute(shape, lambda *i: whole(*i) * f64(1.0 / (groups * count)), name="mid_centre")
-    inner = te.compute(shape, lambda *i: te.sum(read(m2, g2, i), axis=g2), name="fold_m2")
+    def fold(name, term):
+        g = te.reduce_axis((0, groups), "g")
+        return te.compute(shape, lambda *i: te.sum(term(g, i), axis=g), name=name)
 
-    def deviation(*i):
-        d = read(total, g3, i) * f64(1.0 / count) - centre(*i)
-        return te.sum(d * d, axis=g3)
+    def squared(value):
+        return value * value
 
-    between = te.compute(shape, deviation, name="fold_between")
-    spread = te.compute(
-        shape,
-        lambda *i: tirx.Cast(var.dtype, (inner(*i) + between(*i) * f64(count)) * f64(1 / (groups * count))),
-        name="mid_var",
+    whole = fold("fold", group_mean)
+    centre = te.compute(shape, lambda *i: whole(*i) * f64(1.0 / groups), name="mid_centre")
+    inner = fold(
+        "fold_m2",
+        lambda g, i: wide(m2, g, i) - squared(wide(residual, g, i)) * f64(1.0 / count),
     )
+    between = fold("fold_between", lambda g, i: squared(group_mean(g, i) - centre(*i)))
+
+    share = 1.0 / (groups * count)
+
+    def variance(*i):
+        spread = inner(*i) + between(*i) * f64(count)
+        return tirx.Cast(var.dtype, tirx.Select(spread < f64(0), f64(0), spread) * f64(share))
+
     body.define(mean, te.compute(shape, lambda *i: tirx.Cast(mean.dtype, centre(*i)), name="mid_mean"))
-    body.define(var, spread)
+    body.define(var, te.compute(shape, variance, name="mid_var"))
+
+
+def _merge_mean(body: Body, node: Node) -> None:
+    total, rest = node.inputs
+    shape = physical_shape(node.out.type, body.layouts[node.out])
+    g = te.reduce_axis((0, total.shape[0]), "g")
+
+    def element(*index):
+        channel = logical_coord(node.out.type, body.layouts[node.out], index)[0]
+        parts = [tirx.Cast("float64", body.at(v, (g, channel))) for v in (total, rest)]
+        return te.sum(parts[0] + parts[1], axis=g)
+
+    folded = te.compute(shape, element, name="fold")
+    _define_scaled(body, node.out, folded, 1.0 / node.attrs["count"])
 
 
 def _matrix_fold(body: Body, x: Value, term, name: str) -> te.Tensor:

@@ -78,7 +78,7 @@ def _where(e: Element, cond: Expr, a: Expr, b: Expr) -> Expr:
 
 
 def _as(x: Expr, dtype: str) -> Expr:
-    return x if dtype_of(x) == dtype else tirx.Cast(dtype, x)
+    return x if dtype_of(x) == dtype else tirx.Cast(dtype, getattr(x, "var", x))
 
 
 def _inverse_std(e: Element, var: Expr, weight: Expr | None) -> Expr:
@@ -112,7 +112,8 @@ def _random_uniform(e: Element, seed: Expr) -> Expr:
     number: Expr = tirx.const(0, "int32")
     for axis, extent in zip(e.coord, e.node.attrs["shape"], strict=True):
         number = number * extent + logical(axis)
-    x = tirx.Cast("uint32", number) ^ (tirx.Cast("uint32", seed) * u32(0x9E3779B9))
+    # Coordinates outside a padded image are negative; what is computed there is never used.
+    x = tirx.Cast("uint32", tirx.max(number, 0)) ^ (tirx.Cast("uint32", seed) * u32(0x9E3779B9))
     for _ in range(2):
         x = (x ^ (x >> u32(16))) * u32(0x7FEB352D)
         x = (x ^ (x >> u32(15))) * u32(0x846CA68B)

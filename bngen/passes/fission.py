@@ -10,7 +10,7 @@ batch_norm (two sweeps)   bn_mean, bn_var, bn_normalize
 batch_norm (MVF)          bn_stats, bn_normalize
 batch_norm_grad           bn_grad_sums, bn_grad_input
 batch_norm_grad, deferred bn_grad_sums, bn_grad_direct + bn_grad_affine
-bn_mean, bn_var           partial_sum, sum; bn_partial_var, sum
+bn_mean, bn_var           bn_partial_mean, bn_merge_mean; bn_partial_var, sum
 bn_stats                  bn_partial_stats, bn_merge_stats
 bn_grad_sums              bn_grad_partial_sums, sum
 sum over n h w            partial_sum, sum
@@ -165,8 +165,8 @@ def _partial_mean(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     (x,) = node.inputs
     if len(x.shape) != 4:
         return None
-    part = b.emit("partial_sum", x, groups=row_groups(x.type), loc=node.loc)
-    return (b.emit("mul", b.emit("sum", part, axes=(0,)), 1.0 / samples(x)),)
+    parts = b.emit("bn_partial_mean", x, groups=row_groups(x.type), loc=node.loc)
+    return (b.emit("bn_merge_mean", *parts, count=samples(x), loc=node.loc),)
 
 
 def _partial_var(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:

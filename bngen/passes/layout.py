@@ -205,7 +205,7 @@ class _Layouts:
         return 1 not in axes and (node.attrs["keepdims"] or axes == {0, 2, 3})
 
     def folds_groups(self, node: Node) -> bool:
-        return node.op == "bn_merge_stats" or (
+        return node.op in ("bn_merge_stats", "bn_merge_mean") or (
             tuple(a % 2 for a in node.attrs.get("axes", (1,))) == (0,)
         )
 

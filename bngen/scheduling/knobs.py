@@ -57,14 +57,14 @@ def conv_knobs(e: dict[str, int], machine: Machine) -> Knobs:
 
 
 def rows_per_task(e: dict[str, int], machine: Machine, row_bytes: int) -> int:
-    """Most rows whose scratch stays in half of L2 while every thread has four tasks."""
+    """Most rows whose scratch stays in an eighth of L2 while every thread has four tasks."""
     group = e.get("group_rows", 1)
     choices = [r for r in divisors(e["h"]) if r % group == 0] or [e["h"]]
     best = choices[0]
     for rows in choices:
         scratch = ((rows - 1) * e.get("stride_h", 1) + e.get("r", 1)) * row_bytes
         tasks = e["n"] * (e["h"] // rows) * e.get("outer_tasks", 1)
-        if scratch <= machine.l2 // 2 and tasks >= 4 * machine.threads:
+        if scratch <= machine.l2 // 8 and tasks >= 4 * machine.threads:
             best = rows
     return best
 
