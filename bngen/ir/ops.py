@@ -501,7 +501,9 @@ def _spatial_axes(x) -> tuple[int, ...]:
 
 def _bn_stats(arrays, attrs):
     (x,) = arrays
-    return x.mean(axis=_spatial_axes(x)), x.var(axis=_spatial_axes(x))
+    # Summed in double precision, as PyTorch does: the mean of a constant channel is that constant.
+    moments = (fn(x, axis=_spatial_axes(x), dtype=np.float64) for fn in (np.mean, np.var))
+    return tuple(m.astype(x.dtype) for m in moments)
 
 
 def _bn_var(arrays, attrs):

@@ -118,7 +118,7 @@ class _Fusion:
     """The decisions under way.
 
     ``kernel_of`` maps every node that writes to memory to its kernel's number; ``stored`` holds the
-    materialized values.
+    materialized values, ``virtual`` nodes that live inside kernels only.
     """
 
     def __init__(
@@ -136,6 +136,7 @@ class _Fusion:
         self.inputs = frozenset(graph.input_values())
         self.stored: set[Value] = set(self.inputs)
         self.kernel_of: dict[Node, int] = {}
+        self.virtual: set[Node] = set()
         self.members: list[list[Node]] = []
         self.anchors: list[Node] = []
         self.refused: list[Refusal] = []
@@ -153,7 +154,8 @@ class _Fusion:
             elif node not in self.kernel_of:
                 self.open_kernel(node)
         for node in pointwise:
-            if node not in self.kernel_of and not self.may_be_virtual(node):
+            taken = node in self.kernel_of or node in self.virtual
+            if not taken and not self.may_be_virtual(node):
                 self.open_kernel(node)
         kernels = self.ordered([self.close_kernel(i) for i in range(len(self.anchors))])
         views = tuple(n for n in self.graph.nodes if n in self.views)
@@ -287,7 +289,7 @@ class _Fusion:
         while work:
             node = work.pop()
             kind = OPS[node.op].kind
-            if node in found or node in self.kernel_of or node in self.views:
+            if node in found or node in self.kernel_of or node in self.virtual | self.views:
                 continue
             if node in self.late and anchor not in self.late:
                 continue
@@ -347,6 +349,9 @@ class _Fusion:
                 self.kernel_of[node] = number
                 if node is not anchor:
                     self.members[number].append(node)
+            else:
+                # Inside the kernel, and recomputed by readers elsewhere if there are any.
+                self.virtual.add(node)
         self.stored |= keep
 
     def recomputable(self, v: Value, kept: set[Value], group: set[Node]) -> bool:
