@@ -450,14 +450,15 @@ def assert_close(ours, torch32, ref64, what: str) -> None:
     )
 
 
-def assert_same(ours, reference, what: str, rtol: float = 1e-9) -> None:
-    """Agreement of two double-precision tensors, relative to the largest element.
+def assert_same(ours, reference, what: str, rtol: float = 1e-9, floor: float = 1e-4) -> None:
+    """Agreement of two tensors, relative to the largest element.
 
-    What is all cancellation (a mean of what was centred) is compared as if it were of size 1e-4.
+    What is all cancellation (a mean of what was centred) is compared as if it were of size
+    ``floor``.
     """
     ours, reference = np.asarray(ours), np.asarray(reference)
     assert ours.shape == reference.shape, f"{what}: shape {ours.shape}, not {reference.shape}"
-    scale = np.abs(reference).max(initial=1e-4, where=np.isfinite(reference))
+    scale = np.abs(reference).max(initial=floor, where=np.isfinite(reference))
     np.testing.assert_allclose(ours, reference, rtol=0, atol=rtol * scale, err_msg=what)
 
 
