@@ -100,7 +100,11 @@ class _Network:
         """A convolution of any kind; ``same`` keeps the shape."""
         c = x.shape[1]
         groups = self.pick(1, 1, 1, c, *(g for g in (2, 4) if c % g == 0))
-        k = c if same else groups * self.pick(1, *(m for m in (2, 3, 8, 10, 16) if m * groups <= 50))
+        k = (
+            c
+            if same
+            else groups * self.pick(1, *(m for m in (2, 3, 8, 10, 16) if m * groups <= 50))
+        )
         r, s = self.pick((3, 3), (1, 1), (1, 3), (3, 2))
         dilation = self.pick((1, 1), (1, 1), (2, 1))
         halo = [d * (e - 1) for d, e in zip(dilation, (r, s), strict=True)]

@@ -486,7 +486,8 @@ def _adaptive_avg_pool2d(arrays, attrs):
 def _adaptive_avg_pool2d_grad(arrays, attrs):
     (dy,) = arrays
     h, w = attrs["shape"][2:]
-    ah, aw = _averaging_matrix(h, dy.shape[2], dy.dtype), _averaging_matrix(w, dy.shape[3], dy.dtype)
+    ah = _averaging_matrix(h, dy.shape[2], dy.dtype)
+    aw = _averaging_matrix(w, dy.shape[3], dy.dtype)
     return (np.einsum("ncop,oh,pw->nchw", dy, ah, aw, optimize=True),)
 
 
@@ -602,7 +603,8 @@ def _batch_norm_grad(arrays, attrs):
     dweight = (dy * centred).sum(axis=axes) * inv
     scale = inv if weight is None else inv * weight
     xhat = centred * along_channel(inv, x.ndim)
-    inner = dy - along_channel(dbias / count, x.ndim) - xhat * along_channel(dweight / count, x.ndim)
+    inner = dy - along_channel(dbias / count, x.ndim)
+    inner = inner - xhat * along_channel(dweight / count, x.ndim)
     return inner * along_channel(scale, x.ndim), dweight, dbias
 
 

@@ -72,6 +72,7 @@ def test_nan_passes_through_as_in_pytorch():
         graph = Case(op, (bad,), attrs).graph
         x = np.random.default_rng(0).standard_normal((1, 2, 4, 4))
         x[0, 1, 2, 3], x[0, 0, 0, 1], x[0, 0, 3, 3] = np.nan, np.inf, -np.inf
+        x[0, 1, 2, 2] = np.inf  # in one window with the NaN, and before it
         ours = run(graph, {"x": x}, "float64").outputs
         for a, t in zip(ours, torch_run(graph, {"x": x}, torch.float64).outputs, strict=True):
             assert np.isnan(a).any() or a.dtype.kind == "i"

@@ -103,6 +103,14 @@ def test_nan_compares_equal_to_itself_after_the_round_trip():
     assert math.isnan(graph.nodes[0].attrs["value"])
 
 
+def test_a_value_that_only_equals_the_default_is_printed():
+    b = GraphBuilder()
+    graph = b.finish((b.emit("hardtanh", b.input("x", TensorType(())), lo=-1, hi=True),))
+    assert "{hi=True, lo=-1}" in print_graph(graph)
+    attrs = parse_graph(print_graph(graph)).nodes[0].attrs
+    assert (type(attrs["lo"]), type(attrs["hi"])) == (int, bool)
+
+
 def test_locations_are_comments():
     b = GraphBuilder()
     y = b.emit("exp", b.input("x", TensorType(())), loc=SourceLoc("net.py", 7))

@@ -19,7 +19,7 @@ from bngen.ir.text import parse_graph
 from bngen.ir.verify import verify
 from bngen.passes.autodiff import differentiate
 from bngen.passes.grad_rules import GRAD_RULES, NO_GRADIENT
-from tests.ir.op_cases import CASES, Case
+from tests.ir.op_cases import CASES, Case, normal
 from tests.oracle import assert_close, assert_same, kink_margin, torch_run, torch_runs
 from tests.strategies import programs, random_args
 
@@ -79,11 +79,21 @@ def test_powers_by_a_constant(exponent):
     x = b.input("x", TensorType((6,)))
     graph = b.finish((b.emit("pow", x, exponent),))
     args = {"x": np.array([0.0, 0.5, 1.0, 2.0, 3.0, 0.1])}
-    if exponent < 1:
+    if exponent < 1 and exponent != 0:
         args["x"][0] = 4.0
     (ours,), cotangents, _ = gradients(graph, args)
     theirs = torch_run(graph, args, torch.float64, ["x"], cotangents).grads["x"]
     assert_same(ours, theirs, f"x ** {exponent}")
+
+
+def test_powers_of_zero_and_to_the_zeroth():
+    graph = Case("pow", (normal(5), normal(5))).graph
+    args = {"a": np.array([0.0, 0.0, 0.0, 2.0, 2.0]), "b": np.array([0.0, 1.0, 2.0, 0.0, -1.0])}
+    ours, cotangents, names = gradients(graph, args)
+    theirs = torch_run(graph, args, torch.float64, names, cotangents).grads
+    for name, gradient in zip(names, ours, strict=True):
+        assert np.isfinite(gradient).all()
+        assert_same(gradient, theirs[name], name)
 
 
 @given(programs(), seeds)
