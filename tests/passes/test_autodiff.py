@@ -17,6 +17,7 @@ from bngen.ir.node import Graph, TensorType
 from bngen.ir.ops import OPS
 from bngen.ir.text import parse_graph
 from bngen.ir.verify import verify
+from bngen.models import make
 from bngen.passes.autodiff import differentiate
 from bngen.passes.grad_rules import GRAD_RULES, NO_GRADIENT
 from tests.ir.op_cases import CASES, Case, normal
@@ -135,6 +136,16 @@ def test_some_gradients_are_those_among_all(graph: Graph, seed: int, data):
     assert names == wrt
     for name, gradient in zip(names, some, strict=True):
         assert_same(gradient, every[order.index(name)], name, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["densenet", "mobilenet", "resnet", "vgg"])
+def test_small_networks_of_every_family(name):
+    graph = make(f"tiny_{name}", batch=3, image=32, num_classes=10, loss=True).graph
+    args = random_args(graph, 0)
+    ours, cotangents, names = gradients(graph, args)
+    theirs = torch_run(graph, args, torch.float64, names, cotangents)
+    for gradient_of, gradient in zip(names, ours, strict=True):
+        assert_same(gradient, theirs.grads[gradient_of], gradient_of)
 
 
 # --- batch normalization ------------------------------------------------------------------------
