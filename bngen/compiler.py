@@ -87,7 +87,7 @@ def build(
     unaligned = frozenset(v for v, p in planned.memory.places.items() if p.root in users)
     compiled = compile_plan(planned.plan, machine, unaligned=unaligned, progress=progress)
     thread_pool.install()
-    binding = Binding(joint, planned, compiled)
+    binding = Binding(joint, planned, compiled, len(graph.outputs), frozenset(late))
     signature = Signature(
         program=graph.name,
         arguments=tuple(binding.argument(i) for i in arguments),
@@ -98,7 +98,7 @@ def build(
             binding.output(i) for i in range(len(graph.outputs), len(joint.outputs))
         ),
         update_copies=binding.update_copies(),
-        forward_steps=binding.forward_steps(frozenset(late)) if grad else len(compiled),
+        forward_steps=binding.forward_steps,
         tuple_output=graph.tuple_output,
         named_outputs=bool(graph.output_names),
         initialize=_initializer(joint.inputs),
@@ -126,7 +126,14 @@ def _initializer(inputs: Sequence[Input]):
 class Binding:
     """From values of the graph to operands of the executor."""
 
-    def __init__(self, graph: Graph, planned: Planned, compiled: Sequence[CompiledKernel]):
+    def __init__(
+        self,
+        graph: Graph,
+        planned: Planned,
+        compiled: Sequence[CompiledKernel],
+        own_outputs: int,
+        late: frozenset[Value],
+    ):
         self.graph, self.plan, self.memory = planned.plan.graph, planned.plan, planned.memory
         self.names = [n.removeprefix("grad:") for n in graph.output_names] or [""] * len(
             graph.outputs
@@ -134,16 +141,23 @@ class Binding:
         self.compiled = compiled
         self.inputs = {i.value: i.name for i in graph.inputs}
         self.updated = {target for target, _ in graph.updates}
-        self.direct = self.direct_outputs()
+        self.forward_steps = self.count_forward_steps(late)
+        self.direct = self.direct_outputs(own_outputs)
 
-    def direct_outputs(self) -> dict[Value, str]:
-        """Results that a kernel writes straight into the caller's fresh memory."""
+    def direct_outputs(self, own_outputs: int) -> dict[Value, str]:
+        """Results that a kernel writes straight into the caller's fresh memory.
+
+        Not so a gradient that ``forward`` happens to compute: its memory comes with ``backward``.
+        """
         direct: dict[Value, str] = {}
+        early = {v for c in self.compiled[: self.forward_steps] for v in c.kernel.outputs}
         roots = [p.root for p in self.memory.places.values()]
         for i, v in enumerate(self.graph.outputs):
             place = self.memory.places[v]
             shared = roots.count(v) > 1
             plain = same_bytes(v.type, self.plan.layouts[v], PLAIN)
+            if i >= own_outputs and v in early:
+                continue
             if place.root == v and v not in self.inputs and plain and not shared:
                 direct.setdefault(v, f"out:{i}")
         return direct
@@ -186,7 +200,7 @@ class Binding:
             for target, new in self.memory.copies
         )
 
-    def forward_steps(self, late: frozenset[Value]) -> int:
+    def count_forward_steps(self, late: frozenset[Value]) -> int:
         """Steps before the first that needs a gradient of an output."""
         from bngen.passes.fusion import late_nodes
 

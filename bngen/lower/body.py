@@ -17,7 +17,7 @@ from bngen.ir.node import Node, Value
 from bngen.ir.ops import OPS
 from bngen.ir.plan import Kernel
 from bngen.lower.coords import Coord, Expr, Lane, broadcast_coord, logical_coord, read
-from bngen.lower.pointwise import EXPRESSIONS, Element
+from bngen.lower.pointwise import EXPRESSIONS, Element, bind
 
 @dataclass(frozen=True)
 class Argument:
@@ -208,8 +208,7 @@ class Body:
             mean = node.inputs[1]
 
             def square(c: Coord) -> Expr:
-                centred = self.at(x, c) - self.at(mean, (c[1],))
-                return centred * centred
+                return bind(self.at(x, c) - self.at(mean, (c[1],)), lambda d: d * d)
 
             parts = [fold(square, f"sum_{names[0]}")]
             self.lowered.sums.append(parts[0].op.name)
@@ -247,8 +246,9 @@ class Body:
         def element(cb, image, group, lane):
             coord = (image, Lane(cb, lane, layout), group * rows + hi, wi)
             centre = total(cb, image, group, lane) / tirx.const(count, x.dtype)
-            deviation = self.at(x, coord) - centre
-            return both_sums((deviation * deviation, deviation), axis=[hi, wi])
+            # Two expressions: one that binds a name must not appear twice in a function.
+            squared = bind(self.at(x, coord) - centre, lambda d: d * d)
+            return both_sums((squared, self.at(x, coord) - centre), axis=[hi, wi])
 
         spread, residual = te.compute(total.shape, element, name=f"m2_{names[1]}")
         self.lowered.sums.append(total.op.name)

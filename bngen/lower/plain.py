@@ -10,6 +10,7 @@ from bngen.ir.ops import normalize_axes
 from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered, identifier
 from bngen.lower.coords import Lane, dtype_of, logical, logical_coord, zero
+from bngen.lower.pointwise import bind
 
 
 def lower_pointwise(kernel: Kernel, layouts: dict) -> Lowered:
@@ -231,16 +232,13 @@ def _merge_stats(body: Body, node: Node) -> None:
         g = te.reduce_axis((0, groups), "g")
         return te.compute(shape, lambda *i: te.sum(term(g, i), axis=g), name=name)
 
-    def squared(value):
-        return value * value
-
     whole = fold("fold", group_mean)
     centre = te.compute(shape, lambda *i: whole(*i) * f64(1.0 / groups), name="mid_centre")
     inner = fold(
         "fold_m2",
-        lambda g, i: wide(m2, g, i) - squared(wide(residual, g, i)) * f64(1.0 / count),
+        lambda g, i: wide(m2, g, i) - bind(wide(residual, g, i), lambda r: r * r) * f64(1.0 / count),
     )
-    between = fold("fold_between", lambda g, i: squared(group_mean(g, i) - centre(*i)))
+    between = fold("fold_between", lambda g, i: bind(group_mean(g, i) - centre(*i), lambda d: d * d))
 
     share = 1.0 / (groups * count)
 
@@ -289,8 +287,7 @@ def _matrix_stats(body: Body, node: Node) -> None:
     inverse = tirx.const(1.0 / count, "float64")
 
     def square(c):
-        d = tirx.Cast("float64", body.at(x, c)) - total[c[1]] * inverse
-        return d * d
+        return bind(tirx.Cast("float64", body.at(x, c)) - total[c[1]] * inverse, lambda d: d * d)
 
     spread = _matrix_fold(body, x, square, "fold_m2")
     _share(body, mean, total, count, "mid_mean")
@@ -307,8 +304,7 @@ def _matrix_var(body: Body, node: Node) -> None:
     x, mean = node.inputs
 
     def square(c):
-        d = body.at(x, c) - body.at(mean, (c[1],))
-        return d * d
+        return bind(body.at(x, c) - body.at(mean, (c[1],)), lambda d: d * d)
 
     _share(body, node.out, _matrix_fold(body, x, square, "fold"), x.type.size // x.shape[1], "mid_var")
 

@@ -69,42 +69,44 @@ def _forward(body: Body, node: Node, fill: float):
     return axes, tap
 
 
-def _nan_max(dtype: str):
-    """A maximum that a NaN wins, as in PyTorch."""
+def _later_wins(best: Expr, new: Expr) -> Expr:
+    """Whether a maximum moves on to ``new``: only if larger, or NaN, as in PyTorch."""
+    return tirx.all(best == best, tirx.Not(best >= new))
 
-    def combine(a: Expr, b: Expr) -> Expr:
-        return tirx.Select(tirx.any(a >= b, a != a), a, b)
 
-    return te.comm_reducer(combine, lambda t: tirx.const(float("-inf"), t), name="nan_max")
+_nan_max = te.comm_reducer(
+    lambda a, b: tirx.Select(_later_wins(a, b), b, a),
+    lambda t: tirx.const(float("-inf"), t),
+    name="nan_max",
+)
+_nan_argmax = te.comm_reducer(
+    lambda a, b: (
+        tirx.Select(_later_wins(a[0], b[0]), b[0], a[0]),
+        tirx.Select(_later_wins(a[0], b[0]), b[1], a[1]),
+    ),
+    lambda t, i: (tirx.const(float("-inf"), t), tirx.const(0, i)),
+    name="nan_argmax",
+)
 
 
 def _max_pool(body: Body, node: Node) -> None:
+    """The maximum, and the tap that won where the gradient needs it, in one fold."""
     value, index = node.outputs
     shape = physical_shape(value.type, body.layouts[value])
     (r, s), tap = _forward(body, node, float("-inf"))
-    fold = _nan_max(value.dtype)
-    best = te.compute(shape, lambda *i: fold(tap(*i, r, s), axis=[r, s]), name="window")
-    body.define(value, best)
     if index not in body.kernel.outputs:
+        best = te.compute(shape, lambda *i: _nan_max(tap(*i, r, s), axis=[r, s]), name="window")
+        body.define(value, best)
         return
     kw = node.attrs["kernel"][1]
-    (r, s), tap = _forward_again(body, node, tap)
 
-    def winner(*i):
-        here = tap(*i, r, s)
-        hit = tirx.any(here == best(*i), here != here)
-        number = tirx.Cast("int32", r * kw + s)
-        return te.min(tirx.Select(hit, number, tirx.const(2**31 - 1, "int32")), axis=[r, s])
+    def element(*i):
+        number = tirx.Cast("int32", r.var * kw + s.var)
+        return _nan_argmax((tap(*i, r, s), number), axis=[r, s])
 
-    which = te.compute(shape, winner, name="index")
-    body.lowered.sums.append("index")
+    best, which = te.compute(shape, element, name="window")
+    body.define(value, best)
     body.results[index] = which
-
-
-def _forward_again(body: Body, node: Node, tap):
-    """Fresh window axes over the same scratch."""
-    kh, kw = node.attrs["kernel"]
-    return (te.reduce_axis((0, kh), "r"), te.reduce_axis((0, kw), "s")), tap
 
 
 def _avg_pool(body: Body, node: Node) -> None:

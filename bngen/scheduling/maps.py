@@ -46,10 +46,7 @@ def schedule_map(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
             local(sch, [name])
         attach_tile(sch, name, h_row, unroll=False)
     for name in low.sums:
-        if name == "index":
-            _attach_index(sch, h_row)
-        else:
-            attach_sum(sch, name, h_row, h_row, unroll=False)
+        attach_sum(sch, name, h_row, h_row, unroll=False)
     for name in low.second:
         attach_sum(sch, name, h_group, None, unroll=False)
     for name in low.pads:
@@ -67,17 +64,6 @@ def schedule_map(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
 
 def _outputs(low: Lowered) -> set[str]:
     return {name for name in low.tiles if name.startswith("store_")}
-
-
-def _attach_index(sch: s_tir.Schedule, row) -> None:
-    """The winning tap of a maximum: a second fold over the window, row by row."""
-    block = sch.get_sblock("index")
-    sch.reverse_compute_at(block, row, preserve_unit_loops=True)
-    cb, n, h, w, lane, r, s = sch.get_loops(block)[-7:]
-    sch.reorder(cb, n, h, w, r, s, lane)
-    sch.vectorize(lane)
-    sch.decompose_reduction(block, r)
-    vectorize_last(sch, sch.get_sblock("index_init"))
 
 
 def schedule_partial(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
