@@ -25,10 +25,11 @@ float32, float64 = "float32", "float64"
 int32, int64, uint8, bool_ = "int32", "int64", "uint8", "bool"
 
 _HOMES = {
-    "compiler": "build grad value_and_grad",
+    "compiler": "build",
+    "gradients": "grad training_step value_and_grad",
     "lang.loss": "cross_entropy",
     "lang.normalization": "batch_norm bn_normalize bn_stats",
-    "lang.optim": "sgd update",
+    "lang.optim": "SGD sgd update",
     "lang.pointwise": (
         "abs add detach div dropout equal exp greater greater_equal hardtanh leaky_relu less "
         "less_equal log maximum minimum mul neg not_equal pow relu relu6 rsqrt sigmoid silu sqrt "

@@ -211,8 +211,15 @@ def inline(graph: Graph, arguments: Sequence[Tensor]) -> Any:
         into.set_update(graph.name, inputs[target.name], table[new.name])
     outputs = [wrap(into, table[v.name]) for v in graph.outputs]
     if graph.output_names:
-        return dict(zip(graph.output_names, outputs, strict=True))
+        return _by_label(dict(zip(graph.output_names, outputs, strict=True)))
     return tuple(outputs) if graph.tuple_output or len(outputs) != 1 else outputs[0]
+
+
+def _by_label(results: dict[str, Tensor]) -> Any:
+    """A dict; of a differentiated program, which labels its gradients, (value, gradients)."""
+    gradients = {n.removeprefix("grad:"): x for n, x in results.items() if n.startswith("grad:")}
+    values = [x for n, x in results.items() if not n.startswith("grad:")]
+    return (values[0], gradients) if gradients and len(values) == 1 else results
 
 
 # --- helpers ----------------------------------------------------------------------------------

@@ -8,8 +8,8 @@ from bngen.lang.tensor import Tensor, axis_of, check_tensor, emit
 from bngen.lang.trace import error
 
 
-def cat(tensors: Sequence[Tensor], dim: int = 1) -> Tensor:
-    """Join tensors along an axis: the channels by default (``torch.cat`` joins along axis 0).
+def cat(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
+    """Join tensors along an axis; channels are ``dim=1``.
 
     Args:
         tensors: of one dtype, and of one shape but for the extent along ``dim``.

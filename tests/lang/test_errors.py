@@ -104,7 +104,7 @@ CASES = [
     ),
     (
         lambda a, b: bg.cat([a, b]), (X, bg.Tensor[8, 3, 4, 8]),
-        "cat: f32[8,3,4,8] cannot be joined with f32[8,3,8,8] along axis 1 (only the joined axis "
+        "cat: f32[8,3,4,8] cannot be joined with f32[8,3,8,8] along axis 0 (only the joined axis "
         "may differ in extent)",
     ),
     (lambda a: bg.cat([a], 4), (X,), "cat: dim 4 is out of range for f32[8,3,8,8]"),

@@ -1,0 +1,144 @@
+"""Programs made from programs: gradients, and whole training steps.
+
+In: a `Program` (or its graph) that returns one scalar. Out: another `Program`, which can be built,
+printed, and called inside the trace of a third like any other. The rules of differentiation are
+`passes.autodiff`'s, the optimizer is written in the language itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+from bngen.ir.node import Graph, TensorType, Value
+from bngen.lang.optim import SGD, update
+from bngen.lang.program import Program
+from bngen.lang.state import buffer, parameters, scope
+from bngen.lang.trace import error
+from bngen.passes.autodiff import differentiate
+from bngen.passes.grad_rules import NO_GRADIENT
+
+MOMENTUM_SCOPE = "momentum_buffer"
+"""Where `training_step` keeps momentum: ``momentum_buffer.<name of the parameter>``."""
+
+
+def grad(program: Any, wrt: Sequence[str] | None = None) -> Program:
+    """The gradients of a program's scalar result.
+
+    Args:
+        program: a `Program` or its graph; it returns a single scalar.
+        wrt: names of floating-point inputs; every such argument and parameter when None.
+
+    Returns:
+        A program of the same arguments that returns a dict of gradients by name.
+
+    Raises:
+        ProgramError: for a name that is no floating-point input, or a result that is no scalar.
+    """
+    joint = _joint(program, wrt, "grad")
+    return Program.from_graph(
+        replace(
+            joint,
+            outputs=joint.outputs[1:],
+            output_names=tuple(n.removeprefix("grad:") for n in joint.output_names[1:]),
+        )
+    )
+
+
+def value_and_grad(program: Any, wrt: Sequence[str] | None = None) -> Program:
+    """A program's scalar result and its gradients.
+
+    Args:
+        program: a `Program` or its graph; it returns a single scalar.
+        wrt: names of floating-point inputs; every such argument and parameter when None.
+
+    Returns:
+        A program of the same arguments that returns ``(value, {name: gradient})``.
+
+    Raises:
+        ProgramError: for a name that is no floating-point input, or a result that is no scalar.
+    """
+    return Program.from_graph(_joint(program, wrt, "value_and_grad"))
+
+
+def training_step(program: Any, optimizer: SGD) -> Program:
+    """One step of training: forward, backward, and the update of every parameter in place.
+
+    Parameters that the loss does not depend on stay as they are. Momentum is kept in buffers of
+    the module named ``momentum_buffer.<parameter>``, which start with zeros.
+
+    Args:
+        program: a `Program` or its graph; it returns the loss, a single scalar.
+        optimizer: how parameters move; where its ``lr`` is None, the step takes the learning rate
+            as its last argument, ``lr``, a float32 without axes.
+
+    Returns:
+        A program of the same arguments that returns the loss.
+
+    Raises:
+        ProgramError: for a program without parameters, or a result that is no scalar.
+    """
+    graph = _graph_of(program, "training_step")
+    if not isinstance(optimizer, SGD):
+        what = f"training_step: optimizer is {type(optimizer).__name__}"
+        raise error(what, "pass bg.SGD(lr=0.1)")
+    names = trained_parameters(graph)
+    if not names:
+        what = f"training_step: the result of {graph.name} depends on no parameter"
+        raise error(what, "declare what is trained with bg.parameter")
+    joint = value_and_grad(program, names)
+    arguments = dict(joint.arguments)
+    if optimizer.lr is None:
+        if "lr" in arguments:
+            what = f"training_step: {graph.name} has an argument 'lr' of its own"
+            raise error(what, "rename it, or give bg.SGD a number")
+        arguments["lr"] = TensorType(())
+
+    def step(**inputs: Any) -> Any:
+        lr = inputs.pop("lr") if optimizer.lr is None else optimizer.lr
+        loss, gradients = joint(**inputs)
+        _move(optimizer, gradients, lr)
+        return loss
+
+    # Traced here, so that mistakes show where the step is made; called like any other graph.
+    return Program.from_graph(Program(step, f"{graph.name}_step", arguments).graph)
+
+
+def trained_parameters(graph: Graph) -> list[str]:
+    """Names of the parameters that gradients of the outputs reach, in order of declaration."""
+    reached: set[Value] = set(graph.outputs)
+    for node in reversed(graph.nodes):
+        if node.op not in NO_GRADIENT and not reached.isdisjoint(node.outputs):
+            reached.update(node.operands)
+    return [i.name for i in graph.inputs if i.kind == "parameter" and i.value in reached]
+
+
+def _move(optimizer: SGD, gradients: dict[str, Any], lr: Any) -> None:
+    """Record the update of each parameter, and of its momentum."""
+    params = parameters()
+    with scope(MOMENTUM_SCOPE):
+        taken = buffer("steps", (), "int64") if optimizer.counts_steps else None
+        for name, gradient in gradients.items():
+            param = params[name]
+            kept = buffer(name, param.shape, param.dtype) if optimizer.momentum else None
+            new, new_kept = optimizer.step(param, gradient, kept, lr, taken)
+            update(param, new)
+            if kept is not None:
+                update(kept, new_kept)
+        if taken is not None:
+            update(taken, taken + 1)
+
+
+def _joint(program: Any, wrt: Sequence[str] | None, label: str) -> Graph:
+    """The program's value, labelled ``value``, then the gradients, labelled ``grad:<name>``."""
+    joint = differentiate(_graph_of(program, label), wrt, cotangents="ones")
+    return replace(joint, output_names=("value", *joint.output_names[1:]))
+
+
+def _graph_of(program: Any, label: str) -> Graph:
+    graph = getattr(program, "graph", program)
+    if not isinstance(graph, Graph):
+        got = type(program).__name__
+        raise error(f"{label}: takes a program, got {got}", "mark the function with @bg.program")
+    return graph
