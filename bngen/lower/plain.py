@@ -206,7 +206,7 @@ def _define_scaled(body: Body, out: Value, total: te.Tensor, scale: float | None
 def _max_or_sum(node: Node):
     if node.op != "amax":
         return te.sum
-    nan_wins = lambda a, b: tirx.Select(tirx.any(a >= b, a != a), a, b)  # noqa: E731
+    nan_wins = lambda a, b: tirx.Select(tirx.any(a >= b, tirx.isnan(a)), a, b)  # noqa: E731
     return te.comm_reducer(nan_wins, lambda t: tirx.min_value(t), name="nan_max")
 
 

@@ -65,11 +65,11 @@ def _silu(e: Element, x: Expr) -> Expr:
 
 
 def _maximum(e: Element, a: Expr, b: Expr) -> Expr:
-    return bind(a, lambda u: bind(b, lambda v: tirx.Select(tirx.any(u > v, u != u), u, v)))
+    return bind(a, lambda u: bind(b, lambda v: tirx.Select(tirx.any(u > v, tirx.isnan(u)), u, v)))
 
 
 def _minimum(e: Element, a: Expr, b: Expr) -> Expr:
-    return bind(a, lambda u: bind(b, lambda v: tirx.Select(tirx.any(u < v, u != u), u, v)))
+    return bind(a, lambda u: bind(b, lambda v: tirx.Select(tirx.any(u < v, tirx.isnan(u)), u, v)))
 
 
 def _where(e: Element, cond: Expr, a: Expr, b: Expr) -> Expr:
@@ -123,7 +123,7 @@ def _random_uniform(e: Element, seed: Expr) -> Expr:
 
 
 def _one_hot(e: Element, labels: Expr) -> Expr:
-    hit = labels == _as(logical(e.coord[1]), dtype_of(labels))
+    hit = tirx.EQ(labels, _as(logical(e.coord[1]), dtype_of(labels)))
     return tirx.Select(hit, e.const(1), e.const(0))
 
 
@@ -158,8 +158,8 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "greater_equal": _compare(lambda a, b: a >= b),
     "less": _compare(lambda a, b: a < b),
     "less_equal": _compare(lambda a, b: a <= b),
-    "equal": _compare(lambda a, b: a == b),
-    "not_equal": _compare(lambda a, b: a != b),
+    "equal": _compare(tirx.EQ),
+    "not_equal": _compare(tirx.NE),
     "exp": lambda e, x: tirx.exp(x),
     "log": lambda e, x: tirx.log(x),
     "sqrt": lambda e, x: tirx.sqrt(x),

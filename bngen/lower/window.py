@@ -71,7 +71,7 @@ def _forward(body: Body, node: Node, fill: float):
 
 def _later_wins(best: Expr, new: Expr) -> Expr:
     """Whether a maximum moves on to ``new``: only if larger, or NaN, as in PyTorch."""
-    return tirx.all(best == best, tirx.Not(best >= new))
+    return tirx.all(tirx.Not(tirx.isnan(best)), tirx.Not(best >= new))
 
 
 _nan_max = te.comm_reducer(
@@ -197,7 +197,7 @@ def _max_pool_grad(body: Body, node: Node) -> None:
     dy, index = node.inputs
 
     def term(coord, tap):
-        hit = body.at(index, coord) == tirx.Cast("int32", tap)
+        hit = tirx.EQ(body.at(index, coord), tirx.Cast("int32", tap))
         return tirx.Select(hit, body.at(dy, coord), zero(dy.dtype))
 
     _scatter(body, node, term)
