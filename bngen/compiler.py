@@ -15,22 +15,25 @@ runtime                 functions, places                    `Module`
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bngen.backend.kernels import CompiledKernel, Progress, compile_plan
 from bngen.errors import BngenError
+from bngen.ir.build import GraphBuilder
 from bngen.ir.layout import PLAIN, same_bytes
-from bngen.ir.node import Graph, Input, Value
+from bngen.ir.node import Graph, Input, Node, Value
 from bngen.lang.init import fill
 from bngen.passes.autodiff import differentiate
-from bngen.passes.fusion import LEVELS
+from bngen.passes.fusion import LEVELS, late_nodes
 from bngen.passes.pipeline import Dump, Planned, plan_program
 from bngen.runtime import threads as thread_pool
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.executor import Executor, Operand, Step
-from bngen.runtime.module import Module, OutputSpec, Signature
+from bngen.runtime.module import LabelCheck, Module, OutputSpec, Signature
 from bngen.target import Target
 
 FUSION_LEVELS = tuple(LEVELS)
@@ -81,6 +84,7 @@ def build(
         joint = differentiate(graph, wrt, cotangents="inputs")
         cotangents = frozenset(i.name for i in joint.inputs) - {i.name for i in graph.inputs}
     late = [i.value for i in joint.inputs if i.name in cotangents]
+    joint = keep_old_values(joint, late)
     planned = plan_program(joint, fusion, machine.lanes, late=late, dump=dump)
     arguments = [i for i in joint.inputs if i.kind == "input" and i.name not in cotangents]
     users = {i.value for i in joint.inputs if i.kind == "input"}
@@ -101,8 +105,9 @@ def build(
         forward_steps=binding.forward_steps,
         tuple_output=graph.tuple_output,
         named_outputs=bool(graph.output_names),
+        labels=label_checks(graph),
         initialize=_initializer(joint.inputs),
-        memory=memory_report(joint, planned),
+        memory=memory_report(joint, planned, binding.forward_steps),
     )
     steps = binding.steps()
 
@@ -114,6 +119,7 @@ def build(
         executor,
         describe=lambda: manifest(graph, planned, compiled, machine, fusion, signature),
         texts=lambda kind: emit(compiled, kind),
+        objects=lambda folder: write_objects(compiled, folder),
         num_threads=threads,
     )
 
@@ -135,9 +141,11 @@ class Binding:
         late: frozenset[Value],
     ):
         self.graph, self.plan, self.memory = planned.plan.graph, planned.plan, planned.memory
-        self.names = [n.removeprefix("grad:") for n in graph.output_names] or [""] * len(
-            graph.outputs
-        )
+        labels = graph.output_names or ("",) * len(graph.outputs)
+        # What `backward` returns goes by the input's name alone.
+        self.names = [
+            n if i < own_outputs else n.removeprefix("grad:") for i, n in enumerate(labels)
+        ]
         self.compiled = compiled
         self.inputs = {i.value: i.name for i in graph.inputs}
         self.updated = {target for target, _ in graph.updates}
@@ -163,6 +171,7 @@ class Binding:
         return direct
 
     def operand(self, v: Value, shape: tuple[int, ...]) -> Operand:
+        """Where a value lies, in the shape a kernel's signature has."""
         place = self.memory.places[v]
         root = place.root
         if root in self.direct:
@@ -172,6 +181,7 @@ class Binding:
         return Operand(None, self.memory.arena[root] + place.offset, shape, v.dtype)
 
     def steps(self) -> list[Step]:
+        """The calls, in order."""
         return [
             Step(
                 c.kernel.name,
@@ -182,9 +192,11 @@ class Binding:
         ]
 
     def argument(self, item: Input) -> ArgSpec:
+        """What a caller has to give for an input."""
         return ArgSpec(item.name, item.value.shape, item.value.dtype, item.value in self.updated)
 
     def output(self, i: int) -> OutputSpec:
+        """Where the i-th result is found."""
         v, name = self.graph.outputs[i], self.names[i]
         if self.direct.get(v) == f"out:{i}":
             return OutputSpec(name, v.shape, v.dtype, slot=f"out:{i}")
@@ -195,6 +207,7 @@ class Binding:
         return OutputSpec(name, v.shape, v.dtype, operand=self.operand(v, v.shape))
 
     def update_copies(self) -> tuple[tuple[str, Operand], ...]:
+        """Updates that no kernel writes in place: input, and where its new value lies."""
         return tuple(
             (self.inputs[target], self.operand(new, new.shape))
             for target, new in self.memory.copies
@@ -202,8 +215,6 @@ class Binding:
 
     def count_forward_steps(self, late: frozenset[Value]) -> int:
         """Steps before the first that needs a gradient of an output."""
-        from bngen.passes.fusion import late_nodes
-
         nodes = late_nodes(self.graph, late)
         for i, c in enumerate(self.compiled):
             if any(n in nodes for n in c.kernel.nodes):
@@ -211,10 +222,99 @@ class Binding:
         return len(self.compiled)
 
 
-def memory_report(graph: Graph, planned: Planned) -> dict[str, int]:
-    """Bytes by use: parameters, arena."""
+def keep_old_values(graph: Graph, late: Sequence[Value] = ()) -> Graph:
+    """Let whoever still needs an updated input once the update is made read a copy of it.
+
+    An update is made when ``forward`` ends. The old value is needed after that by ``backward``
+    (a dropout mask drawn again from a step counter), by a call that returns it, and by an update
+    of another input with it.
+
+    Args:
+        graph: a program, or a differentiated one.
+        late: inputs that only ``backward`` is given.
+    """
+    targets = {target for target, _ in graph.updates}
+    needed = targets & {*graph.outputs, *(new for target, new in graph.updates if new != target)}
+    needed |= {t for t in targets if _reaches(graph, t, late_nodes(graph, frozenset(late)))}
+    if not needed:
+        return graph
+    b = GraphBuilder.rewriting(graph)
+    for target in graph.input_values():
+        if target in needed:
+            b.replace(target, b.emit("copy", target))
+    for node in graph.nodes:
+        b.add(node)
+    # What is written stays the input itself: only readers look at the copy.
+    updates = [(target, b.resolve(new)) for target, new in graph.updates]
+    return replace(b.finish(), updates=tuple(updates))
+
+
+def _reaches(graph: Graph, source: Value, goals: frozenset[Node]) -> bool:
+    """Whether any of the nodes depends on a value."""
+    return not goals.isdisjoint(late_nodes(graph, frozenset((source,))))
+
+
+def label_checks(graph: Graph) -> tuple[LabelCheck, ...]:
+    """The arguments that hold class numbers: those that a ``one_hot`` reads, perhaps converted.
+
+    Labels that a cross-entropy ignores it compares with its ``ignore_index`` after the one_hot.
+    """
+    arguments = {i.value for i in graph.inputs if i.kind == "input"}
+    producers = graph.producers()
+    pending: dict[Value, int] = {}
+    checks: list[LabelCheck] = []
+    ignored: dict[int, int] = {}
+    for node in graph.nodes:
+        if node.op not in ("one_hot", "not_equal"):
+            continue
+        labels = node.inputs[0]
+        if node.op == "one_hot":
+            source = _before_conversion(labels, producers)
+            if source in arguments:
+                pending[labels] = len(checks)
+                checks.append(LabelCheck(source.name, node.attrs["classes"]))
+        elif labels in pending:
+            other = producers.get(node.inputs[1])
+            if other is not None and other.op == "constant":
+                ignored[pending.pop(labels)] = int(other.attrs["value"])
+    found = [replace(c, ignore=ignored.get(i)) for i, c in enumerate(checks)]
+    return tuple(dict.fromkeys(found))
+
+
+def _before_conversion(v: Value, producers: Mapping[Value, Node]) -> Value:
+    while v in producers and producers[v].op in ("cast", "reshape", "copy"):
+        v = producers[v].inputs[0]
+    return v
+
+
+def memory_report(graph: Graph, planned: Planned, forward_steps: int) -> dict[str, int]:
+    """Bytes by use, over the life of a module.
+
+    ``parameters`` are parameters and buffers; ``saved`` is what ``forward`` writes to the arena
+    and ``backward`` reads; ``scratch`` is the rest of the arena; ``peak`` is all of these together
+    with the results of ``forward`` and ``backward``, which belong to the caller. Where gradients
+    are part of the program itself, nothing outlives a call and all of the arena is scratch.
+    """
     parameters = sum(i.value.type.nbytes for i in graph.inputs if i.kind != "input")
-    return {"parameters": parameters, "arena": planned.memory.nbytes}
+    results = sum(v.type.nbytes for v in dict.fromkeys(graph.outputs))
+    saved = _saved_bytes(planned, forward_steps)
+    arena = planned.memory.nbytes
+    return {
+        "parameters": parameters,
+        "saved": saved,
+        "scratch": arena - saved,
+        "arena": arena,
+        "peak": parameters + arena + results,
+    }
+
+
+def _saved_bytes(planned: Planned, forward_steps: int) -> int:
+    """Bytes of the arena's buffers that the forward steps write and later ones read."""
+    places, kernels = planned.memory.places, planned.plan.kernels
+    written = {places[v].root for k in kernels[:forward_steps] for v in k.outputs}
+    read = {places[v].root for k in kernels[forward_steps:] for v in k.inputs}
+    saved = written & read & planned.memory.arena.keys()
+    return sum(planned.plan.nbytes(root) for root in saved)
 
 
 def manifest(
@@ -236,7 +336,8 @@ def manifest(
             "arguments": [_described(s) for s in signature.arguments],
             "state": [_described(s) for s in signature.state],
             "outputs": [
-                {"name": s.name, "shape": list(s.shape), "dtype": s.dtype} for s in signature.outputs
+                {"name": s.name, "shape": list(s.shape), "dtype": s.dtype}
+                for s in signature.outputs
             ],
             "gradients": [s.name for s in signature.gradients],
         },
@@ -277,3 +378,9 @@ def emit(compiled: Sequence[CompiledKernel], kind: str) -> dict[str, str]:
         return {name: code.module.script() for name, code in codes.items()}
     suffix = {"ll": "ll", "asm": "s"}[kind]
     return {name: code.library.mod.inspect_source(suffix) for name, code in codes.items()}
+
+
+def write_objects(compiled: Sequence[CompiledKernel], folder: Path) -> None:
+    """One object file for each distinct kernel, named by its symbol."""
+    for symbol, code in {c.code.symbol: c.code for c in compiled}.items():
+        code.library.mod.write_to_file(str(folder / f"{symbol}.o"), "o")

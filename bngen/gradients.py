@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from bngen.ir.build import prune
 from bngen.ir.node import Graph, TensorType, Value
 from bngen.lang.optim import SGD, update
 from bngen.lang.program import Program
@@ -37,13 +38,8 @@ def grad(program: Any, wrt: Sequence[str] | None = None) -> Program:
         ProgramError: for a name that is no floating-point input, or a result that is no scalar.
     """
     joint = _joint(program, wrt, "grad")
-    return Program.from_graph(
-        replace(
-            joint,
-            outputs=joint.outputs[1:],
-            output_names=tuple(n.removeprefix("grad:") for n in joint.output_names[1:]),
-        )
-    )
+    names = tuple(n.removeprefix("grad:") for n in joint.output_names[1:])
+    return Program.from_graph(prune(replace(joint, outputs=joint.outputs[1:], output_names=names)))
 
 
 def value_and_grad(program: Any, wrt: Sequence[str] | None = None) -> Program:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import numpy as np
 from bngen.errors import CallError
 from bngen.runtime import threads
 from bngen.runtime.arguments import ArgSpec, deliver, is_torch, prepare_all
-from bngen.runtime.executor import Executor, Operand
+from bngen.runtime.executor import Executor, Operand, view
 from bngen.runtime.memory import empty_aligned
 
 
@@ -47,6 +48,7 @@ class LabelCheck:
 
     name: str
     classes: int
+    ignore: int | None = None
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class Signature:
         named_outputs: whether results are returned as a dict.
         labels: inputs to check before a run.
         initialize: fills parameters: ``(name, rng) -> array``.
-        memory: bytes of parameters, saved activations, scratch, arena.
+        memory: bytes by use; see `Module.memory`.
     """
 
     program: str
@@ -85,7 +87,7 @@ class Signature:
 
 
 USER_ALIGNMENT = 1
-"""Kernels read users' arrays with unaligned moves; any address that NumPy or PyTorch gives works."""
+"""Kernels read users' arrays with unaligned moves; any address works."""
 
 
 class Module:
@@ -99,6 +101,7 @@ class Module:
         make_executor: builds the executor over the state arrays.
         describe: makes the manifest.
         texts: ``kind -> {kernel: text}`` for ``tir``, ``ll``, ``asm``.
+        objects: writes the kernels' object files to a folder.
         num_threads: threads during calls; None for the process's setting.
     """
 
@@ -108,13 +111,13 @@ class Module:
         make_executor: Callable[[Mapping[str, np.ndarray]], Executor],
         describe: Callable[[], dict[str, Any]],
         texts: Callable[[str], dict[str, str]],
+        objects: Callable[[Path], None],
         num_threads: int | None = None,
     ):
         self.signature = signature
-        self._describe, self._texts, self._threads = describe, texts, num_threads
-        self._state = {
-            spec.name: _zeros(spec.shape, spec.dtype) for spec in signature.state
-        }
+        self._describe, self._texts, self._objects = describe, texts, objects
+        self._threads = num_threads
+        self._state = {spec.name: _zeros(spec.shape, spec.dtype) for spec in signature.state}
         self._executor = make_executor({f"in:{k}": v for k, v in self._state.items()})
         self._initialized = not signature.state
         self._tape: list[Any] | None = None
@@ -125,23 +128,30 @@ class Module:
         """Copies of all parameters and buffers by name."""
         return {name: array.copy() for name, array in self._state.items()}
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> Module:
-        """Copy parameters and buffers in: NumPy arrays or PyTorch tensors, all names, as PyTorch.
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Module:
+        """Copy parameters and buffers in: NumPy arrays or PyTorch tensors by name.
+
+        Args:
+            state: arrays by name.
+            strict: as in PyTorch, whether the names must be the module's own; else what is
+                missing stays as it is (zeros before `init`) and what is unknown is passed over.
 
         Raises:
-            CallError: for missing or unknown names, wrong shapes or dtypes; nothing is changed.
+            CallError: for names, shapes or dtypes that do not fit; nothing is changed then.
         """
         missing = sorted(set(self._state) - set(state))
         unknown = sorted(set(state) - set(self._state))
-        if missing or unknown:
+        if strict and (missing or unknown):
             what = f"missing {missing[:3]}" if missing else f"unknown {unknown[:3]}"
             count = len(missing or unknown)
             raise CallError(
                 f"{self.signature.program}: {count} names of the state do not match: {what}",
-                hint="mod.state_dict() lists the names",
+                hint="mod.state_dict() lists the names; strict=False takes what fits",
             )
         arrays = {}
         for spec in self.signature.state:
+            if spec.name not in state:
+                continue
             value = state[spec.name]
             array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
             if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
@@ -197,8 +207,7 @@ class Module:
             self._executor.run(slots, 0, self.signature.forward_steps)
         results = [self._result(spec, slots, as_torch) for spec in self.signature.outputs]
         for name, operand in self.signature.update_copies:
-            target = slots.get(f"in:{name}", self._state.get(name))
-            np.copyto(target, self._executor.read(operand).reshape(target.shape))
+            np.copyto(self._input(name, slots), self._value(operand, slots))
         for write_back in write_backs:
             write_back()
         if self.signature.gradients:
@@ -219,7 +228,8 @@ class Module:
         """
         program = self.signature.program
         if not self.signature.gradients:
-            raise CallError(f"{program}: built without gradients", hint="bngen.build(..., grad=True)")
+            hint = "bngen.build(..., grad=True)"
+            raise CallError(f"{program}: built without gradients", hint=hint)
         if self._tape is None:
             raise CallError(
                 f"{program}: backward needs a forward call first, and one for each backward",
@@ -240,15 +250,16 @@ class Module:
         with threads.using(self._threads or 0):
             self._executor.run(slots, self.signature.forward_steps, None)
         self._tape = None
-        return {
-            spec.name: self._result(spec, slots, as_torch) for spec in self.signature.gradients
-        }
+        return {spec.name: self._result(spec, slots, as_torch) for spec in self.signature.gradients}
 
     # --- what it is ---------------------------------------------------------------------------
 
     @property
     def memory(self) -> dict[str, int]:
-        """Bytes of parameters, saved activations, scratch and peak."""
+        """Bytes: ``parameters``, ``saved`` for backward, ``scratch``, ``arena`` (both), ``peak``.
+
+        The peak counts parameters and buffers, the arena and the results that a step hands out.
+        """
         return dict(self.signature.memory)
 
     def manifest(self) -> dict[str, Any]:
@@ -258,6 +269,10 @@ class Module:
     def emit(self, kind: str) -> dict[str, str]:
         """Texts by kernel: ``tir`` (scheduled TIR), ``ll`` (LLVM IR), ``asm``."""
         return self._texts(kind)
+
+    def save_objects(self, folder: Path) -> None:
+        """Write an object file for each distinct kernel into an existing folder."""
+        self._objects(folder)
 
     # --- inside -------------------------------------------------------------------------------
 
@@ -289,15 +304,27 @@ class Module:
         if spec.slot is not None:
             array = slots[spec.slot]
         elif spec.operand is not None:
-            array = self._executor.read(spec.operand).reshape(spec.shape).copy()
+            array = self._value(spec.operand, slots).copy()
         else:
-            source = slots.get(f"in:{spec.source}")
-            array = (self._state[spec.source] if source is None else source).copy()
+            array = self._input(spec.source, slots).copy()
         return deliver(array, as_torch)
+
+    def _input(self, name: str, slots: Mapping[str, np.ndarray]) -> np.ndarray:
+        """An argument of the call that runs, or a parameter or buffer."""
+        return self._state[name] if name in self._state else slots[f"in:{name}"]
+
+    def _value(self, operand: Operand, slots: Mapping[str, np.ndarray]) -> np.ndarray:
+        """A view of what kernels wrote: in the arena, in a result or over an input."""
+        if operand.slot is None:
+            return self._executor.read(operand)
+        name = operand.slot.removeprefix("in:")
+        buffer = self._state[name] if name in self._state else slots[operand.slot]
+        return view(buffer, operand.offset, operand.shape, operand.dtype)
 
     def _packed(self, results: list[Any]) -> Any:
         if self.signature.named_outputs:
-            return {s.name: r for s, r in zip(self.signature.outputs, results, strict=True)}
+            names = (s.name for s in self.signature.outputs)
+            return _by_label(dict(zip(names, results, strict=True)))
         if len(results) == 1 and not self.signature.tuple_output:
             return results[0]
         return tuple(results)
@@ -305,13 +332,24 @@ class Module:
     def _check_labels(self, slots: Mapping[str, np.ndarray]) -> None:
         for check in self.signature.labels:
             labels = slots[f"in:{check.name}"]
-            bad = labels[(labels >= check.classes) | ((labels < 0) & (labels != -100))]
-            if bad.size:
+            wrong = (labels < 0) | (labels >= check.classes)
+            also = ""
+            if check.ignore is not None:
+                wrong &= labels != check.ignore
+                also = f", and {check.ignore} is ignored"
+            if wrong.any():
                 raise CallError(
-                    f"{self.signature.program}: {check.name!r} holds {int(bad.flat[0])}, but there "
+                    f"{self.signature.program}: {check.name!r} holds {labels[wrong][0]}, but there "
                     f"are {check.classes} classes",
-                    hint=f"labels run from 0 to {check.classes - 1}",
+                    hint=f"labels run from 0 to {check.classes - 1}{also}",
                 )
+
+
+def _by_label(results: dict[str, Any]) -> Any:
+    """A dict; of a differentiated program, which labels its gradients, (value, gradients)."""
+    gradients = {n.removeprefix("grad:"): x for n, x in results.items() if n.startswith("grad:")}
+    values = [x for n, x in results.items() if not n.startswith("grad:")]
+    return (values[0], gradients) if gradients and len(values) == 1 else results
 
 
 def _zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray:
