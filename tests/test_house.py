@@ -34,6 +34,7 @@ MAY_IMPORT = {
     "scheduling": {"ir", "lower", "target"},
     "backend": {"ir", "lower", "scheduling", "target"},
     "compiler": MIDDLE,
+    "gradients": {"ir", "lang", "passes"},
     "verification": {"ir"},
     "programs": {"lang", "models"},
     "artifact": set(),
@@ -48,10 +49,10 @@ MAY_IMPORT = {
         "build_command", "console", "ir", "programs", "torch_bridge", "verification",
     },
     "cli": {"build_command", "verify_command"},
-    "": MIDDLE | {"compiler"},  # bngen/__init__.py: public names
+    "": MIDDLE | {"compiler", "gradients"},  # bngen/__init__.py: public names
 }  # fmt: skip
 
-NUMPY_ONLY = {"ir", "lang", "passes", "models", "verification"}
+NUMPY_ONLY = {"ir", "lang", "passes", "models", "gradients", "verification"}
 ONLY_THERE = {
     "tvm": {"target", "lower", "scheduling", "backend", "runtime"},
     "tvm_ffi": {"target", "lower", "scheduling", "backend", "runtime"},

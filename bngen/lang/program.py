@@ -216,10 +216,11 @@ def inline(graph: Graph, arguments: Sequence[Tensor]) -> Any:
 
 
 def _by_label(results: dict[str, Tensor]) -> Any:
-    """A dict; of a differentiated program, which labels its gradients, (value, gradients)."""
-    gradients = {n.removeprefix("grad:"): x for n, x in results.items() if n.startswith("grad:")}
-    values = [x for n, x in results.items() if not n.startswith("grad:")]
-    return (values[0], gradients) if gradients and len(values) == 1 else results
+    """A dict; of a program made by `value_and_grad`, which labels so, (value, gradients)."""
+    first, *rest = results
+    if first != "value" or not rest or not all(n.startswith("grad:") for n in rest):
+        return results
+    return results[first], {n.removeprefix("grad:"): results[n] for n in rest}
 
 
 # --- helpers ----------------------------------------------------------------------------------
