@@ -126,7 +126,9 @@ class _Layouts:
             return PackedWeight(outer, inner, 1, flipped)
         if w.shape[1] == 1 and w.shape[0] == groups:
             return PackedWeight(inner, inner, groups, flipped, depthwise=True)
-        aligned = all(v.channels // groups % self.lanes == 0 for v in (inner, outer))
+        aligned = all(
+            not v.padded and v.channels // groups % self.lanes == 0 for v in (inner, outer)
+        )
         return PackedWeight(outer, inner, groups, flipped) if aligned else None
 
     def conv2d_grad_input(self, node: Node):

@@ -1,0 +1,117 @@
+"""Plans run in simulated memory give what the program means: no value is lost, none is late."""
+
+import warnings
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bngen.ir.interp import run
+from bngen.ir.build import GraphBuilder
+from bngen.ir.node import Graph, TensorType
+from bngen.models import make
+from bngen.passes.autodiff import differentiate
+from bngen.passes.fusion import LEVELS
+from bngen.passes.pipeline import plan_program
+from tests.passes.memory_simulation import run_in_memory
+from tests.strategies import programs, random_args
+
+LANES = (4, 8, 16)
+
+
+def check(graph, level, lanes, seed, late=()):
+    planned = plan_program(graph, level, lanes, late=late)
+    args = random_args(graph, seed)
+    reference, found = run(graph, args, "float64"), run_in_memory(planned, args)
+    for want, got in zip(reference.outputs, found.outputs, strict=True):
+        assert_same(got, want)
+    for name, want in reference.updates.items():
+        assert_same(found.updates[name], want)
+
+
+def assert_same(got, want):
+    """Float64 rounding apart, which gradients of sums over a map scale with their largest term."""
+    scale = np.max(np.abs(want), initial=1e-3, where=np.isfinite(want))
+    np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-9 * scale)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@given(graph=programs(), lanes=st.sampled_from(LANES), seed=st.integers(0, 2**31))
+def test_forward_programs(level, graph, lanes, seed):
+    check(graph, level, lanes, seed)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@given(graph=programs(), lanes=st.sampled_from(LANES), seed=st.integers(0, 2**31))
+def test_joint_programs(level, graph, lanes, seed):
+    check_joint(graph, level, lanes, seed)
+
+
+def check_joint(graph, level, lanes, seed=0):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # some output depends on no input, or the reverse
+        joint = differentiate(graph, cotangents="inputs")
+    own = {i.name for i in graph.inputs}
+    check(joint, level, lanes, seed, late=[i.value for i in joint.inputs if i.name not in own])
+
+
+class Blocks:
+    """A feature map and what is stacked on it; each layer BN, ReLU, convolution."""
+
+    def __init__(self, channels: int):
+        self.b = GraphBuilder()
+        self.x = self.b.input("x", TensorType((2, channels, 5, 4)))
+
+    def layer(self, x, out, side=3):
+        weight, bias = (
+            self.b.input(f"bn.{name}", TensorType((x.shape[1],)), "parameter")
+            for name in ("weight", "bias")
+        )
+        y, _, _ = self.b.emit("batch_norm", x, weight, bias)
+        w = self.b.input("conv.weight", TensorType((out, x.shape[1], side, side)), "parameter")
+        return self.b.emit("conv2d", self.b.emit("relu", y), w, padding=(side // 2,) * 4)
+
+
+def dense_block(channels: int, growth: int, layers: int) -> Graph:
+    """The input, and each layer, is read by all layers after it and by the result."""
+    net = Blocks(channels)
+    features = [net.x]
+    for _ in range(layers):
+        joined = net.b.emit("cat", *features) if len(features) > 1 else net.x
+        features.append(net.layer(net.layer(joined, 4, side=1), growth))
+    return net.b.finish([net.b.emit("cat", *features)])
+
+
+def residual_chain(channels: int, blocks: int) -> Graph:
+    """Each sum is read by a branch and by the next sum."""
+    net = Blocks(channels)
+    x = net.x
+    for _ in range(blocks):
+        x = net.b.emit("add", x, net.layer(net.layer(x, 4, side=1), channels))
+    return net.b.finish([x])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("channels, growth", [(8, 4), (6, 3)])
+def test_a_map_with_eight_consumers(level, channels, growth):
+    check_joint(dense_block(channels, growth, layers=8), level, lanes=4)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_residual_sums(level):
+    check_joint(residual_chain(6, blocks=3), level, lanes=4)
+
+
+@pytest.mark.parametrize("level", ["none", "icf"])
+@pytest.mark.parametrize("name", ["tiny_densenet", "tiny_resnet", "tiny_mobilenet", "tiny_vgg"])
+def test_tiny_networks(name, level):
+    check_joint(make(name, batch=2, image=32, num_classes=5, dropout=0).graph, level, lanes=8)
+
+
+def test_a_group_may_not_end_within_a_block():
+    """Segments of 2 and 6 channels lie in three blocks of 4, which two groups cannot share."""
+    b = GraphBuilder()
+    parts = [b.emit("silu", b.input("x", TensorType((1, c, 3, 3)))) for c in (2, 6)]
+    w = b.input("w", TensorType((8, 4, 1, 1)), "parameter")
+    check(b.finish([b.emit("conv2d", b.emit("cat", *parts), w, groups=2)]), "icf", 4, 0)
