@@ -564,6 +564,25 @@ def _bn_normalize(arrays, attrs):
     return (y if bias is None else y + along_channel(bias, x.ndim),)
 
 
+def _bn_scale(arrays, attrs):
+    var, weight = arrays
+    scale = 1.0 / np.sqrt(var + var.dtype.type(attrs["eps"]))
+    return (scale if weight is None else scale * weight,)
+
+
+def _bn_apply(arrays, attrs):
+    x, *vectors = arrays
+    mean, scale, bias = (v if v is None else along_channel(v, x.ndim) for v in vectors)
+    y = (x - mean) * scale
+    return (y if bias is None else y + bias,)
+
+
+def _bn_grad_apply(arrays, attrs):
+    dy, x, *vectors = arrays
+    mean, scale, mean_dy, slope = (along_channel(v, x.ndim) for v in vectors)
+    return ((dy - mean_dy - (x - mean) * slope) * scale,)
+
+
 def _batch_norm(arrays, attrs):
     x, weight, bias = arrays
     mean, var = _bn_stats([x], attrs)
@@ -795,6 +814,22 @@ _TABLE = (
         _bn_grad_input,
         lambda t, at: (t[0],), defaults={"eps": 1e-5, "count": ...},
         channel=("mean", "var", "weight", "sum_dy", "sum_dy_centred"),
+    ),
+    # ... with what depends on the channel alone computed beforehand
+    _pointwise(
+        "bn_scale", ("var", "weight?"), _bn_scale, lambda t, at: (t[0],), defaults={"eps": 1e-5}
+    ),
+    _pointwise(
+        "bn_apply", ("x", "mean", "scale", "bias?"), _bn_apply, _infer_first,
+        channel=("mean", "scale", "bias"),
+    ),
+    _pointwise(
+        "bn_grad_apply", ("dy", "x", "mean", "scale", "mean_dy", "slope"), _bn_grad_apply,
+        lambda t, at: (t[0],), channel=("mean", "scale", "mean_dy", "slope"),
+    ),
+    _pointwise(
+        "channel_scale", ("x", "scale"),
+        lambda a, at: (a[0] * along_channel(a[1], a[0].ndim),), _infer_first, channel=("scale",),
     ),
     _pointwise(
         "bn_update", ("running_mean", "running_var", "mean", "var", "momentum?"), _bn_update,

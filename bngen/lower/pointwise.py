@@ -86,8 +86,8 @@ def _inverse_std(e: Element, var: Expr, weight: Expr | None) -> Expr:
     return inv if weight is None else inv * weight
 
 
-def _bn_normalize(e: Element, x, mean, var, weight, bias) -> Expr:
-    y = (x - mean) * _inverse_std(e, var, weight)
+def _bn_apply(e: Element, x, mean, scale, bias) -> Expr:
+    y = (x - mean) * scale
     return y if bias is None else y + bias
 
 
@@ -97,13 +97,6 @@ def _bn_update(e: Element, running_mean, running_var, mean, var, momentum) -> tu
     m = e.const(e.node.attrs["momentum"]) if momentum is None else _as(momentum, e.dtype)
     keep = e.const(1) - m
     return keep * running_mean + m * mean, keep * running_var + m * unbiased
-
-
-def _bn_grad_input(e: Element, dy, x, mean, var, weight, sum_dy, sum_dy_centred) -> Expr:
-    count = e.const(1.0 / e.node.attrs["count"])
-    spread = var + e.const(e.node.attrs["eps"])
-    inner = dy - sum_dy * count - (x - mean) * (sum_dy_centred * count / spread)
-    return inner * _inverse_std(e, var, weight)
 
 
 def _random_uniform(e: Element, seed: Expr) -> Expr:
@@ -180,9 +173,16 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "random_uniform": _random_uniform,
     "one_hot": _one_hot,
     "bias_add": lambda e, x, bias: x + bias,
-    "bn_normalize": _bn_normalize,
+    "bn_normalize": lambda e, x, mean, var, weight, bias: _bn_apply(
+        e, x, mean, _inverse_std(e, var, weight), bias
+    ),
+    "bn_scale": _inverse_std,
+    "bn_apply": _bn_apply,
     "bn_update": _bn_update,
     "bn_grad_direct": lambda e, dy, var, weight: dy * _inverse_std(e, var, weight),
+    "channel_scale": lambda e, x, scale: x * scale,
     "bn_grad_affine": lambda e, x, mean, slope, offset: (x - mean) * slope + offset,
-    "bn_grad_input": _bn_grad_input,
+    "bn_grad_apply": lambda e, dy, x, mean, scale, mean_dy, slope: (
+        (dy - mean_dy - (x - mean) * slope) * scale
+    ),
 }

@@ -191,3 +191,41 @@ def split_reductions(graph: Graph) -> Graph:
             "amax": _partial_reduce,
         },
     )
+
+
+def _hoist_normalize(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
+    x, mean, var, weight, bias = node.inputs
+    scale = b.emit("bn_scale", var, weight, eps=node.attrs["eps"], loc=node.loc)
+    return (b.emit("bn_apply", x, mean, scale, bias, loc=node.loc),)
+
+
+def _hoist_grad_direct(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
+    dy, var, weight = node.inputs
+    scale = b.emit("bn_scale", var, weight, eps=node.attrs["eps"], loc=node.loc)
+    return (b.emit("channel_scale", dy, scale, loc=node.loc),)
+
+
+def _hoist_grad_input(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
+    dy, x, mean, var, weight, sum_dy, sum_centred = node.inputs
+    eps, share = node.attrs["eps"], 1.0 / node.attrs["count"]
+    scale = b.emit("bn_scale", var, weight, eps=eps, loc=node.loc)
+    mean_dy = b.emit("mul", sum_dy, share)
+    slope = b.emit("div", b.emit("mul", sum_centred, share), b.emit("add", var, eps))
+    return (b.emit("bn_grad_apply", dy, x, mean, scale, mean_dy, slope, loc=node.loc),)
+
+
+def hoist_channel_factors(graph: Graph) -> Graph:
+    """Compute once a channel what depends on the channel alone: square roots, divisions.
+
+    Before: ``y = bn_normalize(x, mean, var, weight, bias)``. After: ``scale = bn_scale(var,
+    weight); y = bn_apply(x, mean, scale, bias)``, and the same for BN's gradient. Forward and
+    backward then share ``scale``.
+    """
+    return rewrite(
+        graph,
+        {
+            "bn_normalize": _hoist_normalize,
+            "bn_grad_direct": _hoist_grad_direct,
+            "bn_grad_input": _hoist_grad_input,
+        },
+    )

@@ -14,7 +14,7 @@ from bngen.ir.node import Graph, Value
 from bngen.ir.plan import KernelPlan
 from bngen.ir.verify import verify
 from bngen.passes.deferral import defer_affine_gradients
-from bngen.passes.fission import fission_batch_norm, split_reductions
+from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, split_reductions
 from bngen.passes.fusion import LEVELS, FusionLevel, fuse, place_concatenations
 from bngen.passes.layout import assign_layouts
 from bngen.passes.memory import MemoryPlan, plan_memory
@@ -49,6 +49,7 @@ def graph_passes(level: FusionLevel) -> list[tuple[str, Callable[[Graph], Graph]
         passes += [("deferral", defer_affine_gradients), ("slices", forward_slices)]
     passes += [
         ("reductions", split_reductions),
+        ("factors", hoist_channel_factors),
         ("cse", share_common_subexpressions),
         ("prune", prune),
     ]

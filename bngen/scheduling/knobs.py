@@ -76,20 +76,44 @@ def map_knobs(e: dict[str, int], machine: Machine) -> Knobs:
 
 
 def wgrad_knobs(e: dict[str, int], machine: Machine) -> Knobs:
-    """Blocks a task owns and rows per pixel tile of a weight gradient."""
+    """Blocks a task owns, rows per pixel tile, and the register block of a weight gradient."""
     per_block = 4 * e["in_lanes"] * e["lanes"] * e["r"] * e["s"]
     out, inner = e["out_blocks"], e["in_blocks"]
+    taps = e["r"] * e["s"]
 
-    def cost(kb: int, cb: int) -> tuple[float, float]:
-        tasks = (out // kb) * (inner // cb)
+    def cost(kb: int, cb: int) -> float:
+        """Time relative to the multiply-adds alone."""
+        task_out, task_in = out // kb, inner // cb
+        tasks = task_out * task_in
         idle = math.ceil(tasks / machine.threads) * machine.threads / tasks
-        too_big = max(1.0, kb * cb * per_block / (machine.l2 // 4))
-        rereads = 1 + 0.02 * (out // kb) + 0.02 * (inner // cb)
-        return idle * too_big * rereads, -kb * cb
+        spilled = max(1.0, kb * cb * per_block / (machine.l2 // 4))
+        # Each task applies the load slots anew: some 8 cycles a vector, against multiply-adds.
+        slots = 8 * (inner * task_out + out * task_in) / (out * inner * taps * e["in_lanes"] / 2)
+        return idle * spilled * (1 + slots)
 
-    kb, cb = min(
-        ((k, c) for k in divisors(out) for c in divisors(inner)), key=lambda t: cost(*t)
-    )
-    row_bytes = 4 * (cb * e["in_lanes"] * e["padded_w"] * e["stride_h"] + kb * e["lanes"] * e["w"])
-    fits = [r for r in divisors(e["h"]) if (r + e["r"] - 1) * row_bytes <= machine.l2 // 4]
-    return {"out_blocks": kb, "in_blocks": cb, "rows": fits[-1] if fits else 1}
+    kb, cb = min(((k, c) for k in divisors(out) for c in divisors(inner)), key=lambda t: cost(*t))
+    blocks, lanes = register_block(kb, e["in_lanes"] if e["in_lanes"] > 1 else e["s"], machine)
+    rows_of = {r: 4 * e["lanes"] * (
+        ((r - 1) * e["stride_h"] + e["r"]) * e["padded_w"] + blocks * r * e["w"]
+    ) for r in divisors(e["h"])}  # fmt: skip
+    fits = [r for r, nbytes in rows_of.items() if nbytes <= machine.l1]
+    knobs = {"out_blocks": kb, "in_blocks": cb, "rows": fits[-1] if fits else 1, "blocks": blocks}
+    return knobs | ({"in_lanes": lanes} if e["in_lanes"] > 1 else {})
+
+
+def register_block(out_blocks: int, in_lanes: int, machine: Machine) -> tuple[int, int]:
+    """Output blocks and input channels of the accumulators; all of ``in_lanes`` for a window row.
+
+    The score is that of `register_tiles`: latency hidden, and loads per multiply-add.
+    """
+
+    def score(kb: int, cl: int) -> tuple[float, int]:
+        return min(1.0, kb * cl / 12) * min(1.0, kb * cl / (kb + cl) / 1.3), kb * cl
+
+    fitting = [
+        (kb, cl)
+        for kb in divisors(out_blocks)
+        for cl in divisors(in_lanes)
+        if kb * cl + kb + 1 <= machine.vector_registers
+    ]
+    return max(fitting, key=lambda t: score(*t))

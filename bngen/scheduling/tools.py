@@ -55,17 +55,17 @@ def attach_sum(
         name: block ``(Cb, N, group, lanes)`` reducing (row, column).
         at: loop whose tile the reduction reads.
         init_at: loop before which the sum is cleared; None: right before the reduction's own loops.
-        unroll: write out the tile's columns and blocks.
+        unroll: write out the tile's columns too, not only its blocks.
     """
     block = sch.get_sblock(name)
     sch.reverse_compute_at(block, at, preserve_unit_loops=True)
     cb, n, group, lane, row, column = loops_inside(sch, block, at)[-6:]
     sch.reorder(n, group, row, column, cb, lane)
     sch.vectorize(lane)
-    if unroll:
-        for loop in (column, cb):
-            if 0 < extent(sch, loop) <= UNROLL_LIMIT:
-                sch.unroll(loop)
+    # Blocks written out are accumulators in registers; rolled, each addition waits for a store.
+    for loop in (column, cb) if unroll else (cb,):
+        if 0 < extent(sch, loop) <= UNROLL_LIMIT:
+            sch.unroll(loop)
     sch.decompose_reduction(block, init_at if init_at is not None else n)
     vectorize_last(sch, sch.get_sblock(f"{name}_init"))
 

@@ -6,8 +6,8 @@
         clear partial
         for image, row tile:
             pad, grad <- load slots of both operands
-            for output block, input block, r, s:
-                for pixel in tile: partial[input lanes, output lanes] += x * dy   (in registers)
+            for output block, input block, r, s, part of the input lanes:
+                for pixel in tile: partial[input lanes, output blocks, lanes] += x * dy
     dweight <- partial in the weight's own order
 
 No two tasks write one element, so there is nothing to merge and the bits do not depend on timing.
@@ -23,7 +23,11 @@ from bngen.scheduling.tools import extent, vectorize_last
 
 
 def schedule_weight_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
-    """Apply knobs ``out_blocks``, ``in_blocks``, ``rows`` to a ``wgrad`` kernel."""
+    """Apply knobs to a ``wgrad`` kernel.
+
+    ``out_blocks`` x ``in_blocks`` belong to a task, ``rows`` to a pixel tile, and ``blocks`` output
+    blocks x ``in_lanes`` input channels to the register block.
+    """
     sch = s_tir.Schedule(IRModule({low.name: low.func}))
     sch.work_on(low.name)
     partial = sch.get_sblock("partial")
@@ -31,12 +35,14 @@ def schedule_weight_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     kb_task, kb_in = sch.split(kb, [None, knobs["out_blocks"]])
     cb_task, cb_in = sch.split(cb, [None, knobs["in_blocks"]])
     h_tile, h_in = sch.split(h, [None, knobs["rows"]])
+    kb_in, kb_register = sch.split(kb_in, [None, knobs["blocks"]])
     if low.extents["in_lanes"] > 1:
-        registers = [cl]
-        sch.reorder(kb_task, cb_task, n, h_tile, kb_in, cb_in, r, s, h_in, w, cl, lane)
+        cl, cl_register = sch.split(cl, [None, knobs["in_lanes"]])
+        registers = [cl_register, kb_register]
+        sch.reorder(kb_task, cb_task, n, h_tile, kb_in, cb_in, r, s, cl, h_in, w, *registers, lane)
     else:
-        registers = [s]
-        sch.reorder(kb_task, cb_task, n, h_tile, kb_in, cb_in, r, cl, h_in, w, s, lane)
+        registers = [s, kb_register]
+        sch.reorder(kb_task, cb_task, n, h_tile, kb_in, cb_in, r, cl, h_in, w, *registers, lane)
     task = sch.fuse(kb_task, cb_task)
     sch.parallel(task)
     for name in low.pads:
