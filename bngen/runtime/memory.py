@@ -16,6 +16,8 @@ from bngen.errors import BngenError
 
 #: What TVM assumes of a buffer unless its declaration says less: one cache line, one zmm register.
 ALIGNMENT = 64
+#: The narrowest vector: a channel block of a narrower target starts on such a boundary.
+MINIMUM_ALIGNMENT = 16
 _HUGE_PAGE = 2 << 20
 
 
@@ -74,8 +76,8 @@ class Arena:
         end = offset + math.prod(shape) * kind.itemsize
         if not 0 <= offset <= end <= self.nbytes:
             raise ValueError(f"bytes {offset} to {end} are not in an arena of {self.nbytes}")
-        if offset % ALIGNMENT:
-            raise ValueError(f"offset {offset} is no multiple of {ALIGNMENT}")
+        if offset % MINIMUM_ALIGNMENT:
+            raise ValueError(f"offset {offset} is no multiple of {MINIMUM_ALIGNMENT}")
         return self._bytes[offset:end].view(kind).reshape(shape)
 
     def tensor(self, offset: int, shape: tuple[int, ...], dtype: str) -> Any:
