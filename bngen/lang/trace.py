@@ -7,7 +7,6 @@ and their names are `GraphBuilder`'s.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 import threading
@@ -20,16 +19,17 @@ from bngen.errors import ProgramError, SourceLoc
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Input, TensorType, Value
 
-HERE = os.path.dirname(os.path.abspath(__file__)) + os.sep
+OURS = ("bngen.lang.", "bngen.gradients")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*\Z")
 
 _active = threading.local()  # its ``stack``: the running traces, innermost last
 
 
 def user_loc() -> SourceLoc | None:
-    """The innermost line on the call stack that is not in this package: the user's own."""
+    """The innermost line on the call stack that is not the language's: the user's own."""
     frame = sys._getframe(1)
-    while frame is not None and frame.f_code.co_filename.startswith(HERE):
+    # By module, not by file: what a dataclass generates is in no file.
+    while frame is not None and frame.f_globals.get("__name__", "").startswith(OURS):
         frame = frame.f_back
     return None if frame is None else SourceLoc(frame.f_code.co_filename, frame.f_lineno)
 
