@@ -39,6 +39,7 @@ class Lowered:
         arguments: inputs then outputs, in the order of the signature.
         main: block of the anchor's loop nest.
         tiles: elementwise blocks of the store slot, in order; they follow ``main``'s tile.
+        separate: stores that do not follow from the main block: nests of their own.
         sums: reductions that read one tile at a time.
         second: reductions that need a whole group of rows first.
         pads: scratch blocks of the load slots.
@@ -51,6 +52,7 @@ class Lowered:
     arguments: list[Argument] = field(default_factory=list)
     main: str = ""
     tiles: list[str] = field(default_factory=list)
+    separate: list[str] = field(default_factory=list)
     sums: list[str] = field(default_factory=list)
     second: list[str] = field(default_factory=list)
     pads: list[str] = field(default_factory=list)
@@ -66,6 +68,7 @@ class Body:
         self.producer: dict[Value, Node] = {v: n for n in kernel.nodes for v in n.outputs}
         self.stages: dict[Value, Callable[[Coord], Expr]] = {}
         self.results: dict[Value, te.Tensor] = {}
+        self.rooted: set[Value] = set()
         self.tensors: dict[Value, te.Tensor] = {}
         for v in kernel.inputs:
             shape = physical_shape(v.type, layouts[v])
@@ -151,25 +154,40 @@ class Body:
         reductions = [n for n in self.kernel.store if OPS[n.op].kind == "reduce"]
         twice = {n.inputs[0] for n in reductions if n.op == "bn_partial_stats"}
         for v in anchor_outputs:
+            self.rooted.add(v)
             if v in self.kernel.outputs or v in twice:
                 self.write(v)
         for node in self.kernel.store:
             if OPS[node.op].kind == "reduce":
                 continue
+            if not self.rooted.isdisjoint(node.operands):
+                self.rooted.update(node.outputs)
             for v in node.outputs:
                 if v in self.kernel.outputs or v in twice:
                     self.write(v)
                 elif uses.get(v, 0) > 1 and v.dtype != "bool" and v.shape == self.domain.shape:
-                    self.lowered.tiles.append(self.stage(v, f"mid_{identifier(v.name)}").op.name)
+                    self.hold(v)
         for node in reductions:
             self.reduce_rows(node)
 
+    def hold(self, v: Value) -> None:
+        """Keep what is used more than once in a stage of the tile, if the tile can hold it.
+
+        A value that does not follow from the main block has no place in its tile; it is spelled
+        out wherever it is used.
+        """
+        if v in self.rooted:
+            self.lowered.tiles.append(self.stage(v, f"mid_{identifier(v.name)}").op.name)
+
     def write(self, v: Value) -> None:
-        """Store ``v`` to memory as a stage of the tile."""
+        """Store ``v`` to memory, as a stage of the tile or, unrelated to it, by a nest of its own."""
         if v in self.results:
             return
+        if not self.rooted:
+            self.rooted.add(v)
         tensor = self.stage(v, f"store_{identifier(v.name)}")
-        self.lowered.tiles.append(tensor.op.name)
+        tiles = self.lowered.tiles if v in self.rooted else self.lowered.separate
+        tiles.append(tensor.op.name)
         if v in self.kernel.outputs:
             self.results[v] = tensor
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import operator
+
 from tvm import te, tirx
 
 from bngen.ir.layout import Blocked, PackedWeight, physical_shape
@@ -9,7 +11,7 @@ from bngen.ir.node import Node, Value
 from bngen.ir.ops import normalize_axes
 from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered, identifier
-from bngen.lower.coords import Lane, dtype_of, logical, logical_coord, zero
+from bngen.lower.coords import Lane, dtype_of, logical, logical_coord, unless_better, zero
 from bngen.lower.pointwise import bind
 
 
@@ -206,8 +208,11 @@ def _define_scaled(body: Body, out: Value, total: te.Tensor, scale: float | None
 def _max_or_sum(node: Node):
     if node.op != "amax":
         return te.sum
-    nan_wins = lambda a, b: tirx.Select(tirx.any(a >= b, tirx.isnan(a)), a, b)  # noqa: E731
-    return te.comm_reducer(nan_wins, lambda t: tirx.min_value(t), name="nan_max")
+    return te.comm_reducer(
+        lambda a, b: unless_better(a, b, operator.ge, a, b),
+        lambda t: tirx.min_value(t),
+        name="nan_max",
+    )
 
 
 def _merge_stats(body: Body, node: Node) -> None:

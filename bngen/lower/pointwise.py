@@ -6,6 +6,7 @@ A missing optional operand is None. The meaning is that of `bngen.ir.ops`.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 from tvm import tirx
 
 from bngen.ir.node import Node
-from bngen.lower.coords import Coord, Expr, dtype_of, logical
+from bngen.lower.coords import Coord, Expr, dtype_of, logical, unless_better
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,11 @@ def _silu(e: Element, x: Expr) -> Expr:
 
 
 def _maximum(e: Element, a: Expr, b: Expr) -> Expr:
-    return bind(a, lambda u: bind(b, lambda v: tirx.Select(tirx.any(u > v, tirx.isnan(u)), u, v)))
+    return bind(a, lambda u: bind(b, lambda v: unless_better(u, v, operator.ge, u, v)))
 
 
 def _minimum(e: Element, a: Expr, b: Expr) -> Expr:
-    return bind(a, lambda u: bind(b, lambda v: tirx.Select(tirx.any(u < v, tirx.isnan(u)), u, v)))
+    return bind(a, lambda u: bind(b, lambda v: unless_better(u, v, operator.le, u, v)))
 
 
 def _where(e: Element, cond: Expr, a: Expr, b: Expr) -> Expr:

@@ -6,6 +6,8 @@ store slot.
 
 from __future__ import annotations
 
+import operator
+
 import numpy as np
 from tvm import te, tirx
 
@@ -14,7 +16,7 @@ from bngen.ir.node import Node, Value
 from bngen.ir.ops import adaptive_bounds
 from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered
-from bngen.lower.coords import Expr, Lane, zero
+from bngen.lower.coords import Expr, Lane, unless_better, zero
 
 
 def lower_window(kernel: Kernel, layouts: dict) -> Lowered:
@@ -69,20 +71,15 @@ def _forward(body: Body, node: Node, fill: float):
     return axes, tap
 
 
-def _later_wins(best: Expr, new: Expr) -> Expr:
-    """Whether a maximum moves on to ``new``: only if larger, or NaN, as in PyTorch."""
-    return tirx.all(tirx.Not(tirx.isnan(best)), tirx.Not(best >= new))
-
-
 _nan_max = te.comm_reducer(
-    lambda a, b: tirx.Select(_later_wins(a, b), b, a),
+    lambda a, b: unless_better(a, b, operator.ge, a, b),
     lambda t: tirx.const(float("-inf"), t),
     name="nan_max",
 )
 _nan_argmax = te.comm_reducer(
     lambda a, b: (
-        tirx.Select(_later_wins(a[0], b[0]), b[0], a[0]),
-        tirx.Select(_later_wins(a[0], b[0]), b[1], a[1]),
+        unless_better(a[0], b[0], operator.ge, a[0], b[0]),
+        unless_better(a[0], b[0], operator.ge, a[1], b[1]),
     ),
     lambda t, i: (tirx.const(float("-inf"), t), tirx.const(0, i)),
     name="nan_argmax",

@@ -452,15 +452,15 @@ class _Fusion:
             {writer[s] for v in k.inputs for s in self.sources(v) if s in writer} - {i}
             for i, k in enumerate(kernels)
         ]
-        rank = [
-            (anchor in self.late, min(self.order[n] for n in self.members[i]))
-            for i, anchor in enumerate(self.anchors)
-        ]
         waiting = [len(n) for n in needs]
         readers: list[list[int]] = [[] for _ in kernels]
         for i, n in enumerate(needs):
             for j in n:
                 readers[j].append(i)
+        second = self.second_call(kernels, readers)
+        rank = [
+            (i in second, min(self.order[n] for n in self.members[i])) for i in range(len(kernels))
+        ]
         ready = [(rank[i], i) for i, count in enumerate(waiting) if not count]
         heapq.heapify(ready)
         done: list[Kernel] = []
@@ -475,6 +475,25 @@ class _Fusion:
             stuck = [k.name for i, k in enumerate(kernels) if waiting[i]]
             raise AssertionError(f"kernels wait for one another: {stuck[:4]}")
         return tuple(done)
+
+    def second_call(self, kernels: list[Kernel], readers: list[list[int]]) -> set[int]:
+        """Kernels of the second call: those that need its inputs, and what serves only them.
+
+        Of the latter those that read nothing but the program's inputs (weights packed for the data
+        gradient): their results need not be kept from the first call on. Inputs that the first
+        call updates have to be read in it.
+        """
+        second = {i for i, anchor in enumerate(self.anchors) if anchor in self.late}
+        stay = self.results | {target for target, _ in self.graph.updates}
+        serving = {
+            i
+            for i, kernel in enumerate(kernels)
+            if self.inputs.issuperset(kernel.inputs)
+            and stay.isdisjoint((*kernel.inputs, *kernel.outputs))
+            and readers[i]
+            and second.issuperset(readers[i])
+        }
+        return second | serving
 
     def sources(self, v: Value) -> set[Value]:
         """The written values whose memory a value, perhaps a view, reads."""

@@ -19,7 +19,12 @@ from bngen.passes.fusion import LEVELS, FusionLevel, fuse, place_concatenations
 from bngen.passes.layout import assign_layouts
 from bngen.passes.memory import MemoryPlan, plan_memory
 from bngen.passes.nest_cats import nest_concatenations
-from bngen.passes.simplify import forward_slices, share_common_subexpressions, share_statistics
+from bngen.passes.simplify import (
+    forward_slices,
+    pool_before_convolution,
+    share_common_subexpressions,
+    share_statistics,
+)
 
 Dump = Callable[[str, Graph], None]
 
@@ -36,6 +41,7 @@ def graph_passes(level: FusionLevel) -> list[tuple[str, Callable[[Graph], Graph]
     """The graph-to-graph passes of a fusion level, in order."""
     passes: list[tuple[str, Callable[[Graph], Graph]]] = [
         ("nest", nest_concatenations),
+        ("pools", pool_before_convolution),
         (
             "fission",
             lambda g: fission_batch_norm(g, one_sweep=level.one_sweep, deferred=level.channel),

@@ -1,11 +1,11 @@
-"""Algebra that fusion relies on: common subexpressions, slices of concatenations, shared statistics.
+"""Algebra that fusion relies on: common subexpressions, concatenations, statistics, pools.
 
 In and out: graphs of equal meaning. Nothing here knows of kernels.
 """
 
 from __future__ import annotations
 
-from bngen.ir.build import GraphBuilder
+from bngen.ir.build import GraphBuilder, prune
 from bngen.ir.node import Graph, Node, Value
 from bngen.passes.fission import rewrite
 
@@ -80,3 +80,78 @@ def share_statistics(graph: Graph) -> Graph:
         return known[x]
 
     return rewrite(graph, {"bn_stats": lambda b, node: stats(b, node.inputs[0], node)})
+
+
+def pool_before_convolution(graph: Graph) -> Graph:
+    """Average before a 1x1 convolution rather than after it: fewer pixels, the same result.
+
+    Before: ``avg_pool2d(conv2d(x, w))``. After: ``conv2d(avg_pool2d(x), w)``. Averaging acts on
+    each channel alone and the convolution on each pixel alone, so that they commute; and so do
+    the gradients: ``conv2d_grad_input(avg_pool2d_grad(g), w)`` becomes
+    ``avg_pool2d_grad(conv2d_grad_input(g, w))``, and ``conv2d_grad_weight(x, avg_pool2d_grad(g))``
+    becomes ``conv2d_grad_weight(avg_pool2d(x), g)``. Results that somebody else reads stay.
+    """
+    consumers, results = graph.consumers(), set(graph.results())
+
+    def forward(b: GraphBuilder, pool: Node) -> tuple[Value, ...] | None:
+        conv = b.producer(pool.inputs[0])
+        if conv is None or not (is_pointwise_convolution(conv) and shrinks(pool, conv.out)):
+            return None
+        if conv.out in results or len(consumers.get(conv.out, ())) != 1:
+            return None
+        x, weight = conv.inputs
+        pooled = b.emit("avg_pool2d", x, loc=pool.loc, **pool.attrs)
+        return (b.emit("conv2d", pooled, weight, loc=conv.loc, **conv.attrs),)
+
+    def spread(b: GraphBuilder, v: Value) -> Node | None:
+        """The pool's gradient that made ``v``, if nothing but such convolutions reads it."""
+        node = b.producer(v)
+        if node is None or node.op != "avg_pool2d_grad" or not shrinks(node, v):
+            return None
+        readers = consumers.get(v, ())
+        alone = v not in results and readers and all(map(is_pointwise_convolution, readers))
+        return node if alone else None
+
+    def grad_input(b: GraphBuilder, conv: Node) -> tuple[Value, ...] | None:
+        grad = spread(b, conv.inputs[0])
+        if grad is None:
+            return None
+        shape = conv.attrs["shape"]
+        small = (*shape[:2], *grad.inputs[0].shape[2:])
+        dx = b.emit(
+            "conv2d_grad_input", grad.inputs[0], conv.inputs[1], loc=conv.loc,
+            **{**conv.attrs, "shape": small},
+        )  # fmt: skip
+        return (b.emit("avg_pool2d_grad", dx, loc=grad.loc, **{**grad.attrs, "shape": shape}),)
+
+    def grad_weight(b: GraphBuilder, conv: Node) -> tuple[Value, ...] | None:
+        x, dy = conv.inputs
+        grad = spread(b, dy)
+        if grad is None:
+            return None
+        attrs = {k: v for k, v in grad.attrs.items() if k != "shape"}
+        pooled = b.emit("avg_pool2d", x, loc=grad.loc, **attrs)
+        return (b.emit("conv2d_grad_weight", pooled, grad.inputs[0], loc=conv.loc, **conv.attrs),)
+
+    rules = {
+        "avg_pool2d": forward, "conv2d_grad_input": grad_input, "conv2d_grad_weight": grad_weight
+    }  # fmt: skip
+    return prune(rewrite(graph, rules))
+
+
+def is_pointwise_convolution(node: Node) -> bool:
+    """A 1x1 convolution of every pixel, or one of its gradients."""
+    if node.op == "conv2d_grad_weight":
+        window = node.attrs["shape"][2:]
+    elif node.op in ("conv2d", "conv2d_grad_input"):
+        window = node.inputs[1].shape[2:]
+    else:
+        return False
+    whole = node.attrs["stride"] == (1, 1) and not any(node.attrs["padding"])
+    return tuple(window) == (1, 1) and whole
+
+
+def shrinks(pool: Node, large: Value) -> bool:
+    """Whether a pool, or the pool whose gradient this is, leaves at most half of the pixels."""
+    small = pool.inputs[0] if pool.op == "avg_pool2d_grad" else pool.out
+    return 2 * small.type.size <= large.type.size

@@ -53,6 +53,11 @@ def schedule_map(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
         pad = sch.get_sblock(name)
         sch.compute_at(pad, task, preserve_unit_loops=True)
         vectorize_last(sch, pad)
+    for name in low.separate:
+        block = sch.get_sblock(name)
+        *outer, _ = sch.get_loops(block)
+        sch.parallel(sch.fuse(*outer[:2]))
+        vectorize_last(sch, block)
     sch.vectorize(lane)
     if window:
         for loop in window:
