@@ -1,19 +1,16 @@
 """Plans run in simulated memory give what the program means: no value is lost, none is late."""
 
-import warnings
-
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bngen.ir.interp import run
 from bngen.ir.build import GraphBuilder
+from bngen.ir.interp import run
 from bngen.ir.node import Graph, TensorType
 from bngen.models import make
-from bngen.passes.autodiff import differentiate
 from bngen.passes.fusion import LEVELS
 from bngen.passes.pipeline import plan_program
+from tests.passes.meaning import joint_program, same_results
 from tests.passes.memory_simulation import run_in_memory
 from tests.strategies import programs, random_args
 
@@ -23,17 +20,12 @@ LANES = (4, 8, 16)
 def check(graph, level, lanes, seed, late=()):
     planned = plan_program(graph, level, lanes, late=late)
     args = random_args(graph, seed)
-    reference, found = run(graph, args, "float64"), run_in_memory(planned, args)
-    for want, got in zip(reference.outputs, found.outputs, strict=True):
-        assert_same(got, want)
-    for name, want in reference.updates.items():
-        assert_same(found.updates[name], want)
+    same_results(run_in_memory(planned, args), run(graph, args, "float64"))
 
 
-def assert_same(got, want):
-    """Float64 rounding apart, which gradients of sums over a map scale with their largest term."""
-    scale = np.max(np.abs(want), initial=1e-3, where=np.isfinite(want))
-    np.testing.assert_allclose(got, want, rtol=1e-7, atol=1e-9 * scale)
+def check_joint(graph, level, lanes, seed=0):
+    joint, late = joint_program(graph)
+    check(joint, level, lanes, seed, late)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -46,14 +38,6 @@ def test_forward_programs(level, graph, lanes, seed):
 @given(graph=programs(), lanes=st.sampled_from(LANES), seed=st.integers(0, 2**31))
 def test_joint_programs(level, graph, lanes, seed):
     check_joint(graph, level, lanes, seed)
-
-
-def check_joint(graph, level, lanes, seed=0):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # some output depends on no input, or the reverse
-        joint = differentiate(graph, cotangents="inputs")
-    own = {i.name for i in graph.inputs}
-    check(joint, level, lanes, seed, late=[i.value for i in joint.inputs if i.name not in own])
 
 
 class Blocks:
