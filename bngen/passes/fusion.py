@@ -118,7 +118,8 @@ class _Fusion:
     """The decisions under way.
 
     ``kernel_of`` maps every node that writes to memory to its kernel's number; ``stored`` holds the
-    materialized values, ``virtual`` nodes that live inside kernels only.
+    materialized values, ``virtual`` nodes that live inside kernels only. ``successors`` and
+    ``mates`` (of the same kernel) are lists of nodes by position in the graph.
     """
 
     def __init__(
@@ -132,6 +133,11 @@ class _Fusion:
         self.producer = graph.producers()
         self.consumers = graph.consumers()
         self.order = {n: i for i, n in enumerate(graph.nodes)}
+        self.successors = [
+            [self.order[r] for v in n.outputs for r in self.consumers.get(v, ())]
+            for n in graph.nodes
+        ]
+        self.mates: dict[int, list[int]] = {}
         self.results = set(graph.results())
         self.inputs = frozenset(graph.input_values())
         self.stored: set[Value] = set(self.inputs)
@@ -253,6 +259,7 @@ class _Fusion:
         self.anchors.append(anchor)
         self.members.append([anchor])
         self.kernel_of[anchor] = number
+        self.mates[self.order[anchor]] = [self.order[anchor]]
         joined = self.store_slot(anchor) if self.takes_store_slot(anchor) else []
         inside = [anchor, *joined]
         self.assign(number, anchor, inside)
@@ -310,21 +317,17 @@ class _Fusion:
 
     def descendants(self, anchor: Node) -> set[Node]:
         """Nodes that cannot run before ``anchor``'s kernel has, given the kernels made so far."""
-        found: set[Node] = set()
-        work = [anchor]
+        # By position: hashing nodes would take most of the planning time of a large network.
+        first = self.order[anchor]
+        found, work = {first}, [first]
         while work:
-            node = work.pop()
-            if node in found:
-                continue
-            found.add(node)
-            number = self.kernel_of.get(node)
-            mates = self.members[number] if number is not None else (node,)
-            for mate in mates:
-                if mate not in found:
-                    work.append(mate)
-                for v in mate.outputs:
-                    work += [r for r in self.consumers.get(v, ()) if r not in found]
-        return found
+            i = work.pop()
+            for mate in self.mates.get(i, (i,)):
+                for later in (mate, *self.successors[mate]):
+                    if later not in found:
+                        found.add(later)
+                        work.append(later)
+        return {self.graph.nodes[i] for i in found}
 
     def assign(self, number: int, anchor: Node, inside: list[Node]) -> None:
         """Decide which results of the kernel go to memory and claim the nodes that are needed."""
@@ -344,11 +347,14 @@ class _Fusion:
         if not keep:
             keep = {anchor.out}
         needed = self.slice_of(keep, group | {anchor})
-        for node in needed:
+        for node in sorted(needed, key=self.order.__getitem__):
             if any(v in keep for v in node.outputs) or node is anchor:
                 self.kernel_of[node] = number
                 if node is not anchor:
                     self.members[number].append(node)
+                    mates = self.mates[self.order[anchor]]
+                    mates.append(self.order[node])
+                    self.mates[self.order[node]] = mates
             else:
                 # Inside the kernel, and recomputed by readers elsewhere if there are any.
                 self.virtual.add(node)

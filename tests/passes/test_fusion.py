@@ -1,0 +1,55 @@
+"""Plans: the same in every process, and each kernel in the call that needs it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bngen.models import make
+from bngen.passes.fusion import LEVELS, late_nodes
+from bngen.passes.pipeline import plan_program
+from tests.passes.meaning import joint_program
+
+LISTING = """
+from bngen.models import make
+from bngen.passes.pipeline import plan_program
+from tests.passes.meaning import joint_program
+joint, late = joint_program(make("tiny_resnet", batch=2, image=32).graph)
+planned = plan_program(joint, "icf", 16, late=late)
+for k in planned.plan.kernels:
+    print(k.name, [v.name for v in (*k.inputs, *k.outputs)])
+print(planned.memory)
+"""
+
+
+def test_hash_seeds_change_nothing():
+    """Sets are visited in another order in each process; plans must not depend on it."""
+    listings = {
+        subprocess.run(
+            [sys.executable, "-c", LISTING],
+            env={**os.environ, "PYTHONHASHSEED": seed, "PYTHONPATH": "."},
+            capture_output=True, text=True, check=True,
+        ).stdout
+        for seed in ("0", "1", "2")
+    }  # fmt: skip
+    assert len(listings) == 1
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_what_serves_backward_alone_runs_in_it(level):
+    """Weights packed for the data gradient are packed when the second call begins, not kept."""
+    joint, late = joint_program(make("tiny_resnet", batch=2, image=32).graph)
+    plan = plan_program(joint, level, 16, late=late).plan
+    tainted = late_nodes(plan.graph, frozenset(late))
+    second = [any(n in tainted for n in k.nodes) for k in plan.kernels].index(True)
+    first_call, second_call = plan.kernels[:second], plan.kernels[second:]
+    flipped = {v for v, layout in plan.layouts.items() if "flipped" in str(layout)}
+    packed = [v for k in plan.kernels for v in k.outputs if v in flipped]
+    assert packed
+    read_first = {v for k in first_call for v in k.inputs}
+    for kernel in first_call:
+        assert flipped.isdisjoint(kernel.outputs) or not read_first.isdisjoint(kernel.outputs)
+    assert any(not flipped.isdisjoint(k.outputs) for k in second_call)
