@@ -117,7 +117,7 @@ class PackedWeight:
     depthwise: bool = False
 
     def __str__(self) -> str:
-        kind = "depthwise" if self.depthwise else "flipped" if self.flipped else "forward"
+        kind = ("depthwise " if self.depthwise else "") + ("flipped" if self.flipped else "forward")
         return f"packed({kind},{self.outer},{self.inner or 'plain'},groups={self.groups})"
 
 

@@ -62,7 +62,9 @@ class _Layouts:
     def want(self, v: Value, layout: Layout) -> Value:
         """``v`` in the given layout: itself, or a copy made once."""
         v = self.b.resolve(v)
-        if same_bytes(v.type, self.of[v], layout):
+        # Nests over channel blocks take blocked maps; vectors and what is plain need only the bytes.
+        by_bytes = isinstance(layout, Plain) or len(v.shape) == 1
+        if self.of[v] == layout or (by_bytes and same_bytes(v.type, self.of[v], layout)):
             return v
         if (v, layout) not in self.copies:
             copy = self.b.emit("copy", v)
