@@ -42,6 +42,7 @@ class Lowered:
         separate: stores that do not follow from the main block: nests of their own.
         sums: reductions that read one tile at a time.
         second: reductions that need a whole group of rows first.
+        nests: sums of products that ``main`` puts together.
         pads: scratch blocks of the load slots.
         extents: facts that knobs are chosen from (channels, rows, groups, ...).
     """
@@ -55,6 +56,7 @@ class Lowered:
     separate: list[str] = field(default_factory=list)
     sums: list[str] = field(default_factory=list)
     second: list[str] = field(default_factory=list)
+    nests: list[str] = field(default_factory=list)
     pads: list[str] = field(default_factory=list)
     extents: dict[str, int] = field(default_factory=dict)
 

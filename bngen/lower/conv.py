@@ -21,6 +21,7 @@ from bngen.ir.node import Value
 from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered
 from bngen.lower.coords import Expr, Lane, logical_coord, zero
+from bngen.lower.phased import is_phased, lower_phased
 
 
 class Geometry:
@@ -104,6 +105,8 @@ def lower_conv(kernel: Kernel, layouts: dict) -> Lowered:
     if isinstance(packed, Plain):
         return lower_generic_conv(kernel, layouts)
     flipped = node.op == "conv2d_grad_input"
+    if flipped and is_phased(kernel):
+        return lower_phased(kernel, layouts)
     geo = Geometry(node, flipped)
     body = Body(kernel, layouts, "depthwise" if packed.depthwise else "conv")
     x, weight = node.inputs

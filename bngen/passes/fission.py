@@ -41,11 +41,14 @@ def row_groups(x: TensorType) -> int:
     """Into how many groups of whole rows (n, h) partial sums over ``x[N,C,H,W]`` are cut.
 
     A group lies within one image and holds the most rows that divide H and stay within
-    `ROWS_PER_GROUP_TARGET` pixels (at least one row).
+    `ROWS_PER_GROUP_TARGET` pixels; an even number where H is even, so that strided convolutions
+    find all their phases in it (but never more than twice the target).
     """
     n, _, h, w = x.shape
-    rows = max(r for r in range(1, h + 1) if h % r == 0 and (r == 1 or r * w <= ROWS_PER_GROUP_TARGET))
-    return n * (h // rows)
+    divisors = [r for r in range(1, h + 1) if h % r == 0]
+    even = [r for r in divisors if r % 2 == 0 and r * w <= 2 * ROWS_PER_GROUP_TARGET]
+    fitting = [r for r in even or divisors if r * w <= ROWS_PER_GROUP_TARGET]
+    return n * (h // (max(fitting) if fitting else min(even or divisors)))
 
 
 def rewrite(graph: Graph, rules: dict[str, Rule]) -> Graph:

@@ -18,7 +18,7 @@ from tvm import IRModule, s_tir
 
 from bngen.lower.body import Lowered
 from bngen.scheduling.knobs import Knobs
-from bngen.scheduling.tools import attach_sum, attach_tile, local, vectorize_last
+from bngen.scheduling.tools import attach_sum, attach_tile, local, loops_inside, vectorize_last
 
 
 def schedule_conv(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
@@ -56,3 +56,57 @@ def schedule_conv(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     sch.vectorize(lane)
     sch.decompose_reduction(conv, reduction[0])
     return sch
+
+
+def schedule_phased(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
+    """The same for a strided data gradient: a tile holds every phase of its rows and columns.
+
+    Knobs as for `schedule_conv`; ``columns`` counts those of one phase.
+    """
+    sch = s_tir.Schedule(IRModule({low.name: low.func}))
+    sch.work_on(low.name)
+    merge = sch.get_sblock("merge")
+    kb, n, h, w, lane = sch.get_loops(merge)
+    sh, sw = low.extents["spread_h"], low.extents["spread_w"]
+    group = low.extents.get("group_rows", sh)
+    h_task, h_group, h_row, h_phase = sch.split(h, [None, knobs["rows"] // group, group // sh, sh])
+    w_tile, w_in, w_phase = sch.split(w, [None, knobs["columns"], sw])
+    kb_tile, kb_in = sch.split(kb, [None, knobs["blocks"]])
+    sch.reorder(
+        n, h_task, kb_tile, h_group, h_row, w_tile, h_phase, w_in, w_phase, kb_in, lane
+    )
+    task = sch.fuse(n, h_task)
+    sch.parallel(task)
+    local(sch, ["merge"])
+    for name in low.tiles:
+        if name.startswith("mid_"):
+            local(sch, [name])
+        attach_tile(sch, name, w_tile, unroll=True)
+    for name in low.sums:
+        attach_sum(sch, name, w_tile, h_row, unroll=True)
+    for name in low.second:
+        attach_sum(sch, name, h_group, None, unroll=False)
+    for name in low.nests:
+        local(sch, [name])
+        _schedule_nest(sch, name, w_tile)
+    for name in low.pads:
+        pad = sch.get_sblock(name)
+        sch.compute_at(pad, task, preserve_unit_loops=True)
+        vectorize_last(sch, pad)
+    for loop in (h_phase, w_in, w_phase, kb_in):
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    return sch
+
+
+def _schedule_nest(sch: s_tir.Schedule, name: str, at) -> None:
+    """One phase's sum of products, in registers, below the column tile."""
+    nest = sch.get_sblock(name)
+    sch.compute_at(nest, at, preserve_unit_loops=True)
+    kb, n, h, w, lane, *reduction = loops_inside(sch, nest, at)
+    sch.reorder(n, h, *reduction, w, kb, lane)
+    for loop in (w, kb):
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    sch.decompose_reduction(nest, reduction[0])
+    vectorize_last(sch, sch.get_sblock(f"{name}_init"))

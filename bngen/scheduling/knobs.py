@@ -56,6 +56,16 @@ def conv_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     return {"columns": columns, "blocks": blocks, "rows": rows_per_task(e, machine, row_bytes)}
 
 
+def phased_knobs(e: dict[str, int], machine: Machine) -> Knobs:
+    """The same for a strided data gradient, whose register tile belongs to one phase."""
+    width, group = e["w"] // e["spread_w"], e.get("group_rows", e["spread_h"])
+    tiles = register_tiles(width, e["out_blocks"] // e["groups"], machine.vector_registers)
+    _, columns, blocks = max(t for t in tiles if width % t[1] == 0)
+    row_bytes = 4 * e["in_blocks"] * e["in_lanes"] * e["padded_w"] // e["spread_h"]
+    facts = {**e, "group_rows": group, "r": 1}
+    return {"columns": columns, "blocks": blocks, "rows": rows_per_task(facts, machine, row_bytes)}
+
+
 def rows_per_task(e: dict[str, int], machine: Machine, row_bytes: int) -> int:
     """Most rows whose scratch stays in an eighth of L2 while every thread has four tasks."""
     group = e.get("group_rows", 1)

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from tvm import IRModule, s_tir
 
 from bngen.lower.body import Lowered
-from bngen.scheduling.conv import schedule_conv
+from bngen.scheduling.conv import schedule_conv, schedule_phased
 from bngen.scheduling.fallback import schedule_fallback
-from bngen.scheduling.knobs import Knobs, Machine, conv_knobs, map_knobs, wgrad_knobs
+from bngen.scheduling.knobs import Knobs, Machine, conv_knobs, map_knobs, phased_knobs, wgrad_knobs
 from bngen.scheduling.maps import schedule_map, schedule_partial
 from bngen.scheduling.wgrad import schedule_depthwise_gradient, schedule_weight_gradient
 
@@ -44,6 +44,7 @@ RULES: dict[str, Rule] = {
     rule.kind: rule
     for rule in (
         Rule("conv", conv_knobs, schedule_conv),
+        Rule("phased", phased_knobs, schedule_phased),
         Rule("depthwise", map_knobs, schedule_map),
         Rule("wgrad", wgrad_knobs, schedule_weight_gradient),
         Rule("depthwise_wgrad", map_knobs, schedule_depthwise_gradient),
