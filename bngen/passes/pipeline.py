@@ -19,6 +19,7 @@ from bngen.passes.fusion import LEVELS, FusionLevel, fuse, place_concatenations
 from bngen.passes.layout import assign_layouts
 from bngen.passes.memory import MemoryPlan, plan_memory
 from bngen.passes.nest_cats import nest_concatenations
+from bngen.passes.plan_check import check_plan
 from bngen.passes.simplify import (
     forward_slices,
     pool_before_convolution,
@@ -94,4 +95,6 @@ def plan_program(
     if dump:
         dump("layout", graph)
     plan = fuse(graph, layouts, rules, frozenset(late))
-    return Planned(plan, plan_memory(plan, keep))
+    memory = plan_memory(plan, keep)
+    check_plan(plan, memory)
+    return Planned(plan, memory)
