@@ -8,19 +8,21 @@ from pathlib import Path
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUN = """
 import runpy, sys
+from importlib.machinery import PathFinder
 
-class NoTorch:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] == "torch":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+class NoTorch(PathFinder):
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        return None if name.partition(".")[0] == "torch" else super().find_spec(name, path, target)
 
-sys.meta_path.insert(0, NoTorch())
+sys.meta_path = [NoTorch if finder is PathFinder else finder for finder in sys.meta_path]
 runpy.run_path(sys.argv[1], run_name="__main__")
+assert "torch" not in sys.modules
 """
 
 
 def run(name):
-    """Standard output of an example, in a process where PyTorch cannot be imported."""
+    """Standard output of an example, in a process that finds no PyTorch."""
     command = [sys.executable, "-c", RUN, str(EXAMPLES / name)]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
