@@ -113,6 +113,10 @@ class Node:
     attrs: Attrs = Attrs()
     loc: SourceLoc | None = field(default=None, compare=False)
 
+    def __hash__(self) -> int:
+        # Results are assigned once: their name tells nodes of one graph apart.
+        return hash(self.outputs[0].name)
+
     @property
     def out(self) -> Value:
         """The first output."""

@@ -296,7 +296,9 @@ class _Fusion:
         while work:
             node = work.pop()
             kind = OPS[node.op].kind
-            if node in found or node in self.kernel_of or node in self.virtual | self.views:
+            if node in found or node in self.kernel_of:
+                continue
+            if node in self.virtual or node in self.views:
                 continue
             if node in self.late and anchor not in self.late:
                 continue
