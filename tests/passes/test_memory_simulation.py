@@ -5,12 +5,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.interp import run
 from bngen.ir.node import Graph, TensorType
 from bngen.models import make
 from bngen.passes.fusion import LEVELS
 from bngen.passes.pipeline import plan_program
-from tests.passes.meaning import joint_program, same_results
+from tests.passes.meaning import joint_program, reference, same_results
 from tests.passes.memory_simulation import run_in_memory
 from tests.strategies import programs, random_args
 
@@ -20,7 +19,7 @@ LANES = (4, 8, 16)
 def check(graph, level, lanes, seed, late=()):
     planned = plan_program(graph, level, lanes, late=late)
     args = random_args(graph, seed)
-    same_results(run_in_memory(planned, args), run(graph, args, "float64"))
+    same_results(run_in_memory(planned, args), reference(graph, args))
 
 
 def check_joint(graph, level, lanes, seed=0):

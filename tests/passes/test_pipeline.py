@@ -7,7 +7,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bngen.ir.build import GraphBuilder, prune
-from bngen.ir.interp import run
 from bngen.ir.layout import Blocked, Plain
 from bngen.ir.node import Graph, TensorType
 from bngen.ir.ops import OPS
@@ -17,7 +16,7 @@ from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, spli
 from bngen.passes.fusion import LEVELS, place_concatenations
 from bngen.passes.layout import assign_layouts
 from bngen.passes.pipeline import graph_passes
-from tests.passes.meaning import joint_program, same_meaning, same_results
+from tests.passes.meaning import joint_program, reference, same_meaning, same_results
 from tests.strategies import programs, random_args
 
 seeds = st.integers(0, 2**31)
@@ -42,11 +41,11 @@ def test_each_stage_preserves_meaning(level, graph, seed):
     """Each stage against the stage before, tightly: no pass hides behind the noise of another."""
     for stage in both(graph):
         args = random_args(stage, seed)
-        before = run(stage, args, "float64")
+        before = reference(stage, args)
         for name, apply in graph_passes(LEVELS[level]):
             stage = apply(stage)
             verify(stage, name)
-            after = run(stage, args, "float64")
+            after = reference(stage, args)
             same_results(after, before)
             before = after
         verify(stage, "passes", also=("no coarse ops", "no dead nodes"))
