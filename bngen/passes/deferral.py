@@ -45,7 +45,7 @@ def defer_affine_gradients(graph: Graph) -> Graph:
 
 
 class _Deferral:
-    """One walk over a graph; ``deferred`` knows a value's split form, ``spelled`` what was emitted."""
+    """One walk over a graph; ``deferred`` knows split forms, ``spelled`` what was emitted."""
 
     def __init__(self, graph: Graph):
         self.graph = graph
@@ -109,7 +109,8 @@ class _Deferral:
         def cut(v: Value | None, axis: int) -> Value | None:
             return v and emit_slice(self.b, v, axis, start, stop)
 
-        return Deferred(cut(d.core, 1), cut(d.x, 1), *(cut(v, 0) for v in (d.mean, d.slope, d.offset)))
+        vectors = (cut(v, 0) for v in (d.mean, d.slope, d.offset))
+        return Deferred(cut(d.core, 1), cut(d.x, 1), *vectors)
 
     def plus(self, a: Value | None, c: Value | None) -> Value | None:
         if a is None or c is None:

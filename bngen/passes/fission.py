@@ -96,7 +96,7 @@ def _split_grad(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
 
 
 def _split_grad_deferred(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
-    """dx = a*dy + slope*(x - mean) + offset, of which only a*dy needs dy.
+    """Spell dx as a*dy + slope*(x - mean) + offset, of which only a*dy needs dy.
 
     With a = weight*invstd: slope = -a*invstd^2*sum(dy*(x-mean))/M, offset = -a*sum(dy)/M.
     """

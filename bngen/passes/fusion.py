@@ -185,7 +185,8 @@ class _Fusion:
     def is_free(self, node: Node) -> bool:
         """Pointwise results that never deserve memory: masks, constants, identities."""
         out = node.out
-        return out.dtype == "bool" or not node.operands or node.op in ("stop_gradient", "broadcast_to")
+        identity = node.op in ("stop_gradient", "broadcast_to")
+        return out.dtype == "bool" or not node.operands or identity
 
     def may_be_virtual(self, node: Node) -> bool:
         """Whether every reader recomputes this pointwise value rather than load it."""
@@ -244,10 +245,11 @@ class _Fusion:
         )
 
     def ultimate_readers(self, node: Node) -> set[Node]:
-        """Nodes that will load ``node``, looking through pointwise readers not stored themselves."""
+        """Nodes that will load ``node``, looking through pointwise readers that are not stored."""
         found: set[Node] = set()
         for r in self.consumers.get(node.out, ()):
-            through = OPS[r.op].kind == "pointwise" and r not in self.kernel_of and not is_small(r.out)
+            pointwise = OPS[r.op].kind == "pointwise"
+            through = pointwise and r not in self.kernel_of and not is_small(r.out)
             found |= (self.ultimate_readers(r) or {r}) if through else {r}
         return found
 
@@ -433,7 +435,8 @@ class _Fusion:
             nodes.add(node)
             for v in node.operands:
                 producer = self.producer.get(v)
-                if producer is None or (v in self.stored and v not in own) or producer in self.views:
+                stored = v in self.stored and v not in own
+                if producer is None or stored or producer in self.views:
                     inputs.setdefault(v)
                 else:
                     visit(producer)
@@ -541,7 +544,7 @@ def place_concatenations(
     """
     from bngen.ir.build import GraphBuilder
 
-    producers, inputs = graph.producers(), frozenset(graph.input_values())
+    producers = graph.producers()
     taken: set[Value] = set()
     copied: dict[Node, tuple[int, ...]] = {}
     for node in reversed(graph.nodes):
@@ -551,9 +554,8 @@ def place_concatenations(
         for i, v in enumerate(node.inputs):
             source = producers.get(v)
             view = source is not None and OPS[source.op].kind == "view" and source.op != "cat"
-            plain_cat = source is not None and source.op == "cat" and not is_placed(source, graph, layouts)
             exact = isinstance(layouts[v], Blocked)
-            free = source is not None and not view and not (plain_cat and False) and exact
+            free = source is not None and not view and exact
             if not free or v in taken:
                 bad.append(i)
             else:

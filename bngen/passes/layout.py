@@ -31,7 +31,7 @@ def assign_layouts(graph: Graph, lanes: int) -> tuple[Graph, dict[Value, Layout]
 
 
 class _Layouts:
-    """One walk in execution order; ``of`` is the growing table, keyed by values of the new graph."""
+    """One walk in execution order; ``of`` is the growing table over the new graph's values."""
 
     def __init__(self, graph: Graph, lanes: int):
         self.graph, self.lanes = graph, lanes
@@ -53,7 +53,8 @@ class _Layouts:
 
     def fit(self, v: Value, layout: Layout) -> Layout:
         """``layout`` for a result, or plain where the result has not these channels."""
-        if isinstance(layout, Blocked) and layout.channels != v.shape[0 if len(v.shape) == 1 else 1]:
+        channels = v.shape[0 if len(v.shape) == 1 else 1] if v.shape else 0
+        if isinstance(layout, Blocked) and layout.channels != channels:
             return PLAIN
         return layout
 
@@ -62,7 +63,7 @@ class _Layouts:
     def want(self, v: Value, layout: Layout) -> Value:
         """``v`` in the given layout: itself, or a copy made once."""
         v = self.b.resolve(v)
-        # Nests over channel blocks take blocked maps; vectors and what is plain need only the bytes.
+        # Nests over channel blocks take blocked maps; vectors, plain tensors need only the bytes.
         by_bytes = isinstance(layout, Plain) or len(v.shape) == 1
         if self.of[v] == layout or (by_bytes and same_bytes(v.type, self.of[v], layout)):
             return v
@@ -185,7 +186,8 @@ class _Layouts:
         for v in spanning:
             if isinstance(self.of[v], Blocked):
                 return self.of[v]
-        return self.plain_block(out.shape[1]) if rank == 4 and out.shape[1] >= FEW_CHANNELS else PLAIN
+        many = rank == 4 and out.shape[1] >= FEW_CHANNELS
+        return self.plain_block(out.shape[1]) if many else PLAIN
 
     # --- reductions, pools --------------------------------------------------------------------
 
@@ -197,7 +199,8 @@ class _Layouts:
             keeps_channel = not row.defaults.get("axes") or self.reduces_only_nhw(node)
             inputs = [x]
             for role, v in zip(row.operands[1:], node.inputs[1:], strict=True):
-                inputs.append(self.want(v, layout) if role in row.channel or len(v.shape) == 4 else v)
+                blocks = role in row.channel or len(v.shape) == 4
+                inputs.append(self.want(v, layout) if blocks else v)
             return inputs, layout if keeps_channel else PLAIN
         if isinstance(self.of[x], Blocked) and len(x.shape) == 2 and self.folds_groups(node):
             layout = self.of[x]

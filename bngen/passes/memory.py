@@ -177,7 +177,8 @@ class _Memory:
             read.type, self.layouts[read], self.layouts[written]
         )
         elementwise = all(
-            n in store and OPS[n.op].kind == "pointwise" and n.out.shape == read.shape for n in users
+            n in store and OPS[n.op].kind == "pointwise" and n.out.shape == read.shape
+            for n in users
         )
         # A value read again for another result would be read after it was overwritten.
         return same and elementwise and len(users) == 1 and read.shape == written.shape
@@ -224,9 +225,11 @@ class _Memory:
                 if region.value != v and i in region.reads:
                     return False
         writers = [
-            self.writer[w] for w in self.writer if w != v and w in self.inside and self.overlaps(w, place.root, start, stop)
+            when
+            for w, when in self.writer.items()
+            if w != v and w in self.inside and self.overlaps(w, place.root, start, stop)
         ]
-        return all(w <= i for w in writers)
+        return all(when <= i for when in writers)
 
     def overlaps(self, w: Value, root: Value, start: int, stop: int) -> bool:
         place = self.place(w)
