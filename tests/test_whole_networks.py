@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from tests import whole_network
-from tests.whole_network import compare, findings, main, table
+from tests.whole_network import compare, findings, main, median, table
 
 
 @pytest.mark.parametrize(
@@ -33,9 +33,17 @@ def test_the_rule_is_applied(error, ok):
     assert loss.ok or np.isnan(error)
 
 
+def test_one_batch_of_three_may_meet_a_kink():
+    judged = [list(findings(step(e), [step(1e-4)], step()))[1] for e in (1e-4, 0.5, 2e-4)]
+    assert median(judged).ok
+    assert not median([judged[1], judged[0], judged[1]]).ok
+    broken = list(findings(step(np.nan), [step(1e-4)], step()))[1]
+    assert not median([broken, judged[0], broken]).ok
+
+
 def test_a_network_that_differs_fails_the_command(monkeypatch, capsys):
     def differing(*args):
-        assert args == ("resnet18", 2, 32, "mvf", "llvm -mcpu=native", 0, 4)
+        assert args == ("resnet18", 2, 32, "mvf", "llvm -mcpu=native", 3, 4)
         return list(findings(step(0.5), [step(1e-4)], step()))
 
     monkeypatch.setattr(whole_network, "compare", differing)

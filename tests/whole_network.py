@@ -4,6 +4,11 @@
 gradient and a mean cross-entropy, runs it once from seeded weights, and runs the very same graph in
 PyTorch in single and in double precision. Printed are the ten tensors that come closest to, or
 exceed, what the tolerance rule of `oracle` allows; exit status 1 if any exceeds it.
+
+A network has millions of ReLUs. Now and then rounding moves one element to the other side of the
+kink, and the gradients of all layers before it jump by far more than rounding does: with
+DenseNet-121 on small images that happens to PyTorch's own single precision in one run of ten. So
+several batches are run, each with weights of its own, and each tensor is judged by the median.
 """
 
 from __future__ import annotations
@@ -81,12 +86,18 @@ def findings(
     theirs: Sequence[Mapping[str, np.ndarray]],
     exact: Mapping[str, np.ndarray],
 ) -> Iterator[Finding]:
-    """Every tensor, judged."""
+    """Every tensor, judged.
+
+    The gradient of a bias is on the scale of its layer's weight: both add up the same terms, but a
+    bias that leads linearly into another BN has the gradient zero, and only roundings are left.
+    """
     assert ours.keys() == exact.keys(), ours.keys() ^ exact.keys()
+    scales = {name: float(np.abs(truth).max()) for name, truth in exact.items()}
     for name, truth in exact.items():
-        wide = truth.astype(np.float64)
-        errors = [float(np.abs(a[name] - wide).max()) for a in (ours, *theirs)]
-        yield Finding(name, errors[0], max(errors[1:]), float(np.abs(wide).max()))
+        errors = [float(np.abs(a[name] - truth.astype(np.float64)).max()) for a in (ours, *theirs)]
+        partner = f"{name.removesuffix('.bias')}.weight" if name.startswith("grad ") else name
+        scale = max(scales[name], scales.get(partner, 0.0))
+        yield Finding(name, errors[0], max(errors[1:]), scale)
 
 
 def compare(
@@ -95,19 +106,29 @@ def compare(
     image: int,
     fusion: str = "icf",
     target: str = "llvm -mcpu=native",
-    seed: int = 0,
+    seeds: int = 3,
     runs: int = 4,
 ) -> list[Finding]:
-    """Build a network, run one step here and in PyTorch; findings, the worst first."""
+    """Build a network, run steps here and in PyTorch; the median findings, the worst first."""
     dropout = 0.0 if bg.models.MODELS[name].has_dropout else None
     graph = bg.models.make(name, batch, image, loss=True, dropout=dropout).graph
     wrt = [i.name for i in graph.inputs if i.kind == "parameter"]
-    module = bg.build(graph, fusion=fusion, target=target, grad=True, wrt=wrt).init(seed)
-    args = arguments(module, graph, seed)
-    ours = step(module, args)
-    theirs = [as_step(r) for r in torch_runs(graph, args, wrt, runs=runs)]
-    exact = as_step(torch_run(graph, args, torch.float64, wrt))
-    return sorted(findings(ours, theirs, exact), key=lambda f: -f.share)
+    module = bg.build(graph, fusion=fusion, target=target, grad=True, wrt=wrt)
+    judged: dict[str, list[Finding]] = {}
+    for seed in range(seeds):
+        args = arguments(module.init(seed), graph, seed)
+        ours = step(module, args)
+        theirs = [as_step(r) for r in torch_runs(graph, args, wrt, runs=runs)]
+        exact = as_step(torch_run(graph, args, torch.float64, wrt))
+        for finding in findings(ours, theirs, exact):
+            judged.setdefault(finding.name, []).append(finding)
+    return sorted(map(median, judged.values()), key=lambda f: -f.share)
+
+
+def median(several: Sequence[Finding]) -> Finding:
+    """The finding in the middle, the worse of two; NaN counts as the worst."""
+    ordered = sorted(several, key=lambda f: np.inf if np.isnan(f.share) else f.share)
+    return ordered[len(ordered) // 2]
 
 
 def table(found: Sequence[Finding], rows: int = 10) -> str:
@@ -128,7 +149,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--image", type=int, default=224)
     parser.add_argument("--fusion", choices=FUSION_LEVELS, default="icf")
     parser.add_argument("--target", default="llvm -mcpu=native")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=3, help="how many batches")
     parser.add_argument("--runs", type=int, default=4, help="of PyTorch in single precision")
     found = compare(*vars(parser.parse_args(argv)).values())
     print(table(found))
