@@ -1,7 +1,7 @@
 """The command line: commands and flags in, a call of a command module and an exit status out.
 
-Flags come from `options.OPTIONS`; what a command does lives in `build_command` and
-`verify_command`, imported only when the command runs, so that ``--help`` needs click alone.
+Flags come from `options.OPTIONS`; what a command does lives in a module of its own
+(`build_command` and so on), imported only when it runs, so that ``--help`` needs click alone.
 
 Exit status: 0, 1 (a check failed), 2 (usage, bad input), 101 (a bug in bngen), 130 (interrupted).
 """
@@ -117,6 +117,27 @@ def _verify(**settings: Any) -> int:
     from bngen import verify_command
 
     return verify_command.run(verify_command.VerifyRequest(**_prepared(settings)))
+
+
+@cli.command(options.BENCH, cls=_Command)
+@click.argument("program", nargs=-1)
+@_with_options(options.BENCH)
+def _bench(**settings: Any) -> int:
+    """Measure training steps of PROGRAMs beside PyTorch's. Default: densenet121."""
+    from bngen import bench_command
+
+    settings["program"] = settings["program"] or ("densenet121",)
+    return bench_command.run(bench_command.BenchRequest(**_prepared(settings)))
+
+
+@cli.command(options.TUNE, cls=_Command)
+@click.argument("program", default="densenet121")
+@_with_options(options.TUNE)
+def _tune(**settings: Any) -> int:
+    """Search the fastest schedules of PROGRAM's kernels on this CPU. Default: densenet121."""
+    from bngen import tune_command
+
+    return tune_command.run(tune_command.TuneRequest(**_prepared(settings)))
 
 
 def _prepared(settings: dict[str, Any]) -> dict[str, Any]:

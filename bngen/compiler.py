@@ -17,7 +17,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -27,6 +27,7 @@ from bngen.ir.build import GraphBuilder
 from bngen.ir.layout import PLAIN, same_bytes
 from bngen.ir.node import Graph, Input, Node, Value
 from bngen.lang.init import fill
+from bngen.options import environment
 from bngen.passes.autodiff import differentiate
 from bngen.passes.fusion import LEVELS, late_nodes
 from bngen.passes.pipeline import Dump, Planned, plan_program
@@ -34,6 +35,7 @@ from bngen.runtime import threads as thread_pool
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.executor import Executor, Operand, Step
 from bngen.runtime.module import LabelCheck, Module, OutputSpec, Signature
+from bngen.scheduling import records
 from bngen.target import Target
 
 FUSION_LEVELS = tuple(LEVELS)
@@ -62,7 +64,7 @@ def build(
         grad: also compile the gradient; the module then has ``backward``.
         wrt: names of the inputs to differentiate with respect to; by default every floating-point
             argument and parameter.
-        schedules: folder with schedule records to look in first.
+        schedules: folder with schedule records to look in first; BNGEN_SCHEDULES by default.
         progress: called after each kernel with (done, total, name).
         dump: called after each pass with its name and the graph.
 
@@ -78,18 +80,13 @@ def build(
         thread_pool.checked_count(threads)
     graph = program.graph if hasattr(program, "graph") else program
     machine = Target.parse(target)
-    cotangents: frozenset[str] = frozenset()
-    joint = graph
-    if grad:
-        joint = differentiate(graph, wrt, cotangents="inputs")
-        cotangents = frozenset(i.name for i in joint.inputs) - {i.name for i in graph.inputs}
+    tuned = records.find(machine, schedules or environment("schedules"))
+    joint, planned, cotangents, unaligned = prepare(graph, machine.lanes, fusion, grad, wrt, dump)
     late = [i.value for i in joint.inputs if i.name in cotangents]
-    joint = keep_old_values(joint, late)
-    planned = plan_program(joint, fusion, machine.lanes, late=late, dump=dump)
     arguments = [i for i in joint.inputs if i.kind == "input" and i.name not in cotangents]
-    users = {i.value for i in joint.inputs if i.kind == "input"}
-    unaligned = frozenset(v for v, p in planned.memory.places.items() if p.root in users)
-    compiled = compile_plan(planned.plan, machine, unaligned=unaligned, progress=progress)
+    compiled = compile_plan(
+        planned.plan, machine, unaligned=unaligned, knobs=tuned.lookup, progress=progress
+    )
     thread_pool.install()
     binding = Binding(joint, planned, compiled, len(graph.outputs), frozenset(late))
     signature = Signature(
@@ -122,6 +119,44 @@ def build(
         objects=lambda folder: write_objects(compiled, folder),
         num_threads=threads,
     )
+
+
+class Prepared(NamedTuple):
+    """A program before code is generated.
+
+    Attributes:
+        graph: the program, with its gradient if asked for.
+        planned: kernels, layouts and places.
+        cotangents: names of the inputs that ``backward`` is given.
+        unaligned: values in users' memory, which starts anywhere.
+    """
+
+    graph: Graph
+    planned: Planned
+    cotangents: frozenset[str]
+    unaligned: frozenset[Value]
+
+
+def prepare(
+    graph: Graph,
+    lanes: int,
+    fusion: str = "icf",
+    grad: bool = False,
+    wrt: Sequence[str] | None = None,
+    dump: Dump | None = None,
+) -> Prepared:
+    """Differentiate and plan; arguments as for `build`, which goes on from here."""
+    cotangents: frozenset[str] = frozenset()
+    joint = graph
+    if grad:
+        joint = differentiate(graph, wrt, cotangents="inputs")
+        cotangents = frozenset(i.name for i in joint.inputs) - {i.name for i in graph.inputs}
+    late = [i.value for i in joint.inputs if i.name in cotangents]
+    joint = keep_old_values(joint, late)
+    planned = plan_program(joint, fusion, lanes, late=late, dump=dump)
+    users = {i.value for i in joint.inputs if i.kind == "input"}
+    unaligned = frozenset(v for v, p in planned.memory.places.items() if p.root in users)
+    return Prepared(joint, planned, cotangents, unaligned)
 
 
 def _initializer(inputs: Sequence[Input]):

@@ -14,11 +14,15 @@ from typing import Any
 
 from bngen.errors import UsageError
 
-BUILD, VERIFY = "build", "verify"
-BOTH = (BUILD, VERIFY)
+BUILD, VERIFY, BENCH, TUNE = "build", "verify", "bench", "tune"
+ALL = (BUILD, VERIFY, BENCH, TUNE)
 
 FUSION_CHOICES = ("none", "rcf", "mvf", "bnff", "icf")
 EMIT_CHOICES = ("tir", "ll", "asm")
+RIVAL_CHOICES = (
+    *FUSION_CHOICES, "eager", "channels-last", "compile", "jemalloc", "jemalloc-channels-last",
+)  # fmt: skip
+RIVALS = ("none", "eager", "channels-last", "compile", "jemalloc")
 DEBUG_LADDER = (
     "nothing",
     "tracebacks, and each pass with its time",
@@ -58,7 +62,7 @@ class Option:
     choices: tuple[str, ...] = ()
     minimum: int = 1
     metavar: str = ""
-    commands: tuple[str, ...] = BOTH
+    commands: tuple[str, ...] = ALL
 
     @property
     def shown_default(self) -> str:
@@ -115,9 +119,44 @@ OPTIONS: tuple[Option, ...] = (
     ),
     _row(
         "seed", "int", "seed of weights and inputs", default=0, minimum=0, metavar="N",
-        commands=(VERIFY,),
+        commands=(VERIFY, BENCH),
     ),
-    _row("json", "flag", "print the result as JSON", default=False),
+    _row(
+        "against", "list", "rivals, comma separated: PyTorch's forms, and bngen's fusion levels",
+        default=RIVALS, default_text=",".join(RIVALS), choices=RIVAL_CHOICES, commands=(BENCH,),
+    ),
+    _row("rounds", "int", "measured steps of each contender", default=10, metavar="N",
+         commands=(BENCH,)),
+    _row(
+        "kernels", "flag", "time each convolution kernel, too, beside oneDNN's bare convolution",
+        default=False, commands=(BENCH,),
+    ),
+    _row(
+        "startup", "flag", "start with empty caches, and once more with full ones",
+        default=False, commands=(BENCH,),
+    ),
+    _row(
+        "json_file", "path", "write the measurements as JSON", flags=("--json",), env="",
+        default_text="none", metavar="FILE", commands=(BENCH,),
+    ),
+    _row(
+        "plot", "path", "folder for plots of the measurements", env="", default_text="none",
+        metavar="DIR", commands=(BENCH,),
+    ),
+    _row(
+        "trials", "int", "candidates tried for each kernel", default=24, metavar="N",
+        commands=(TUNE,),
+    ),
+    _row(
+        "records", "path", "folder that the records are written to", flags=("--out",), env="",
+        default_text="the user's folder of records", metavar="DIR", commands=(TUNE,),
+    ),
+    _row(
+        "ship", "flag", "write to the records that bngen is shipped with", env="",
+        default=False, commands=(TUNE,),
+    ),
+    _row("json", "flag", "print the result as JSON", default=False,
+         commands=(BUILD, VERIFY, TUNE)),
     _row("quiet", "flag", "no progress and no log on standard error", default=False),
     _row(
         "cache_dir", "path", "where bngen keeps what can be made again", flags=(), commands=(),
@@ -167,7 +206,8 @@ def markdown_table() -> str:
     """The README's table of options."""
     lines = ["| flag | variable | default | meaning |", "|---|---|---|---|"]
     for row in OPTIONS:
-        only = f" (`{row.commands[0]}` only)" if len(row.commands) == 1 else ""
+        listed = ", ".join(f"`{c}`" for c in row.commands)
+        only = "" if set(row.commands) in ({*ALL}, set()) else f" ({listed} only)"
         choices = f": {', '.join(f'`{c}`' for c in row.choices)}" if row.choices else ""
         flag = " ".join((row.flags[0], row.metavar)).strip() if row.flags else ""
         cells = (_code(flag), _code(row.env), row.shown_default, f"{row.help}{choices}{only}")

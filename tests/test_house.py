@@ -41,24 +41,29 @@ MAY_IMPORT = {
     "console": set(),
     "ladder": {"console"},
     "torch_bridge": MIDDLE | {"compiler"},
-    "bench": MIDDLE | {"compiler", "torch_bridge"},
+    "bench": MIDDLE | {"compiler", "programs", "torch_bridge"},
     "tune": MIDDLE | {"compiler"},
     "explain": MIDDLE | {"compiler"},
     "build_command": {"artifact", "compiler", "console", "ladder", "programs", "target"},
     "verify_command": {
         "build_command", "console", "ir", "programs", "torch_bridge", "verification",
     },
-    "cli": {"build_command", "verify_command"},
+    "bench_command": {"bench", "console", "models", "target"},
+    "tune_command": {"bench", "console", "runtime", "scheduling", "target", "tune"},
+    "cli": {"bench_command", "build_command", "tune_command", "verify_command"},
     "": MIDDLE | {"compiler", "gradients"},  # bngen/__init__.py: public names
 }  # fmt: skip
 
 NUMPY_ONLY = {"ir", "lang", "passes", "models", "gradients", "verification"}
 ONLY_THERE = {
-    "tvm": {"target", "lower", "scheduling", "backend", "runtime"},
+    # In the bench, for the multiply-add loop that measures the machine's peak.
+    "tvm": {"target", "lower", "scheduling", "backend", "runtime", "bench"},
     "tvm_ffi": {"target", "lower", "scheduling", "backend", "runtime"},
     "torch": {"torch_bridge", "bench"},
     "click": {"cli"},
     "rich": {"console", "bench"},
+    "optuna": {"tune"},
+    "matplotlib": {"bench"},
 }
 INSTANT = {"", "cli", "console", "errors", "options", "version"}
 

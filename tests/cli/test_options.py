@@ -8,15 +8,23 @@ import pytest
 
 import bngen as package
 from bngen import options
+from bngen.bench_command import BenchRequest
 from bngen.build_command import BuildRequest
 from bngen.errors import UsageError
+from bngen.tune_command import TuneRequest
 from bngen.verify_command import VerifyRequest
 
 SMALL = ("tiny_densenet", "--batch", "2", "--image", "32")
 
 
 @pytest.mark.parametrize(
-    ("command", "request_type"), [("build", BuildRequest), ("verify", VerifyRequest)]
+    ("command", "request_type"),
+    [
+        ("build", BuildRequest),
+        ("verify", VerifyRequest),
+        ("bench", BenchRequest),
+        ("tune", TuneRequest),
+    ],
 )
 def test_requests_have_a_field_for_each_row(command, request_type):
     rows = {row.name for row in options.options_of(command)} - {"debug"}
@@ -24,9 +32,10 @@ def test_requests_have_a_field_for_each_row(command, request_type):
 
 
 def test_the_table_is_sound():
-    flags = [flag for row in options.OPTIONS for flag in row.flags]
+    for command in options.ALL:
+        flags = [flag for row in options.options_of(command) for flag in row.flags]
+        assert len(flags) == len(set(flags))
     names = [row.env for row in options.OPTIONS if row.env]
-    assert len(flags) == len(set(flags))
     assert len(names) == len(set(names))
     assert "-m" not in flags
     assert all(name.startswith("BNGEN_") for name in names)
@@ -46,7 +55,7 @@ def test_fusion_levels_are_the_compilers():
     assert tuple(LEVELS) == options.FUSION_CHOICES
 
 
-@pytest.mark.parametrize("command", ["build", "verify"])
+@pytest.mark.parametrize("command", options.ALL)
 def test_help_names_every_flag_and_variable(bngen, command):
     outcome = bngen(command, "--help")
     assert outcome.status == 0

@@ -1,0 +1,1 @@
+"""Side-by-side measurement: training steps and kernels, bngen's beside PyTorch's."""

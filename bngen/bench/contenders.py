@@ -1,0 +1,210 @@
+"""Who takes part: bngen at some fusion level, and PyTorch in the forms people run it in.
+
+In: an `Entry`. Out: a `Contender`, which computes the loss and all gradients of one fixed batch
+with weights that follow from the seed alone, so that every contender has the same.
+"""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from bngen.errors import UsageError
+from bngen.lang.init import fill
+from bngen.models import MODELS, make
+from bngen.options import FUSION_CHOICES, RIVAL_CHOICES
+
+OURS = "bngen"
+TORCH_RIVALS = tuple(r for r in RIVAL_CHOICES if r not in FUSION_CHOICES)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One contender of one race.
+
+    Attributes:
+        program: a built-in network or ``file.py:function``.
+        contender: `OURS`, a fusion level, or one of `TORCH_RIVALS`.
+        batch: images in a batch; None where the program decides.
+        image: height and width; None where the program decides.
+        fusion: the level of `OURS`.
+        target: what bngen compiles for.
+        threads: threads of either side.
+        schedules: folder of records that takes precedence.
+        seed: weights and batch follow from it.
+    """
+
+    program: str
+    contender: str
+    batch: int | None = None
+    image: int | None = None
+    fusion: str = "icf"
+    target: str = "llvm -mcpu=native"
+    threads: int | None = None
+    schedules: str | None = None
+    seed: int = 0
+
+
+class Contender(Protocol):
+    """One training step in two halves."""
+
+    def forward(self) -> float:
+        """Compute the loss (for a program of several results: the sum of the first)."""
+
+    def backward(self) -> None:
+        """Compute the gradients of all parameters for the last `forward`."""
+
+
+def step_program(entry: Entry) -> Any:
+    """The program of a training step: built-in networks end in a loss, and drop nothing out."""
+    from bngen.programs import load_program
+
+    if entry.program not in MODELS:
+        return load_program(entry.program, entry.batch, entry.image)
+    sizes = {"batch": entry.batch, "image": entry.image}
+    dropout = 0.0 if MODELS[entry.program].has_dropout else None
+    given = {k: v for k, v in sizes.items() if v is not None}
+    return make(entry.program, loss=True, dropout=dropout, **given)
+
+
+def trained(graph: Any) -> list[str]:
+    """Names of the parameters; of a program that holds none, its floating-point arguments."""
+    own = [i.name for i in graph.inputs if i.kind == "parameter"]
+    return own or [i.name for i in graph.inputs if i.value.type.is_float and i.kind == "input"]
+
+
+def weights(graph: Any, seed: int) -> dict[str, np.ndarray]:
+    """Parameters and buffers, as `Module.init` draws them."""
+    rng = np.random.default_rng(seed)
+    return {i.name: fill(i, rng) for i in graph.inputs if i.kind != "input"}
+
+
+def batch(graph: Any, seed: int) -> dict[str, np.ndarray]:
+    """The arguments: normal numbers, and for integers (labels) zeros and ones."""
+    rng = np.random.default_rng(seed + 1)
+    arrays = {}
+    for i in graph.inputs:
+        if i.kind != "input":
+            continue
+        shape, dtype = i.value.shape, i.value.dtype
+        if i.value.type.is_float:
+            arrays[i.name] = rng.standard_normal(shape).astype(dtype)
+        else:
+            arrays[i.name] = rng.integers(0, 2, shape).astype(dtype)
+    return arrays
+
+
+class BngenStep:
+    """A module of the program, with its gradient."""
+
+    def __init__(self, entry: Entry):
+        """Compile, and load the weights."""
+        from bngen.compiler import build
+
+        graph = step_program(entry).graph
+        level = entry.fusion if entry.contender == OURS else entry.contender
+        self._module = build(
+            graph, target=entry.target, fusion=level, threads=entry.threads, grad=True,
+            wrt=trained(graph), schedules=entry.schedules,
+        )  # fmt: skip
+        if state := weights(graph, entry.seed):
+            self._module.load_state_dict(state)
+        self._arguments = list(batch(graph, entry.seed).values())
+        self._cotangents = [
+            np.ones(s.shape, s.dtype) for s in self._module.signature.cotangents if s.shape
+        ]
+
+    def forward(self) -> float:
+        """See `Contender`."""
+        result = self._module.forward(*self._arguments)
+        first = next(iter(result.values())) if isinstance(result, Mapping) else result
+        first = first[0] if isinstance(first, tuple) else first
+        return float(np.sum(first))
+
+    def backward(self) -> None:
+        """See `Contender`; the gradients are dropped."""
+        self._module.backward(*self._cotangents)
+
+
+class TorchStep:
+    """The PyTorch module of a built-in network, eager or compiled, NCHW or channels-last."""
+
+    def __init__(self, entry: Entry):
+        """Build the module, and load the weights."""
+        import torch
+
+        from bngen.torch_bridge.networks import make_network
+
+        if entry.threads:
+            torch.set_num_threads(entry.threads)
+        network = make_network(entry.program)
+        graph = step_program(entry).graph
+        state = weights(graph, entry.seed)
+        network.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
+        arrays = batch(graph, entry.seed)
+        self._x, self._labels = (torch.from_numpy(a) for a in arrays.values())
+        if "channels-last" in entry.contender:
+            network = network.to(memory_format=torch.channels_last)
+            self._x = self._x.contiguous(memory_format=torch.channels_last)
+        self._parameters = list(network.parameters())
+
+        def loss_of(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+            return torch.nn.functional.cross_entropy(network(x), labels)
+
+        self._loss_of = torch.compile(loss_of) if entry.contender == "compile" else loss_of
+        self._loss: torch.Tensor | None = None
+
+    def forward(self) -> float:
+        """See `Contender`."""
+        for p in self._parameters:
+            p.grad = None
+        self._loss = self._loss_of(self._x, self._labels)
+        return float(self._loss.detach())
+
+    def backward(self) -> None:
+        """See `Contender`."""
+        self._loss.backward()
+        self._loss = None
+
+
+def contender(entry: Entry) -> Contender:
+    """The contender an entry names, ready for its first step."""
+    return TorchStep(entry) if entry.contender in TORCH_RIVALS else BngenStep(entry)
+
+
+def environment(name: str) -> dict[str, str]:
+    """What a contender wants in its process's environment.
+
+    Raises:
+        UsageError: for jemalloc where there is none.
+    """
+    if not name.startswith("jemalloc"):
+        return {}
+    # The setting that PyTorch's tuning guide recommends: keep memory, never give it back.
+    decay = "dirty_decay_ms:9000000000,muzzy_decay_ms:9000000000"
+    return {
+        "LD_PRELOAD": find_jemalloc(),
+        "MALLOC_CONF": f"oversize_threshold:1,background_thread:true,metadata_thp:auto,{decay}",
+    }
+
+
+def find_jemalloc() -> str:
+    """What to preload: the library of LD_LIBRARY_PATH, else the system's.
+
+    Raises:
+        UsageError: where there is none.
+    """
+    for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":"):
+        found = sorted(Path(folder).glob("libjemalloc.so*")) if folder else []
+        if found:
+            return str(found[0].resolve())
+    if name := ctypes.util.find_library("jemalloc"):
+        return name
+    hint = "install libjemalloc2, or put its folder into LD_LIBRARY_PATH"
+    raise UsageError("there is no jemalloc here", hint=hint)

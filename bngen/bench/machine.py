@@ -1,0 +1,54 @@
+"""What the numbers were measured on: CPU, counts, versions. Out: a dictionary for the JSON."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+from pathlib import Path
+from typing import Any
+
+from bngen.runtime import host
+from bngen.target import Target
+
+_PACKAGES = ("apache-tvm", "torch", "numpy")
+
+
+def describe(target: Target) -> dict[str, Any]:
+    """The machine and the versions of what runs on it."""
+    return {
+        "cpu": target.cpu,
+        "model": _model(),
+        "isa": target.psabi,
+        "lanes": target.lanes,
+        "cpus": host.cpu_count(),
+        "caches": {"l1": target.l1, "l2": target.l2, "l3": target.l3},
+        "memory_bytes": _memory(),
+        "system": f"{platform.system()} {platform.release()}",
+        "versions": {"python": platform.python_version(), **_versions()},
+    }
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            found[name] = "not installed"
+    return found
+
+
+def _model() -> str:
+    return _field(Path("/proc/cpuinfo"), "model name") or platform.processor() or "unknown CPU"
+
+
+def _memory() -> int:
+    total = _field(Path("/proc/meminfo"), "MemTotal")
+    return int(total.split()[0]) << 10 if total else 0
+
+
+def _field(path: Path, name: str) -> str:
+    if not path.exists():
+        return ""
+    rows = (line.partition(":") for line in path.read_text().splitlines())
+    return next((value.strip() for key, _, value in rows if key.strip() == name), "")

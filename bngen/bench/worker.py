@@ -1,0 +1,135 @@
+"""The process of one contender: told what to do on standard input, answers in lines of JSON.
+
+======== =====================================================================================
+line     answer
+======== =====================================================================================
+(start)  ``loss`` of the first step; seconds to import, to ``build``, and of the ``first_step``
+``step`` seconds of ``forward`` and ``backward``
+``peak`` bytes that a step holds at its peak above what was resident before the first one
+======== =====================================================================================
+
+A process each keeps contenders out of each other's memory, allocator and threads; whoever waits
+for a line uses no CPU. What goes wrong is answered as ``error``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TextIO
+
+from bngen.bench.contenders import TORCH_RIVALS, Contender, Entry, contender
+
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
+
+
+def serve(
+    entry: Entry,
+    lines: TextIO,
+    answer: Callable[[dict[str, Any]], None],
+    make: Callable[[Entry], Contender] = contender,
+) -> None:
+    """Prepare the contender and do what the lines say until they end.
+
+    Args:
+        entry: who it is.
+        lines: ``step`` or ``peak``.
+        answer: called with each answer.
+        make: entry to contender.
+    """
+    watch = time.perf_counter
+    start = watch()
+    _import_for(entry)
+    imported = watch()
+    rival = make(entry)
+    built = watch()
+    before = _resident_now()
+    loss = rival.forward()
+    rival.backward()
+    answer({
+        "loss": loss, "import": imported - start, "build": built - imported,
+        "first_step": watch() - built,
+    })  # fmt: skip
+    gc.disable()  # no pause within a step; nothing that a step makes lies in a cycle
+    for line in lines:
+        answer(_peak(rival, before) if line.strip() == "peak" else _step(rival))
+
+
+def _import_for(entry: Entry) -> None:
+    if entry.contender in TORCH_RIVALS:
+        import torch  # noqa: F401
+    else:
+        import bngen.compiler  # noqa: F401
+
+
+def _step(rival: Contender) -> dict[str, Any]:
+    start = time.perf_counter()
+    rival.forward()
+    middle = time.perf_counter()
+    rival.backward()
+    return {"forward": middle - start, "backward": time.perf_counter() - middle}
+
+
+def _peak(rival: Contender, before: int) -> dict[str, Any]:
+    _reset_peak()
+    _step(rival)
+    return {"peak": _peak_resident() - before}
+
+
+# --- resident memory --------------------------------------------------------------------------
+
+
+def _resident_now() -> int:
+    """Bytes resident, once the allocator has given back what building left behind."""
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
+    return _status("VmRSS") or _peak_resident()
+
+
+def _reset_peak() -> None:
+    """Forget the peak so far, where the system allows that: compiling may have been higher."""
+    try:
+        _CLEAR.write_text("5")
+    except OSError:
+        pass
+
+
+def _peak_resident() -> int:
+    return _status("VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
+
+
+def _status(name: str) -> int:
+    """A field of the process's status in bytes; 0 where there is none."""
+    if not _STATUS.exists():
+        return 0
+    rows = (line.split() for line in _STATUS.read_text().splitlines())
+    return next((int(r[1]) << 10 for r in rows if r[0] == f"{name}:"), 0)
+
+
+def main() -> None:
+    """The child process; its one argument is the entry as JSON."""
+    # Whatever a library prints must not end up among the answers.
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+
+    def answer(value: dict[str, Any]) -> None:
+        print(json.dumps(value), file=answers, flush=True)
+
+    try:
+        serve(Entry(**json.loads(sys.argv[1])), sys.stdin, answer)
+    except Exception as error:  # the parent reports it; a rival that fails is not bngen's end
+        answer({"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]})
+
+
+if __name__ == "__main__":
+    main()

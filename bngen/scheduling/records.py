@@ -1,0 +1,316 @@
+"""Records: tuned knobs as data, one TOML file a CPU, and which knob values are legal.
+
+In: folders of records and a target. Out: `Records.lookup`, which `compile_plan` asks for each
+kernel. A record is found by the kernel's digest, so that it never meets a kernel other than the one
+it was measured on, and is passed over unless `legal`: it may change speed, never results.
+
+Files are looked for in this order, and a kernel that one lacks may be in the next:
+
+1. the folder given by name, 2. the user's own folder, 3. the folder bngen is shipped with; in each
+``<exact CPU>.toml``, ``<psABI level>.toml``, ``generic.toml``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+import tomllib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from bngen.errors import BngenError, ToolchainError
+from bngen.scheduling.knobs import Knobs, divisors
+from bngen.scheduling.rule import Declined
+
+FORMAT = 1
+Extents = Mapping[str, int]
+
+
+class Cpu(Protocol):
+    """What a target must say for its records to be found."""
+
+    cpu: str
+    psabi: str
+
+
+# --- legality ---------------------------------------------------------------------------------
+
+
+def _row_choices(e: Extents, chosen: Knobs) -> list[int]:
+    """Whole groups of rows, so that a group's sums belong to one task."""
+    group = e.get("group_rows", e.get("spread_h", 1))
+    return [r for r in divisors(e["h"]) if r % group == 0]
+
+
+def _block_choices(e: Extents, chosen: Knobs) -> list[int]:
+    """Output blocks of one group of a grouped convolution."""
+    return divisors(e["out_blocks"] // e.get("groups", 1))
+
+
+def _columns(e: Extents, chosen: Knobs) -> list[int]:
+    return list(range(1, e["w"] + 1))
+
+
+def _phase_columns(e: Extents, chosen: Knobs) -> list[int]:
+    return divisors(e["w"] // e["spread_w"])
+
+
+def _register_lanes(e: Extents, chosen: Knobs) -> list[int]:
+    return divisors(e["in_lanes"])
+
+
+Choices = Callable[[Extents, Knobs], list[int]]
+_ROWS = {"rows": _row_choices}
+_WEIGHT_GRADIENT: dict[str, Choices] = {
+    "out_blocks": lambda e, _: divisors(e["out_blocks"]),
+    "in_blocks": lambda e, _: divisors(e["in_blocks"]),
+    "rows": lambda e, _: divisors(e["h"]),
+    "blocks": lambda e, chosen: divisors(chosen["out_blocks"]),
+}
+KNOBS: dict[str, dict[str, Choices]] = {
+    "conv": {"columns": _columns, "blocks": _block_choices, **_ROWS},
+    "phased": {"columns": _phase_columns, "blocks": _block_choices, **_ROWS},
+    "depthwise": _ROWS,
+    "wgrad": _WEIGHT_GRADIENT,
+    "depthwise_wgrad": {"rows": lambda e, _: divisors(e["h"])},
+    "window": _ROWS,
+    "pointwise": _ROWS,
+}
+"""Kind of kernel -> knob -> its legal values, given the extents and the knobs before it."""
+
+
+def knobs_of(kind: str, extents: Extents) -> dict[str, Choices]:
+    """The declared knobs of a kernel, in the order in which they may depend on each other."""
+    declared = KNOBS.get(kind, {})
+    if kind == "wgrad" and extents["in_lanes"] > 1:
+        # A plain input (an image) has no lanes; its register block is a row of the window.
+        declared = {**declared, "in_lanes": _register_lanes}
+    return declared
+
+
+def legal(kind: str, extents: Extents, knobs: Mapping[str, int]) -> Declined | None:
+    """Why these knobs cannot schedule a kernel of these extents, or None where they can."""
+    try:
+        declared = knobs_of(kind, extents)
+        return _misfit(kind, declared, extents, knobs)
+    except KeyError as missing:
+        return Declined(f"the extents lack {missing}")
+
+
+def _misfit(
+    kind: str, declared: dict[str, Choices], extents: Extents, knobs: Mapping[str, int]
+) -> Declined | None:
+    if not declared:
+        return Declined(f"{kind} kernels have no knobs")
+    if set(knobs) != set(declared):
+        return Declined(f"{kind} kernels take {', '.join(declared)}, not {', '.join(knobs)}")
+    chosen: Knobs = {}
+    for name, choices in declared.items():
+        value, choice = knobs[name], choices(extents, chosen)
+        if type(value) is not int or value not in choice:
+            return Declined(f"{name} {value!r} is none of {', '.join(map(str, choice))}")
+        chosen[name] = value
+    return None
+
+
+def candidates(kind: str, extents: Extents) -> Iterator[Knobs]:
+    """Every legal choice of knobs."""
+
+    def extend(chosen: Knobs, rest: list[tuple[str, Choices]]) -> Iterator[Knobs]:
+        if not rest:
+            yield chosen
+            return
+        (name, choices), *others = rest
+        for value in choices(extents, chosen):
+            yield from extend({**chosen, name: value}, others)
+
+    declared = list(knobs_of(kind, extents).items())
+    return extend({}, declared) if declared else iter(())
+
+
+# --- records ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """The best known knobs of one kernel.
+
+    Attributes:
+        id: `digest` of the kernel.
+        kind: the rule's kind.
+        what: the sub-layers, for people.
+        extents: the kernel's extents, which the knobs must fit.
+        knobs: what was found fastest.
+        seconds: time with these knobs; no less than ``baseline`` where nothing beat the rule.
+        baseline: time with the rule's own knobs, measured in turn with the other.
+        threads: threads that both ran on.
+        trials: how many candidates were measured.
+    """
+
+    id: str
+    kind: str
+    what: str
+    extents: dict[str, int]
+    knobs: Knobs
+    seconds: float
+    baseline: float
+    threads: int
+    trials: int
+
+
+def digest(kind: str, signature: str) -> str:
+    """The name of a kernel in record files.
+
+    Args:
+        kind: the rule's kind.
+        signature: see `backend.kernels.signature`. What follows a bar, the alignment of users'
+            memory, makes no other kernel of it.
+    """
+    text = f"{kind}:{signature.partition('|')[0]}"
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass
+class Records:
+    """Records by digest, the most specific file first."""
+
+    of: dict[str, Record] = field(default_factory=dict)
+
+    def lookup(self, kind: str, signature: str) -> Knobs | None:
+        """Knobs for a kernel, or None where the rule's own serve."""
+        record = self.of.get(digest(kind, signature))
+        # Where nothing beat the rule, the rule decides: it may be a better one by now.
+        if record is None or record.seconds >= record.baseline:
+            return None
+        if legal(kind, record.extents, record.knobs):
+            return None
+        return dict(record.knobs)
+
+
+def find(target: Cpu, folder: str | Path | None = None) -> Records:
+    """All records that serve a target.
+
+    Args:
+        target: its exact CPU and psABI level name files.
+        folder: looked into first.
+
+    Raises:
+        BngenError: for a folder that is not there, or a file that is no record file.
+    """
+    if folder and not Path(folder).is_dir():
+        raise BngenError(f"no folder of schedule records {folder}", hint="bngen tune makes one")
+    found = Records()
+    for place in (folder, user_folder(), shipped_folder()):
+        for name in dict.fromkeys((target.cpu, target.psabi, "generic")):
+            path = Path(place) / f"{name}.toml" if place else None
+            if path and path.is_file():
+                for record in read(path):
+                    found.of.setdefault(record.id, record)
+    return found
+
+
+def shipped_folder() -> Path:
+    """Package data where bngen is installed, the folder beside the package in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "_schedules"
+    return inside if inside.is_dir() else package.parent / "schedules"
+
+
+def user_folder() -> Path:
+    """Where `bngen tune` writes: measured at length, so not among what a cache may lose."""
+    xdg = os.environ.get("XDG_DATA_HOME", "").strip()
+    return (Path(xdg) if xdg else Path("~/.local/share").expanduser()) / "bngen" / "schedules"
+
+
+# --- files ------------------------------------------------------------------------------------
+
+_FIELDS = {
+    "id": str, "kind": str, "what": str, "extents": dict, "knobs": dict, "seconds": float,
+    "baseline": float, "threads": int, "trials": int,
+}  # fmt: skip
+
+
+def read(path: Path) -> list[Record]:
+    """The records of a file.
+
+    Raises:
+        BngenError: naming the file and the record that is wrong.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise BngenError(f"{path} is no record file: {error}", hint="delete it") from error
+    if table.get("format") != FORMAT:
+        what = f"{path} has format {table.get('format')!r}, this bngen reads {FORMAT}"
+        raise BngenError(what, hint="run bngen tune again")
+    return [_record(path, row) for row in table.get("kernel", [])]
+
+
+def _record(path: Path, row: Any) -> Record:
+    wrong = [
+        name
+        for name, kind in _FIELDS.items()
+        if not isinstance(row, dict) or type(row.get(name)) is not kind
+    ]
+    if not wrong:
+        numbers = (*row["extents"].values(), *row["knobs"].values())
+        wrong = [] if all(type(n) is int and n > 0 for n in numbers) else ["extents or knobs"]
+    if wrong:
+        name = row.get("id", "?") if isinstance(row, dict) else "?"
+        hint = "run bngen tune again"
+        raise BngenError(f"{path}: kernel {name}: {', '.join(wrong)} missing or wrong", hint=hint)
+    return Record(**{name: row[name] for name in _FIELDS})
+
+
+def write(path: Path, records: Iterable[Record], versions: Mapping[str, str]) -> None:
+    """Write a record file; it appears complete or not at all.
+
+    Args:
+        path: its name is the CPU's.
+        records: in any order; the file is sorted, so that two of them can be compared.
+        versions: of what the records were measured with.
+
+    Raises:
+        ToolchainError: when the folder cannot be written.
+    """
+    text = render(records, versions)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+            file.write(text)
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except OSError as error:
+        hint = "choose another --out"
+        raise ToolchainError(f"cannot write {path}: {error.strerror}", hint=hint) from error
+
+
+def render(records: Iterable[Record], versions: Mapping[str, str]) -> str:
+    """A record file's text."""
+    lines = ["# Written by bngen tune. Times are in seconds.", f"format = {FORMAT}"]
+    lines.append(f"versions = {_inline(versions)}")
+    for record in sorted(records, key=lambda r: (r.kind, sorted(r.extents.items()), r.id)):
+        lines += ["", "[[kernel]]"]
+        lines += [f"{name} = {_value(getattr(record, name))}" for name in _FIELDS]
+    return "\n".join(lines) + "\n"
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return _inline(value)
+    if isinstance(value, float):
+        return f"{value:.4e}"
+    return json.dumps(value)  # text and integers are written alike in JSON and TOML
+
+
+def _inline(table: Mapping[str, Any]) -> str:
+    return f"{{ {', '.join(f'{_key(k)} = {_value(v)}' for k, v in table.items())} }}"
+
+
+def _key(name: str) -> str:
+    return name if name.replace("_", "").replace("-", "").isalnum() else json.dumps(name)

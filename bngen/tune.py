@@ -1,0 +1,375 @@
+"""The tuner: which legal knobs make each distinct kernel of a program fastest on this CPU.
+
+In: a program, a target, the records so far. Out: a `Record` for each kernel, as soon as it is
+known. The search is optuna's (every candidate where there are few of them); here is what a
+candidate is, how it is checked against the kernel with the rule's own knobs, and how it is timed.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from bngen.backend.kernels import CompiledKernel, compile_plan, signature
+from bngen.ir.plan import Kernel, KernelPlan
+from bngen.lower.kernel import lower
+from bngen.runtime import threads as thread_pool
+from bngen.runtime.executor import Executor, Operand, Step
+from bngen.runtime.memory import ALIGNMENT
+from bngen.scheduling.knobs import Knobs
+from bngen.scheduling.records import Record, candidates, digest, legal
+from bngen.scheduling.rule import RULES
+from bngen.target import Target
+
+WORTHWHILE = 0.98
+"""A candidate replaces the rule's own knobs when it takes at most this share of their time."""
+
+_SHORTEST = 2e-3
+"""Seconds that one measurement lasts at least: shorter ones measure the clock."""
+
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """A distinct kernel that has knobs.
+
+    Attributes:
+        id: its digest.
+        kind: the rule's kind.
+        kernel: one of the kernels that are equal.
+        plan: what it belongs to.
+        extents: what its knobs must fit.
+        own: the rule's own knobs.
+        calls: how many kernels of the plan are equal to it.
+    """
+
+    id: str
+    kind: str
+    kernel: Kernel
+    plan: KernelPlan
+    extents: dict[str, int]
+    own: Knobs
+    calls: int
+
+    @property
+    def what(self) -> str:
+        """The sub-layers, for people."""
+        return " ".join(self.kernel.sublayers)
+
+
+def jobs(plan: KernelPlan, target: Target) -> list[Job]:
+    """The distinct kernels of a plan that have knobs, those of many calls first."""
+    found: dict[str, Job] = {}
+    with target.tvm():
+        for kernel in plan.kernels:
+            low = lower(kernel, plan.layouts)
+            rule = RULES.get(low.kind)
+            if rule is None or not low.extents.get("lanes"):
+                continue
+            key = digest(low.kind, signature(kernel, plan))
+            if key in found:
+                found[key] = replace(found[key], calls=found[key].calls + 1)
+                continue
+            own = rule.knobs(low.extents, target)
+            # A kind without declared knobs has no candidate but the rule's own.
+            if legal(low.kind, low.extents, own) is None:
+                extents = dict(low.extents)
+                found[key] = Job(key, low.kind, kernel, plan, extents, dict(own), 1)
+    return sorted(found.values(), key=lambda j: -j.calls)
+
+
+# --- one kernel, runnable by itself -----------------------------------------------------------
+
+
+class Candidate(Protocol):
+    """A kernel compiled with some knobs, on buffers of its own."""
+
+    def results(self) -> list[np.ndarray]:
+        """Run it once; copies of what it writes."""
+
+    def seconds(self) -> float:
+        """Time of one call, measured over several."""
+
+
+class LoneKernel:
+    """A compiled kernel on an arena of its own, which holds its operands and nothing else."""
+
+    def __init__(self, compiled: CompiledKernel, threads: int = 0, seed: int = 0):
+        """Bind the kernel and fill its inputs."""
+        operands, offset = [], 0
+        for a in compiled.arguments:
+            operands.append(Operand(None, offset, a.shape, a.value.dtype))
+            nbytes = math.prod(a.shape) * np.dtype(a.value.dtype).itemsize
+            offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
+        step = Step(compiled.kernel.name, compiled.code.function, tuple(operands))
+        self._executor = Executor([step], offset, {})
+        self._threads = threads
+        inputs = len(compiled.kernel.inputs)
+        self._outputs = operands[inputs:]
+        rng = np.random.default_rng(seed)
+        for operand in operands[:inputs]:
+            fill(self._executor.read(operand), rng)
+
+    def run(self, times: int = 1) -> None:
+        """Call the kernel."""
+        with thread_pool.using(self._threads):
+            for _ in range(times):
+                self._executor.run({})
+
+    def results(self) -> list[np.ndarray]:
+        """See `Candidate`."""
+        for operand in self._outputs:
+            self._executor.read(operand).fill(0)  # lanes that nobody writes are equal, then
+        self.run()
+        return [self._executor.read(o).copy() for o in self._outputs]
+
+    def seconds(self) -> float:
+        """See `Candidate`."""
+        return timed(self.run)
+
+
+def fill(array: np.ndarray, rng: np.random.Generator) -> None:
+    """Numbers that any kernel can take: maps of both signs, the rest (variances) positive.
+
+    Integers (class numbers, winning taps of a pool) are zero.
+    """
+    if array.dtype == bool:
+        array[...] = rng.random(array.shape) < 0.5
+    elif array.dtype.kind == "f":
+        low = -1.0 if array.ndim >= 4 else 0.1
+        array[...] = rng.uniform(low, 1.0, array.shape)
+    else:
+        array.fill(0)
+
+
+def timed(run: Callable[[int], None], clock: Callable[[], float] = time.perf_counter) -> float:
+    """Seconds of one call: as many calls in a row as last long enough to be measured."""
+    times = 1
+    while True:
+        start = clock()
+        run(times)
+        elapsed = clock() - start
+        if elapsed >= _SHORTEST:
+            return elapsed / times
+        times = max(2 * times, math.ceil(1.2 * times * _SHORTEST / max(elapsed, 1e-7)))
+
+
+def compile_candidate(job: Job, target: Target, knobs: Knobs, threads: int = 0) -> LoneKernel:
+    """The job's kernel with given knobs."""
+    plan = replace(job.plan, kernels=(job.kernel,))
+    (compiled,) = compile_plan(plan, target, knobs=lambda kind, key: knobs, jobs=1)
+    return LoneKernel(compiled, threads)
+
+
+def agree(ours: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> bool:
+    """Whether results differ by no more than another order of summation explains."""
+    for a, b in zip(ours, reference, strict=True):
+        if a.dtype.kind != "f":
+            same = np.array_equal(a, b)
+        else:
+            scale = float(np.max(np.abs(b), initial=0.0, where=np.isfinite(b)))
+            same = np.allclose(a, b, rtol=1e-4, atol=1e-5 * scale, equal_nan=True)
+        if not same:
+            return False
+    return True
+
+
+# --- the search -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """The outcome of a search.
+
+    Attributes:
+        knobs: the fastest.
+        seconds: their time.
+        baseline: the time of the rule's own knobs.
+        trials: how many candidates were tried.
+    """
+
+    knobs: Knobs
+    seconds: float
+    baseline: float
+    trials: int
+
+
+Seconds = Callable[[Knobs], float | None]
+"""Knobs to seconds; None for a candidate that cannot be compiled or computes something else."""
+
+Told = Callable[[int, int, Found], None]
+
+
+def search(
+    space: Sequence[Knobs],
+    first: Sequence[Knobs],
+    trials: int,
+    seconds: Seconds,
+    tell: Told = lambda done, total, best: None,
+) -> Found:
+    """The fastest knobs of a space.
+
+    Args:
+        space: every legal choice.
+        first: tried before all others; the first of them is the rule's own.
+        trials: how many to try; where there are no more choices than that, all are tried.
+        seconds: time of a candidate.
+        tell: called after each trial with (done, total, best so far).
+
+    Raises:
+        RuntimeError: when the rule's own knobs have no time: there is nothing to compare with.
+    """
+    baseline = seconds(first[0])
+    if baseline is None:
+        raise RuntimeError(f"the rule's own knobs {first[0]} do not run")
+    best = Found(first[0], baseline, baseline, 1)
+    tried = {_key(first[0])}
+    total = min(trials, len({*map(_key, space)} | tried))
+
+    def attempt(knobs: Knobs) -> float | None:
+        nonlocal best
+        taken = seconds(knobs)
+        tried.add(_key(knobs))
+        best = replace(best, trials=len(tried))
+        if taken is not None and taken < best.seconds:
+            best = replace(best, knobs=knobs, seconds=taken)
+        tell(len(tried), total, best)
+        return taken
+
+    tell(1, total, best)
+    for knobs in first[1:]:
+        if _key(knobs) not in tried:
+            attempt(knobs)
+    if len(space) <= trials:
+        for knobs in space:
+            if _key(knobs) not in tried:
+                attempt(knobs)
+    else:
+        _optimise(space, tried, total, attempt)
+    return best
+
+
+def _key(knobs: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(knobs.items()))
+
+
+def _optimise(
+    space: Sequence[Knobs], tried: set, total: int, attempt: Callable[[Knobs], float | None]
+) -> None:
+    """Let optuna choose: one integer a knob, its place among the values that the knob can take."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    values = {name: sorted({k[name] for k in space}) for name in space[0]}
+    legal_ones = set(map(_key, space))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+    # Knobs depend on each other, so that not every proposal is legal; those cost next to nothing.
+    for _ in range(100 * total):
+        if len(tried) >= total:
+            return
+        trial = study.ask()
+        knobs = {n: v[trial.suggest_int(n, 0, len(v) - 1)] for n, v in values.items()}
+        taken = None
+        if _key(knobs) in legal_ones and _key(knobs) not in tried:
+            taken = attempt(knobs)
+        if taken is None:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            study.tell(trial, math.log(taken))
+
+
+# --- a whole program --------------------------------------------------------------------------
+
+Compile = Callable[[Job, Knobs], Candidate]
+Report = Callable[[Job, int, int, Found], None]
+
+
+def tune(
+    work: Iterable[Job],
+    known: Mapping[str, Record],
+    trials: int,
+    threads: int,
+    compile: Compile,
+    report: Report = lambda job, done, total, best: None,
+) -> Iterator[Record]:
+    """Search for each job; a record comes as soon as its kernel is done.
+
+    Args:
+        work: see `jobs`.
+        known: records so far, by digest: at least as many trials are not made again, fewer are
+            where the search starts.
+        trials: candidates for each kernel.
+        threads: threads that candidates run on.
+        compile: job and knobs to a candidate.
+        report: called after each trial.
+    """
+    for job in work:
+        space = list(candidates(job.kind, job.extents))
+        old = known.get(job.id)
+        if old and (legal(job.kind, job.extents, old.knobs) or old.threads != threads):
+            old = None
+        if old and old.trials >= min(trials, len(space)):
+            continue
+        yield _tune_one(job, space, old, trials, threads, compile, report)
+
+
+def _tune_one(
+    job: Job,
+    space: list[Knobs],
+    old: Record | None,
+    trials: int,
+    threads: int,
+    compile: Compile,
+    report: Report,
+) -> Record:
+    own = compile(job, job.own)
+    reference = own.results()
+
+    def seconds(knobs: Knobs) -> float | None:
+        if knobs == job.own:
+            return statistics.median(own.seconds() for _ in range(_ROUNDS))
+        try:
+            candidate = compile(job, knobs)
+        except Exception:  # TVM raises many kinds; knobs it cannot apply are no candidate
+            return None
+        # A wrong candidate has no time, however fast it is.
+        if not agree(candidate.results(), reference):
+            return None
+        return statistics.median(candidate.seconds() for _ in range(_ROUNDS))
+
+    first = [job.own, *([old.knobs] if old else [])]
+    best = search(space, first, trials, seconds, lambda *state: report(job, *state))
+    knobs, taken, baseline = _confirmed(job, best, own, compile)
+    return Record(
+        job.id, job.kind, job.what, job.extents, knobs, taken, baseline, threads, best.trials
+    )
+
+
+def _confirmed(
+    job: Job, best: Found, own: Candidate, compile: Compile
+) -> tuple[Knobs, float, float]:
+    """The winner and the rule's own knobs once more, in turn: the best of many is partly luck."""
+    if best.knobs == job.own:
+        return job.own, best.baseline, best.baseline
+    winner = compile(job, best.knobs)
+    pairs = [(own.seconds(), winner.seconds()) for _ in range(_ROUNDS)]
+    baseline, taken = (statistics.median(side) for side in zip(*pairs, strict=True))
+    if taken > WORTHWHILE * baseline:
+        return job.own, baseline, baseline
+    return best.knobs, taken, baseline
+
+
+def work_of(program: Any, target: Target, fusion: str, wrt: Sequence[str]) -> list[Job]:
+    """The jobs of a training step of a program."""
+    from bngen.compiler import prepare
+
+    graph = program.graph if hasattr(program, "graph") else program
+    thread_pool.install()
+    return jobs(prepare(graph, target.lanes, fusion, True, wrt).planned.plan, target)
