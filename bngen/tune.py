@@ -9,19 +9,17 @@ from __future__ import annotations
 
 import math
 import statistics
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import numpy as np
 
-from bngen.backend.kernels import CompiledKernel, compile_plan, signature
+from bngen.backend.kernels import compile_plan, signature
+from bngen.bench.lone import LoneKernel
 from bngen.ir.plan import Kernel, KernelPlan
 from bngen.lower.kernel import lower
 from bngen.runtime import threads as thread_pool
-from bngen.runtime.executor import Executor, Operand, Step
-from bngen.runtime.memory import ALIGNMENT
 from bngen.scheduling.knobs import Knobs
 from bngen.scheduling.records import Record, candidates, digest, legal
 from bngen.scheduling.rule import RULES
@@ -29,9 +27,6 @@ from bngen.target import Target
 
 WORTHWHILE = 0.98
 """A candidate replaces the rule's own knobs when it takes at most this share of their time."""
-
-_SHORTEST = 2e-3
-"""Seconds that one measurement lasts at least: shorter ones measure the clock."""
 
 _ROUNDS = 5
 
@@ -96,69 +91,6 @@ class Candidate(Protocol):
 
     def seconds(self) -> float:
         """Time of one call, measured over several."""
-
-
-class LoneKernel:
-    """A compiled kernel on an arena of its own, which holds its operands and nothing else."""
-
-    def __init__(self, compiled: CompiledKernel, threads: int = 0, seed: int = 0):
-        """Bind the kernel and fill its inputs."""
-        operands, offset = [], 0
-        for a in compiled.arguments:
-            operands.append(Operand(None, offset, a.shape, a.value.dtype))
-            nbytes = math.prod(a.shape) * np.dtype(a.value.dtype).itemsize
-            offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
-        step = Step(compiled.kernel.name, compiled.code.function, tuple(operands))
-        self._executor = Executor([step], offset, {})
-        self._threads = threads
-        inputs = len(compiled.kernel.inputs)
-        self._outputs = operands[inputs:]
-        rng = np.random.default_rng(seed)
-        for operand in operands[:inputs]:
-            fill(self._executor.read(operand), rng)
-
-    def run(self, times: int = 1) -> None:
-        """Call the kernel."""
-        with thread_pool.using(self._threads):
-            for _ in range(times):
-                self._executor.run({})
-
-    def results(self) -> list[np.ndarray]:
-        """See `Candidate`."""
-        for operand in self._outputs:
-            self._executor.read(operand).fill(0)  # lanes that nobody writes are equal, then
-        self.run()
-        return [self._executor.read(o).copy() for o in self._outputs]
-
-    def seconds(self) -> float:
-        """See `Candidate`."""
-        return timed(self.run)
-
-
-def fill(array: np.ndarray, rng: np.random.Generator) -> None:
-    """Numbers that any kernel can take: maps of both signs, the rest (variances) positive.
-
-    Integers (class numbers, winning taps of a pool) are zero.
-    """
-    if array.dtype == bool:
-        array[...] = rng.random(array.shape) < 0.5
-    elif array.dtype.kind == "f":
-        low = -1.0 if array.ndim >= 4 else 0.1
-        array[...] = rng.uniform(low, 1.0, array.shape)
-    else:
-        array.fill(0)
-
-
-def timed(run: Callable[[int], None], clock: Callable[[], float] = time.perf_counter) -> float:
-    """Seconds of one call: as many calls in a row as last long enough to be measured."""
-    times = 1
-    while True:
-        start = clock()
-        run(times)
-        elapsed = clock() - start
-        if elapsed >= _SHORTEST:
-            return elapsed / times
-        times = max(2 * times, math.ceil(1.2 * times * _SHORTEST / max(elapsed, 1e-7)))
 
 
 def compile_candidate(job: Job, target: Target, knobs: Knobs, threads: int = 0) -> LoneKernel:

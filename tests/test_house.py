@@ -42,7 +42,7 @@ MAY_IMPORT = {
     "ladder": {"console"},
     "torch_bridge": MIDDLE | {"compiler"},
     "bench": MIDDLE | {"compiler", "programs", "torch_bridge"},
-    "tune": MIDDLE | {"compiler"},
+    "tune": MIDDLE | {"bench", "compiler"},
     "explain": MIDDLE | {"compiler"},
     "build_command": {"artifact", "compiler", "console", "ladder", "programs", "target"},
     "verify_command": {

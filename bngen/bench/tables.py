@@ -23,6 +23,9 @@ def show(report: Json) -> None:
     console.print(_machine_line(report["machine"]))
     for race in report["races"]:
         console.print(steps_table(race))
+        for row in race["contenders"]:
+            if row["reason"]:
+                console.print(f"{row['name']} {row['status']}: {row['reason']}", markup=False)
     if limits := report.get("limits"):
         console.print(
             f"limits of this machine: {limits['gflops']:.0f} GFLOP/s (FMA), "
@@ -52,12 +55,11 @@ def steps_table(race: Json) -> Table:
     for row in race["contenders"]:
         name = f"bngen {race['fusion']}" if row["name"] == "bngen" else row["name"]
         if row["status"] == "unavailable":
-            table.add_row(name, f"unavailable: {row['reason']}")
+            table.add_row(name, *["-"] * 7)
             continue
-        mark = f" ({row['reason']})" if row["reason"] else ""
         ratio, startup = row["ratio"]["step"], row["startup"]
         table.add_row(
-            name + mark,
+            name,
             *(f"{1e3 * row[p]['median']:.1f}" for p in PHASES),
             f"{ratio['median']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})",
             f"{row['peak_bytes'] / 2**20:.0f}",
@@ -74,24 +76,33 @@ def _cold_and_warm(startup: Json, key: str) -> str:
 
 def kernels_table(part: Json) -> Table:
     """One row a distinct convolution kernel, and the summary in the caption."""
-    total = part["summary"]
     table = Table(
         title=f"{part['program']}: convolution kernels with their fused sub-layers, and oneDNN's "
         "bare convolutions",
-        caption=f"geometric mean {total['ratio']:.2f}x oneDNN's speed, worst {total['worst']:.2f}x;"
-        f" {100 * total['peak_share']:.0f} % of FMA peak, FLOP-weighted",
+        caption=_summary_line(part["summary"]),
     )
-    for head in ("direction", "convolution", "sub-layers"):
-        table.add_column(head, overflow="fold")
-    for head in ("calls", "us", "GFLOP/s", "% peak", "% roofline", "oneDNN us", "ratio"):
+    for head in ("direction", "convolution"):
+        table.add_column(head, no_wrap=True)
+    for head in ("fused", "calls", "us", "GFLOP/s", "% peak", "% roofline", "oneDNN us", "ratio"):
         table.add_column(head, justify="right")
     for row in part["rows"]:
         bare = row["onednn"]
         table.add_row(
-            row["direction"], row["shape"], str(row["sublayers"]), str(row["calls"]),
+            row["direction"], row["shape"], f"+{len(row['sublayers'].split()) - 1}",
+            str(row["calls"]),
             f"{1e6 * row['time']['median']:.0f}", f"{row['gflops']:.0f}",
             f"{100 * row['peak_share']:.0f}", f"{100 * row['roofline_share']:.0f}",
             f"{1e6 * bare['median']:.0f} {bare['layout']}" if bare else "none",
             f"{row['ratio']['median']:.2f}x" if bare else "",
         )  # fmt: skip
     return table
+
+
+def _summary_line(total: Json) -> str:
+    peak = f"{100 * total['peak_share']:.0f} % of FMA peak, FLOP-weighted"
+    if not total["compared"]:
+        return peak
+    alone = total["kernels"] - total["compared"]
+    missing = f"; {alone} without a counterpart" if alone else ""
+    speed = f"geometric mean {total['ratio']:.2f}x oneDNN's speed, worst {total['worst']:.2f}x"
+    return f"{speed}; {peak}{missing}"

@@ -1,0 +1,241 @@
+"""Kernels beside bare convolutions: what counts as work, the table's arithmetic, a real run."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+import bngen as bg
+from bngen.bench import kernels, limits, plots
+from bngen.bench.contenders import Entry
+from bngen.bench.kernels import Measured, convolutions, measure_kernels, report, shape_text
+from bngen.bench.lone import LoneKernel, fill, timed
+from bngen.errors import UsageError
+from bngen.gradients import value_and_grad
+from bngen.runtime.memory import Arena
+from bngen.target import Target
+from bngen.torch_bridge.bare import DIRECTIONS, LAYOUTS, bare_convolution, flops, shapes
+
+LIMITS = {"gflops": 100.0, "gbytes": 10.0, "threads": 2}
+
+
+def directions(**conv):
+    """The nodes of one convolution in all three directions."""
+
+    @bg.program
+    def one(x: bg.Tensor[2, 8, 9, 7], w: bg.Tensor[12, 8 // conv.get("groups", 1), 3, 3]):
+        return bg.sum(bg.conv2d(x, w, **conv))
+
+    graph = value_and_grad(one, wrt=["x", "w"]).graph
+    return {n.op: n for n in graph.nodes if n.op in DIRECTIONS}
+
+
+@pytest.mark.parametrize("conv", [{"padding": 1}, {"stride": 2}, {"groups": 4, "dilation": 2}])
+def test_all_directions_do_the_same_work(conv):
+    nodes = directions(**conv)
+    assert set(nodes) == set(DIRECTIONS)
+    x, w = torch.zeros(2, 8, 9, 7), torch.zeros(12, 8 // conv.get("groups", 1), 3, 3)
+    y = torch.nn.functional.conv2d(x, w, **conv)
+    work = 2 * y.numel() * w[0].numel()
+    for node in nodes.values():
+        assert shapes(node) == (x.shape, w.shape, y.shape)
+        assert flops(node) == work
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("op", DIRECTIONS)
+def test_the_bare_call_is_that_direction(op, layout):
+    node = directions(padding=1, stride=2)[op]
+    result = bare_convolution(node, layout)()
+    if op == "conv2d":
+        assert result.shape == node.out.shape
+    else:
+        made = [t.shape for t in result if t is not None]
+        assert made == [node.out.shape]
+
+
+def test_uneven_padding_has_no_counterpart():
+    node = SimpleNamespace(op="conv2d", attrs={"padding": (0, 1, 0, 1)})
+    assert bare_convolution(node, "NCHW") is None
+
+
+def test_shapes_as_text():
+    nodes = directions(stride=2, groups=4)
+    assert {shape_text(n) for n in nodes.values()} == {"2x8x9x7 k12 3x3 /2 g4"}
+
+
+@dataclass
+class Node:
+    """A 1x1 convolution of 10 x 10 x 50 = 1e4 multiply-adds a pixel, 1000 pixels: 1e7 in all."""
+
+    op: str = "conv2d"
+
+    def __post_init__(self):
+        shape = SimpleNamespace
+        self.inputs = (shape(shape=(10, 100, 10, 10)), shape(shape=(100, 100, 1, 1)))
+        self.out = shape(shape=(10, 100, 10, 10))
+        self.attrs = {"stride": (1, 1), "groups": 1}
+
+
+def measured(ours, bare, calls=1, nbytes=1000):
+    kernel = SimpleNamespace(anchor=Node(), name="k", sublayers=("relu", "conv2d"))
+    code = SimpleNamespace(rule="conv", knobs={"rows": 2})
+    compiled = SimpleNamespace(kernel=kernel, code=code)
+    return Measured(compiled, calls, nbytes, ours, bare)
+
+
+def test_a_row():
+    # 2e7 operations at 100 GFLOP/s take 0.2 ms at least.
+    m = measured([4e-4, 5e-4, 4e-4], {"NCHW": [8e-4, 8e-4, 8e-4], "channels-last": [2e-3] * 3})
+    (row,) = report("net", [m], LIMITS)["rows"]
+    assert row["flops"] == 20_000_000
+    assert row["gflops"] == pytest.approx(50)
+    assert row["peak_share"] == pytest.approx(0.5)
+    assert row["roofline_share"] == pytest.approx(0.5)
+    assert row["onednn"]["layout"] == "NCHW"
+    assert row["ratio"]["samples"] == pytest.approx([2, 1.6, 2])
+
+
+def test_traffic_bounds_a_row():
+    m = measured([1e-3], {"NCHW": [1e-3]}, nbytes=8_000_000)  # 0.8 ms at 10 GB/s
+    (row,) = report("net", [m], LIMITS)["rows"]
+    assert row["roofline_share"] == pytest.approx(0.8)
+
+
+def test_the_summary_weighs_by_calls():
+    rows = [
+        measured([4e-4], {"NCHW": [8e-4]}, calls=3),
+        measured([8e-4], {"NCHW": [4e-4]}, calls=1),
+        measured([1e-3], {}),
+    ]
+    total = report("net", rows, LIMITS)["summary"]
+    assert (total["kernels"], total["compared"]) == (3, 2)
+    assert total["ratio"] == pytest.approx(1.0)
+    assert total["worst"] == pytest.approx(0.5)
+    assert total["seconds"] == pytest.approx(3e-3)
+    assert total["onednn_seconds"] == pytest.approx(2.8e-3)
+    assert total["peak_share"] == pytest.approx(5 * 2e7 / 3e-3 / 1e11)
+
+
+def test_plots_of_kernels(tmp_path):
+    rows = [measured([4e-4], {"NCHW": [8e-4]}), measured([4e-4], {})]
+    part = report("a/net.py:f", rows, LIMITS)
+    figure = plots._roofline(part, LIMITS)
+    assert len(figure.axes[0].lines[0].get_xdata()) == 3
+    ridge = figure.axes[0].lines[0].get_xdata()[1]
+    assert ridge == pytest.approx(10)
+
+
+def test_bars_run_from_pytorch_to_the_highest_level():
+    names = ["bngen", "none", "eager", "bnff"]
+    rows = [{"name": n, "status": "ok"} for n in names]
+    rows.append({"name": "compile", "status": "unavailable"})
+    shown = [name for name, _ in plots.bars({"fusion": "icf", "contenders": rows})]
+    assert shown == ["eager", "bngen none", "bngen bnff", "bngen icf"]
+
+
+# --- kernels by themselves --------------------------------------------------------------------
+
+
+def test_timed_divides_by_the_calls():
+    now, calls = [0.0], []
+
+    def run(times):
+        calls.append(times)
+        now[0] += 1e-5 * times
+
+    assert timed(run, lambda: now[0]) == pytest.approx(1e-5)
+    assert calls[0] == 1 and 1e-5 * calls[-1] >= 2e-3
+
+
+def test_inputs_that_any_kernel_can_take():
+    rng = np.random.default_rng(0)
+    arrays = {
+        "map": np.zeros((2, 3, 4, 4, 8), np.float32), "variance": np.zeros((3, 8), np.float32),
+        "labels": np.ones(4, np.int64), "mask": np.zeros((4, 40), bool),
+    }  # fmt: skip
+    for array in arrays.values():
+        fill(array, rng)
+    assert arrays["map"].min() < 0 < arrays["map"].max()
+    assert arrays["variance"].min() > 0
+    assert not arrays["labels"].any()
+    assert 0 < arrays["mask"].mean() < 1
+
+
+def test_a_real_network(monkeypatch):
+    monkeypatch.setattr("bngen.bench.lone._SHORTEST", 0.0)
+    entry = Entry("tiny_mobilenet", "bngen", batch=1, image=16)
+    told = []
+    part = measure_kernels(entry, Target.parse(), LIMITS, 1, lambda *state: told.append(state))
+    plan = convolutions(entry, Target.parse())
+    assert sum(r["calls"] for r in part["rows"]) == len(plan.kernels)
+    assert {r["direction"] for r in part["rows"]} == set(DIRECTIONS.values())
+    assert any("bn_" in r["sublayers"] for r in part["rows"])
+    assert all(r["onednn"] for r in part["rows"])
+    assert part["summary"]["compared"] == len(part["rows"]) == told[-1][0]
+
+
+def test_a_program_without_convolutions(tmp_path, monkeypatch):
+    path = tmp_path / "net.py"
+    path.write_text(
+        "import bngen as bg\n@bg.program\ndef f(x: bg.Tensor[2, 3]):\n    return bg.sum(x * x)\n"
+    )
+    with pytest.raises(UsageError, match="has no convolutions"):
+        measure_kernels(Entry(str(path), "bngen"), Target.parse(), LIMITS, 1, lambda *s: None)
+
+
+# --- limits -----------------------------------------------------------------------------------
+
+
+def test_the_peak_loop_computes_and_uses_fma(monkeypatch):
+    monkeypatch.setattr(limits, "STEPS", 3)
+    texts = []
+    compiled = limits._compiled
+
+    def spy(tvm, target, function):
+        module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
+        texts.append(tvm.compile(module, target=target.tvm()).mod.inspect_source("s"))
+        return compiled(tvm, target, function)
+
+    monkeypatch.setattr(limits, "_compiled", spy)
+    target = Target.parse()
+    run, operations = limits.multiply_adds(target, 2)
+    run()
+    assert operations == 2 * 2 * 3 * limits.CHAINS * target.lanes
+    if target.fma:
+        assert texts[0].count("vfmadd") >= limits.CHAINS
+
+
+def test_copies_copy(monkeypatch):
+    arenas = []
+
+    def spy(nbytes):
+        arenas.append(Arena(nbytes))
+        return arenas[-1]
+
+    monkeypatch.setattr(limits, "COPY_BYTES", 1 << 16)
+    monkeypatch.setattr(limits, "Arena", spy)
+    run, moved = limits.copies(Target.parse(), 2)
+    halves = arenas[0].view(0, (2, 1 << 16), "uint8")
+    halves[0] = np.random.default_rng(0).integers(0, 256, 1 << 16)
+    run()
+    assert moved == halves.size
+    np.testing.assert_array_equal(halves[1], halves[0])
+
+
+def test_a_limit_is_the_best_of_the_rounds(monkeypatch):
+    clock = iter([0, 4, 10, 12, 20, 23, 30, 34, 40, 44, 50, 54, 60, 64])
+    monkeypatch.setattr("time.perf_counter", lambda: next(clock))
+    assert limits._best((lambda: None, 8e9)) == 4
+
+
+def test_a_lone_kernel_repeats_itself():
+    target = Target.parse()
+    plan = convolutions(Entry("tiny_resnet", "bngen", batch=1, image=16), target)
+    (compiled, _), *_ = kernels.compile_distinct(plan, target, lambda *key: None, lambda *s: None)
+    first, second = LoneKernel(compiled, seed=4), LoneKernel(compiled, seed=4)
+    for a, b in zip(first.results(), second.results(), strict=True):
+        np.testing.assert_array_equal(a, b)
+        assert a.any()
