@@ -87,7 +87,6 @@ def build(
     compiled = compile_plan(
         planned.plan, machine, unaligned=unaligned, knobs=tuned.lookup, progress=progress
     )
-    thread_pool.install()
     binding = Binding(joint, planned, compiled, len(graph.outputs), frozenset(late))
     signature = Signature(
         program=graph.name,
