@@ -6,23 +6,22 @@ and target as the kernels, so that it is the limit of code that bngen could gene
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
 from bngen.runtime import threads as thread_pool
-from bngen.runtime.memory import Arena, empty_aligned
+from bngen.runtime.memory import Arena
 from bngen.target import Target
 
 CHAINS = 12
 """Independent sums a thread: two units times four or five cycles of latency, and some to spare."""
 
 STEPS = 200_000
-COPY_BYTES = 256 << 20
+COPY_BYTES = 512 << 20
 """Well beyond the share of a last-level cache that a virtual machine sees."""
 
 _ROUNDS = 7
-
-Clock = Callable[[Callable[[], None]], float]
 
 
 def measure_limits(target: Target, threads: int | None = None) -> dict[str, Any]:
@@ -43,8 +42,6 @@ def measure_limits(target: Target, threads: int | None = None) -> dict[str, Any]
 
 
 def _best(work: tuple[Callable[[], None], float]) -> float:
-    import time
-
     run, amount = work
     run()
     times = []
@@ -58,7 +55,6 @@ def _best(work: tuple[Callable[[], None], float]) -> float:
 def multiply_adds(target: Target, threads: int) -> tuple[Callable[[], None], float]:
     """A call that does nothing but multiply-adds in registers, and how many operations it does."""
     import tvm
-    import tvm_ffi
     from tvm.script import tirx as T
 
     lanes, width = target.lanes, CHAINS * target.lanes
@@ -82,9 +78,10 @@ def multiply_adds(target: Target, threads: int) -> tuple[Callable[[], None], flo
                     out[t, c * lanes + v] = sums[c * lanes + v]
 
     function = _compiled(tvm, target, peak)
-    arrays = empty_aligned((lanes,), "float32"), empty_aligned((threads, width), "float32")
-    arrays[0].fill(0.5)
-    start, out = map(tvm_ffi.from_dlpack, arrays)
+    arena = Arena(4 * (1 + threads * CHAINS) * lanes)
+    arena.view(0, (lanes,), "float32").fill(0.5)
+    start = arena.tensor(0, (lanes,), "float32")
+    out = arena.tensor(4 * lanes, (threads, width), "float32")
     return lambda: function(start, out), 2.0 * threads * STEPS * width
 
 
