@@ -84,6 +84,8 @@ def build(
     joint, planned, cotangents, unaligned = prepare(graph, machine.lanes, fusion, grad, wrt, dump)
     late = [i.value for i in joint.inputs if i.name in cotangents]
     arguments = [i for i in joint.inputs if i.kind == "input" and i.name not in cotangents]
+    # Before any code is loaded: what is loaded keeps the pool that it finds.
+    thread_pool.install()
     compiled = compile_plan(
         planned.plan, machine, unaligned=unaligned, knobs=tuned.lookup, progress=progress
     )
