@@ -1,6 +1,7 @@
-# Two commands, each doing its own set-up:
+# Each command does its own set-up:
 #   make run    compile DenseNet-121 for this machine and verify it
 #   make test   lint and test
+#   make bench  training steps and kernels beside PyTorch's, into benchmarks/
 # PYTHON is any Python 3.11 or newer; VENV is where everything is installed.
 
 PYTHON ?= python3
@@ -9,7 +10,11 @@ BIN := $(VENV)/bin
 # Made last: an interrupted installation leaves no stamp, and the next make finishes it.
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help run test
+# What make bench measures; BENCH_OUT is the folder of the JSON file and the plots.
+BENCH ?= densenet121 resnet50 mobilenet_v2 --kernels
+BENCH_OUT ?= benchmarks
+
+.PHONY: help run test bench
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -23,6 +28,10 @@ run: $(INSTALLED)
 test: $(INSTALLED)
 	@$(BIN)/ruff check . || lint=1; \
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 $(TESTS) && exit $${lint:-0}
+
+bench: $(INSTALLED)
+	mkdir -p $(BENCH_OUT)
+	$(BIN)/bngen bench $(BENCH) --json $(BENCH_OUT)/latest.json --plot $(BENCH_OUT)
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from bngen import console
-from bngen.errors import ToolchainError, UsageError
+from bngen.errors import BngenError, ToolchainError, UsageError
 
 SCHEMA = 1
 """Version of the JSON; it grows when a field changes its meaning or goes away."""
@@ -131,7 +131,7 @@ def _start_again(
     result: dict[str, Any], entries: Any, variables: Mapping[str, str], progress: console.Progress
 ) -> None:
     """Add to each contender's times what a second process needs, now that caches are full."""
-    from bngen.bench.race import Process
+    from bngen.bench.race import Process, Unavailable
 
     rows = {row["name"]: row for row in result["contenders"] if row["status"] != "unavailable"}
     for entry in entries:
@@ -141,6 +141,9 @@ def _start_again(
         process = Process(entry, variables)
         try:
             start = process.start()
+        except Unavailable as error:
+            what = f"{entry.program}: {entry.contender} started once, but not again: {error}"
+            raise BngenError(what) from error
         finally:
             process.stop()
         warm = {k: start[k] for k in ("import", "build", "first_step")}

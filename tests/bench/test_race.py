@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
 
@@ -234,6 +235,25 @@ def test_the_command_fails_when_a_rival_disagrees(monkeypatch, capsys):
     monkeypatch.setattr("bngen.bench.race.Process", lambda entry, variables: stage.runner(entry))
     assert bench_command.run(request()) == 1
     assert "eager disagrees: its loss is 1, not 6.9" in capsys.readouterr().out
+
+
+def test_startup_is_measured_cold_and_warm(monkeypatch, tmp_path):
+    stage, folders = Stage(fail={"none": 0}), []
+
+    def runner(entry, variables):
+        folders.append(variables["BNGEN_CACHE_DIR"])
+        return stage.runner(entry)
+
+    monkeypatch.setattr("bngen.bench.race.Process", runner)
+    path = tmp_path / "r.json"
+    asked = request(startup=True, against=("eager", "none"), json_file=str(path))
+    assert bench_command.run(asked) == 0
+    ours, eager, none = json.loads(path.read_text())["races"][0]["contenders"]
+    for row in (ours, eager):
+        assert row["startup"]["warm"] == {"import": 1.0, "build": 2.0, "first_step": 0.5}
+    assert none["status"] == "unavailable"
+    assert len(folders) == 5 and len(set(folders)) == 1  # three that raced, two again
+    assert not Path(folders[0]).exists()
 
 
 def test_a_folder_that_is_missing_is_told_before_anything_runs(tmp_path):
