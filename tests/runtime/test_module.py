@@ -537,3 +537,21 @@ def test_no_warnings_without_a_reason():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         bg.build(network(), grad=True)
+
+
+def test_the_thread_pool_is_installed_before_code_is_loaded(monkeypatch):
+    """Loaded code keeps the pool it finds: installed later, everything runs on one thread."""
+    import bngen.compiler
+
+    order = []
+    install, compile_plan = bngen.compiler.thread_pool.install, bngen.compiler.compile_plan
+    monkeypatch.setattr(
+        bngen.compiler.thread_pool, "install", lambda: (order.append("install"), install())[1]
+    )
+    monkeypatch.setattr(
+        bngen.compiler,
+        "compile_plan",
+        lambda *a, **k: (order.append("compile"), compile_plan(*a, **k))[1],
+    )
+    bngen.build(bngen.trace(lambda x: bngen.relu(x), bngen.Tensor((2, 16, 4, 4)), name="p"))
+    assert order[:2] == ["install", "compile"]
