@@ -30,6 +30,9 @@ WORTHWHILE = 0.98
 
 _ROUNDS = 5
 
+_MOST_WRITTEN_OUT = 240
+"""Accumulators of all ragged column tiles of a row together."""
+
 
 @dataclass(frozen=True)
 class Job:
@@ -78,6 +81,23 @@ def jobs(plan: KernelPlan, target: Target) -> list[Job]:
                 extents = dict(low.extents)
                 found[key] = Job(key, low.kind, kernel, plan, extents, dict(own), 1)
     return sorted(found.values(), key=lambda j: -j.calls)
+
+
+def promising(kind: str, e: Mapping[str, int], knobs: Knobs, registers: int) -> bool:
+    """Whether legal knobs deserve a trial.
+
+    Not those whose accumulators spill, nor those that write out a row of ragged column tiles at
+    such length that compiling takes longer than all other candidates together.
+    """
+    if kind in ("conv", "phased"):
+        columns, blocks = knobs["columns"], knobs["blocks"]
+        ragged = kind == "conv" and e["w"] % columns
+        written_out = math.ceil(e["w"] / columns) * columns * blocks if ragged else 0
+        return columns * blocks + blocks + 1 <= registers and written_out <= _MOST_WRITTEN_OUT
+    if kind == "wgrad":
+        side = knobs["in_lanes"] if "in_lanes" in knobs else e["s"]
+        return knobs["blocks"] * (side + 1) + 1 <= registers
+    return True
 
 
 # --- one kernel, runnable by itself -----------------------------------------------------------
@@ -149,7 +169,7 @@ def search(
     """The fastest knobs of a space.
 
     Args:
-        space: every legal choice.
+        space: what may be tried; perhaps not the rule's own knobs.
         first: tried before all others; the first of them is the rule's own.
         trials: how many to try; where there are no more choices than that, all are tried.
         seconds: time of a candidate.
@@ -228,6 +248,7 @@ def tune(
     known: Mapping[str, Record],
     trials: int,
     threads: int,
+    registers: int,
     compile: Compile,
     report: Report = lambda job, done, total, best: None,
 ) -> Iterator[Record]:
@@ -239,11 +260,13 @@ def tune(
             where the search starts.
         trials: candidates for each kernel.
         threads: threads that candidates run on.
+        registers: vector registers of the target.
         compile: job and knobs to a candidate.
         report: called after each trial.
     """
     for job in work:
-        space = list(candidates(job.kind, job.extents))
+        legal_ones = candidates(job.kind, job.extents)
+        space = [k for k in legal_ones if promising(job.kind, job.extents, k, registers)]
         old = known.get(job.id)
         if old and (legal(job.kind, job.extents, old.knobs) or old.threads != threads):
             old = None

@@ -93,7 +93,8 @@ def _tune(
 
     touched: list[str] = []
     try:
-        for record in tune(work, dict(found), request.trials, threads, compile, report):
+        registers = target.vector_registers
+        for record in tune(work, dict(found), request.trials, threads, registers, compile, report):
             found[record.id] = record
             touched.append(record.id)
             records.write(path, found.values(), _versions())

@@ -13,9 +13,10 @@ from bngen.errors import UsageError
 from bngen.scheduling import records
 from bngen.scheduling.records import Record, candidates, legal
 from bngen.target import Target
-from bngen.tune import Job, agree, compile_candidate, search, tune, work_of
+from bngen.tune import Job, agree, compile_candidate, promising, search, tune, work_of
 
 EXTENTS = {"n": 2, "h": 12, "w": 10, "out_blocks": 6, "lanes": 16}
+REGISTERS = 32
 OWN = {"columns": 1, "blocks": 1, "rows": 1}
 BEST = {"columns": 7, "blocks": 3, "rows": 6}
 
@@ -118,7 +119,7 @@ def job(name="a"):
 
 
 def tuned(work, bench, known=None, trials=500):
-    return list(tune(work, known or {}, trials, 2, bench))
+    return list(tune(work, known or {}, trials, 2, REGISTERS, bench))
 
 
 def test_a_record_of_each_kernel():
@@ -126,7 +127,30 @@ def test_a_record_of_each_kernel():
     assert (one.id, two.id, one.what, one.kind) == ("a", "b", "relu conv2d", "conv")
     assert one.knobs == BEST and one.extents == EXTENTS
     assert (one.seconds, one.baseline, one.threads) == (cost(BEST), cost(OWN), 2)
-    assert one.trials == len(list(candidates("conv", EXTENTS)))
+    space = [k for k in candidates("conv", EXTENTS) if promising("conv", EXTENTS, k, REGISTERS)]
+    assert one.trials == len(space)
+
+
+WGRAD = {"in_lanes": 16, "s": 3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "extents", "knobs", "worth"),
+    [
+        ("conv", {"w": 56}, {"columns": 7, "blocks": 4, "rows": 1}, False),  # 33 registers
+        ("conv", {"w": 56}, {"columns": 28, "blocks": 1, "rows": 1}, True),
+        ("conv", {"w": 112}, {"columns": 5, "blocks": 2, "rows": 1}, True),  # 230 written out
+        ("conv", {"w": 112}, {"columns": 5, "blocks": 4, "rows": 1}, False),
+        ("conv", {"w": 112}, {"columns": 4, "blocks": 4, "rows": 1}, True),  # whole tiles: a loop
+        ("phased", {"w": 112}, {"columns": 14, "blocks": 3, "rows": 2}, False),
+        ("wgrad", WGRAD, {"blocks": 2, "in_lanes": 8}, True),
+        ("wgrad", WGRAD, {"blocks": 2, "in_lanes": 16}, False),
+        ("wgrad", {"in_lanes": 1, "s": 7}, {"blocks": 4}, False),
+        ("window", {}, {"rows": 4}, True),
+    ],
+)
+def test_what_deserves_a_trial(kind, extents, knobs, worth):
+    assert promising(kind, extents, knobs, REGISTERS) is worth
 
 
 def test_wrong_candidates_are_never_timed():
