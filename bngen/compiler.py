@@ -96,9 +96,7 @@ def build(
         state=tuple(binding.argument(i) for i in joint.inputs if i.kind != "input"),
         cotangents=tuple(binding.argument(i) for i in joint.inputs if i.name in cotangents),
         outputs=tuple(binding.output(i) for i in range(len(graph.outputs))),
-        gradients=tuple(
-            binding.output(i) for i in range(len(graph.outputs), len(joint.outputs))
-        ),
+        gradients=tuple(binding.output(i) for i in range(len(graph.outputs), len(joint.outputs))),
         update_copies=binding.update_copies(),
         forward_steps=binding.forward_steps,
         tuple_output=graph.tuple_output,

@@ -19,6 +19,7 @@ from bngen.ir.plan import Kernel
 from bngen.lower.coords import Coord, Expr, Lane, broadcast_coord, logical_coord, read
 from bngen.lower.pointwise import EXPRESSIONS, Element, bind
 
+
 @dataclass(frozen=True)
 class Argument:
     """One buffer of a kernel's signature."""
@@ -88,6 +89,7 @@ class Body:
         return result[self.producer[v].outputs.index(v)] if isinstance(result, tuple) else result
 
     def load(self, v: Value, coord: Coord) -> Expr:
+        """The element of an input, from memory."""
         tensor = self.tensors[v]
         return tensor(0) if not v.shape else read(tensor, v.type, self.layouts[v], coord)
 
@@ -182,7 +184,7 @@ class Body:
             self.lowered.tiles.append(self.stage(v, f"mid_{identifier(v.name)}").op.name)
 
     def write(self, v: Value) -> None:
-        """Store ``v`` to memory, as a stage of the tile or, unrelated to it, by a nest of its own."""
+        """Store ``v`` to memory: a stage of the tile or, unrelated to it, a nest of its own."""
         if v in self.results:
             return
         if not self.rooted:
@@ -287,9 +289,7 @@ class Body:
             return te.sum(tirx.Cast("float64", self.at(x, coord)), axis=[hi, wi])
 
         wide = te.compute(shape, element, name="wide")
-        rounded = te.compute(
-            shape, lambda *i: tirx.Cast(x.dtype, wide(*i)), name=f"sum_{names[0]}"
-        )
+        rounded = te.compute(shape, lambda *i: tirx.Cast(x.dtype, wide(*i)), name=f"sum_{names[0]}")
         rest = te.compute(
             shape,
             lambda *i: tirx.Cast(x.dtype, wide(*i) - tirx.Cast("float64", rounded(*i))),
@@ -308,7 +308,9 @@ class Body:
         results = [self.results[v] for v in self.kernel.outputs]
         low.arguments = [
             Argument(v, tuple(int(s) for s in t.shape))
-            for v, t in zip((*self.kernel.inputs, *self.kernel.outputs), tensors + results, strict=True)
+            for v, t in zip(
+                (*self.kernel.inputs, *self.kernel.outputs), tensors + results, strict=True
+            )
         ]
         low.func = te.create_prim_func(tensors + results).with_attr("global_symbol", low.name)
         return low
@@ -325,4 +327,3 @@ both_sums = te.comm_reducer(
 def identifier(name: str) -> str:
     """A value's name as a TIR identifier."""
     return re.sub(r"\W", "_", name)
-

@@ -20,14 +20,16 @@ from bngen.ir.layout import Blocked, PackedWeight, Plain, physical_shape
 from bngen.ir.node import Value
 from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered
-from bngen.lower.coords import Expr, Lane, logical_coord, zero
+from bngen.lower.coords import Expr, Lane, lane_of, logical_coord, zero
 from bngen.lower.phased import is_phased, lower_phased
 
 
 class Geometry:
-    """Window arithmetic of one direction: output row ``o`` and tap ``r`` read padded row
-    ``o*stride + r*dilation``; padded row ``p`` is row ``(p - lo) / spread`` of the operand, if whole.
-    """  # noqa: D205
+    """Window arithmetic of one direction.
+
+    Output row ``o`` and tap ``r`` read padded row ``o*stride + r*dilation``; padded row ``p`` is
+    row ``(p - lo) / spread`` of the operand, if that is whole.
+    """
 
     def __init__(self, node, flipped: bool):
         attrs = node.attrs
@@ -150,11 +152,13 @@ def conv_extents(node, geo: Geometry, packed: PackedWeight, data, w) -> dict[str
     n, _, oh, ow = node.out.shape
     depthwise = packed.depthwise
     return {
-        "n": n, "h": oh, "w": ow, "out_blocks": packed.outer.blocks, "lanes": packed.outer.lanes,
-        "in_blocks": 1 if depthwise else int(w.shape[1]), "in_lanes": 1 if depthwise else int(w.shape[4]),
-        "r": geo.window[0], "s": geo.window[1], "stride_h": geo.stride[0], "stride_w": geo.stride[1],
-        "dilation_h": geo.dilation[0], "dilation_w": geo.dilation[1], "groups": packed.groups,
-        "padded_w": int(data.shape[3]),
+        "n": n, "h": oh, "w": ow, "groups": packed.groups,
+        "out_blocks": packed.outer.blocks, "lanes": packed.outer.lanes,
+        "in_blocks": 1 if depthwise else int(w.shape[1]),
+        "in_lanes": 1 if depthwise else int(w.shape[4]),
+        "r": geo.window[0], "s": geo.window[1], "padded_w": int(data.shape[3]),
+        "stride_h": geo.stride[0], "stride_w": geo.stride[1],
+        "dilation_h": geo.dilation[0], "dilation_w": geo.dilation[1],
     }  # fmt: skip
 
 
@@ -240,12 +244,12 @@ def lower_weight_gradient(kernel: Kernel, layouts: dict) -> Lowered:
         partial = te.compute(shape, tap, name="partial")
 
     def unpack(ki, ci, r, s):
-        lane = _lane(ki, outer)
+        lane = lane_of(ki, outer)
         if depthwise:
             return partial[lane.block, r, s, lane.lane]
         if not isinstance(inner, Blocked):
             return partial[lane.block, ci, r, s, 0, lane.lane]
-        source = _lane(ci, inner) if groups == 1 else Lane(ci // lanes_in, ci % lanes_in, inner)
+        source = lane_of(ci, inner) if groups == 1 else Lane(ci // lanes_in, ci % lanes_in, inner)
         return partial[lane.block, source.block, r, s, source.lane, lane.lane]
 
     result = te.compute(node.out.shape, unpack, name="dweight")
@@ -254,15 +258,9 @@ def lower_weight_gradient(kernel: Kernel, layouts: dict) -> Lowered:
     return body.finish(
         n=n, h=oh, w=ow, out_blocks=outer.blocks, lanes=outer.lanes, r=rows, s=cols,
         in_blocks=int(partial.shape[1]) if not depthwise else 1,
-        in_lanes=1 if depthwise else lanes_in, stride_h=sh, stride_w=sw, padded_w=int(data.shape[3]),
-        dilation_h=dh, groups=groups,
+        in_lanes=1 if depthwise else lanes_in, stride_h=sh, stride_w=sw,
+        padded_w=int(data.shape[3]), dilation_h=dh, groups=groups,
     )  # fmt: skip
-
-
-def _lane(channel: Expr, layout: Blocked) -> Lane:
-    from bngen.lower.coords import lane_of
-
-    return lane_of(channel, layout)
 
 
 def _forward_geometry(node) -> Geometry:
@@ -311,5 +309,3 @@ def _generic_weight_gradient(kernel: Kernel, layouts: dict, geo: Geometry) -> Lo
     body.results[node.out] = result
     body.lowered.main = "conv"
     return body.finish(n=n, h=oh, w=ow, out_blocks=k, lanes=1)
-
-

@@ -135,4 +135,6 @@ def broadcast_coord(coord: Coord, shape: tuple[int, ...], out: tuple[int, ...]) 
     """The coordinate of a NumPy-broadcast operand of ``shape`` for an element of ``out``."""
     tail = list(coord)[len(out) - len(shape) :]
     extents = out[len(out) - len(shape) :]
-    return tuple(0 if s == 1 and o != 1 else c for c, s, o in zip(tail, shape, extents, strict=True))
+    return tuple(
+        0 if s == 1 and o != 1 else c for c, s, o in zip(tail, shape, extents, strict=True)
+    )

@@ -1,11 +1,11 @@
 """The data gradient of a strided convolution, one nest per phase of the stride.
 
-With stride (2, 2) the rows of dx fall into two phases and its columns likewise; each phase sees only
-some taps of the window: of a 3x3 window 1, 2, 2 and 4, of a 1x1 window 1, 0, 0 and 0. Spreading dy
-with zeros instead would multiply by them.
+With stride (2, 2) the rows of dx fall into two phases and its columns likewise; each phase sees
+only some taps of the window: of a 3x3 window 1, 2, 2 and 4, of a 1x1 window 1, 0, 0 and 0.
+Spreading dy with zeros instead would multiply by them.
 
-For row ``h = sh*q + a`` of dx and tap ``r = first + sh*t`` with ``first = (a + top) mod sh``, the row
-of dy is ``q + (a + top - first)/sh - t``.
+For row ``h = sh*q + a`` of dx and tap ``r = first + sh*t`` with ``first = (a + top) mod sh``, the
+row of dy is ``q + (a + top - first)/sh - t``.
 
 Blocks: ``pad`` (dy, load slot applied, shifted), ``phase_*`` (sums of products), ``merge`` (dx from
 its phases), then the store slot.
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from tvm import te, tirx
 
 from bngen.ir.layout import Blocked, PackedWeight, physical_shape
-from bngen.ir.node import Node, Value
+from bngen.ir.node import Value
 from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered
 from bngen.lower.coords import Expr, Lane, zero
@@ -87,14 +87,15 @@ def lower_phased(kernel: Kernel, layouts: dict) -> Lowered:
     wshape = [int(e) for e in body.tensors[weight].shape]
     return body.finish(
         n=n, h=h, w=w, out_blocks=packed.outer.blocks, lanes=packed.outer.lanes,
-        in_blocks=1 if depthwise else wshape[1], in_lanes=packed.outer.lanes if depthwise else wshape[4],
+        in_blocks=1 if depthwise else wshape[1],
+        in_lanes=packed.outer.lanes if depthwise else wshape[4],
         r=rows, s=cols, spread_h=sh, spread_w=sw, groups=1 if depthwise else packed.groups,
         padded_w=int(data.shape[3]),
     )  # fmt: skip
 
 
 def _shifted(body: Body, dy: Value, phases, rows: tuple[int, int]):
-    """dy with its load slot applied and room for what the phases read around it."""
+    """Dy with its load slot applied and room for what the phases read around it."""
     layout: Blocked = body.layouts[dy]
     lo, extent = [], []
     for axis, count in zip(phases, rows, strict=True):

@@ -52,7 +52,9 @@ def lower_copy(kernel: Kernel, layouts: dict) -> Lowered:
     else:
 
         def element(*index):
-            return _moved(body, node, () if not out.shape else logical_coord(out.type, layout, index))
+            return _moved(
+                body, node, () if not out.shape else logical_coord(out.type, layout, index)
+            )
 
     tensor = te.compute(shape, element, name="copy")
     body.results[out] = tensor
@@ -66,7 +68,9 @@ def _moved(body: Body, node: Node, coord):
         return body.masked(node.inputs[0], coord)
     if node.op == "slice":
         axis, start = node.attrs["axis"], node.attrs["start"]
-        source = [c + start if i == axis and not isinstance(c, Lane) else c for i, c in enumerate(coord)]
+        source = [
+            c + start if i == axis and not isinstance(c, Lane) else c for i, c in enumerate(coord)
+        ]
         if isinstance(coord[axis], Lane):
             source[axis] = coord[axis].logical() + start
         return _guarded(body, node.inputs[0], coord, source)
@@ -104,8 +108,10 @@ def _joined(body: Body, node: Node, coord):
     for v, start in reversed(list(zip(node.inputs, starts, strict=True))):
         source = [here - start if i == axis else c for i, c in enumerate(coord)]
         value = _guarded(body, v, coord, source)
-        result = value if result is None else tirx.if_then_else(
-            here < start + v.shape[axis], value, result
+        result = (
+            value
+            if result is None
+            else tirx.if_then_else(here < start + v.shape[axis], value, result)
         )
     return result
 
@@ -130,7 +136,8 @@ def _packed_element(body: Body, w: Value, layout: PackedWeight):
             return _when(lanes, body.at(w, (o, i, *tap(r, s))))
         per_group = w.shape[1]
         if layout.groups > 1:
-            # dx channel o of group g sums over that group's outputs i: w[g*K/groups + i, o % C/groups]
+            # Channel o of dx, in group g, sums over that group's outputs i:
+            # w[g*K/groups + i, o mod C/groups].
             group = tirx.floordiv(o, per_group)
             i = group * (w.shape[0] // layout.groups) + i
             o = tirx.floormod(o, per_group)
@@ -148,8 +155,14 @@ def lower_reduce(kernel: Kernel, layouts: dict) -> Lowered:
     """Reductions over any axes, merges of partial results, statistics of matrices ``[N,C]``."""
     node = kernel.anchor
     body = Body(kernel, layouts, "reduce")
-    makers = {"bn_merge_stats": _merge_stats, "bn_merge_mean": _merge_mean, "bn_stats": _matrix_stats, "bn_mean": _matrix_mean,
-              "bn_var": _matrix_var, "bn_grad_sums": _matrix_grad_sums}  # fmt: skip
+    makers = {
+        "bn_merge_stats": _merge_stats,
+        "bn_merge_mean": _merge_mean,
+        "bn_stats": _matrix_stats,
+        "bn_mean": _matrix_mean,
+        "bn_var": _matrix_var,
+        "bn_grad_sums": _matrix_grad_sums,
+    }
     makers.get(node.op, _fold_axes)(body, node)
     body.lowered.main = "fold"
     body.store_slot()
@@ -177,7 +190,9 @@ def _fold_axes(body: Body, node: Node) -> None:
             else:
                 source.append(coord.pop(0))
         value = body.at(x, tuple(source))
-        return how(tirx.Cast("float64", value) if wide and x.dtype == "float32" else value, axis=fold)
+        return how(
+            tirx.Cast("float64", value) if wide and x.dtype == "float32" else value, axis=fold
+        )
 
     shape = physical_shape(out.type, body.layouts[out]) or (1,)
     total = te.compute(shape, element, name="fold")
@@ -241,9 +256,13 @@ def _merge_stats(body: Body, node: Node) -> None:
     centre = te.compute(shape, lambda *i: whole(*i) * f64(1.0 / groups), name="mid_centre")
     inner = fold(
         "fold_m2",
-        lambda g, i: wide(m2, g, i) - bind(wide(residual, g, i), lambda r: r * r) * f64(1.0 / count),
+        lambda g, i: (
+            wide(m2, g, i) - bind(wide(residual, g, i), lambda r: r * r) * f64(1.0 / count)
+        ),
     )
-    between = fold("fold_between", lambda g, i: bind(group_mean(g, i) - centre(*i), lambda d: d * d))
+    between = fold(
+        "fold_between", lambda g, i: bind(group_mean(g, i) - centre(*i), lambda d: d * d)
+    )
 
     share = 1.0 / (groups * count)
 
@@ -251,7 +270,9 @@ def _merge_stats(body: Body, node: Node) -> None:
         spread = inner(*i) + between(*i) * f64(count)
         return tirx.Cast(var.dtype, tirx.Select(spread < f64(0), f64(0), spread) * f64(share))
 
-    body.define(mean, te.compute(shape, lambda *i: tirx.Cast(mean.dtype, centre(*i)), name="mid_mean"))
+    body.define(
+        mean, te.compute(shape, lambda *i: tirx.Cast(mean.dtype, centre(*i)), name="mid_mean")
+    )
     body.define(var, te.compute(shape, variance, name="mid_var"))
 
 
@@ -282,7 +303,9 @@ def _matrix_fold(body: Body, x: Value, term, name: str) -> te.Tensor:
 
 def _share(body: Body, v: Value, total: te.Tensor, count: int, name: str) -> None:
     scale = tirx.const(1.0 / count, "float64")
-    body.define(v, te.compute(total.shape, lambda j: tirx.Cast(v.dtype, total[j] * scale), name=name))
+    body.define(
+        v, te.compute(total.shape, lambda j: tirx.Cast(v.dtype, total[j] * scale), name=name)
+    )
 
 
 def _matrix_stats(body: Body, node: Node) -> None:
@@ -311,7 +334,9 @@ def _matrix_var(body: Body, node: Node) -> None:
     def square(c):
         return bind(body.at(x, c) - body.at(mean, (c[1],)), lambda d: d * d)
 
-    _share(body, node.out, _matrix_fold(body, x, square, "fold"), x.type.size // x.shape[1], "mid_var")
+    _share(
+        body, node.out, _matrix_fold(body, x, square, "fold"), x.type.size // x.shape[1], "mid_var"
+    )
 
 
 def _matrix_grad_sums(body: Body, node: Node) -> None:
@@ -325,7 +350,7 @@ def _matrix_grad_sums(body: Body, node: Node) -> None:
 
 
 def lower_matmul(kernel: Kernel, layouts: dict) -> Lowered:
-    """``op(a) @ op(b)``; where both are contiguous along the inner extent, one partial sum a lane."""
+    """``op(a) @ op(b)``; one partial sum a lane where both lie along the inner extent."""
     node = kernel.anchor
     body = Body(kernel, layouts, "matmul")
     a, b = node.inputs
@@ -339,7 +364,9 @@ def lower_matmul(kernel: Kernel, layouts: dict) -> Lowered:
     if tb and not ta and lanes > 1:
         eo, lane = te.reduce_axis((0, k // lanes), "eo"), te.reduce_axis((0, lanes), "lane")
         wide = te.compute(
-            (m, n, lanes), lambda i, j, el: te.sum(product(i, j, eo * lanes + el), axis=eo), name="fold"
+            (m, n, lanes),
+            lambda i, j, el: te.sum(product(i, j, eo * lanes + el), axis=eo),
+            name="fold",
         )
         total = te.compute((m, n), lambda i, j: te.sum(wide[i, j, lane], axis=lane), name="merge")
     else:
@@ -349,4 +376,3 @@ def lower_matmul(kernel: Kernel, layouts: dict) -> Lowered:
     body.lowered.main = "fold"
     body.store_slot()
     return body.finish(m=m, cols=n, k=k, lanes=lanes if tb and not ta else 0)
-

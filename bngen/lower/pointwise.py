@@ -1,7 +1,7 @@
 """What each pointwise op computes for one element, as a TIR expression.
 
-`EXPRESSIONS` maps an op to ``fn(element, *operand expressions) -> expression`` (or a tuple of them).
-A missing optional operand is None. The meaning is that of `bngen.ir.ops`.
+`EXPRESSIONS` maps an op to ``fn(element, *operand expressions) -> expression`` (or a tuple of
+expressions). A missing optional operand is None. The meaning is that of `bngen.ir.ops`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Pools and their gradients; the load slot is applied into a scratch tile, as for convolutions.
 
-Blocks: ``pad`` (scratch), ``window`` (the fold over the window), ``index`` (which tap won), then the
-store slot.
+Blocks: ``pad`` (scratch), ``window`` (the fold over the window, for a maximum also which tap won),
+then the store slot.
 """
 
 from __future__ import annotations
@@ -142,7 +142,9 @@ def _adaptive(body: Body, node: Node) -> None:
     x, out = node.inputs[0], node.out
     layout: Blocked = body.layouts[x]
     sizes, outs = x.shape[2:], out.shape[2:]
-    spans = [max(hi - lo for lo, hi in adaptive_bounds(s, o)) for s, o in zip(sizes, outs, strict=True)]
+    spans = [
+        max(hi - lo for lo, hi in adaptive_bounds(s, o)) for s, o in zip(sizes, outs, strict=True)
+    ]
     axes = [te.reduce_axis((0, span), name) for span, name in zip(spans, "rs", strict=True)]
 
     def range_of(o: Expr, i: int) -> tuple[Expr, Expr]:
@@ -221,7 +223,11 @@ def _adaptive_grad(body: Body, node: Node) -> None:
     def candidate(p: Expr, i: int) -> tuple[Expr, Expr, Expr, Expr]:
         """The output that may hold p, the test that it does, and its range's extent."""
         size, extent = sizes[i], outs[i]
-        o = (p * extent) // size - (0 if covers[i] == 1 else _reach(bounds[i], size, extent)) + axes[i]
+        o = (
+            (p * extent) // size
+            - (0 if covers[i] == 1 else _reach(bounds[i], size, extent))
+            + axes[i]
+        )
         lo, hi = (o * size) // extent, ((o + 1) * size + extent - 1) // extent
         return o, tirx.all(o >= 0, o < extent, lo <= p, p < hi), hi - lo, lo
 

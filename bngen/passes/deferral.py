@@ -96,9 +96,7 @@ class _Deferral:
             slope, offset = self.plus(du.slope, dv.slope), self.plus(du.offset, dv.offset)
             return Deferred(core, du.x, du.mean, slope, offset)
         d, other = (du, v) if du is not None else (dv, u)
-        return Deferred(
-            self.plus(d.core, self.b.resolve(other)), d.x, d.mean, d.slope, d.offset
-        )
+        return Deferred(self.plus(d.core, self.b.resolve(other)), d.x, d.mean, d.slope, d.offset)
 
     def combine_slice(self, node: Node) -> Deferred | None:
         d = self.deferred.get(node.inputs[0])

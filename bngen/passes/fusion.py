@@ -219,9 +219,7 @@ class _Fusion:
     def is_residual(self, node: Node) -> bool:
         """A pointwise op over two feature maps, other than a gradient and its deferred half."""
         maps = [v for v in node.operands if not is_small(v) and v.dtype != "bool"]
-        deferred = any(
-            self.producer[v].op == "bn_grad_affine" for v in maps if v in self.producer
-        )
+        deferred = any(self.producer[v].op == "bn_grad_affine" for v in maps if v in self.producer)
         return len(set(maps)) > 1 and not deferred
 
     def leaves(self, v: Value, seen: set[Value]) -> set[Value]:
@@ -340,7 +338,8 @@ class _Fusion:
             v
             for n in inside
             for v in n.outputs
-            if v in self.results or any(r not in group for r in self.consumers.get(v, ()))
+            if v in self.results
+            or any(r not in group for r in self.consumers.get(v, ()))
             or (is_partial_reduction(n))
         ]
         keep = set(written)

@@ -250,4 +250,3 @@ class _Layouts:
         if isinstance(layout, Blocked) and {x.shape, shape} <= rows:
             return [x], layout
         return [self.want(x, PLAIN)], PLAIN
-

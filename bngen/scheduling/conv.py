@@ -72,9 +72,7 @@ def schedule_phased(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     h_task, h_group, h_row, h_phase = sch.split(h, [None, knobs["rows"] // group, group // sh, sh])
     w_tile, w_in, w_phase = sch.split(w, [None, knobs["columns"], sw])
     kb_tile, kb_in = sch.split(kb, [None, knobs["blocks"]])
-    sch.reorder(
-        n, h_task, kb_tile, h_group, h_row, w_tile, h_phase, w_in, w_phase, kb_in, lane
-    )
+    sch.reorder(n, h_task, kb_tile, h_group, h_row, w_tile, h_phase, w_in, w_phase, kb_in, lane)
     task = sch.fuse(n, h_task)
     sch.parallel(task)
     local(sch, ["merge"])

@@ -81,7 +81,9 @@ def schedule_partial(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     task = sch.fuse(cb, n)
     for name in [*low.sums[1:], *low.second]:
         block = sch.get_sblock(name)
-        sch.reverse_compute_at(block, group, preserve_unit_loops=True) if name in low.second else None
+        sch.reverse_compute_at(
+            block, group, preserve_unit_loops=True
+        ) if name in low.second else None
     sch.parallel(task)
     sch.vectorize(lane)
     sch.decompose_reduction(main, row)

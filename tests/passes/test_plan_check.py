@@ -93,7 +93,9 @@ def test_every_invariant_is_broken_here():
     assert set(BREACHES.values()) == PLAN_INVARIANTS.keys()
 
 
-@pytest.mark.parametrize("breach, invariant", BREACHES.items(), ids=lambda x: x if isinstance(x, str) else x.__name__)
+@pytest.mark.parametrize(
+    "breach, invariant", BREACHES.items(), ids=lambda x: x if isinstance(x, str) else x.__name__
+)
 def test_a_breach_is_told(planned, breach, invariant):
     plan, memory = breach(planned.plan, planned.memory)
     assert list(PLAN_INVARIANTS[invariant](plan, memory))
