@@ -31,7 +31,8 @@ def test_readme_holds_the_generated_debug_ladder():
 
 
 def test_readme_names_every_fusion_level_in_order():
-    levels = re.findall(r"^\| `(\w+)` \|", README.split("## Fusion levels")[1], re.MULTILINE)
+    section = README.split("## Fusion levels")[1].split("\n## ")[0]
+    levels = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
     assert tuple(levels) == options.FUSION_CHOICES
 
 

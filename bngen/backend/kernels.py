@@ -143,12 +143,16 @@ def _compile(
 
     from bngen.backend.alignment import relax_alignment
     from bngen.lower.kernel import lower
+    from bngen.scheduling.records import legal
     from bngen.scheduling.rule import schedule
 
     tvm_target = target.tvm()
     with tvm_target:
         low = lower(kernel, plan.layouts)
-        scheduled = schedule(low, target, knobs(low.kind, key) if knobs else None)
+        asked = knobs(low.kind, key) if knobs else None
+        if asked and legal(low.kind, low.extents, asked):
+            asked = None  # A record for other extents: the rule's own choice stands.
+        scheduled = schedule(low, target, asked)
         values = (*kernel.inputs, *kernel.outputs)
         loose = [i for i, v in enumerate(values) if v in unaligned]
         function = scheduled.module[low.name]
