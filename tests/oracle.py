@@ -264,6 +264,24 @@ def _bn_grad_direct(t, attrs):
     return dy * _along(scale if weight is None else scale * weight, dy)
 
 
+def _bn_scale(t, attrs):
+    var, weight = t
+    scale = (var + attrs["eps"]).rsqrt()
+    return scale if weight is None else scale * weight
+
+
+def _bn_apply(t, attrs):
+    x, mean, scale, bias = t
+    y = (x - _along(mean, x)) * _along(scale, x)
+    return y if bias is None else y + _along(bias, x)
+
+
+def _bn_grad_apply(t, attrs):
+    dy, x, *vectors = t
+    mean, scale, mean_dy, slope = (_along(v, x) for v in vectors)
+    return (dy - mean_dy - (x - mean) * slope) * scale
+
+
 def _bn_grad_affine(t, attrs):
     x, mean, slope, offset = t
     return (x - _along(mean, x)) * _along(slope, x) + _along(offset, x)
@@ -387,6 +405,10 @@ TORCH_OPS: dict[str, Callable] = {
     "bn_normalize": _bn_normalize,
     "bn_grad_direct": _bn_grad_direct,
     "bn_grad_affine": _bn_grad_affine,
+    "bn_scale": _bn_scale,
+    "bn_apply": _bn_apply,
+    "bn_grad_apply": _bn_grad_apply,
+    "channel_scale": lambda t, a: t[0] * _along(t[1], t[0]),
     "bn_grad_sums": _bn_grad_sums,
     "bn_grad_input": _bn_grad_input,
     "bn_grad_partial_sums": _partial_sums,
