@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+import bngen
 from bngen.ir import interp
 from bngen.ir.text import parse_graph
 from tests.oracle import assert_close, torch_run
@@ -12,8 +13,26 @@ from tests.oracle import assert_close, torch_run
 ROOT = Path(__file__).parents[1]
 
 
+def example(number: int) -> str:
+    """The README's Python blocks, in order."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[number]
+
+
+def test_the_training_example_runs_and_learns(tmp_path):
+    source, path = example(2), tmp_path / "training.py"
+    path.write_text(source)
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 10, 64)
+    images = rng.standard_normal((64, 1, 8, 8)).astype(np.float32)
+    names = {"bg": bngen, "x": images, "labels": labels}
+    exec(compile(source, str(path), "exec"), names)
+    assert {"conv.weight", "bn.weight", "bn.bias", "fc.weight", "fc.bias"} <= set(names["grads"])
+    later = [float(names["step"](images, labels)) for _ in range(10)]
+    assert later[-1] < float(names["loss"])
+
+
 def test_the_example_runs_and_is_right(tmp_path, capsys):
-    source = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0]
+    source = example(0)
     path = tmp_path / "example.py"
     path.write_text(source)
     rng = np.random.default_rng(0)
