@@ -87,7 +87,12 @@ def build(
     # Before any code is loaded: what is loaded keeps the pool that it finds.
     thread_pool.install()
     compiled = compile_plan(
-        planned.plan, machine, unaligned=unaligned, knobs=tuned.lookup, progress=progress
+        planned.plan,
+        machine,
+        unaligned=unaligned,
+        places=planned.memory.places,
+        knobs=tuned.lookup,
+        progress=progress,
     )
     binding = Binding(joint, planned, compiled, len(graph.outputs), frozenset(late))
     signature = Signature(

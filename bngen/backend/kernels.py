@@ -6,7 +6,7 @@ kernels share one function.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import Any
@@ -23,13 +23,27 @@ KnobLookup = Callable[[str, str], dict[str, int] | None]
 
 @dataclass(frozen=True)
 class Code:
-    """One distinct kernel: its function, and what can be shown of it."""
+    """One distinct kernel: its function, and what can be shown of it.
+
+    Attributes:
+        symbol: its name.
+        function: what is called.
+        module: the scheduled TIR.
+        library: the machine code.
+        arguments: shapes of the signature.
+        dropped: positions among the kernel's inputs that lie where an output does and left the
+            signature: one buffer, read and overwritten element by element.
+        rule: the schedule rule that was applied.
+        knobs: with these knobs.
+        why: why no other rule applied.
+    """
 
     symbol: str
     function: Any
     module: Any
     library: Any
     arguments: tuple[tuple[int, ...], ...]
+    dropped: tuple[int, ...]
     rule: str
     knobs: dict[str, int]
     why: str = ""
@@ -77,6 +91,7 @@ def compile_plan(
     target: Target,
     *,
     unaligned: frozenset[Value] = frozenset(),
+    places: Mapping[Value, Hashable] | None = None,
     knobs: KnobLookup | None = None,
     progress: Progress | None = None,
     jobs: int | None = None,
@@ -87,6 +102,7 @@ def compile_plan(
         plan: kernels and layouts.
         target: the CPU.
         unaligned: values in users' memory, which starts anywhere.
+        places: where values lie; an input in an output's place becomes the same parameter.
         knobs: tuned knobs, looked up by rule and signature.
         progress: called after each kernel with (done, total, name).
         jobs: compiler threads; the target's threads by default.
@@ -94,12 +110,15 @@ def compile_plan(
     groups: dict[str, list[Kernel]] = {}
     for kernel in plan.kernels:
         key = signature(kernel, plan) + _alignment_key(kernel, unaligned)
+        key += "".join(f"|{i}={o}" for i, o in overwritten(kernel, places or {}))
         groups.setdefault(key, []).append(kernel)
     done = 0
     codes: dict[str, Code] = {}
     with ThreadPoolExecutor(jobs or target.threads) as pool:
         futures = {
-            pool.submit(_compile, kernels[0], plan, target, unaligned, knobs, key): key
+            pool.submit(
+                _compile, kernels[0], plan, target, unaligned, places or {}, knobs, key
+            ): key
             for key, kernels in groups.items()
         }
         try:
@@ -128,7 +147,42 @@ def _alignment_key(kernel: Kernel, unaligned: frozenset[Value]) -> str:
 
 def _arguments(kernel: Kernel, code: Code) -> tuple[Argument, ...]:
     values = (*kernel.inputs, *kernel.outputs)
-    return tuple(Argument(v, s) for v, s in zip(values, code.arguments, strict=True))
+    kept = [v for i, v in enumerate(values) if i not in code.dropped]
+    return tuple(Argument(v, s) for v, s in zip(kept, code.arguments, strict=True))
+
+
+def overwritten(kernel: Kernel, places: Mapping[Value, Hashable]) -> list[tuple[int, int]]:
+    """Positions (input, output) in the signature of values that share one place."""
+    first = len(kernel.inputs)
+    return [
+        (i, first + o)
+        for o, out in enumerate(kernel.outputs)
+        for i, v in enumerate(kernel.inputs)
+        if out in places and places.get(v) == places[out]
+    ]
+
+
+def _merged(
+    function: Any, pairs: list[tuple[int, int]], shapes: list[tuple[int, ...]]
+) -> tuple[Any, tuple[int, ...]]:
+    """Make one parameter of each pair that shares memory and has one shape in the kernel.
+
+    A pair that is read in another statement than the one that writes stays two parameters: the
+    memory plan has made sure that each element is read before it is written.
+    """
+    from bngen.backend.alignment import merge_parameters
+
+    dropped: list[int] = []
+    for i, o in pairs:
+        if i in dropped or shapes[i] != shapes[o]:
+            continue
+        before = [sum(d < p for d in dropped) for p in (i, o)]
+        try:
+            function = merge_parameters(function, keep=o - before[1], drop=i - before[0])
+        except ValueError:
+            continue
+        dropped.append(i)
+    return function, tuple(dropped)
 
 
 def _compile(
@@ -136,6 +190,7 @@ def _compile(
     plan: KernelPlan,
     target: Target,
     unaligned: frozenset[Value],
+    places: Mapping[Value, Hashable],
     knobs: KnobLookup | None,
     key: str,
 ) -> Code:
@@ -158,6 +213,8 @@ def _compile(
         function = scheduled.module[low.name]
         if loose:
             function = relax_alignment(function, loose)
+        shapes = [a.shape for a in low.arguments]
+        function, dropped = _merged(function, overwritten(kernel, places), shapes)
         module = tvm.IRModule({low.name: function})
         library = tvm.compile(module, target=tvm_target)
     return Code(
@@ -165,7 +222,8 @@ def _compile(
         library[low.name],
         module,
         library,
-        tuple(a.shape for a in low.arguments),
+        tuple(shape for i, shape in enumerate(shapes) if i not in dropped),
+        dropped,
         scheduled.rule,
         dict(scheduled.knobs),
         "; ".join(d.reason for d in scheduled.declined),

@@ -107,7 +107,7 @@ def _random_uniform(e: Element, seed: Expr) -> Expr:
     for axis, extent in zip(e.coord, e.node.attrs["shape"], strict=True):
         number = number * extent + logical(axis)
     # Coordinates outside a padded image are negative; what is computed there is never used.
-    x = tirx.Cast("uint32", tirx.max(number, 0)) ^ (tirx.Cast("uint32", seed) * u32(0x9E3779B9))
+    x = tirx.Cast("uint32", number & 0x7FFFFFFF) ^ (tirx.Cast("uint32", seed) * u32(0x9E3779B9))
     for _ in range(2):
         x = (x ^ (x >> u32(16))) * u32(0x7FEB352D)
         x = (x ^ (x >> u32(15))) * u32(0x846CA68B)

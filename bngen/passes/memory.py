@@ -180,8 +180,30 @@ class _Memory:
             n in store and OPS[n.op].kind == "pointwise" and n.out.shape == read.shape
             for n in users
         )
-        # A value read again for another result would be read after it was overwritten.
-        return same and elementwise and len(users) == 1 and read.shape == written.shape
+        if not (same and elementwise and len(users) == 1 and read.shape == written.shape):
+            return False
+        return self.leads_only_to(kernel, users[0], written)
+
+    def leads_only_to(self, kernel: Kernel, node: Node, written: Value) -> bool:
+        """Whether ``node`` is evaluated before ``written`` is stored, and not again.
+
+        Around an anchor, what several nodes use is held in the tile and computed once. A purely
+        pointwise kernel may spell it out again in a nest of its own for another result, and would
+        then read what has been overwritten.
+        """
+        while written not in node.outputs:
+            readers = [n for n in kernel.nodes if not set(node.outputs).isdisjoint(n.operands)]
+            stored = any(v in kernel.outputs for v in node.outputs)
+            if stored or len(readers) != 1:
+                domain = kernel.anchor and kernel.anchor.out.shape
+                held = node.out.shape == domain and node.out.dtype != "bool"
+                return held and kernel.store.index(node) < kernel.store.index(
+                    self.producer[written]
+                )
+            if OPS[readers[0].op].kind != "pointwise":
+                return False
+            node = readers[0]
+        return True
 
     def accumulate_in_place(self) -> None:
         """Let a store slot write over the gradient it adds to, where that was the last reader."""

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from bngen.ir.text import parse_graph
 from bngen.models import make
 from bngen.passes.fusion import LEVELS, late_nodes
 from bngen.passes.pipeline import plan_program
@@ -53,3 +54,28 @@ def test_what_serves_backward_alone_runs_in_it(level):
     for kernel in first_call:
         assert flipped.isdisjoint(kernel.outputs) or not read_first.isdisjoint(kernel.outputs)
     assert any(not flipped.isdisjoint(k.outputs) for k in second_call)
+
+
+def test_a_pointwise_kernel_with_two_results_overwrites_nothing_that_both_read():
+    """The second result has a nest of its own and reads its operands after the first is stored."""
+    graph = parse_graph("""
+program two_results {
+  input x : f32[2,16,4,4]
+  parameter w : f32[16,16,1,1]
+  parameter w2 : f32[16,16,1,1]
+  parameter a : f32[2,16,4,4]
+  z = conv2d(x, w) : f32[2,16,4,4]
+  s = sum(z) {axes=(1, 2, 3), keepdims=True} : f32[2,1,1,1]
+  y = add(z, s) : f32[2,16,4,4]
+  p = mul(y, a) : f32[2,16,4,4]
+  q = sub(y, a) : f32[2,16,4,4]
+  c = cat(p, q) : f32[2,32,4,4]
+  r = conv2d(p, w2) : f32[2,16,4,4]
+  t = conv2d(q, w2) : f32[2,16,4,4]
+  return (r, t, c)
+}
+""")
+    planned = plan_program(graph, "icf", 16)
+    for name, read, _ in planned.memory.in_place:
+        (kernel,) = [k for k in planned.plan.kernels if k.name == name]
+        assert kernel.anchor is not None or len(kernel.outputs) == 1, (name, read)
