@@ -10,6 +10,7 @@ import pytest
 
 from bngen.ir.text import parse_graph
 from bngen.models import make
+from bngen.passes.autodiff import differentiate
 from bngen.passes.fusion import LEVELS, late_nodes
 from bngen.passes.pipeline import plan_program
 from tests.passes.meaning import joint_program
@@ -56,26 +57,38 @@ def test_what_serves_backward_alone_runs_in_it(level):
     assert any(not flipped.isdisjoint(k.outputs) for k in second_call)
 
 
-def test_a_pointwise_kernel_with_two_results_overwrites_nothing_that_both_read():
-    """The second result has a nest of its own and reads its operands after the first is stored."""
-    graph = parse_graph("""
-program two_results {
-  input x : f32[2,16,4,4]
-  parameter w : f32[16,16,1,1]
-  parameter w2 : f32[16,16,1,1]
-  parameter a : f32[2,16,4,4]
-  z = conv2d(x, w) : f32[2,16,4,4]
-  s = sum(z) {axes=(1, 2, 3), keepdims=True} : f32[2,1,1,1]
-  y = add(z, s) : f32[2,16,4,4]
-  p = mul(y, a) : f32[2,16,4,4]
-  q = sub(y, a) : f32[2,16,4,4]
-  c = cat(p, q) : f32[2,32,4,4]
-  r = conv2d(p, w2) : f32[2,16,4,4]
-  t = conv2d(q, w2) : f32[2,16,4,4]
-  return (r, t, c)
+NORMALIZED = """
+program normalized {
+  input x : f32[2,24,1,8]
+  m = mean(x) {axes=(1, 2, 3), keepdims=True} : f32[2,1,1,1]
+  d = sub(x, m) : f32[2,24,1,8]
+  q = mul(d, d) : f32[2,24,1,8]
+  v = mean(q) {axes=(1, 2, 3), keepdims=True} : f32[2,1,1,1]
+  r = rsqrt(v) : f32[2,1,1,1]
+  y = mul(d, r) : f32[2,24,1,8]
+  t = tanh(y) : f32[2,24,1,8]
+  z = mul(y, t) : f32[2,24,1,8]
+  a = slice(z) {start=0, stop=10} : f32[2,10,1,8]
+  b = slice(z) {start=10, stop=24} : f32[2,14,1,8]
+  c = relu(b) : f32[2,14,1,8]
+  o = cat(c, a) : f32[2,24,1,8]
+  return o
 }
-""")
-    planned = plan_program(graph, "icf", 16)
-    for name, read, _ in planned.memory.in_place:
-        (kernel,) = [k for k in planned.plan.kernels if k.name == name]
-        assert kernel.anchor is not None or len(kernel.outputs) == 1, (name, read)
+"""
+"""A normalization over channels: its gradient has a pointwise kernel with two results."""
+
+
+def test_a_pointwise_kernel_overwrites_nothing_that_another_result_reads():
+    """Each result has a nest of its own; the second runs after the first was stored."""
+    joint = differentiate(parse_graph(NORMALIZED), None, cotangents="inputs")
+    late = [i.value for i in joint.inputs if i.name.startswith("grad_")]
+    planned = plan_program(joint, "icf", 16, late=late)
+    kernels = {k.name: k for k in planned.plan.kernels}
+    assert any(k.anchor is None and len(k.outputs) > 1 for k in kernels.values())
+    for name, read, written in planned.memory.in_place:
+        kernel = kernels[name]
+        reached = {read}
+        for node in kernel.nodes:
+            if not reached.isdisjoint(node.operands):
+                reached.update(node.outputs)
+        assert kernel.anchor or reached & set(kernel.outputs) == {written}
