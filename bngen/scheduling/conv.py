@@ -18,7 +18,13 @@ from tvm import IRModule, s_tir
 
 from bngen.lower.body import Lowered
 from bngen.scheduling.knobs import Knobs
-from bngen.scheduling.tools import attach_sum, attach_tile, local, loops_inside, vectorize_last
+from bngen.scheduling.tools import (
+    attach_pads,
+    attach_store_slot,
+    local,
+    loops_inside,
+    vectorize_last,
+)
 
 
 def schedule_conv(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
@@ -39,18 +45,8 @@ def schedule_conv(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     if ragged:
         # Whole and ragged column tiles are written out one by one, so that every bound is constant.
         sch.unroll(w_tile)
-    for name in low.tiles:
-        if name.startswith("mid_"):
-            local(sch, [name])
-        attach_tile(sch, name, w_tile, unroll=True)
-    for name in low.sums:
-        attach_sum(sch, name, w_tile, h_row, unroll=True)
-    for name in low.second:
-        attach_sum(sch, name, h_group, None, unroll=False)
-    for name in low.pads:
-        pad = sch.get_sblock(name)
-        sch.compute_at(pad, task, preserve_unit_loops=True)
-        vectorize_last(sch, pad)
+    attach_store_slot(sch, low, w_tile, h_row, h_group, unroll=True)
+    attach_pads(sch, low, task)
     for loop in (w_in, kb_in):
         sch.unroll(loop)
     sch.vectorize(lane)
@@ -76,21 +72,11 @@ def schedule_phased(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     task = sch.fuse(n, h_task)
     sch.parallel(task)
     local(sch, ["merge"])
-    for name in low.tiles:
-        if name.startswith("mid_"):
-            local(sch, [name])
-        attach_tile(sch, name, w_tile, unroll=True)
-    for name in low.sums:
-        attach_sum(sch, name, w_tile, h_row, unroll=True)
-    for name in low.second:
-        attach_sum(sch, name, h_group, None, unroll=False)
+    attach_store_slot(sch, low, w_tile, h_row, h_group, unroll=True)
     for name in low.nests:
         local(sch, [name])
         _schedule_nest(sch, name, w_tile)
-    for name in low.pads:
-        pad = sch.get_sblock(name)
-        sch.compute_at(pad, task, preserve_unit_loops=True)
-        vectorize_last(sch, pad)
+    attach_pads(sch, low, task)
     for loop in (h_phase, w_in, w_phase, kb_in):
         sch.unroll(loop)
     sch.vectorize(lane)

@@ -17,8 +17,8 @@ from bngen.lower.body import Lowered
 from bngen.scheduling.knobs import Knobs
 from bngen.scheduling.tools import (
     UNROLL_LIMIT,
-    attach_sum,
-    attach_tile,
+    attach_pads,
+    attach_store_slot,
     extent,
     local,
     vectorize_last,
@@ -36,23 +36,10 @@ def schedule_map(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     sch.reorder(cb, n, h_task, h_group, h_row, w, *window, lane)
     task = sch.fuse(cb, n, h_task)
     sch.parallel(task)
-    anchored = low.main in ("window", "conv")
-    if anchored and low.main not in _outputs(low):
+    if low.main in ("window", "conv"):
         local(sch, [low.main])
-    for name in low.tiles:
-        if name == low.main:
-            continue
-        if name.startswith("mid_"):
-            local(sch, [name])
-        attach_tile(sch, name, h_row, unroll=False)
-    for name in low.sums:
-        attach_sum(sch, name, h_row, h_row, unroll=False)
-    for name in low.second:
-        attach_sum(sch, name, h_group, None, unroll=False)
-    for name in low.pads:
-        pad = sch.get_sblock(name)
-        sch.compute_at(pad, task, preserve_unit_loops=True)
-        vectorize_last(sch, pad)
+    attach_store_slot(sch, low, h_row, h_row, h_group, unroll=False)
+    attach_pads(sch, low, task)
     for name in low.separate:
         block = sch.get_sblock(name)
         *outer, _ = sch.get_loops(block)
@@ -65,10 +52,6 @@ def schedule_map(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
                 sch.unroll(loop)
         sch.decompose_reduction(main, window[0])
     return sch
-
-
-def _outputs(low: Lowered) -> set[str]:
-    return {name for name in low.tiles if name.startswith("store_")}
 
 
 def schedule_partial(low: Lowered, knobs: Knobs) -> s_tir.Schedule:

@@ -7,6 +7,8 @@ from typing import Any
 
 from tvm import s_tir
 
+from bngen.lower.body import Lowered
+
 UNROLL_LIMIT = 32
 """Longest loop that is written out."""
 
@@ -74,3 +76,36 @@ def local(sch: s_tir.Schedule, names: Sequence[str]) -> None:
     """Keep the results of these blocks in registers or on the stack."""
     for name in names:
         sch.set_scope(sch.get_sblock(name), 0, "local")
+
+
+def attach_store_slot(
+    sch: s_tir.Schedule, low: Lowered, tile: Any, row: Any, group: Any, *, unroll: bool
+) -> None:
+    """Move a kernel's store slot below the loops of its main block.
+
+    Args:
+        sch: the schedule.
+        low: the kernel, whose blocks are named.
+        tile: loop below which a tile is computed: elementwise blocks and sums follow it.
+        row: loop over the rows of a group; sums are cleared before it.
+        group: loop over groups of rows; second passes follow a whole group.
+        unroll: write out the tile's columns.
+    """
+    for name in low.tiles:
+        if name == low.main:
+            continue
+        if name.startswith("mid_"):
+            local(sch, [name])
+        attach_tile(sch, name, tile, unroll=unroll)
+    for name in low.sums:
+        attach_sum(sch, name, tile, row, unroll=unroll)
+    for name in low.second:
+        attach_sum(sch, name, group, None, unroll=False)
+
+
+def attach_pads(sch: s_tir.Schedule, low: Lowered, at: Any) -> None:
+    """Fill the scratch of the load slots below a loop, lanes vectorized."""
+    for name in low.pads:
+        pad = sch.get_sblock(name)
+        sch.compute_at(pad, at, preserve_unit_loops=True)
+        vectorize_last(sch, pad)

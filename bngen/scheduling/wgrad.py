@@ -19,7 +19,7 @@ from tvm import IRModule, s_tir
 
 from bngen.lower.body import Lowered
 from bngen.scheduling.knobs import Knobs
-from bngen.scheduling.tools import extent, vectorize_last
+from bngen.scheduling.tools import attach_pads, extent, vectorize_last
 
 
 def schedule_weight_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
@@ -45,10 +45,7 @@ def schedule_weight_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
         sch.reorder(kb_task, cb_task, n, h_tile, kb_in, cb_in, r, cl, h_in, w, *registers, lane)
     task = sch.fuse(kb_task, cb_task)
     sch.parallel(task)
-    for name in low.pads:
-        block = sch.get_sblock(name)
-        sch.compute_at(block, h_tile, preserve_unit_loops=True)
-        vectorize_last(sch, block)
+    attach_pads(sch, low, h_tile)
     for loop in registers:
         sch.unroll(loop)
     sch.vectorize(lane)
@@ -67,10 +64,7 @@ def schedule_depthwise_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     h_tile, h_in = sch.split(h, [None, knobs["rows"]])
     sch.reorder(kb, n, h_tile, r, h_in, w, s, lane)
     sch.parallel(kb)
-    for name in low.pads:
-        block = sch.get_sblock(name)
-        sch.compute_at(block, h_tile, preserve_unit_loops=True)
-        vectorize_last(sch, block)
+    attach_pads(sch, low, h_tile)
     sch.unroll(s)
     sch.vectorize(lane)
     sch.decompose_reduction(partial, n)
