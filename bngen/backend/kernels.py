@@ -197,7 +197,9 @@ def _compile(
     import tvm
 
     from bngen.backend.alignment import relax_alignment
+    from bngen.backend.pipeline import compile_module
     from bngen.lower.kernel import lower
+    from bngen.scheduling.prefetch import add_prefetches
     from bngen.scheduling.records import legal
     from bngen.scheduling.rule import schedule
 
@@ -215,8 +217,8 @@ def _compile(
             function = relax_alignment(function, loose)
         shapes = [a.shape for a in low.arguments]
         function, dropped = _merged(function, overwritten(kernel, places), shapes)
-        module = tvm.IRModule({low.name: function})
-        library = tvm.compile(module, target=tvm_target)
+        module = tvm.IRModule({low.name: add_prefetches(function, low)})
+        library = compile_module(module, tvm_target)
     return Code(
         low.name,
         library[low.name],

@@ -1,0 +1,62 @@
+"""TVM's lowering pipeline for scheduled kernels, with register tiles kept off the heap.
+
+In: a scheduled IRModule. Out: a library. TVM puts an allocation of more than 1 KiB into a workspace
+that the runtime hands out, accumulators of a register tile included. To LLVM such a tile is memory
+that anything may point to: it cannot always promote it to registers. A tile allocated on the stack
+it can.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.ir.transform import Sequential
+
+NAME = "bngen"
+
+_ON_STACK = "disable_lower_builtin"
+"""TVM's mark on an allocation that code generation, not the runtime, shall make."""
+
+STACK_LIMIT = 1 << 16
+"""Bytes of an allocation in local scope that stays on the stack, which a thread has 8 MiB of."""
+
+
+def compile_module(module: tvm.IRModule, target: Any) -> Any:
+    """Machine code of scheduled kernels for a target."""
+    tirx.register_tir_pipeline(NAME, _pipeline)
+    return tvm.compile(module, target=target, tir_pipeline=NAME)
+
+
+def _pipeline() -> tuple[Any, Any, Any]:
+    passes, finish_host, finish_device = tirx.get_tir_pipeline("s_tir")
+
+    def finish() -> Sequential:
+        return Sequential([_tiles_on_stack(), finish_host()])
+
+    return passes, finish, finish_device
+
+
+def _tiles_on_stack() -> Any:
+    @tirx.transform.prim_func_pass(opt_level=0, name="bngen.TilesOnStack")
+    def mark(func: tirx.PrimFunc, _module: Any, _context: Any) -> tirx.PrimFunc:
+        return tvm_ffi.structural_mutate(func, (tirx.AllocBuffer, _mark))
+
+    return mark
+
+
+def _mark(allocation: tirx.AllocBuffer, mutator: tvm_ffi.StructuralMutator) -> tirx.AllocBuffer:
+    ty = allocation.buffer.ty
+    if ty.storage_scope != "local" or _nbytes(ty) > STACK_LIMIT:
+        return mutator.default_mutate(allocation)
+    marks = {**dict(allocation.annotations or {}), _ON_STACK: tirx.const(1, "bool")}
+    return tirx.AllocBuffer(allocation.buffer, marks)
+
+
+def _nbytes(ty: Any) -> int:
+    total = tvm.DataType(ty.dtype).itemsize
+    for extent in ty.shape:
+        total *= int(extent)
+    return total
