@@ -86,29 +86,40 @@ def map_knobs(e: dict[str, int], machine: Machine) -> Knobs:
 
 
 def wgrad_knobs(e: dict[str, int], machine: Machine) -> Knobs:
-    """Blocks a task owns, rows per pixel tile, and the register block of a weight gradient."""
-    per_block = 4 * e["in_lanes"] * e["lanes"] * e["r"] * e["s"]
-    out, inner = e["out_blocks"], e["in_blocks"]
-    taps = e["r"] * e["s"]
-
-    def cost(kb: int, cb: int) -> float:
-        """Time relative to the multiply-adds alone."""
-        task_out, task_in = out // kb, inner // cb
-        tasks = task_out * task_in
-        idle = math.ceil(tasks / machine.threads) * machine.threads / tasks
-        spilled = max(1.0, kb * cb * per_block / (machine.l2 // 4))
-        # Each task applies the load slots anew: some 8 cycles a vector, against multiply-adds.
-        slots = 8 * (inner * task_out + out * task_in) / (out * inner * taps * e["in_lanes"] / 2)
-        return idle * spilled * (1 + slots)
-
-    kb, cb = min(((k, c) for k in divisors(out) for c in divisors(inner)), key=lambda t: cost(*t))
+    """What a task owns, rows per pixel tile, and the register block of a weight gradient."""
+    chunks, kb, cb = _wgrad_task(e, machine)
     blocks, lanes = register_block(kb, e["in_lanes"] if e["in_lanes"] > 1 else e["s"], machine)
     rows_of = {r: 4 * e["lanes"] * (
         ((r - 1) * e["stride_h"] + e["r"]) * e["padded_w"] + blocks * r * e["w"]
     ) for r in divisors(e["h"])}  # fmt: skip
-    fits = [r for r, nbytes in rows_of.items() if nbytes <= machine.l1]
-    knobs = {"out_blocks": kb, "in_blocks": cb, "rows": fits[-1] if fits else 1, "blocks": blocks}
+    # A window reads the tile once a tap; without one, it should leave room for what comes next.
+    room = machine.l1 if e["r"] * e["s"] > 1 else machine.l1 // 2
+    fits = [r for r, nbytes in rows_of.items() if nbytes <= room]
+    knobs = {"chunks": chunks, "out_blocks": kb, "in_blocks": cb, "rows": fits[-1] if fits else 1}
+    knobs |= {"blocks": blocks}
     return knobs | ({"in_lanes": lanes} if e["in_lanes"] > 1 else {})
+
+
+def _wgrad_task(e: dict[str, int], machine: Machine) -> tuple[int, int, int]:
+    """Chunks of the batch, and the output and input blocks that a task owns."""
+    taps = e["r"] * e["s"]
+    out, inner = e["out_blocks"], e["in_blocks"]
+    per_block = 4 * e["in_lanes"] * e["lanes"] * taps
+
+    def cost(chunks: int, kb: int, cb: int) -> float:
+        """Time relative to the multiply-adds alone."""
+        task_out, task_in = out // kb, inner // cb
+        tasks = chunks * task_out * task_in
+        idle = math.ceil(tasks / machine.threads) * machine.threads / tasks
+        spilled = max(1.0, kb * cb * per_block / (machine.l2 // 4))
+        # Each task applies the load slots anew: some 8 cycles a vector, against multiply-adds.
+        slots = 8 * (inner * task_out + out * task_in) / (out * inner * taps * e["in_lanes"] / 2)
+        # Each sum of a chunk is written, read and added: some 8 cycles a vector, too.
+        merge = 8 * chunks / (e["n"] * e["h"] * e["w"] / 2) if chunks > 1 else 0.0
+        return idle * spilled * (1 + slots + merge)
+
+    choices = ((n, k, c) for n in divisors(e["n"]) for k in divisors(out) for c in divisors(inner))
+    return min(choices, key=lambda t: cost(*t))
 
 
 def register_block(out_blocks: int, in_lanes: int, machine: Machine) -> tuple[int, int]:

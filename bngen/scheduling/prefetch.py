@@ -107,7 +107,8 @@ def add_prefetches(func: tirx.PrimFunc, low: Lowered) -> tirx.PrimFunc:
         return func
     nests = _nests(func.body)
     # A weight gradient's multiply-adds are in the sum over a tile, which its schedule splits off.
-    main = nests.get(f"{low.main}_rf_update") or nests.get(f"{low.main}_update")
+    names = (f"{low.main}{split}_update" for split in ("_rf_rf", "_rf", ""))
+    main = next((nests[name] for name in names if name in nests), None)
     if main is None:
         return func
     found = _Insertions()

@@ -66,6 +66,7 @@ def _register_lanes(e: Extents, chosen: Knobs) -> list[int]:
 Choices = Callable[[Extents, Knobs], list[int]]
 _ROWS = {"rows": _row_choices}
 _WEIGHT_GRADIENT: dict[str, Choices] = {
+    "chunks": lambda e, _: divisors(e["n"]),
     "out_blocks": lambda e, _: divisors(e["out_blocks"]),
     "in_blocks": lambda e, _: divisors(e["in_blocks"]),
     "rows": lambda e, _: divisors(e["h"]),

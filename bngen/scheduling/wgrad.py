@@ -2,14 +2,14 @@
 
 ::
 
-    parallel output block tile, input block tile:
+    parallel chunk of the batch, output block tile, input block tile:
         clear partial
         for image, row tile:
             pad, grad <- load slots of both operands
             for output block, input block, r, s, part of the input lanes:
                 tile sum in registers <- sum over the tile's pixels of x * dy
                 partial[input lanes, output blocks, lanes] += tile sum
-    dweight <- partial in the weight's own order
+    dweight <- partial in the weight's own order, summed over the chunks
 
 No two tasks write one element, so there is nothing to merge and the bits do not depend on timing.
 """
@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import IRModule, s_tir
+from tvm import IRModule, s_tir, tirx
 
 from bngen.lower.body import Lowered
 from bngen.scheduling.knobs import Knobs
@@ -28,50 +28,70 @@ from bngen.scheduling.tools import attach_pads, extent, loops_inside, vectorize_
 def schedule_weight_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     """Apply knobs to a ``wgrad`` kernel.
 
-    ``out_blocks`` x ``in_blocks`` belong to a task, ``rows`` to a pixel tile, and ``blocks`` output
-    blocks x ``in_lanes`` input channels to the register block.
+    ``out_blocks`` x ``in_blocks`` of one of ``chunks`` of the batch belong to a task, ``rows`` to a
+    pixel tile, and ``blocks`` output blocks x ``in_lanes`` input channels to the register block.
     """
     sch = s_tir.Schedule(IRModule({low.name: low.func}))
     sch.work_on(low.name)
     partial = sch.get_sblock("partial")
+    wide = low.extents["in_lanes"] > 1
+    if knobs["chunks"] > 1:
+        *_, n, _, _ = sch.get_loops(partial)
+        chunks, _ = sch.split(n, [knobs["chunks"], None])
+        merged, partial = partial, sch.rfactor(chunks, 0)
+        _merge_chunks(sch, merged)
     *_, n, h, w = sch.get_loops(partial)
     h_tile, h_in = sch.split(h, [None, knobs["rows"]])
     sch.reorder(n, h_tile, h_in, w)
     tile_sum = sch.rfactor(sch.fuse(n, h_tile), 0)
-    kb, cb, r, s, cl, lane, tile = sch.get_loops(partial)
+    kb, cb, r, s, cl, lane, *chunk, tile = sch.get_loops(partial)
     kb_task, kb_in = sch.split(kb, [None, knobs["out_blocks"]])
     cb_task, cb_in = sch.split(cb, [None, knobs["in_blocks"]])
     kb_in, kb_register = sch.split(kb_in, [None, knobs["blocks"]])
-    if low.extents["in_lanes"] > 1:
+    if wide:
         cl, cl_register = sch.split(cl, [None, knobs["in_lanes"]])
         outer, registers = [kb_in, cb_in, r, s, cl], [cl_register, kb_register]
     else:
         outer, registers = [kb_in, cb_in, r, cl], [s, kb_register]
-    sch.reorder(kb_task, cb_task, tile, *outer, *registers, lane)
-    sch.parallel(sch.fuse(kb_task, cb_task))
-    _register_block(sch, tile_sum, outer[-1], wide_input=low.extents["in_lanes"] > 1)
+    tasks = [*chunk, kb_task, cb_task]
+    sch.reorder(*tasks, tile, *outer, *registers, lane)
+    sch.parallel(sch.fuse(*tasks))
+    _register_block(sch, tile_sum, outer[-1], wide)
     attach_pads(sch, low, tile)
     for loop in registers:
         sch.unroll(loop)
     sch.vectorize(lane)
-    sch.decompose_reduction(partial, tile)
-    vectorize_last(sch, sch.get_sblock("partial_init"))
+    vectorize_last(sch, sch.decompose_reduction(partial, tile))
     _unpack(sch)
     return sch
 
 
-def _register_block(sch: s_tir.Schedule, tile_sum: Any, at: Any, *, wide_input: bool) -> None:
+def _merge_chunks(sch: s_tir.Schedule, merged: Any) -> None:
+    """The sum over the chunks of the batch: one task an output block."""
+    kb, *inner, lane, chunk = sch.get_loops(merged)
+    sch.reorder(*inner, chunk, lane)
+    sch.parallel(kb)
+    sch.vectorize(lane)
+    vectorize_last(sch, sch.decompose_reduction(merged, chunk))
+
+
+def _register_block(sch: s_tir.Schedule, tile_sum: Any, at: Any, wide_input: bool) -> None:
     """The sum over a pixel tile, in registers, below the loop ``at``."""
     sch.compute_at(tile_sum, at, preserve_unit_loops=True)
     sch.set_scope(tile_sum, 0, "local")
-    tile, kb, cb, r, s, cl, lane, *pixels = loops_inside(sch, tile_sum, at)
+    *_, kb, cb, r, s, cl, lane = loops_inside(sch, tile_sum, at)[: -_reductions(sch, tile_sum)]
+    pixels = loops_inside(sch, tile_sum, at)[-_reductions(sch, tile_sum) :]
     outer, registers = ([cb, r, s], [cl, kb]) if wide_input else ([cb, r, cl], [s, kb])
-    sch.reorder(tile, *outer, *pixels, *registers, lane)
+    sch.reorder(*outer, *pixels, *registers, lane)
     for loop in registers:
         sch.unroll(loop)
     sch.vectorize(lane)
-    sch.decompose_reduction(tile_sum, pixels[0])
-    vectorize_last(sch, sch.get_sblock("partial_rf_init"))
+    vectorize_last(sch, sch.decompose_reduction(tile_sum, pixels[0]))
+
+
+def _reductions(sch: s_tir.Schedule, block: Any) -> int:
+    """How many axes a block sums over."""
+    return sum(axis.iter_type == tirx.IterVar.CommReduce for axis in sch.get(block).iter_vars)
 
 
 def schedule_depthwise_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
