@@ -18,6 +18,7 @@ from bngen.scheduling.rule import RULES
 from bngen.target import Target
 
 CONV = {"n": 2, "h": 12, "w": 10, "out_blocks": 6, "groups": 2, "group_rows": 4}
+TASK = {"chunks": 2, "out_blocks": 2, "in_blocks": 3}
 WGRAD = {"n": 2, "h": 6, "w": 6, "out_blocks": 4, "in_blocks": 3, "in_lanes": 8}
 EXTENTS = {
     "conv": CONV,
@@ -58,9 +59,8 @@ def places(tmp_path, monkeypatch):
         ("conv", {"columns": 3, "blocks": 3}, "conv kernels take columns, blocks, rows, not"),
         ("conv", {"columns": True, "blocks": 3, "rows": 4}, "columns True is none of"),
         ("phased", {"columns": 2, "blocks": 1, "rows": 4}, "columns 2 is none of 1, 5"),
-        ("wgrad", {"chunks": 2, "out_blocks": 2, "in_blocks": 3, "rows": 2, "blocks": 4, "in_lanes": 1},
-         "blocks 4 is none of 1, 2"),
-        ("wgrad", {"chunks": 2, "out_blocks": 2, "in_blocks": 3, "rows": 2, "blocks": 2}, "wgrad kernels take"),
+        ("wgrad", {**TASK, "rows": 2, "blocks": 4, "in_lanes": 1}, "blocks 4 is none of 1, 2"),
+        ("wgrad", {**TASK, "rows": 2, "blocks": 2}, "wgrad kernels take"),
         ("partial", {"rows": 1}, "partial kernels have no knobs"),
         ("window", {"rows": 8}, "rows 8 is none of 4, 12"),
     ],

@@ -1,0 +1,132 @@
+"""Prefetches: asked for within the maps, in every direction, and without a trace in the results."""
+
+import re
+
+import numpy as np
+import pytest
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import Call
+from tvm.sym import Analyzer
+
+import bngen as bg
+from bngen.backend.kernels import compile_plan
+from bngen.bench.lone import LoneKernel
+from bngen.compiler import prepare
+from bngen.lower.kernel import lower
+from bngen.scheduling.nests import replaced
+from bngen.scheduling.prefetch import KINDS, add_prefetches
+from bngen.scheduling.rule import schedule
+from bngen.target import Target
+
+TARGET = Target.parse()
+
+
+def plan_of(width, channels, window, stride=1):
+    """A training step with slots on both sides of its middle convolution."""
+
+    def step(x, w1, w2, w3, mean, var, gamma, beta, mean2, var2, gamma2, beta2):
+        y = bg.conv2d(x, w1)
+        y = bg.relu(bg.batch_norm(y, mean, var, gamma, beta, training=True))
+        y = bg.conv2d(y, w2, padding=window // 2, stride=stride)
+        y = bg.relu(bg.batch_norm(y, mean2, var2, gamma2, beta2, training=True))
+        return bg.conv2d(y, w3)
+
+    f32 = bg.Tensor
+    c = f32[channels]
+    kinds = [
+        f32[2, 32, width, width],
+        f32[channels, 32, 1, 1],
+        f32[channels, channels, window, window],
+        f32[32, channels, 1, 1],
+        *[c] * 8,
+    ]
+    step.__annotations__ = dict(zip(step.__code__.co_varnames[: len(kinds)], kinds, strict=True))
+    graph = bg.program(step).graph
+    wrt = ["x", "w1", "w2", "w3", "gamma", "beta", "gamma2", "beta2"]
+    return prepare(graph, TARGET.lanes, grad=True, wrt=wrt).planned.plan
+
+
+def scheduled(kernel, plan):
+    with TARGET.tvm():
+        low = lower(kernel, plan.layouts)
+        return low, schedule(low, TARGET).module[low.name]
+
+
+def prefetched(func):
+    """The elements that a function's prefetches name, and the ranges of its loops."""
+    elements, loops = [], {}
+
+    def note(call):
+        if call.op.name == "tirx.prefetch":
+            elements.append(call.args[0].args[0])
+
+    tvm_ffi.structural_walk(func.body, (Call, note))
+    tvm_ffi.structural_walk(
+        func.body, (tirx.For, lambda f: loops.update({f.loop_var: int(f.extent)}))
+    )
+    return elements, loops
+
+
+SHAPES = [(14, 64, 3, 1), (13, 96, 1, 1), (9, 64, 3, 2)]
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_what_is_prefetched_lies_within_the_maps(shape):
+    plan, rng, kinds = plan_of(*shape), np.random.default_rng(0), set()
+    for kernel in plan.kernels:
+        low, func = scheduled(kernel, plan)
+        elements, loops = prefetched(add_prefetches(func, low))
+        if low.kind not in KINDS:
+            assert not elements
+            continue
+        kinds |= {low.kind} if elements else set()
+        for element in elements:
+            shape = [int(e) for e in element.source.ty.shape]
+            for at in range(20):
+                # The last iteration of all loops, the first, and any others.
+                draw = {0: lambda n: n - 1, 1: lambda n: 0}.get(at, rng.integers)
+                values = {v: tirx.const(int(draw(n)), "int32") for v, n in loops.items()}
+                index = [int(Analyzer().simplify(replaced(i, values))) for i in element.indices]
+                assert all(i >= 0 for i in index)
+                # Counting columns on leads into the next row, so it is the whole that must fit.
+                flat = 0
+                for i, extent in zip(index, shape, strict=True):
+                    flat = flat * extent + i
+                assert flat < np.prod(shape), (low.name, index, shape)
+    assert kinds == set(KINDS)
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_results_are_the_same_bits_without_prefetches(shape, monkeypatch):
+    plan = plan_of(*shape)
+    with_them = [LoneKernel(c).results() for c in compile_plan(plan, TARGET)]
+    monkeypatch.setattr("bngen.scheduling.prefetch.add_prefetches", lambda func, low: func)
+    without = [LoneKernel(c).results() for c in compile_plan(plan, TARGET)]
+    for ours, theirs in zip(with_them, without, strict=True):
+        for a, b in zip(ours, theirs, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_register_tiles_are_in_registers():
+    """A tile above 1 KiB, for which TVM would ask the runtime for a workspace."""
+    plan, seen = plan_of(14, 64, 3), 0
+    for compiled in compile_plan(plan, TARGET):
+        if compiled.code.rule != "conv":
+            continue
+        columns, blocks = (compiled.code.knobs[k] for k in ("columns", "blocks"))
+        if columns * blocks * TARGET.lanes * 4 > 1024:
+            seen += 1
+            text = compiled.code.library.mod.inspect_source("ll")
+            carried = re.findall(rf"%conv_local\S+ = phi <{TARGET.lanes} x float>", text)
+            assert len(carried) >= columns * blocks
+    assert seen
+
+
+def test_nothing_is_asked_for_twice():
+    plan = plan_of(14, 64, 1)
+    for kernel in plan.kernels:
+        low, func = scheduled(kernel, plan)
+        elements, _ = prefetched(add_prefetches(func, low))
+        texts = [str(e) for e in elements]
+        assert len(texts) == len(set(texts))
