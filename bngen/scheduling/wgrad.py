@@ -21,8 +21,11 @@ from typing import Any
 from tvm import IRModule, s_tir, tirx
 
 from bngen.lower.body import Lowered
-from bngen.scheduling.knobs import Knobs
+from bngen.scheduling.knobs import Knobs, divisors
 from bngen.scheduling.tools import attach_pads, extent, loops_inside, vectorize_last
+
+WRITTEN_OUT = 8
+"""Most pixels of a row that are written out."""
 
 
 def schedule_weight_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
@@ -58,12 +61,19 @@ def schedule_weight_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     sch.parallel(sch.fuse(*tasks))
     _register_block(sch, tile_sum, outer[-1], wide)
     attach_pads(sch, low, tile)
+    sch.vectorize(lane)
+    _clear(sch, sch.decompose_reduction(partial, tile))
     for loop in registers:
         sch.unroll(loop)
-    sch.vectorize(lane)
-    vectorize_last(sch, sch.decompose_reduction(partial, tile))
     _unpack(sch)
     return sch
+
+
+def _clear(sch: s_tir.Schedule, init: Any) -> None:
+    """One loop over all vectors: of a nest, LLVM writes out thousands of stores."""
+    _, kb, *rest, kb_register, _ = sch.get_loops(init)
+    sch.reorder(kb, kb_register, *rest)
+    sch.fuse(kb, kb_register, *rest)
 
 
 def _merge_chunks(sch: s_tir.Schedule, merged: Any) -> None:
@@ -79,14 +89,18 @@ def _register_block(sch: s_tir.Schedule, tile_sum: Any, at: Any, wide_input: boo
     """The sum over a pixel tile, in registers, below the loop ``at``."""
     sch.compute_at(tile_sum, at, preserve_unit_loops=True)
     sch.set_scope(tile_sum, 0, "local")
-    *_, kb, cb, r, s, cl, lane = loops_inside(sch, tile_sum, at)[: -_reductions(sch, tile_sum)]
-    pixels = loops_inside(sch, tile_sum, at)[-_reductions(sch, tile_sum) :]
+    loops, sums = loops_inside(sch, tile_sum, at), _reductions(sch, tile_sum)
+    *_, kb, cb, r, s, cl, lane = loops[:-sums]
+    *rows, w = loops[-sums:]
     outer, registers = ([cb, r, s], [cl, kb]) if wide_input else ([cb, r, cl], [s, kb])
-    sch.reorder(*outer, *pixels, *registers, lane)
-    for loop in registers:
+    # Some pixels are written out: a row is too short to pay for a branch at each, and one missed.
+    together = max(d for d in divisors(extent(sch, w)) if d <= WRITTEN_OUT)
+    w, pixels = sch.split(w, [None, together])
+    sch.reorder(*outer, *rows, w, pixels, *registers, lane)
+    for loop in (pixels, *registers):
         sch.unroll(loop)
     sch.vectorize(lane)
-    vectorize_last(sch, sch.decompose_reduction(tile_sum, pixels[0]))
+    vectorize_last(sch, sch.decompose_reduction(tile_sum, rows[0] if rows else w))
 
 
 def _reductions(sch: s_tir.Schedule, block: Any) -> int:
