@@ -274,7 +274,7 @@ def keep_old_values(graph: Graph, late: Sequence[Value] = ()) -> Graph:
     """
     targets = {target for target, _ in graph.updates}
     needed = targets & {*graph.outputs, *(new for target, new in graph.updates if new != target)}
-    needed |= {t for t in targets if _reaches(graph, t, late_nodes(graph, frozenset(late)))}
+    needed |= targets & _read_by(graph, late_nodes(graph, frozenset(late)))
     if not needed:
         return graph
     b = GraphBuilder.rewriting(graph)
@@ -288,9 +288,13 @@ def keep_old_values(graph: Graph, late: Sequence[Value] = ()) -> Graph:
     return replace(b.finish(), updates=tuple(updates))
 
 
-def _reaches(graph: Graph, source: Value, goals: frozenset[Node]) -> bool:
-    """Whether any of the nodes depends on a value."""
-    return not goals.isdisjoint(late_nodes(graph, frozenset((source,))))
+def _read_by(graph: Graph, goals: frozenset[Node]) -> set[Value]:
+    """The values that any of the nodes depends on."""
+    found: set[Value] = set()
+    for node in reversed(graph.nodes):
+        if node in goals or not found.isdisjoint(node.outputs):
+            found.update(node.operands)
+    return found
 
 
 def label_checks(graph: Graph) -> tuple[LabelCheck, ...]:

@@ -282,7 +282,7 @@ class _Fusion:
                 continue
             outside = [v for v in node.operands if v not in inside]
             if self.fits_domain(node, anchor) and not any(
-                v in self.producer and self.producer[v] in later for v in outside
+                v in self.producer and self.order[self.producer[v]] in later for v in outside
             ):
                 joined.append(node)
                 if OPS[node.op].kind == "pointwise":
@@ -317,9 +317,11 @@ class _Fusion:
             return self.refuse(anchor, node, "sums of feature maps are joined from icf on")
         return all(v.shape == domain and self.layouts[v] == layout for v in node.outputs)
 
-    def descendants(self, anchor: Node) -> set[Node]:
-        """Nodes that cannot run before ``anchor``'s kernel has, given the kernels made so far."""
-        # By position: hashing nodes would take most of the planning time of a large network.
+    def descendants(self, anchor: Node) -> set[int]:
+        """What cannot run before ``anchor``'s kernel has, given the kernels made so far.
+
+        By position in the graph: hashing nodes would take most of a large network's planning time.
+        """
         first = self.order[anchor]
         found, work = {first}, [first]
         while work:
@@ -329,7 +331,7 @@ class _Fusion:
                     if later not in found:
                         found.add(later)
                         work.append(later)
-        return {self.graph.nodes[i] for i in found}
+        return found
 
     def assign(self, number: int, anchor: Node, inside: list[Node]) -> None:
         """Decide which results of the kernel go to memory and claim the nodes that are needed."""
