@@ -224,7 +224,7 @@ class Binding:
         return [
             Step(
                 c.kernel.name,
-                c.code.function,
+                c.code.entry,
                 tuple(self.operand(a.value, a.shape) for a in c.arguments),
             )
             for c in self.compiled

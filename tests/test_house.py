@@ -32,7 +32,7 @@ MAY_IMPORT = {
     "runtime": set(),
     "target": {"runtime"},  # of it, `host` alone: see test_target_asks_the_host_only
     "scheduling": {"ir", "lower", "target"},
-    "backend": {"ir", "lower", "scheduling", "target"},
+    "backend": {"ir", "lower", "runtime", "scheduling", "target"},
     "compiler": MIDDLE,
     "gradients": {"ir", "lang", "passes"},
     "verification": {"ir"},

@@ -14,6 +14,7 @@ from typing import Any
 from bngen.ir.node import Value
 from bngen.ir.plan import Kernel, KernelPlan
 from bngen.lower.body import Argument
+from bngen.runtime import native
 from bngen.target import Target
 
 Progress = Callable[[int, int, str], None]
@@ -47,6 +48,11 @@ class Code:
     rule: str
     knobs: dict[str, int]
     why: str = ""
+
+    @property
+    def entry(self) -> native.Entry:
+        """Where it is called."""
+        return native.entry_of(self.function)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bngen.runtime import threads as thread_pool
-from bngen.runtime.memory import Arena
+from bngen.runtime.memory import ALIGNMENT, Arena
 from bngen.target import Target
 
 CHAINS = 12
@@ -78,10 +78,10 @@ def multiply_adds(target: Target, threads: int) -> tuple[Callable[[], None], flo
                     out[t, c * lanes + v] = sums[c * lanes + v]
 
     function = _compiled(tvm, target, peak)
-    arena = Arena(4 * (1 + threads * CHAINS) * lanes)
+    arena = Arena(ALIGNMENT + 4 * threads * CHAINS * lanes)
     arena.view(0, (lanes,), "float32").fill(0.5)
-    start = arena.tensor(0, (lanes,), "float32")
-    out = arena.tensor(4 * lanes, (threads, width), "float32")
+    start = _tensor(arena, 0, (lanes,))
+    out = _tensor(arena, ALIGNMENT, (threads, width))
     return lambda: function(start, out), 2.0 * threads * STEPS * width
 
 
@@ -109,7 +109,7 @@ def copies(target: Target, threads: int) -> tuple[Callable[[], None], float]:
     # An arena has the huge pages that feature maps have.
     arena = Arena(2 * nbytes)
     arena.view(0, (2 * nbytes,), "uint8").fill(0)
-    source, out = arena.tensor(0, shape, "float32"), arena.tensor(nbytes, shape, "float32")
+    source, out = _tensor(arena, 0, shape), _tensor(arena, nbytes, shape)
     return lambda: function(source, out), 2.0 * nbytes
 
 
@@ -117,3 +117,10 @@ def _compiled(tvm: Any, target: Target, function: Any) -> Callable[..., None]:
     module = tvm.IRModule({"main": function.with_attr("global_symbol", "main")})
     with target.tvm():
         return tvm.compile(module, target=target.tvm())["main"]
+
+
+def _tensor(arena: Arena, offset: int, shape: tuple[int, ...]) -> Any:
+    """A tensor in the arena, as TVM's functions take it."""
+    import tvm
+
+    return tvm.runtime.from_dlpack(arena.view(offset, shape, "float32"))

@@ -31,7 +31,7 @@ class LoneKernel:
             operands.append(Operand(None, offset, a.shape, a.value.dtype))
             nbytes = math.prod(a.shape) * np.dtype(a.value.dtype).itemsize
             offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
-        step = Step(compiled.kernel.name, compiled.code.function, tuple(operands))
+        step = Step(compiled.kernel.name, compiled.code.entry, tuple(operands))
         self._executor = Executor([step], offset, {})
         self._threads = threads
         inputs = len(compiled.kernel.inputs)

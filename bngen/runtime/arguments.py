@@ -1,17 +1,16 @@
 """Users' arrays as compiled kernels take them, and results as users expect them.
 
 In: NumPy arrays, PyTorch tensors, lists and numbers, and what the program declares (`ArgSpec`).
-Out: TVM tensors that share the caller's memory wherever a kernel can use it as it lies: contiguous,
-aligned, in native byte order. Everything else is copied, and copied back for arguments that the
-program updates in place. A wrong dtype, shape or device is a `CallError`, since converting it
-silently would hide a mistake, and kernels themselves check nothing.
+Out: C-contiguous NumPy arrays that share the caller's memory wherever a kernel can use it as it
+lies: contiguous, aligned, in native byte order. Everything else is copied, and copied back for
+arguments that the program updates in place. A wrong dtype, shape or device is a `CallError`, since
+converting it silently would hide a mistake, and kernels themselves check nothing.
 
 PyTorch is never imported here: an array can only be a tensor if somebody has imported it already.
 """
 
 from __future__ import annotations
 
-import ctypes
 import functools
 import sys
 from collections.abc import Callable, Iterable, Sequence
@@ -50,7 +49,7 @@ class ArgSpec:
 
 def prepare_all(
     program: str, specs: Sequence[ArgSpec], values: Iterable[object], alignment: int = ALIGNMENT
-) -> tuple[list[Any], list[WriteBack]]:
+) -> tuple[list[np.ndarray], list[WriteBack]]:
     """All arguments of a call, in the order of `specs`.
 
     Args:
@@ -60,27 +59,27 @@ def prepare_all(
         alignment: bytes to which kernels rely on arguments being aligned; see `prepare`.
 
     Returns:
-        The tensors to pass, and functions to call once the kernels have run.
+        The arrays to pass, and functions to call once the kernels have run.
 
     Raises:
         CallError: for an argument that cannot be used, or memory that is both updated in place and
             passed as another argument.
     """
-    tensors, write_backs = [], []
+    arrays, write_backs = [], []
     for spec, value in zip(specs, values, strict=True):
-        tensor, write_back = prepare(value, spec, alignment, program)
-        tensors.append(tensor)
+        array, write_back = prepare(value, spec, alignment, program)
+        arrays.append(array)
         if write_back is not None:
             write_backs.append(write_back)
     if any(spec.inplace for spec in specs):
-        _check_overlap(program, specs, tensors)
-    return tensors, write_backs
+        _check_overlap(program, specs, arrays)
+    return arrays, write_backs
 
 
 def prepare(
     value: object, spec: ArgSpec, alignment: int = ALIGNMENT, program: str = "program"
-) -> tuple[Any, WriteBack | None]:
-    """One argument as a TVM tensor.
+) -> tuple[np.ndarray, WriteBack | None]:
+    """One argument as a C-contiguous array.
 
     Args:
         value: what the caller gave.
@@ -91,7 +90,7 @@ def prepare(
         program: the program's name, for messages.
 
     Returns:
-        The tensor, which keeps the memory alive, and for an in-place argument that had to be
+        The array, which keeps the memory alive, and for an in-place argument that had to be
         copied a function that writes the new value back.
 
     Raises:
@@ -141,35 +140,25 @@ class _Unusable(Exception):
 
 def _prepare_numpy(
     array: np.ndarray, spec: ArgSpec, alignment: int
-) -> tuple[Any, WriteBack | None]:
+) -> tuple[np.ndarray, WriteBack | None]:
     if array.dtype != spec.numpy_dtype and array.dtype.newbyteorder("=") != spec.numpy_dtype:
         raise _wrong_dtype(array.dtype.name, spec.dtype, f".astype(np.{spec.dtype})")
     if array.shape != spec.shape:
         raise _wrong_shape(array.shape, spec.shape)
-    try:
-        return _share(array, alignment), None
-    except (BufferError, RuntimeError):
-        pass  # Read-only, strided, misaligned or byte-swapped.
+    if _usable(array, alignment) and (array.flags.writeable or not spec.inplace):
+        return np.asarray(array), None
     if not spec.inplace:
-        return _read_numpy(array, spec, alignment), None
+        return _copy(array, spec, alignment), None
     if not array.flags.writeable:
         raise _Unusable("is updated in place, but it is read-only", "pass a copy: .copy()")
     scratch = _copy(array, spec, alignment)
-    return _share(scratch, alignment), functools.partial(np.copyto, array, scratch)
+    return scratch, functools.partial(np.copyto, array, scratch)
 
 
-def _read_numpy(array: np.ndarray, spec: ArgSpec, alignment: int) -> Any:
-    """An input that cannot be shared outright: viewed if it is merely read-only, else copied."""
-    if not array.flags.writeable and array.flags.c_contiguous and array.dtype.isnative:
-        if array.ctypes.data % alignment == 0:
-            return _share(_writable_alias(array), alignment)
-    return _share(_copy(array, spec, alignment), alignment)
-
-
-def _share(array: object, alignment: int) -> Any:
-    from tvm_ffi import from_dlpack
-
-    return from_dlpack(array, require_alignment=alignment, require_contiguous=True)
+def _usable(array: np.ndarray, alignment: int) -> bool:
+    """Whether a kernel can use the memory as it lies."""
+    whole = array.flags.c_contiguous and array.dtype.isnative
+    return whole and array.ctypes.data % alignment == 0
 
 
 def _copy(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
@@ -178,22 +167,12 @@ def _copy(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
     return scratch
 
 
-def _writable_alias(array: np.ndarray) -> np.ndarray:
-    """The same memory without the read-only mark, which DLPack of this version cannot carry.
-
-    Only for inputs, which no kernel writes to.
-    """
-    memory = (ctypes.c_byte * array.nbytes).from_address(array.ctypes.data)
-    memory.owner = array
-    return np.frombuffer(memory, array.dtype).reshape(array.shape)
-
-
 # --- PyTorch ----------------------------------------------------------------------------------
 
 
 def _prepare_torch(
     tensor: Any, spec: ArgSpec, alignment: int, torch: Any
-) -> tuple[Any, WriteBack | None]:
+) -> tuple[np.ndarray, WriteBack | None]:
     if tensor.device.type != "cpu":
         raise _Unusable(
             f"is on {tensor.device}, but bngen's code runs on the CPU", "move it: .cpu()"
@@ -206,23 +185,22 @@ def _prepare_torch(
     if tensor.shape != spec.shape:
         raise _wrong_shape(tuple(tensor.shape), spec.shape)
     detached = tensor.detach()
-    if not detached.is_neg():
-        try:
-            return _share(detached, alignment), None
-        except RuntimeError:
-            pass  # Strided or misaligned.
+    if not detached.is_neg() and _usable(detached.numpy(), alignment):
+        return detached.numpy(), None
     steps = zip(tensor.stride(), tensor.shape, strict=True)
     if spec.inplace and any(step == 0 and size > 1 for step, size in steps):
         raise _Unusable("is updated in place, but its elements share memory", "call .contiguous()")
     scratch = torch.empty(spec.shape, dtype=tensor.dtype).copy_(detached)  # On 64 bytes, always.
     write_back = functools.partial(detached.copy_, scratch) if spec.inplace else None
-    return _share(scratch, alignment), write_back
+    return scratch.numpy(), write_back
 
 
 # --- lists, numbers, other libraries' arrays --------------------------------------------------
 
 
-def _prepare_other(value: object, spec: ArgSpec, alignment: int) -> tuple[Any, WriteBack | None]:
+def _prepare_other(
+    value: object, spec: ArgSpec, alignment: int
+) -> tuple[np.ndarray, WriteBack | None]:
     if spec.inplace:
         raise _Unusable(
             f"is updated in place, which a {type(value).__name__} cannot be", "pass a NumPy array"
@@ -240,7 +218,7 @@ def _prepare_other(value: object, spec: ArgSpec, alignment: int) -> tuple[Any, W
     # Python's own numbers have no width that could be wrong.
     if array.shape != spec.shape:
         raise _wrong_shape(array.shape, spec.shape)
-    return _share(_converted(array, spec, alignment), alignment), None
+    return _converted(array, spec, alignment), None
 
 
 def _converted(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
@@ -284,12 +262,12 @@ def _shape_hint(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
     return "a program is built for one shape"
 
 
-def _check_overlap(program: str, specs: Sequence[ArgSpec], tensors: Sequence[Any]) -> None:
+def _check_overlap(program: str, specs: Sequence[ArgSpec], arrays: Sequence[np.ndarray]) -> None:
     """Refuses memory that one kernel would read and write under two names."""
     spans = []
-    for spec, tensor in zip(specs, tensors, strict=True):
-        start = tensor.data_ptr()
-        spans.append((start, start + tensor.numel() * spec.numpy_dtype.itemsize, spec))
+    for spec, array in zip(specs, arrays, strict=True):
+        start = array.ctypes.data
+        spans.append((start, start + array.nbytes, spec))
     spans.sort(key=lambda span: span[:2])
     # The span that reaches furthest so far, among all of them and among those written to.
     furthest = furthest_written = (0, None)

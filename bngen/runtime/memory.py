@@ -1,14 +1,13 @@
 """Aligned memory: fresh arrays for results, and the arena that kernels exchange values in.
 
-In: sizes. Out: NumPy arrays on aligned addresses, and TVM tensors that view them. Where each value
-lies in the arena is decided elsewhere; this module only hands out views.
+In: sizes. Out: NumPy arrays on aligned addresses. Where each value lies in the arena is decided
+elsewhere; this module only hands out views.
 """
 
 from __future__ import annotations
 
 import math
 import mmap
-from typing import Any
 
 import numpy as np
 
@@ -79,12 +78,6 @@ class Arena:
         if offset % MINIMUM_ALIGNMENT:
             raise ValueError(f"offset {offset} is no multiple of {MINIMUM_ALIGNMENT}")
         return self._bytes[offset:end].view(kind).reshape(shape)
-
-    def tensor(self, offset: int, shape: tuple[int, ...], dtype: str) -> Any:
-        """The same as a TVM tensor; make it once and pass it often."""
-        import tvm_ffi
-
-        return tvm_ffi.from_dlpack(self.view(offset, shape, dtype))
 
 
 def _advise_huge_pages(area: mmap.mmap) -> None:

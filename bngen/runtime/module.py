@@ -289,11 +289,8 @@ class Module:
         return [*args, *(named[n] for n in names[len(args) :])]
 
     def _prepare(self, specs: Sequence[ArgSpec], values: Sequence[Any]):
-        tensors, write_backs = prepare_all(self.signature.program, specs, values, USER_ALIGNMENT)
-        slots = {
-            f"in:{spec.name}": np.from_dlpack(tensor)
-            for spec, tensor in zip(specs, tensors, strict=True)
-        }
+        arrays, write_backs = prepare_all(self.signature.program, specs, values, USER_ALIGNMENT)
+        slots = {f"in:{s.name}": array for s, array in zip(specs, arrays, strict=True)}
         return slots, write_backs
 
     def _fresh(self, specs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 from bngen.errors import BngenError, ToolchainError
 from bngen.options import environment
-from bngen.runtime import host, toolchain
+from bngen.runtime import host, native, toolchain
 
 _LOG = logging.getLogger(__name__)
 _MOST_THREADS = 4096
@@ -41,7 +41,10 @@ class _Pool(Protocol):
     name: str
 
     def attach(self) -> None:
-        """Makes modules that are loaded from now on use this pool."""
+        """Makes modules that TVM loads from now on use this pool."""
+
+    def functions(self) -> dict[str, int]:
+        """Addresses of the backend functions that it replaces, for code that bngen loads."""
 
     def set_default(self, count: int) -> None:
         """Sets the count of every thread that has not chosen its own."""
@@ -71,6 +74,11 @@ def install() -> str:
     pool = _installed()
     pool.attach()
     return pool.name
+
+
+def backend_functions() -> dict[str, int]:
+    """Addresses of what compiled code must call instead of TVM's own functions, by name."""
+    return _installed().functions()
 
 
 def num_threads() -> int:
@@ -174,26 +182,29 @@ class _OpenMPPool:
     """`threads.c`, bound to an OpenMP runtime."""
 
     def __init__(self, count: int):
-        import tvm_ffi  # Imports PyTorch where it is installed, and with it its OpenMP runtime.
-
         self._runtime = _find_openmp()
         self.name = f"openmp ({_origin(self._runtime.GOMP_parallel)})"
         source = Path(__file__).with_suffix(".c")
         # PyDLL: these functions only set or read a variable, quicker than releasing the GIL.
         self._library = library = ctypes.PyDLL(str(toolchain.shared_library(source)))
-        self._ffi = tvm_ffi.LIB
-        entries = [_address(getattr(self._runtime, name)) for name in _OPENMP_SYMBOLS]
-        library.bngen_bind(*entries, _address(self._ffi.TVMFFIErrorSetRaisedFromCStr))
+        self._ffi = native.ffi()
+        entries = [native.address(getattr(self._runtime, name)) for name in _OPENMP_SYMBOLS]
+        entries.append(native.address(self._ffi.TVMFFIErrorSetRaisedFromCStr))
+        library.bngen_bind(*map(ctypes.c_void_p, entries))
         self.use: Callable[[int], int] = library.bngen_use_threads
         self.num_threads: Callable[[], int] = library.bngen_num_threads
         self.set_default(count)
         os.register_at_fork(after_in_child=self._after_fork)
 
     def attach(self) -> None:
-        for name in ("TVMBackendParallelLaunch", "TVMBackendParallelBarrier"):
-            address = _address(getattr(self._library, name))
-            if self._ffi.TVMFFIEnvModRegisterContextSymbol(f"__{name}".encode(), address):
+        for name, address in self.functions().items():
+            place = ctypes.c_void_p(address)
+            if self._ffi.TVMFFIEnvModRegisterContextSymbol(f"__{name}".encode(), place):
                 raise BngenError(f"TVM refuses to take {name} from bngen")
+
+    def functions(self) -> dict[str, int]:
+        names = ("TVMBackendParallelLaunch", "TVMBackendParallelBarrier")
+        return {name: native.address(getattr(self._library, name)) for name in names}
 
     def set_default(self, count: int) -> None:
         self._library.bngen_set_default_threads(count)
@@ -203,10 +214,6 @@ class _OpenMPPool:
         # through PyTorch; a forked child that computes on one thread beats one that hangs.
         if self._library.bngen_ever_parallel() or "torch" in sys.modules:
             self._library.bngen_after_fork()
-
-
-def _address(function: Any) -> ctypes.c_void_p:
-    return ctypes.cast(function, ctypes.c_void_p)
 
 
 class _SymbolInfo(ctypes.Structure):
@@ -223,7 +230,7 @@ class _SymbolInfo(ctypes.Structure):
 def _origin(function: Any) -> str:
     """Path of the library that a function was found in."""
     info = _SymbolInfo()
-    found = ctypes.CDLL(None).dladdr(_address(function), ctypes.byref(info))
+    found = ctypes.CDLL(None).dladdr(ctypes.cast(function, ctypes.c_void_p), ctypes.byref(info))
     return os.path.realpath(os.fsdecode(info.file)) if found else "unknown"
 
 
@@ -297,6 +304,9 @@ class _TVMPool:
 
     def attach(self) -> None:
         self._apply()
+
+    def functions(self) -> dict[str, int]:
+        return {}
 
     def set_default(self, count: int) -> None:
         self._default = count

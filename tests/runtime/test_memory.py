@@ -48,14 +48,6 @@ def test_views_outlive_the_arena():
     assert view.sum() == 2 * (1 << 18)
 
 
-def test_tensors_view_the_same_memory():
-    pytest.importorskip("tvm_ffi")
-    arena = Arena(1024)
-    tensor = arena.tensor(128, (2, 4), "float32")
-    assert tensor.data_ptr() == arena.view(128, (1,), "uint8").ctypes.data
-    assert tuple(tensor.shape) == (2, 4)
-
-
 @pytest.mark.parametrize(
     "offset, shape", [(-64, (4,)), (1024, (1,)), (960, (17,)), (4, (1,)), (0, (257,))]
 )
