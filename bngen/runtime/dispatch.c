@@ -26,9 +26,3 @@ int64_t bngen_run(const Call *calls, int64_t start, int64_t stop) {
   }
   return -1;
 }
-
-/* Stands in for every kernel where the cost of calling them is measured. */
-int bngen_no_work(void *handle, const Any *arguments, int32_t count, Any *result) {
-  (void)handle, (void)arguments, (void)count, (void)result;
-  return 0;
-}

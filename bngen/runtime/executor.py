@@ -11,8 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -113,17 +112,6 @@ class Executor:
         failed = _run_calls()(self._calls.ctypes.data, start, stop)
         if failed >= 0:
             raise BngenError(f"kernel {self._steps[failed].name} failed: {native.raised()}")
-
-    @contextmanager
-    def no_work(self) -> Iterator[None]:
-        """Let runs call a function that does nothing in place of each kernel."""
-        calls = self._calls
-        self._calls = calls.copy()
-        self._calls["call"] = native.address(_dispatch().bngen_no_work)
-        try:
-            yield
-        finally:
-            self._calls = calls
 
     def read(self, operand: Operand) -> np.ndarray:
         """A view of an arena operand."""

@@ -1,8 +1,7 @@
-"""Machine code from outside: TVM's runtime libraries, and libraries of compiled kernels.
+"""TVM's foreign function interface as addresses: entries of kernels, and the errors they report.
 
-In: paths. Out: addresses (`Entry`). Everything goes through ctypes: importing ``tvm_ffi`` imports
-PyTorch where it is installed, and ``tvm`` its compiler, which takes seconds that a program whose
-kernels are there already need not wait for.
+In: functions of ``tvm_ffi``. Out: `Entry`, messages. Everything goes through ctypes, since
+importing ``tvm_ffi`` imports PyTorch where it is installed.
 """
 
 from __future__ import annotations
@@ -11,22 +10,11 @@ import ctypes
 import functools
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bngen.errors import ToolchainError
-
-_CONTEXT = (
-    "TVMBackendAllocWorkspace", "TVMBackendFreeWorkspace", "TVMBackendParallelBarrier",
-    "TVMBackendParallelLaunch", "TVMFFIEnvModLookupFromImports", "TVMFFIErrorSetRaisedFromCStr",
-    "TVMFFIErrorSetRaisedFromCStrParts", "TVMFFIFunctionCall",
-)  # fmt: skip
-"""What compiled code calls through a variable ``__<name>``, filled in by whoever loads it."""
-
-_PREFIX = "__tvm_ffi_"
-"""What TVM puts before the name of a function that follows its calling convention."""
 
 
 @dataclass(frozen=True)
@@ -47,31 +35,6 @@ class Entry:
 def entry_of(function: Any) -> Entry:
     """The entry of a ``tvm_ffi.Function``."""
     return Entry(address(ffi().TVMFFIFunctionCall), function.__chandle__(), function)
-
-
-def load_kernels(
-    path: Path, symbols: Iterable[str], functions: Mapping[str, int]
-) -> dict[str, Entry]:
-    """The kernels of a shared library that TVM's objects were linked to.
-
-    Args:
-        path: the library.
-        symbols: names of kernels.
-        functions: addresses of backend functions that replace those of TVM's runtime.
-
-    Raises:
-        ToolchainError: when it cannot be loaded or lacks a kernel.
-    """
-    ffi()  # Loaded first, with its names visible: kernels report errors to it.
-    try:
-        library = ctypes.CDLL(str(path))
-        for name in _CONTEXT:
-            variable = _variable(library, f"__{name}")
-            if variable is not None:
-                variable.value = functions.get(name) or address(_of_tvm(name))
-        return {s: Entry(address(getattr(library, _PREFIX + s)), 0, library) for s in symbols}
-    except (OSError, AttributeError) as error:
-        raise ToolchainError(f"cannot load {path}: {error}", hint="remove that file") from None
 
 
 def raised() -> str:
@@ -109,16 +72,6 @@ class _Error(ctypes.Structure):
     )
 
 
-def _of_tvm(name: str) -> Callable:
-    libraries = (ffi, _runtime)
-    return next(getattr(lib(), name) for lib in libraries if hasattr(lib(), name))
-
-
-@functools.cache
-def _runtime() -> ctypes.CDLL:
-    return _library("tvm", "tvm_runtime")
-
-
 def _library(package: str, stem: str) -> ctypes.CDLL:
     """A library that a Python package brings; the same one that importing the package loads."""
     spec = importlib.util.find_spec(package)
@@ -128,10 +81,3 @@ def _library(package: str, stem: str) -> ctypes.CDLL:
             if path.exists():
                 return ctypes.CDLL(str(path), mode=os.RTLD_GLOBAL | os.RTLD_NOW)
     raise ToolchainError(f"no lib{stem} in {package}", hint="pip install apache-tvm")
-
-
-def _variable(library: ctypes.CDLL, name: str) -> ctypes.c_void_p | None:
-    try:
-        return ctypes.c_void_p.in_dll(library, name)
-    except ValueError:
-        return None

@@ -41,10 +41,7 @@ class _Pool(Protocol):
     name: str
 
     def attach(self) -> None:
-        """Makes modules that TVM loads from now on use this pool."""
-
-    def functions(self) -> dict[str, int]:
-        """Addresses of the backend functions that it replaces, for code that bngen loads."""
+        """Makes modules that are loaded from now on use this pool."""
 
     def set_default(self, count: int) -> None:
         """Sets the count of every thread that has not chosen its own."""
@@ -74,11 +71,6 @@ def install() -> str:
     pool = _installed()
     pool.attach()
     return pool.name
-
-
-def backend_functions() -> dict[str, int]:
-    """Addresses of what compiled code must call instead of TVM's own functions, by name."""
-    return _installed().functions()
 
 
 def num_threads() -> int:
@@ -197,14 +189,10 @@ class _OpenMPPool:
         os.register_at_fork(after_in_child=self._after_fork)
 
     def attach(self) -> None:
-        for name, address in self.functions().items():
-            place = ctypes.c_void_p(address)
+        for name in ("TVMBackendParallelLaunch", "TVMBackendParallelBarrier"):
+            place = ctypes.c_void_p(native.address(getattr(self._library, name)))
             if self._ffi.TVMFFIEnvModRegisterContextSymbol(f"__{name}".encode(), place):
                 raise BngenError(f"TVM refuses to take {name} from bngen")
-
-    def functions(self) -> dict[str, int]:
-        names = ("TVMBackendParallelLaunch", "TVMBackendParallelBarrier")
-        return {name: native.address(getattr(self._library, name)) for name in names}
 
     def set_default(self, count: int) -> None:
         self._library.bngen_set_default_threads(count)
@@ -304,9 +292,6 @@ class _TVMPool:
 
     def attach(self) -> None:
         self._apply()
-
-    def functions(self) -> dict[str, int]:
-        return {}
 
     def set_default(self, count: int) -> None:
         self._default = count
