@@ -34,9 +34,15 @@ def multiply_accumulate(target):
 
 
 def instructions(target):
-    """The packed arithmetic of the kernel as ``(mnemonic, register file)`` pairs, counted."""
+    """The packed arithmetic of the kernel as ``(mnemonic, register file)`` pairs, counted.
+
+    Which operand a fused multiply-add overwrites (132, 213 or 231) is the register allocator's
+    choice, and differs by CPU.
+    """
     text = multiply_accumulate(target).mod.inspect_source("asm")
-    found = re.findall(r"^\s+(v?fmadd\w+ps|v?mulps|v?addps)\s.*%([xyz]mm)", text, re.MULTILINE)
+    found = re.findall(
+        r"^\s+(v?fmadd|v?mul|v?add)(?:132|213|231)?ps\s.*%([xyz]mm)", text, re.MULTILINE
+    )
     return collections.Counter(found), set(re.findall(r"%([xyz]mm)\d", text))
 
 
@@ -46,28 +52,28 @@ def test_native_emits_its_widest_vectors():
     arithmetic, _ = instructions(target)
     assert {register for _, register in arithmetic} == {widest}
     if target.fma:
-        assert {mnemonic for mnemonic, _ in arithmetic} == {"vfmadd231ps"}
+        assert {mnemonic for mnemonic, _ in arithmetic} == {"vfmadd"}
 
 
 @pytest.mark.parametrize("cpu", ["x86-64-v4", "skylake-avx512", "znver4", "sapphirerapids"])
 def test_avx512_targets_use_512_bit_registers(cpu):
     arithmetic, _ = instructions(Target.parse(f"llvm -mcpu={cpu}"))
-    assert set(arithmetic) == {("vfmadd231ps", "zmm")}
+    assert set(arithmetic) == {("vfmadd", "zmm")}
 
 
 def test_v3_contracts_into_256_bit_fma_and_touches_no_wider_register():
     arithmetic, registers = instructions(Target.parse("llvm -mcpu=x86-64-v3"))
-    assert set(arithmetic) == {("vfmadd231ps", "ymm")}
+    assert set(arithmetic) == {("vfmadd", "ymm")}
     assert "zmm" not in registers
 
 
 def test_without_fma_nothing_is_contracted():
     arithmetic, registers = instructions(Target.parse("llvm -mcpu=x86-64-v3 -mattr=-fma"))
-    assert set(arithmetic) == {("vmulps", "ymm"), ("vaddps", "ymm")}
+    assert set(arithmetic) == {("vmul", "ymm"), ("vadd", "ymm")}
     assert "zmm" not in registers
 
 
 def test_baseline_stays_with_sse():
     arithmetic, registers = instructions(Target.parse("llvm"))
-    assert set(arithmetic) == {("mulps", "xmm"), ("addps", "xmm")}
+    assert set(arithmetic) == {("mul", "xmm"), ("add", "xmm")}
     assert registers == {"xmm"}
