@@ -30,6 +30,7 @@ class CompileRequest:
     schedules: str | None
     json: bool
     quiet: bool
+    no_cache: bool
 
 
 @dataclass(frozen=True)
@@ -66,10 +67,12 @@ def compile_program(
     """The module of a traced program, for the target the request names."""
     level = options.debug_level()
     progress.stage("loading the compiler")
-    from bngen.compiler import build  # TVM comes with it: seconds, so as late as can be
+    from bngen import cache  # NumPy comes with it: as late as can be
+    from bngen.compiler import build
     from bngen.target import Target
 
-    target = Target.parse(request.target, mcpu=request.mcpu, mattr=request.mattr or ())
+    parse = Target.parse if request.no_cache else cache.target
+    target = parse(request.target, mcpu=request.mcpu, mattr=request.mattr or ())
     module = build(
         program,
         target=target,
@@ -77,6 +80,7 @@ def compile_program(
         threads=request.threads,
         schedules=request.schedules,
         grad=grad,
+        cache=not request.no_cache,
         progress=progress.kernel,
         dump=ladder.pass_reporter(level),
     )

@@ -159,6 +159,10 @@ OPTIONS: tuple[Option, ...] = (
          commands=(BUILD, VERIFY, TUNE)),
     _row("quiet", "flag", "no progress and no log on standard error", default=False),
     _row(
+        "no_cache", "flag", "compile anew, and keep nothing for the next time",
+        flags=("--no-cache",), default=False, commands=(BUILD, VERIFY),
+    ),
+    _row(
         "cache_dir", "path", "where bngen keeps what can be made again", flags=(), commands=(),
         default_text="the user's cache folder",
     ),
@@ -186,6 +190,8 @@ def environment(name: str) -> Any:
         return row.default
     if row.kind in ("int", "count"):
         return _whole_number(row, text)
+    if row.kind == "flag":
+        return _yes_or_no(row, text)
     if row.kind == "choice" and text not in row.choices:
         raise UsageError(f"{row.env}={text} is none of {', '.join(row.choices)}")
     return text
@@ -195,6 +201,14 @@ def _whole_number(row: Option, text: str) -> int:
     if not text.isdecimal() or int(text) < row.minimum:
         raise UsageError(f"{row.env}={text} must be a whole number, at least {row.minimum}")
     return int(text)
+
+
+def _yes_or_no(row: Option, text: str) -> bool:
+    words = {"1": True, "true": True, "yes": True, "on": True,
+             "0": False, "false": False, "no": False, "off": False}  # fmt: skip
+    if text.lower() not in words:
+        raise UsageError(f"{row.env}={text} must be 1 or 0")
+    return words[text.lower()]
 
 
 def debug_level() -> int:

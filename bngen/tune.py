@@ -323,8 +323,8 @@ def _confirmed(
 
 def work_of(program: Any, target: Target, fusion: str, wrt: Sequence[str]) -> list[Job]:
     """The jobs of a training step of a program."""
-    from bngen.compiler import prepare
+    from bngen.passes.prepare import join_gradient, prepare
 
     graph = program.graph if hasattr(program, "graph") else program
     thread_pool.install()
-    return jobs(prepare(graph, target.lanes, fusion, True, wrt).planned.plan, target)
+    return jobs(prepare(join_gradient(graph, wrt), target.lanes, fusion).planned.plan, target)

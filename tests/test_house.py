@@ -33,7 +33,9 @@ MAY_IMPORT = {
     "target": {"runtime"},  # of it, `host` alone: see test_target_asks_the_host_only
     "scheduling": {"ir", "lower", "target"},
     "backend": {"ir", "lower", "runtime", "scheduling", "target"},
-    "compiler": MIDDLE,
+    "binding": {"backend", "ir", "passes", "runtime", "target"},
+    "cache": {"backend", "ir", "runtime", "scheduling", "target"},
+    "compiler": MIDDLE | {"binding", "cache"},
     "gradients": {"ir", "lang", "passes"},
     "verification": {"ir"},
     "programs": {"lang", "models"},
@@ -44,7 +46,7 @@ MAY_IMPORT = {
     "bench": MIDDLE | {"compiler", "programs", "torch_bridge"},
     "tune": MIDDLE | {"bench", "compiler"},
     "explain": MIDDLE | {"compiler"},
-    "build_command": {"artifact", "compiler", "console", "ladder", "programs", "target"},
+    "build_command": {"artifact", "cache", "compiler", "console", "ladder", "programs", "target"},
     "verify_command": {
         "build_command", "console", "ir", "programs", "torch_bridge", "verification",
     },

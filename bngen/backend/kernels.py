@@ -6,16 +6,22 @@ kernels share one function.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+import tempfile
+from collections.abc import Callable, Hashable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from bngen.errors import ToolchainError
 from bngen.ir.node import Value
 from bngen.ir.plan import Kernel, KernelPlan
-from bngen.lower.body import Argument
-from bngen.runtime import native
+from bngen.runtime import native, toolchain
+from bngen.runtime.native import Entry
 from bngen.target import Target
+
+if TYPE_CHECKING:
+    from bngen.lower.body import Argument  # TVM comes with it, as with the imports of _compile
 
 Progress = Callable[[int, int, str], None]
 KnobLookup = Callable[[str, str], dict[str, int] | None]
@@ -24,13 +30,13 @@ KnobLookup = Callable[[str, str], dict[str, int] | None]
 
 @dataclass(frozen=True)
 class Code:
-    """One distinct kernel: its function, and what can be shown of it.
+    """One distinct kernel: its machine code, and what can be shown of it.
 
     Attributes:
         symbol: its name.
-        function: what is called.
         module: the scheduled TIR.
-        library: the machine code.
+        library: LLVM's form of it.
+        machine_code: an object file.
         arguments: shapes of the signature.
         dropped: positions among the kernel's inputs that lie where an output does and left the
             signature: one buffer, read and overwritten element by element.
@@ -40,19 +46,20 @@ class Code:
     """
 
     symbol: str
-    function: Any
     module: Any
     library: Any
+    machine_code: bytes
     arguments: tuple[tuple[int, ...], ...]
     dropped: tuple[int, ...]
     rule: str
     knobs: dict[str, int]
     why: str = ""
 
-    @property
-    def entry(self) -> native.Entry:
-        """Where it is called."""
-        return native.entry_of(self.function)
+    def text(self, kind: str) -> str:
+        """Its scheduled TIR (``tir``), LLVM IR (``ll``) or assembly (``asm``)."""
+        if kind == "tir":
+            return self.module.script()
+        return self.library.mod.inspect_source({"ll": "ll", "asm": "s"}[kind])
 
 
 @dataclass(frozen=True)
@@ -112,11 +119,16 @@ def compile_plan(
         knobs: tuned knobs, looked up by rule and signature.
         progress: called after each kernel with (done, total, name).
         jobs: compiler threads; the target's threads by default.
+
+    Returns:
+        A compiled kernel for each of the plan's, in its order.
     """
     groups: dict[str, list[Kernel]] = {}
+    keys: list[str] = []
     for kernel in plan.kernels:
         key = signature(kernel, plan) + _alignment_key(kernel, unaligned)
         key += "".join(f"|{i}={o}" for i, o in overwritten(kernel, places or {}))
+        keys.append(key)
         groups.setdefault(key, []).append(kernel)
     done = 0
     codes: dict[str, Code] = {}
@@ -139,11 +151,40 @@ def compile_plan(
             raise
     return [
         CompiledKernel(kernel, codes[key], _arguments(kernel, codes[key]))
-        for kernel, key in sorted(
-            ((k, key) for key, ks in groups.items() for k in ks),
-            key=lambda pair: plan.kernels.index(pair[0]),
-        )
+        for kernel, key in zip(plan.kernels, keys, strict=True)
     ]
+
+
+def load(codes: Iterable[Code]) -> dict[str, Entry]:
+    """Kernels to be called in this process, by symbol.
+
+    Without a C compiler, TVM's JIT generates their machine code once more.
+    """
+    distinct = {code.symbol: code for code in codes}
+    try:
+        library = link(distinct.values())
+    except ToolchainError:  # The thread pool has said so.
+        return {s: native.entry_of(code.library[s]) for s, code in distinct.items()}
+    with tempfile.TemporaryDirectory(dir=toolchain.session_folder()) as folder:
+        path = Path(folder) / "kernels.so"
+        path.write_bytes(library)
+        return native.load(path, distinct)
+
+
+def link(codes: Iterable[Code]) -> bytes:
+    """A shared library of kernels.
+
+    Raises:
+        ToolchainError: when there is no C compiler, or it fails.
+    """
+    with tempfile.TemporaryDirectory(dir=toolchain.session_folder()) as folder:
+        objects = []
+        for code in codes:
+            objects.append(Path(folder) / f"{code.symbol}.o")
+            objects[-1].write_bytes(code.machine_code)
+        library = Path(folder) / "kernels.so"
+        toolchain.link(objects, library)
+        return library.read_bytes()
 
 
 def _alignment_key(kernel: Kernel, unaligned: frozenset[Value]) -> str:
@@ -152,6 +193,8 @@ def _alignment_key(kernel: Kernel, unaligned: frozenset[Value]) -> str:
 
 
 def _arguments(kernel: Kernel, code: Code) -> tuple[Argument, ...]:
+    from bngen.lower.body import Argument
+
     values = (*kernel.inputs, *kernel.outputs)
     kept = [v for i, v in enumerate(values) if i not in code.dropped]
     return tuple(Argument(v, s) for v, s in zip(kept, code.arguments, strict=True))
@@ -227,12 +270,19 @@ def _compile(
         library = compile_module(module, tvm_target)
     return Code(
         low.name,
-        library[low.name],
         module,
         library,
+        _machine_code(library),
         tuple(shape for i, shape in enumerate(shapes) if i not in dropped),
         dropped,
         scheduled.rule,
         dict(scheduled.knobs),
         "; ".join(d.reason for d in scheduled.declined),
     )
+
+
+def _machine_code(library: Any) -> bytes:
+    with tempfile.TemporaryDirectory(dir=toolchain.session_folder()) as folder:
+        path = Path(folder) / "kernel.o"
+        library.mod.write_to_file(str(path), "o")
+        return path.read_bytes()

@@ -14,9 +14,9 @@ from bngen.backend.kernels import CompiledKernel, KnobLookup, compile_plan
 from bngen.bench.contenders import Entry, step_program, trained
 from bngen.bench.lone import LoneKernel, timed
 from bngen.bench.samples import geometric_mean, ratios, roofline, summary
-from bngen.compiler import prepare
 from bngen.errors import UsageError
 from bngen.ir.plan import KernelPlan
+from bngen.passes.prepare import join_gradient, prepare
 from bngen.runtime import threads as thread_pool
 from bngen.scheduling import records
 from bngen.target import Target
@@ -76,7 +76,7 @@ def measure_kernels(
 def convolutions(entry: Entry, target: Target) -> KernelPlan:
     """The plan of a program's training step, its convolution kernels alone."""
     graph = step_program(entry).graph
-    plan = prepare(graph, target.lanes, entry.fusion, True, trained(graph)).planned.plan
+    plan = prepare(join_gradient(graph, trained(graph)), target.lanes, entry.fusion).planned.plan
     kept = tuple(k for k in plan.kernels if k.anchor and k.anchor.op in DIRECTIONS)
     return replace(plan, kernels=kept)
 

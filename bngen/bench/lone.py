@@ -12,9 +12,10 @@ from collections.abc import Callable
 
 import numpy as np
 
-from bngen.backend.kernels import CompiledKernel
+from bngen.backend.kernels import CompiledKernel, load
 from bngen.runtime import threads as thread_pool
-from bngen.runtime.executor import Executor, Operand, Step
+from bngen.runtime.calls import Operand
+from bngen.runtime.executor import Executor, Step
 from bngen.runtime.memory import ALIGNMENT
 
 _SHORTEST = 2e-3
@@ -31,8 +32,8 @@ class LoneKernel:
             operands.append(Operand(None, offset, a.shape, a.value.dtype))
             nbytes = math.prod(a.shape) * np.dtype(a.value.dtype).itemsize
             offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
-        step = Step(compiled.kernel.name, compiled.code.entry, tuple(operands))
-        self._executor = Executor([step], offset, {})
+        step = Step(compiled.kernel.name, compiled.code.symbol, tuple(operands))
+        self._executor = Executor([step], load([compiled.code]), offset, {})
         self._threads = threads
         inputs = len(compiled.kernel.inputs)
         self._outputs = operands[inputs:]

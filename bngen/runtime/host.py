@@ -156,6 +156,18 @@ def caches() -> Caches | None:
     return _read_caches(_CPU_DIR / f"cpu{cpus[0]}" / "cache")
 
 
+@functools.cache
+def identity() -> str:
+    """A text that is another on a machine for which another program might be compiled."""
+    told = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part")
+    first, _, _ = (_read(_CPUINFO) or "").partition("\n\n")
+    rows = (line.partition(":") for line in first.splitlines())
+    model = {name.strip(): value.strip() for name, _, value in rows if name.strip() in told}
+    here = features()
+    facts = (architecture(), model, None if here is None else sorted(here), caches(), cpu_count())
+    return repr(facts)
+
+
 def _read(path: Path) -> str | None:
     try:
         return path.read_text().strip()

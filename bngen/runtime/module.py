@@ -6,18 +6,21 @@ Arguments in, arrays out; parameters and buffers by name; for a program compiled
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from bngen.errors import CallError
 from bngen.runtime import threads
 from bngen.runtime.arguments import ArgSpec, deliver, is_torch, prepare_all
-from bngen.runtime.executor import Executor, Operand, view
+from bngen.runtime.calls import Operand
+from bngen.runtime.executor import Executor, Step, view
 from bngen.runtime.memory import empty_aligned
+from bngen.runtime.native import Entry
 
 
 @dataclass(frozen=True)
@@ -67,7 +70,6 @@ class Signature:
         tuple_output: whether a single result is still returned in a tuple.
         named_outputs: whether results are returned as a dict.
         labels: inputs to check before a run.
-        initialize: fills parameters: ``(name, rng) -> array``.
         memory: bytes by use; see `Module.memory`.
     """
 
@@ -82,8 +84,34 @@ class Signature:
     tuple_output: bool = False
     named_outputs: bool = False
     labels: tuple[LabelCheck, ...] = ()
-    initialize: Callable[[str, np.random.Generator], np.ndarray] | None = None
     memory: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Built:
+    """A compiled program as data: all that a module needs besides its machine code.
+
+    Attributes:
+        signature: names, shapes and results.
+        steps: calls of kernels, in order.
+        nbytes: size of the arena.
+        manifest: see `Module.manifest`.
+    """
+
+    signature: Signature
+    steps: tuple[Step, ...]
+    nbytes: int
+    manifest: Mapping[str, Any]
+
+
+class Inside(Protocol):
+    """What can be shown of a module's kernels."""
+
+    def texts(self, kind: str) -> dict[str, str]:
+        """``tir``, ``ll`` or ``asm``, by symbol."""
+
+    def objects(self) -> Mapping[str, bytes]:
+        """Object files, by symbol."""
 
 
 USER_ALIGNMENT = 1
@@ -97,29 +125,28 @@ class Module:
     arrays of the same kind. Not re-entrant: one call at a time.
 
     Args:
-        signature: names, shapes and results.
-        make_executor: builds the executor over the state arrays.
-        describe: makes the manifest.
-        texts: ``kind -> {kernel: text}`` for ``tir``, ``ll``, ``asm``.
-        objects: writes the kernels' object files to a folder.
+        built: what it runs.
+        entries: the kernels, by symbol.
+        initialize: draws the value of a parameter or buffer: ``(name, rng) -> array``.
+        inside: texts and objects, for `emit` and `save_objects`.
         num_threads: threads during calls; None for the process's setting.
     """
 
     def __init__(
         self,
-        signature: Signature,
-        make_executor: Callable[[Mapping[str, np.ndarray]], Executor],
-        describe: Callable[[], dict[str, Any]],
-        texts: Callable[[str], dict[str, str]],
-        objects: Callable[[Path], None],
+        built: Built,
+        entries: Mapping[str, Entry],
+        initialize: Callable[[str, np.random.Generator], np.ndarray],
+        inside: Inside,
         num_threads: int | None = None,
     ):
-        self.signature = signature
-        self._describe, self._texts, self._objects = describe, texts, objects
+        self.signature = built.signature
+        self._manifest, self._initialize, self._inside = built.manifest, initialize, inside
         self._threads = num_threads
-        self._state = {spec.name: _zeros(spec.shape, spec.dtype) for spec in signature.state}
-        self._executor = make_executor({f"in:{k}": v for k, v in self._state.items()})
-        self._initialized = not signature.state
+        self._state = {spec.name: _zeros(spec.shape, spec.dtype) for spec in self.signature.state}
+        fixed = {f"in:{name}": array for name, array in self._state.items()}
+        self._executor = Executor(built.steps, entries, built.nbytes, fixed)
+        self._initialized = not self._state
         self._tape: list[Any] | None = None
 
     # --- state --------------------------------------------------------------------------------
@@ -170,7 +197,7 @@ class Module:
         """Fill parameters and buffers as PyTorch's layers do, from one seed."""
         rng = np.random.default_rng(seed)
         for spec in self.signature.state:
-            np.copyto(self._state[spec.name], self.signature.initialize(spec.name, rng))
+            np.copyto(self._state[spec.name], self._initialize(spec.name, rng))
         self._initialized = True
         return self
 
@@ -264,15 +291,21 @@ class Module:
 
     def manifest(self) -> dict[str, Any]:
         """Signature, layouts, kernels with the sub-layers each holds, counts, target."""
-        return self._describe()
+        return copy.deepcopy(dict(self._manifest))
 
     def emit(self, kind: str) -> dict[str, str]:
         """Texts by kernel: ``tir`` (scheduled TIR), ``ll`` (LLVM IR), ``asm``."""
-        return self._texts(kind)
+        return self._inside.texts(kind)
 
     def save_objects(self, folder: Path) -> None:
         """Write an object file for each distinct kernel into an existing folder."""
-        self._objects(folder)
+        for symbol, content in self._inside.objects().items():
+            (folder / f"{symbol}.o").write_bytes(content)
+
+    def without_work(self) -> Module:
+        """Let every kernel return at once, to time what else a step costs; results mean nothing."""
+        self._executor.without_work()
+        return self
 
     # --- inside -------------------------------------------------------------------------------
 

@@ -189,6 +189,7 @@ class _OpenMPPool:
         os.register_at_fork(after_in_child=self._after_fork)
 
     def attach(self) -> None:
+        native.runtime()  # registers TVM's own pool when it is loaded, so not after this
         for name in ("TVMBackendParallelLaunch", "TVMBackendParallelBarrier"):
             place = ctypes.c_void_p(native.address(getattr(self._library, name)))
             if self._ffi.TVMFFIEnvModRegisterContextSymbol(f"__{name}".encode(), place):

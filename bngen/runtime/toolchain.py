@@ -1,8 +1,9 @@
-"""Small C sources compiled once per machine and kept in the user's cache folder.
+"""The C compiler: small sources that ship with bngen, and object files linked to libraries.
 
-In: a C file that ships with bngen. Out: the path of a shared library. The file's name contains a
-hash of everything it depends on (source, flags, compiler), so a stale library is never found, and
-it appears by an atomic rename, so that two processes may race.
+In: a C file, or objects. Out: a shared library. That of a C file is made once per machine and kept
+in the user's cache folder: its name contains a hash of everything it depends on (source, flags,
+compiler), so a stale library is never found, and it appears by an atomic rename, so that two
+processes may race.
 """
 
 from __future__ import annotations
@@ -14,11 +15,14 @@ import shlex
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from bngen.errors import ToolchainError
 
 FLAGS = ("-O2", "-std=c11", "-fPIC", "-shared")
+# What kernels call, they call directly: within a library, and of the C and math libraries.
+LINK_FLAGS = ("-shared", "-Wl,-Bsymbolic", "-lm")
 _INSTALL = "install gcc, or name a C compiler in CC"
 
 
@@ -53,10 +57,21 @@ def shared_library(source: Path) -> Path:
     """
     command = [*find_compiler(), *FLAGS]
     name = f"{source.stem}-{_key(source.read_bytes(), tuple(command))}.so"
-    library = _writable_folder() / name
+    library = private_folder("native") / name
     if not library.exists():
-        _compile(command, source, library)
+        _make(command, [source], library, f"compile {source.name}")
     return library
+
+
+def link(objects: Sequence[Path], library: Path) -> None:
+    """Make a shared library of object files.
+
+    Raises:
+        ToolchainError: when there is no compiler, or it fails.
+    """
+    first, *flags = LINK_FLAGS
+    # Libraries come after the objects that need them.
+    _make([*find_compiler(), first], [*objects, *flags], library, "link kernels")
 
 
 def _key(source: bytes, command: tuple[str, ...]) -> str:
@@ -65,20 +80,30 @@ def _key(source: bytes, command: tuple[str, ...]) -> str:
     return hashlib.sha256(source + identity).hexdigest()[:16]
 
 
-def _writable_folder() -> Path:
-    folder = cache_dir() / "native"
+def private_folder(name: str) -> Path:
+    """A folder in the cache that nobody else can write to; where there is none, `session_folder`.
+
+    Raises:
+        ToolchainError: when no folder can be written.
+    """
+    folder = cache_dir() / name
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        status = folder.stat()
     except OSError:
-        return _session_folder()
-    # Somebody else's folder could hold somebody else's code.
-    owned = folder.stat().st_uid == os.geteuid()
-    return folder if owned and os.access(folder, os.W_OK) else _session_folder()
+        return session_folder()
+    # Where somebody else can write could lie somebody else's code.
+    ours = status.st_uid == os.geteuid() and not status.st_mode & 0o022
+    return folder if ours and os.access(folder, os.W_OK) else session_folder()
 
 
 @functools.cache
-def _session_folder() -> Path:
-    """A private folder of this process, for homes that cannot be written."""
+def session_folder() -> Path:
+    """A private folder that goes when this process does.
+
+    Raises:
+        ToolchainError: when it cannot be made.
+    """
     import atexit
 
     try:
@@ -91,16 +116,17 @@ def _session_folder() -> Path:
     return Path(folder)
 
 
-def _compile(command: list[str], source: Path, library: Path) -> None:
+def _make(command: Sequence[str], inputs: Sequence[Path | str], library: Path, task: str) -> None:
     handle, scratch = tempfile.mkstemp(suffix=".so", dir=library.parent)
     os.close(handle)
     try:
         done = subprocess.run(
-            [*command, "-o", scratch, str(source)], capture_output=True, text=True, check=False
-        )
+            [*command, "-o", scratch, *map(str, inputs)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
         if done.returncode:
             raise ToolchainError(
-                f"{command[0]} cannot compile {source.name}: {_first_error(done.stderr)}",
+                f"{command[0]} cannot {task}: {_first_error(done.stderr)}",
                 hint=_INSTALL,
             )
         os.chmod(scratch, 0o755)

@@ -8,9 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 Knobs = dict[str, int]
+
+
+@dataclass(frozen=True)
+class Declined:
+    """Why a rule, or a choice of knobs, does not apply."""
+
+    reason: str
 
 
 class Machine(Protocol):

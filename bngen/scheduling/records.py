@@ -23,8 +23,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bngen.errors import BngenError, ToolchainError
-from bngen.scheduling.knobs import Knobs, divisors
-from bngen.scheduling.rule import Declined
+from bngen.scheduling.knobs import Declined, Knobs, divisors
 
 FORMAT = 1
 Extents = Mapping[str, int]

@@ -13,16 +13,17 @@ from tvm import IRModule, s_tir
 from bngen.lower.body import Lowered
 from bngen.scheduling.conv import schedule_conv, schedule_phased
 from bngen.scheduling.fallback import schedule_fallback
-from bngen.scheduling.knobs import Knobs, Machine, conv_knobs, map_knobs, phased_knobs, wgrad_knobs
+from bngen.scheduling.knobs import (
+    Declined,
+    Knobs,
+    Machine,
+    conv_knobs,
+    map_knobs,
+    phased_knobs,
+    wgrad_knobs,
+)
 from bngen.scheduling.maps import schedule_map, schedule_partial
 from bngen.scheduling.wgrad import schedule_depthwise_gradient, schedule_weight_gradient
-
-
-@dataclass(frozen=True)
-class Declined:
-    """Why a rule does not apply."""
-
-    reason: str
 
 
 @dataclass(frozen=True)

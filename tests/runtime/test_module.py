@@ -544,14 +544,14 @@ def test_the_thread_pool_is_installed_before_code_is_loaded(monkeypatch):
     import bngen.compiler
 
     order = []
-    install, compile_plan = bngen.compiler.thread_pool.install, bngen.compiler.compile_plan
+    install, load = bngen.compiler.thread_pool.install, bngen.compiler.load
     monkeypatch.setattr(
         bngen.compiler.thread_pool, "install", lambda: (order.append("install"), install())[1]
     )
     monkeypatch.setattr(
         bngen.compiler,
-        "compile_plan",
-        lambda *a, **k: (order.append("compile"), compile_plan(*a, **k))[1],
+        "load",
+        lambda codes: (order.append("load"), load(codes))[1],
     )
     bngen.build(bngen.trace(lambda x: bngen.relu(x), bngen.Tensor((2, 16, 4, 4)), name="p"))
-    assert order[:2] == ["install", "compile"]
+    assert order[:2] == ["install", "load"]

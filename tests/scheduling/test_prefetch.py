@@ -12,8 +12,8 @@ from tvm.sym import Analyzer
 import bngen as bg
 from bngen.backend.kernels import compile_plan
 from bngen.bench.lone import LoneKernel
-from bngen.compiler import prepare
 from bngen.lower.kernel import lower
+from bngen.passes.prepare import join_gradient, prepare
 from bngen.scheduling.nests import replaced
 from bngen.scheduling.prefetch import KINDS, add_prefetches
 from bngen.scheduling.rule import schedule
@@ -44,7 +44,7 @@ def plan_of(width, channels, window, stride=1):
     step.__annotations__ = dict(zip(step.__code__.co_varnames[: len(kinds)], kinds, strict=True))
     graph = bg.program(step).graph
     wrt = ["x", "w1", "w2", "w3", "gamma", "beta", "gamma2", "beta2"]
-    return prepare(graph, TARGET.lanes, grad=True, wrt=wrt).planned.plan
+    return prepare(join_gradient(graph, wrt), TARGET.lanes).planned.plan
 
 
 def scheduled(kernel, plan):

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from bngen import models
 from bngen.backend.kernels import signature
-from bngen.compiler import build, prepare
+from bngen.compiler import build
 from bngen.errors import BngenError, ToolchainError
 from bngen.lower.kernel import lower
+from bngen.passes.prepare import join_gradient, prepare
 from bngen.scheduling import records
 from bngen.scheduling.records import Record, Records, candidates, digest, find, legal, read, write
 from bngen.scheduling.rule import RULES
@@ -189,7 +190,7 @@ def test_records_change_no_result(tmp_path):
     """Every kernel of a step on knobs that are not the rule's own."""
     graph = models.make("tiny_densenet", batch=2, image=32, loss=True).graph
     target = Target.parse()
-    plan = prepare(graph, target.lanes, grad=True).planned.plan
+    plan = prepare(join_gradient(graph), target.lanes).planned.plan
     odd = []
     with target.tvm():
         for kernel in plan.kernels:

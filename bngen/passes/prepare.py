@@ -1,0 +1,117 @@
+"""All that happens to a program before code is generated.
+
+In: the graph of a program, coarse ops. Out: a `Prepared`: kernels, layouts and places of the
+program and, where it is asked for, its gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+from bngen.ir.build import GraphBuilder
+from bngen.ir.node import Graph, Node, Value
+from bngen.passes.autodiff import differentiate
+from bngen.passes.fusion import late_nodes
+from bngen.passes.pipeline import Dump, Planned, plan_program
+
+
+@dataclass(frozen=True)
+class Joint:
+    """A program, with its gradient if asked for.
+
+    Attributes:
+        graph: the results of the program, and then its gradients.
+        program: the program alone.
+        cotangents: names of the inputs that only ``backward`` is given.
+    """
+
+    graph: Graph
+    program: Graph
+    cotangents: frozenset[str] = frozenset()
+
+    @property
+    def late(self) -> frozenset[Value]:
+        """The inputs that only ``backward`` is given."""
+        return frozenset(i.value for i in self.graph.inputs if i.name in self.cotangents)
+
+
+class Prepared(NamedTuple):
+    """A program before code is generated.
+
+    Attributes:
+        joint: the program; an input that an update overwrites too early is read through a copy.
+        planned: kernels, layouts and places.
+        unaligned: values in users' memory, which starts anywhere.
+    """
+
+    joint: Joint
+    planned: Planned
+    unaligned: frozenset[Value]
+
+
+def join_gradient(graph: Graph, wrt: Sequence[str] | None = None) -> Joint:
+    """A program and its gradient.
+
+    Args:
+        graph: the program.
+        wrt: names of the inputs to differentiate with respect to; by default every floating-point
+            argument and parameter.
+    """
+    joint = differentiate(graph, wrt, cotangents="inputs")
+    cotangents = frozenset(i.name for i in joint.inputs) - {i.name for i in graph.inputs}
+    return Joint(joint, graph, cotangents)
+
+
+def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = None) -> Prepared:
+    """Plan a program.
+
+    Args:
+        joint: the program.
+        lanes: float32 lanes of a vector.
+        fusion: a fusion level.
+        dump: called after each pass with its name and the graph.
+    """
+    late = tuple(joint.late)
+    graph = keep_old_values(joint.graph, late)
+    planned = plan_program(graph, fusion, lanes, late=late, dump=dump)
+    users = {i.value for i in graph.inputs if i.kind == "input"}
+    unaligned = frozenset(v for v, p in planned.memory.places.items() if p.root in users)
+    return Prepared(replace(joint, graph=graph), planned, unaligned)
+
+
+def keep_old_values(graph: Graph, late: Sequence[Value] = ()) -> Graph:
+    """Let whoever still needs an updated input once the update is made read a copy of it.
+
+    An update is made when ``forward`` ends. The old value is needed after that by ``backward``
+    (a dropout mask drawn again from a step counter), by a call that returns it, and by an update
+    of another input with it.
+
+    Args:
+        graph: a program, or a differentiated one.
+        late: inputs that only ``backward`` is given.
+    """
+    targets = {target for target, _ in graph.updates}
+    needed = targets & {*graph.outputs, *(new for target, new in graph.updates if new != target)}
+    needed |= targets & _read_by(graph, late_nodes(graph, frozenset(late)))
+    if not needed:
+        return graph
+    b = GraphBuilder.rewriting(graph)
+    for target in graph.input_values():
+        if target in needed:
+            b.replace(target, b.emit("copy", target))
+    for node in graph.nodes:
+        b.add(node)
+    # What is written stays the input itself: only readers look at the copy.
+    updates = [(target, b.resolve(new)) for target, new in graph.updates]
+    return replace(b.finish(), updates=tuple(updates))
+
+
+def _read_by(graph: Graph, goals: frozenset[Node]) -> set[Value]:
+    """The values that any of the nodes depends on."""
+    found: set[Value] = set()
+    for node in reversed(graph.nodes):
+        if node in goals or not found.isdisjoint(node.outputs):
+            found.update(node.operands)
+    return found
