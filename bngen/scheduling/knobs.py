@@ -37,37 +37,49 @@ def divisors(n: int) -> list[int]:
     return sorted({*small, *(n // d for d in small)})
 
 
-def register_tiles(width: int, blocks: int, registers: int) -> Iterable[tuple[float, int, int]]:
+def register_tiles(
+    width: int, blocks: int, depth: int, registers: int
+) -> Iterable[tuple[float, int, int]]:
     """Candidate register tiles (score, columns, output blocks), any order.
 
     ``columns * blocks`` accumulators, ``blocks`` weight vectors and one broadcast must fit. The
     score is the share of time that the multiply-add units work: what a ragged last tile leaves
-    idle, the latency that few accumulators do not hide (2 units x 4 cycles), and the load ports
-    (one broadcast a column, one weight a block, for columns * blocks multiply-adds).
+    idle, and costs besides where the sum (of ``depth`` terms) is short; the latency that few
+    accumulators do not hide (2 units x 4 cycles); and the loads for columns * blocks multiply-adds,
+    a broadcast a column and a weight a block. Their weights were fitted to tiles measured on AVX2,
+    where registers are few; 32 registers leave room for tiles that no term holds back.
     """
     for kb in (d for d in divisors(blocks) if d <= 8):
         for tw in range(1, min(width, registers - 2) + 1):
-            if tw * kb + kb + 1 > registers:
+            tile = tw * kb
+            if tile + kb + 1 > registers:
                 break
             full = width / (math.ceil(width / tw) * tw)
-            busy = min(1.0, tw * kb / 8)
-            ports = min(1.0, tw * kb / (tw + kb))
-            ragged = 1.0 if width % tw == 0 else 0.93
-            yield full * busy * ports * ragged * (1 + 0.002 * tw * kb), tw, kb
+            ragged = 1.0 if width % tw == 0 else max(0.5, 1 - 25 / depth)
+            busy = min(1.0, tile / 8)
+            loads = min(1.0, tile / (1.5 * tw + 2 * kb))
+            yield full * ragged * busy * loads * (1 + 0.002 * tile), tw, kb
 
 
 def conv_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     """Register tile and rows per task of a convolution nest (forward or data gradient)."""
     per_group = e["out_blocks"] // e.get("groups", 1)
-    _, columns, blocks = max(register_tiles(e["w"], per_group, machine.vector_registers))
+    tiles = register_tiles(e["w"], per_group, _depth(e), machine.vector_registers)
+    _, columns, blocks = max(tiles)
     row_bytes = 4 * e["in_blocks"] * e["in_lanes"] * e["padded_w"]
     return {"columns": columns, "blocks": blocks, "rows": rows_per_task(e, machine, row_bytes)}
+
+
+def _depth(e: dict[str, int]) -> int:
+    """Terms of the sum that a convolution is."""
+    return e["in_blocks"] * e["in_lanes"] * e.get("r", 1) * e.get("s", 1)
 
 
 def phased_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     """The same for a strided data gradient, whose register tile belongs to one phase."""
     width, group = e["w"] // e["spread_w"], e.get("group_rows", e["spread_h"])
-    tiles = register_tiles(width, e["out_blocks"] // e["groups"], machine.vector_registers)
+    per_group = e["out_blocks"] // e["groups"]
+    tiles = register_tiles(width, per_group, _depth(e), machine.vector_registers)
     _, columns, blocks = max(t for t in tiles if width % t[1] == 0)
     row_bytes = 4 * e["in_blocks"] * e["in_lanes"] * e["padded_w"] // e["spread_h"]
     facts = {**e, "group_rows": group, "r": 1}

@@ -9,10 +9,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import tvm_ffi
-from tvm import s_tir, tirx
+from tvm import DataType, s_tir, tirx
 from tvm.ir import TensorLoad, Var
 
 from bngen.lower.coords import Expr
+
+LINE = 64
+"""Bytes of a cache line."""
 
 MAP_RANK = 5
 """Rank of a feature map in memory: block, image, row, column, lane."""
@@ -30,6 +33,11 @@ class Access:
     def shape(self) -> list[int]:
         """Extents of the map."""
         return [int(e) for e in self.buffer.ty.shape]
+
+    @property
+    def columns_of_a_line(self) -> int:
+        """How many neighbouring columns of a channel block lie in a cache line."""
+        return max(1, LINE // (self.shape[-1] * DataType(self.buffer.ty.dtype).itemsize))
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from itertools import product
 
 import tvm_ffi
 from tvm import tirx
@@ -40,7 +39,7 @@ from bngen.scheduling.nests import Access, Nest, mentions, nests, replaced
 KINDS = ("conv", "wgrad")
 """Kernels with enough arithmetic between their slots to hide anything behind."""
 
-_LEAST_WORK = 192
+_LEAST_WORK = 64
 """Vector multiply-adds between two bursts; shorter intervals cost more than they hide."""
 
 _BURST = 8
@@ -144,35 +143,26 @@ def _store_slot(plan: _Plan, nest: Nest, parameters: Sequence[Var]) -> None:
     if not own:
         return
     *outer, columns = own
-    width, lines = _extent(columns), _trips(outer)
-    level = plan.level(shared, lambda loops: lines * math.ceil(width / _trips(loops)))
-    if level is None:
-        return
-    loops = plan.main.loops[shared : level + 1]
-    share = math.ceil(width / _trips(loops))
-    places = [tirx.min(_linear(loops) * share + j, _int(width - 1)) for j in range(share)]
     lanes = {loop.loop_var: _int(0) for loop in nest.loops[shared:] if _is_vector(loop)}
     for access in nest.accesses(parameters):
-        if not plan.is_new(access, ahead=False):
+        step, width = access.columns_of_a_line, _extent(columns)
+        extents = [*map(_extent, outer), math.ceil(width / step)]
+        level = plan.level(shared, lambda loops, e=extents: _share(e, loops))
+        if level is None or not plan.is_new(access, ahead=False):
             continue
         statements = []
-        for fixed in _iterations(outer):
-            for place in places:
-                at = [
-                    replaced(i, {**lanes, **fixed, columns.loop_var: place}) for i in access.indices
-                ]
-                if nest.is_guarded:
-                    at = [tirx.min(i, _int(e - 1)) for i, e in zip(at, access.shape, strict=True)]
-                statements.append(_prefetch(access, at))
+        for *rest, line in _places(extents, plan.main.loops[shared : level + 1]):
+            fixed = dict(zip((loop.loop_var for loop in outer), rest, strict=True))
+            fixed |= {**lanes, columns.loop_var: tirx.min(line * step, _int(width - 1))}
+            at = [replaced(i, fixed) for i in access.indices]
+            if nest.is_guarded:
+                at = [tirx.min(i, _int(e - 1)) for i, e in zip(at, access.shape, strict=True)]
+            statements.append(_prefetch(access, at))
         plan.add(plan.main.loops[level], statements)
 
 
 def _load_slot(plan: _Plan, nest: Nest, parameters: Sequence[Var]) -> None:
-    """Ask for the maps of the next iteration: of each channel block, a run of neighbours.
-
-    A prefetch asks for the channel block that the multiply-adds around it are reading, and the run
-    is spread over the loops that do not choose the block.
-    """
+    """Ask for the maps of the next iteration: of each channel block, a run of neighbours."""
     shared = nest.shared_with(plan.main)
     block = plan.main.loads_of(nest.store.buffer)[0][0]
     choosing = [x for x in plan.main.loops[shared:] if mentions(block, x.loop_var)]
@@ -198,31 +188,46 @@ def _spread(
     start: tuple[Expr, Expr],
     run: int,
 ) -> None:
-    """Divide ``run`` neighbours of each channel block among the iterations of the main nest."""
-    block, choosing = blocks
+    """Divide ``run`` neighbours of each channel block among the iterations of the main nest.
 
-    def divided(loops: Sequence[tirx.For]) -> tuple[list[tirx.For], list[tirx.For], int]:
-        """Loops that the run is spread over, loops inside that choose blocks, a burst's share."""
+    Below a loop that chooses the block, its own are asked for; above it, those of all its blocks.
+    """
+    block, choosing = blocks
+    step = access.columns_of_a_line
+
+    def divided(loops: Sequence[tirx.For]) -> tuple[list[tirx.For], list[tirx.For], list[int]]:
+        """Loops to spread over, loops inside that choose blocks, and the extents of all lines."""
         free = [loop for loop in loops if not _among(loop, choosing)]
         inside = [loop for loop in choosing if not _among(loop, loops)]
-        return free, inside, math.ceil(run / _trips(free))
+        return free, inside, [*map(_extent, inside), math.ceil(run / step)]
 
     def burst(loops: Sequence[tirx.For]) -> int:
-        _, inside, share = divided(loops)
-        return share * _trips(inside)
+        free, _, extents = divided(loops)
+        return _share(extents, free)
 
     level = plan.level(shared, burst)
     if level is None:
         return
-    free, inside, share = divided(plan.main.loops[shared : level + 1])
-    first = tirx.min(_linear(free) * share, _int(run - share))
-    statements = [
+    free, inside, extents = divided(plan.main.loops[shared : level + 1])
+    statements = []
+    for *rest, line in _places(extents, free):
+        fixed = dict(zip((loop.loop_var for loop in inside), rest, strict=True))
         # Rows of a block are neighbours in memory: counting columns on leads through them.
-        _prefetch(access, [replaced(block, fixed), *start, first + j, _int(0)])
-        for fixed in _iterations(inside)
-        for j in range(share)
-    ]
+        at = [replaced(block, fixed), *start, line * step, _int(0)]
+        statements.append(_prefetch(access, at))
     plan.add(plan.main.loops[level], statements)
+
+
+def _share(extents: Sequence[int], loops: Sequence[tirx.For]) -> int:
+    """How many places of a grid one iteration of the loops has to visit."""
+    return math.ceil(math.prod(extents) / _trips(loops))
+
+
+def _places(extents: Sequence[int], loops: Sequence[tirx.For]) -> list[list[Expr]]:
+    """The places of a grid that an iteration visits: all of them are divided among the loops'."""
+    share, count = _share(extents, loops), math.prod(extents)
+    first = _linear(loops) * share
+    return [_digits(tirx.min(first + j, _int(count - 1)), extents) for j in range(share)]
 
 
 # --- loops ------------------------------------------------------------------------------------
@@ -232,13 +237,18 @@ def _next(loops: Sequence[tirx.For]) -> dict[Var, Expr]:
     """The loop variables of the iteration after this one, of the innermost loops of a task."""
     parallel = max(i for i, loop in enumerate(loops) if loop.kind == tirx.ForKind.PARALLEL)
     advancing = loops[parallel + 1 :] or loops[parallel:]
-    rest = _trips(advancing)
-    position, values = tirx.min(_linear(advancing) + 1, _int(rest - 1)), {}
-    for loop in advancing:
-        extent = _extent(loop)
+    position = tirx.min(_linear(advancing) + 1, _int(_trips(advancing) - 1))
+    values = _digits(position, [_extent(loop) for loop in advancing])
+    return dict(zip((loop.loop_var for loop in advancing), values, strict=True))
+
+
+def _digits(position: Expr, extents: Sequence[int]) -> list[Expr]:
+    """A position in a grid of these extents, counted row by row, along each of its axes."""
+    digits, rest = [], math.prod(extents)
+    for extent in extents:
         rest //= extent
-        values[loop.loop_var] = tirx.floormod(tirx.floordiv(position, _int(rest)), _int(extent))
-    return values
+        digits.append(tirx.floormod(tirx.floordiv(position, _int(rest)), _int(extent)))
+    return digits
 
 
 def _linear(loops: Sequence[tirx.For]) -> Expr:
@@ -247,13 +257,6 @@ def _linear(loops: Sequence[tirx.For]) -> Expr:
     for loop in loops:
         position = position * _int(_extent(loop)) + loop.loop_var
     return position
-
-
-def _iterations(loops: Sequence[tirx.For]) -> list[dict[Var, Expr]]:
-    """Every iteration of several loops: the values of their variables."""
-    ranges = (range(_extent(loop)) for loop in loops)
-    variables = [loop.loop_var for loop in loops]
-    return [dict(zip(variables, map(_int, place), strict=True)) for place in product(*ranges)]
 
 
 def _trips(loops: Sequence[tirx.For]) -> int:
