@@ -10,8 +10,11 @@ BIN := $(VENV)/bin
 # Made last: an interrupted installation leaves no stamp, and the next make finishes it.
 INSTALLED := $(VENV)/.installed
 
-# What make bench measures; BENCH_OUT is the folder of the JSON file and the plots.
-BENCH ?= densenet121 resnet50 mobilenet_v2 --kernels
+# What make bench measures, and a second time with large batches; BENCH_OUT is the folder of the
+# JSON files and the plots.
+BENCH ?= densenet121 resnet50 mobilenet_v2 --against none,mvf,eager,channels-last,compile \
+  --startup --kernels --rounds 7
+BENCH_LARGE ?= densenet121 --batch 32 --against eager,channels-last,compile,jemalloc --rounds 5
 BENCH_OUT ?= benchmarks
 
 .PHONY: help run test bench
@@ -32,6 +35,7 @@ test: $(INSTALLED)
 bench: $(INSTALLED)
 	mkdir -p $(BENCH_OUT)
 	$(BIN)/bngen bench $(BENCH) --json $(BENCH_OUT)/latest.json --plot $(BENCH_OUT)
+	$(BIN)/bngen bench $(BENCH_LARGE) --json $(BENCH_OUT)/batch32.json
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

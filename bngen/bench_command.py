@@ -1,7 +1,8 @@
 """``bngen bench``: training steps and kernels, bngen's beside PyTorch's, on this machine.
 
 In: a `BenchRequest`. Out: tables on standard output, JSON and plots where asked for, and the exit
-status: 0, or 1 when a contender computes another loss than bngen.
+status: 0, or 1 when a contender computes another loss than bngen. An interrupt ends the
+measurements; what they have come to is shown and written.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 from bngen import console
 from bngen.errors import BngenError, ToolchainError, UsageError
 
-SCHEMA = 1
+INTERRUPTED = 130
+SCHEMA = 2
 """Version of the JSON; it grows when a field changes its meaning or goes away."""
 
 
@@ -48,12 +50,18 @@ class BenchRequest:
 def run(request: BenchRequest) -> int:
     """Measure, report; the exit status."""
     _check(request)
-    from bngen.bench import tables
+    from bngen.bench import machine, tables
     from bngen.target import Target
 
     target = Target.parse(request.target, mcpu=request.mcpu, mattr=request.mattr or ())
+    report = new_report(machine.describe(target))
     with console.progress(request.quiet) as progress:
-        report = measure(request, target, progress)
+        try:
+            measure(request, target, progress, report)
+        except KeyboardInterrupt:
+            report["interrupted"] = True
+    if not report["races"]:
+        raise KeyboardInterrupt  # before there was anything to lose
     tables.show(report)
     if request.json_file:
         _write(Path(request.json_file), report)
@@ -62,19 +70,32 @@ def run(request: BenchRequest) -> int:
 
         for path in plots.draw(report, Path(request.plot)):
             console.log(f"wrote {path}")
+    if report["interrupted"]:
+        console.log("interrupted; this is what was measured until then")
+        return INTERRUPTED
     rows = [row for race in report["races"] for row in race["contenders"]]
     return 1 if any(row["status"] == "disagrees" for row in rows) else 0
 
 
-def measure(request: BenchRequest, target: Any, progress: console.Progress) -> dict[str, Any]:
-    """Everything that was asked for, as the JSON file holds it."""
-    from bngen.bench import machine
-
-    report: dict[str, Any] = {
-        "schema": SCHEMA, "machine": machine.describe(target), "races": [], "kernels": [],
+def new_report(machine: dict[str, Any]) -> dict[str, Any]:
+    """What the JSON file holds before anything is measured."""
+    return {
+        "schema": SCHEMA, "machine": machine, "interrupted": False, "races": [], "kernels": [],
     }  # fmt: skip
+
+
+def measure(
+    request: BenchRequest, target: Any, progress: console.Progress, report: dict[str, Any]
+) -> None:
+    """Measure everything that was asked for, and add each part to the report once it is complete.
+
+    Raises:
+        KeyboardInterrupt: with the report holding what was measured until then.
+    """
     for program in request.program:
         report["races"].append(_race(request, program, str(target), progress))
+        if report["races"][-1]["interrupted"]:
+            raise KeyboardInterrupt
     if request.kernels:
         from bngen.bench.kernels import measure_kernels
         from bngen.bench.limits import measure_limits
@@ -85,7 +106,8 @@ def measure(request: BenchRequest, target: Any, progress: console.Progress) -> d
             entry = _entry(request, program, "bngen", str(target))
             part = measure_kernels(entry, target, limits, request.rounds, progress.kernel)
             report["kernels"].append(part)
-    return report
+            if part["interrupted"]:
+                raise KeyboardInterrupt
 
 
 def _race(
@@ -99,7 +121,7 @@ def _race(
         result = race(
             entries, request.rounds, tell=progress.stage, run=lambda e: Process(e, variables)
         )
-        if request.startup:
+        if request.startup and not result["interrupted"]:
             _start_again(result, entries, variables, progress)
     return result
 
@@ -131,7 +153,7 @@ def _start_again(
     result: dict[str, Any], entries: Any, variables: Mapping[str, str], progress: console.Progress
 ) -> None:
     """Add to each contender's times what a second process needs, now that caches are full."""
-    from bngen.bench.race import Process, Unavailable
+    from bngen.bench.race import STARTUP, Process, Unavailable
 
     rows = {row["name"]: row for row in result["contenders"] if row["status"] != "unavailable"}
     for entry in entries:
@@ -146,8 +168,7 @@ def _start_again(
             raise BngenError(what) from error
         finally:
             process.stop()
-        warm = {k: start[k] for k in ("import", "build", "first_step")}
-        rows[entry.contender]["startup"]["warm"] = warm
+        rows[entry.contender]["startup"]["warm"] = {k: start[k] for k in STARTUP}
 
 
 def _check(request: BenchRequest) -> None:

@@ -1,11 +1,13 @@
 """The README's first example, compiled and run as it stands there."""
 
+import json
 import re
 from pathlib import Path
 
 import numpy as np
 
 import bngen
+from bngen.bench import page
 from bngen.ir import interp
 from bngen.ir.text import parse_graph
 from tests.oracle import assert_close, torch_run
@@ -16,6 +18,16 @@ ROOT = Path(__file__).parents[1]
 def example(number: int) -> str:
     """The README's Python blocks, in order."""
     return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[number]
+
+
+def test_the_measurements_are_those_of_the_files(pytestconfig):
+    """``pytest --update-golden`` writes them anew after ``make bench``."""
+    files = [ROOT / "benchmarks" / name for name in ("latest.json", "batch32.json")]
+    text = page.measured([json.loads(path.read_text()) for path in files])
+    readme = (ROOT / "README.md").read_text()
+    if pytestconfig.getoption("--update-golden"):
+        (ROOT / "README.md").write_text(page.with_section(readme, text))
+    assert page.section((ROOT / "README.md").read_text()) == text
 
 
 def test_the_training_example_runs_and_learns(tmp_path):

@@ -60,6 +60,13 @@ class Contender(Protocol):
     def backward(self) -> None:
         """Compute the gradients of all parameters for the last `forward`."""
 
+    def without_work(self) -> bool:
+        """From now on, skip the kernels: a step then takes what surrounds them.
+
+        Returns:
+            Whether the contender can do that.
+        """
+
 
 def step_program(entry: Entry) -> Any:
     """The program of a training step: built-in networks end in a loss, and drop nothing out."""
@@ -131,6 +138,11 @@ class BngenStep:
         """See `Contender`; the gradients are dropped."""
         self._module.backward(*self._cotangents)
 
+    def without_work(self) -> bool:
+        """See `Contender`."""
+        self._module.without_work()
+        return True
+
 
 class TorchStep:
     """The PyTorch module of a built-in network, eager or compiled, NCHW or channels-last."""
@@ -171,6 +183,10 @@ class TorchStep:
         """See `Contender`."""
         self._loss.backward()
         self._loss = None
+
+    def without_work(self) -> bool:
+        """See `Contender`."""
+        return False
 
 
 def contender(entry: Entry) -> Contender:

@@ -55,6 +55,9 @@ def measure_kernels(
         limits: see `limits.measure_limits`.
         rounds: times that each side is measured.
         progress: called with (done, total, name).
+
+    Returns:
+        The program's part of the report; after an interrupt, of the kernels measured until then.
     """
     import torch
 
@@ -66,11 +69,16 @@ def measure_kernels(
     compiled = compile_distinct(plan, target, tuned.lookup, progress)
     if not compiled:
         raise UsageError(f"{entry.program} has no convolutions", hint="leave --kernels out")
-    measured = []
-    for i, (kernel, calls) in enumerate(compiled, start=1):
-        measured.append(_measure(kernel, calls, plan, rounds, entry.threads or 0))
-        progress(i, len(compiled), f"timing {kernel.kernel.name}")
-    return report(entry.program, measured, limits)
+    measured, interrupted = [], False
+    try:
+        for i, (kernel, calls) in enumerate(compiled, start=1):
+            measured.append(_measure(kernel, calls, plan, rounds, entry.threads or 0))
+            progress(i, len(compiled), f"timing {kernel.kernel.name}")
+    except KeyboardInterrupt:
+        if not measured:
+            raise
+        interrupted = True
+    return report(entry.program, measured, limits, interrupted)
 
 
 def convolutions(entry: Entry, target: Target) -> KernelPlan:
@@ -124,11 +132,32 @@ def _repeated(call: Callable[[], Any]) -> Callable[[int], None]:
 
 
 def report(
-    program: str, measured: Sequence[Measured], limits: Mapping[str, Any]
+    program: str,
+    measured: Sequence[Measured],
+    limits: Mapping[str, Any],
+    interrupted: bool = False,
 ) -> dict[str, Any]:
     """The measurements as the JSON file holds them: a row a kernel, and what they come to."""
     rows = [_row(m, limits) for m in measured]
-    return {"program": program, "rows": rows, "summary": total(rows, limits)}
+    return {
+        "program": program, "interrupted": interrupted, "rows": rows,
+        "summary": total(rows, limits), "groups": groups(rows, limits),
+    }  # fmt: skip
+
+
+def groups(rows: Sequence[Mapping[str, Any]], limits: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """What the rows of each direction and window come to, the longest time first."""
+    kinds: dict[tuple[str, str], list[Mapping[str, Any]]] = {}
+    for row in rows:
+        kinds.setdefault((row["direction"], row["window"]), []).append(row)
+    found = [
+        {
+            "direction": direction, "window": window, "calls": sum(r["calls"] for r in same),
+            **total(same, limits),
+        }
+        for (direction, window), same in kinds.items()
+    ]  # fmt: skip
+    return sorted(found, key=lambda g: -g["seconds"])
 
 
 def _row(m: Measured, limits: Mapping[str, Any]) -> dict[str, Any]:
@@ -143,6 +172,7 @@ def _row(m: Measured, limits: Mapping[str, Any]) -> dict[str, Any]:
         "name": m.compiled.kernel.name,
         "direction": DIRECTIONS[node.op],
         "shape": shape_text(node),
+        "window": window_text(node),
         "sublayers": " ".join(m.compiled.kernel.sublayers),
         "rule": m.compiled.code.rule,
         "knobs": dict(m.compiled.code.knobs),
@@ -180,9 +210,15 @@ def total(rows: Sequence[Mapping[str, Any]], limits: Mapping[str, Any]) -> dict[
 
 def shape_text(node: Any) -> str:
     """A convolution in one word: ``8x128x28x28 k32 3x3 /2 g4``."""
-    x, (k, _, r, s), _ = shapes(node)
+    x, (k, *_), _ = shapes(node)
+    return f"{'x'.join(map(str, x))} k{k} {window_text(node)}"
+
+
+def window_text(node: Any) -> str:
+    """The window of a convolution, its stride and groups if there are any: ``3x3 /2 g4``."""
+    _, (_, _, r, s), _ = shapes(node)
     stride, groups = node.attrs["stride"], node.attrs["groups"]
-    words = ["x".join(map(str, x)), f"k{k}", f"{r}x{s}"]
+    words = [f"{r}x{s}"]
     if stride != (1, 1):
         words.append("/" + "x".join(map(str, dict.fromkeys(stride))))
     return " ".join([*words, *([f"g{groups}"] if groups > 1 else [])])

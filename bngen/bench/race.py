@@ -24,6 +24,9 @@ from bngen.errors import BngenError
 SETTLE = 0.05
 """Seconds between turns: the threads of who has just run spin for a while before they sleep."""
 
+STARTUP = ("import", "build", "first_step", "total")
+"""Seconds until a contender has taken its first step; ``total`` from the start of its process."""
+
 LOSS_TOLERANCE = 1e-3
 """Relative; different orders of summation in a hundred layers stay well below."""
 
@@ -41,7 +44,7 @@ class Runner(Protocol):
         """Take the first step; see `worker`."""
 
     def ask(self, what: str) -> dict[str, Any]:
-        """Do ``step`` or ``peak``."""
+        """Do ``step``, ``peak`` or, at the end, ``overhead``."""
 
     def stop(self) -> None:
         """End the process."""
@@ -61,17 +64,19 @@ class Process:
         self._log = tempfile.TemporaryFile("w+", errors="replace")
 
     def start(self) -> dict[str, Any]:
-        """See `Runner`."""
+        """See `Runner`; ``total`` is the time from the start of the process."""
         try:
             own = environment(self._entry.contender)
         except BngenError as error:
             raise Unavailable(str(error)) from error
+        begin = time.perf_counter()
+        # In a session of its own, so that an interrupt is this process's alone to deal with.
         self._process = subprocess.Popen(
             [sys.executable, "-m", "bngen.bench.worker", json.dumps(asdict(self._entry))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
-            env={**os.environ, **self._variables, **own},
+            env={**os.environ, **self._variables, **own}, start_new_session=True,
         )  # fmt: skip
-        return self._answer()
+        return {**self._answer(), "total": time.perf_counter() - begin}
 
     def ask(self, what: str) -> dict[str, Any]:
         """See `Runner`."""
@@ -124,14 +129,21 @@ def race(
         run: entry to runner.
         settle: seconds between turns.
 
+    Returns:
+        The program's part of the report; after an interrupt, of the rounds that were complete, and
+        ``interrupted`` is true.
+
     Raises:
         BngenError: when the first contender cannot run.
+        KeyboardInterrupt: when no round was complete.
     """
     runners = {e.contender: run(e) for e in entries}
     starts: dict[str, dict[str, Any]] = {}
     reasons: dict[str, str] = {}
     steps: dict[str, list[dict[str, float]]] = {}
     peaks: dict[str, int] = {}
+    overheads: dict[str, float | None] = {}
+    interrupted = False
 
     def attempt(name: str, action: Callable[[], None]) -> None:
         """A contender that fails is out, with all it has measured."""
@@ -154,6 +166,9 @@ def race(
         time.sleep(settle)
         steps.setdefault(name, []).append(runners[name].ask("step"))
 
+    def end(name: str) -> None:
+        overheads[name] = runners[name].ask("overhead")["overhead"]
+
     try:
         for name in runners:
             tell(f"{entries[0].program}: preparing {name}")
@@ -162,19 +177,34 @@ def race(
             tell(f"{entries[0].program}: round {i + 1} of {rounds}")
             for name in runners:
                 attempt(name, lambda name=name: turn(name))
+        for name in runners:
+            attempt(name, lambda name=name: end(name))
+    except KeyboardInterrupt:
+        complete = min(len(steps.get(name, ())) for name in runners if name not in reasons)
+        if not complete:
+            raise
+        interrupted = True
+        steps = {name: taken[:complete] for name, taken in steps.items()}
     finally:
         for runner in runners.values():
             runner.stop()
-    return _result(entries, starts, steps, peaks, reasons)
+    rows = _rows(entries, starts, steps, peaks, overheads, reasons)
+    first = entries[0]
+    return {
+        "program": first.program, "batch": first.batch, "image": first.image,
+        "fusion": first.fusion, "threads": first.threads, "interrupted": interrupted,
+        "contenders": rows,
+    }  # fmt: skip
 
 
-def _result(
+def _rows(
     entries: Sequence[Entry],
     starts: Mapping[str, dict[str, Any]],
     steps: Mapping[str, list[dict[str, float]]],
     peaks: Mapping[str, int],
+    overheads: Mapping[str, float | None],
     reasons: Mapping[str, str],
-) -> dict[str, Any]:
+) -> list[dict[str, Any]]:
     first = entries[0]
     loss = starts[first.contender]["loss"]
     ours = phases(steps[first.contender])
@@ -193,9 +223,7 @@ def _result(
             **{p: summary(times[p]) for p in PHASES},
             "ratio": {p: ratios(ours[p], times[p]) for p in PHASES},
             "peak_bytes": peaks[name],
-            "startup": {k: start[k] for k in ("import", "build", "first_step")},
+            "overhead": overheads.get(name),
+            "startup": {k: start[k] for k in STARTUP},
         })  # fmt: skip
-    return {
-        "program": first.program, "batch": first.batch, "image": first.image,
-        "fusion": first.fusion, "threads": first.threads, "contenders": rows,
-    }  # fmt: skip
+    return rows

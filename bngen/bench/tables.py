@@ -5,15 +5,19 @@ In: the bench's JSON. Out: text on standard output, drawn by rich.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from bngen.bench.goals import shown, verdicts
 from bngen.bench.samples import PHASES
 
 Json = Mapping[str, Any]
+
+SLOWEST = 10
+"""Kernels that are listed one by one; all are in the JSON."""
 
 
 def show(report: Json) -> None:
@@ -32,7 +36,10 @@ def show(report: Json) -> None:
             f"{limits['gbytes']:.1f} GB/s (copy, read and written bytes)"
         )
     for part in report["kernels"]:
-        console.print(kernels_table(part))
+        console.print(groups_table(part))
+        console.print(slowest_table(part))
+    if verdicts([report]):
+        console.print(goals_table([report]))
 
 
 def _machine_line(machine: Json) -> str:
@@ -50,7 +57,7 @@ def steps_table(race: Json) -> Table:
         caption="ratio: the contender's step over bngen's, median (quartiles) of pairs",
     )
     table.add_column("contender")
-    for head in (*PHASES, "ratio", "peak MiB", "build s", "first step s"):
+    for head in (*PHASES, "ratio", "peak MiB", "overhead ms", "first step s"):
         table.add_column(head, justify="right")
     for row in race["contenders"]:
         name = f"bngen {race['fusion']}" if row["name"] == "bngen" else row["name"]
@@ -63,37 +70,72 @@ def steps_table(race: Json) -> Table:
             *(f"{1e3 * row[p]['median']:.1f}" for p in PHASES),
             f"{ratio['median']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})",
             f"{row['peak_bytes'] / 2**20:.0f}",
-            _cold_and_warm(startup, "build"),
-            _cold_and_warm(startup, "first_step"),
+            "-" if row["overhead"] is None else f"{1e3 * row['overhead']:.1f}",
+            _cold_and_warm(startup),
         )
     return table
 
 
-def _cold_and_warm(startup: Json, key: str) -> str:
+def _cold_and_warm(startup: Json) -> str:
+    """Seconds from the start of a process to the end of its first step."""
     warm = startup.get("warm")
-    return f"{startup[key]:.1f}" + (f" / warm {warm[key]:.1f}" if warm else "")
+    return f"{startup['total']:.1f}" + (f" / warm {warm['total']:.1f}" if warm else "")
 
 
-def kernels_table(part: Json) -> Table:
-    """One row a distinct convolution kernel, and the summary in the caption."""
+def groups_table(part: Json) -> Table:
+    """One row a direction and window, and the summary in the caption."""
     table = Table(
         title=f"{part['program']}: convolution kernels with their fused sub-layers, and oneDNN's "
         "bare convolutions",
         caption=_summary_line(part["summary"]),
     )
+    for head in ("direction", "window"):
+        table.add_column(head, no_wrap=True)
+    for head in ("kernels", "calls", "ms", "% peak", "oneDNN ms", "ratio, mean", "worst"):
+        table.add_column(head, justify="right")
+    for row in part["groups"]:
+        compared = row["compared"] > 0
+        table.add_row(
+            row["direction"], row["window"], str(row["kernels"]), str(row["calls"]),
+            f"{1e3 * row['seconds']:.1f}", f"{100 * row['peak_share']:.0f}",
+            f"{1e3 * row['onednn_seconds']:.1f}" if compared else "none",
+            f"{row['ratio']:.2f}x" if compared else "",
+            f"{row['worst']:.2f}x" if compared else "",
+        )  # fmt: skip
+    return table
+
+
+def slowest_table(part: Json) -> Table:
+    """The kernels that compare worst with oneDNN's convolution."""
+    rows = sorted((r for r in part["rows"] if r["ratio"]), key=lambda r: r["ratio"]["median"])
+    rows = rows[:SLOWEST]
+    table = Table(title=f"{part['program']}: the {len(rows)} kernels that compare worst")
     for head in ("direction", "convolution"):
         table.add_column(head, no_wrap=True)
     for head in ("fused", "calls", "us", "GFLOP/s", "% peak", "% roofline", "oneDNN us", "ratio"):
         table.add_column(head, justify="right")
-    for row in part["rows"]:
+    for row in rows:
         bare = row["onednn"]
         table.add_row(
             row["direction"], row["shape"], f"+{len(row['sublayers'].split()) - 1}",
             str(row["calls"]),
             f"{1e6 * row['time']['median']:.0f}", f"{row['gflops']:.0f}",
             f"{100 * row['peak_share']:.0f}", f"{100 * row['roofline_share']:.0f}",
-            f"{1e6 * bare['median']:.0f} {bare['layout']}" if bare else "none",
-            f"{row['ratio']['median']:.2f}x" if bare else "",
+            f"{1e6 * bare['median']:.0f} {bare['layout']}", f"{row['ratio']['median']:.2f}x",
+        )  # fmt: skip
+    return table
+
+
+def goals_table(reports: Sequence[Json]) -> Table:
+    """What bngen means to reach, and what it does here."""
+    table = Table(title="goals", caption="ratios are the other's over bngen's; of memory, bngen's")
+    table.add_column("what", no_wrap=True)
+    for head in ("reach", "aim", "here", ""):
+        table.add_column(head, justify="right")
+    for goal, value, verdict in verdicts(reports):
+        table.add_row(
+            goal.what, shown(goal.reach, goal.unit), shown(goal.aim, goal.unit),
+            shown(value, goal.unit), verdict,
         )  # fmt: skip
     return table
 

@@ -1,12 +1,14 @@
 """The process of one contender: told what to do on standard input, answers in lines of JSON.
 
-======== =====================================================================================
-line     answer
-======== =====================================================================================
-(start)  ``loss`` of the first step; seconds to import, to ``build``, and of the ``first_step``
-``step`` seconds of ``forward`` and ``backward``
-``peak`` bytes that a step holds at its peak above what was resident before the first one
-======== =====================================================================================
+============ =================================================================================
+line         answer
+============ =================================================================================
+(start)      ``loss`` of the first step; seconds to import, to ``build``, of the ``first_step``
+``step``     seconds of ``forward`` and ``backward``
+``peak``     bytes that a step holds at its peak above what was resident before the first one
+``overhead`` seconds of a step without its kernels, None where they cannot be left out; the last
+             line, since nothing is computed from then on
+============ =================================================================================
 
 A process each keeps contenders out of each other's memory, allocator and threads; whoever waits
 for a line uses no CPU. What goes wrong is answered as ``error``.
@@ -19,6 +21,7 @@ import gc
 import json
 import os
 import resource
+import statistics
 import sys
 import time
 from collections.abc import Callable
@@ -29,6 +32,7 @@ from bngen.bench.contenders import TORCH_RIVALS, Contender, Entry, contender
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
+_IDLE_STEPS = 21
 
 
 def serve(
@@ -41,7 +45,7 @@ def serve(
 
     Args:
         entry: who it is.
-        lines: ``step`` or ``peak``.
+        lines: ``step``, ``peak`` or ``overhead``.
         answer: called with each answer.
         make: entry to contender.
     """
@@ -60,7 +64,13 @@ def serve(
     })  # fmt: skip
     gc.disable()  # no pause within a step; nothing that a step makes lies in a cycle
     for line in lines:
-        answer(_peak(rival, before) if line.strip() == "peak" else _step(rival))
+        match line.strip():
+            case "peak":
+                answer(_peak(rival, before))
+            case "overhead":
+                answer(_overhead(rival))
+            case _:
+                answer(_step(rival))
 
 
 def _import_for(entry: Entry) -> None:
@@ -82,6 +92,12 @@ def _peak(rival: Contender, before: int) -> dict[str, Any]:
     _reset_peak()
     _step(rival)
     return {"peak": _peak_resident() - before}
+
+
+def _overhead(rival: Contender) -> dict[str, Any]:
+    if not rival.without_work():
+        return {"overhead": None}
+    return {"overhead": statistics.median(sum(_step(rival).values()) for _ in range(_IDLE_STEPS))}
 
 
 # --- resident memory --------------------------------------------------------------------------

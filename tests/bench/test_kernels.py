@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import bngen as bg
-from bngen.bench import kernels, limits, plots
+from bngen.bench import kernels, limits, plots, tables
 from bngen.bench.contenders import Entry
 from bngen.bench.kernels import Measured, convolutions, measure_kernels, report, shape_text
 from bngen.bench.lone import LoneKernel, fill, timed
@@ -117,6 +117,21 @@ def test_the_summary_weighs_by_calls():
     assert total["seconds"] == pytest.approx(3e-3)
     assert total["onednn_seconds"] == pytest.approx(2.8e-3)
     assert total["peak_share"] == pytest.approx(5 * 2e7 / 3e-3 / 1e11)
+
+
+def test_groups_come_to_what_their_rows_do():
+    rows = [measured([4e-4], {"NCHW": [8e-4]}, calls=3), measured([8e-4], {}), measured([1e-3], {})]
+    rows[2].compiled.kernel.anchor.op = "conv2d_grad_input"
+    part = report("net", rows, LIMITS)
+    first, second = part["groups"]
+    assert (first["direction"], first["window"], first["kernels"], first["calls"]) == (
+        "forward", "1x1", 2, 4,
+    )  # fmt: skip
+    assert first["seconds"] == pytest.approx(2e-3) and first["worst"] == pytest.approx(2.0)
+    assert second["direction"] == "data gradient" and second["ratio"] is None
+    assert first["kernels"] + second["kernels"] == part["summary"]["kernels"]
+    for table in (tables.groups_table(part), tables.slowest_table(part)):
+        assert table.row_count == (2 if table.columns[1].header == "window" else 1)
 
 
 def test_plots_of_kernels(tmp_path):

@@ -13,6 +13,7 @@ from bngen.bench.contenders import Entry
 from bngen.bench.race import Process, Unavailable, race
 from bngen.errors import BngenError, UsageError
 
+START = {"import": 1.0, "build": 2.0, "first_step": 0.5, "total": 3.75}
 TIMES = {"bngen": (1.0, 2.0), "none": (2.0, 2.5), "eager": (2.0, 4.0), "compile": (1.5, 3.0)}
 
 
@@ -45,7 +46,7 @@ class FakeRunner:
         if self.stage.fail.get(self.name) == 0:
             raise Unavailable("there is none here")
         loss = self.stage.losses.get(self.name, 6.9)
-        return {"loss": loss, "import": 1.0, "build": 2.0, "first_step": 0.5}
+        return {"loss": loss, **START}
 
     def ask(self, what):
         self.asked += 1
@@ -54,6 +55,8 @@ class FakeRunner:
             raise Unavailable("its process ended with status -9")
         if what == "peak":
             return {"peak": 1 << 20}
+        if what == "overhead":
+            return {"overhead": None if self.name == "eager" else 0.003}
         forward, backward = TIMES[self.name]
         return {"forward": forward, "backward": backward}
 
@@ -66,7 +69,8 @@ def test_turns_alternate_after_everybody_is_warm():
     stage.race("bngen", "eager", "none", rounds=2)
     preparing = [(n, w) for n in ("bngen", "eager", "none") for w in ("start", "step", "peak")]
     turns = [(n, "step") for n in ("bngen", "eager", "none")] * 2
-    assert stage.log == [*preparing, *turns, *((n, "stop") for n in ("bngen", "eager", "none"))]
+    ends = [(n, w) for w in ("overhead", "stop") for n in ("bngen", "eager", "none")]
+    assert stage.log == [*preparing, *turns, *ends]
 
 
 def test_the_result():
@@ -78,7 +82,9 @@ def test_the_result():
     assert eager["ratio"]["step"]["median"] == 2.0
     assert eager["ratio"]["forward"]["median"] == 2.0
     assert eager["peak_bytes"] == 1 << 20
-    assert eager["startup"] == {"import": 1.0, "build": 2.0, "first_step": 0.5}
+    assert eager["startup"] == START
+    assert (ours["overhead"], eager["overhead"]) == (0.003, None)
+    assert not result["interrupted"]
     assert json.loads(json.dumps(result)) == result
 
 
@@ -91,6 +97,7 @@ def test_a_rival_that_fails_is_out_and_says_why(when):
     assert rows["eager"]["reason"] in ("there is none here", "its process ended with status -9")
     assert "step" not in rows["eager"]
     assert rows["none"]["status"] == "ok" and len(rows["none"]["step"]["samples"]) == 3
+    assert rows["none"]["overhead"] == 0.003
     asked = [w for n, w in stage.log if n == "eager"]
     assert len(asked) == when + 2  # no more questions after the failure, but an end
 
@@ -125,6 +132,7 @@ def test_the_table_shows_ratios_and_reasons(capsys):
 @dataclass
 class FakeContender:
     calls: list
+    can_idle: bool = False
 
     def forward(self):
         self.calls.append("forward")
@@ -133,19 +141,31 @@ class FakeContender:
     def backward(self):
         self.calls.append("backward")
 
+    def without_work(self):
+        self.calls.append("without work")
+        return self.can_idle
+
 
 def test_worker_answers_each_line(monkeypatch):
     monkeypatch.setattr(worker, "_import_for", lambda entry: None)
     monkeypatch.setattr(worker.gc, "disable", lambda: None)
     answers, calls = [], []
-    lines = io.StringIO("step\npeak\nstep\n")
+    lines = io.StringIO("step\npeak\nstep\noverhead\n")
     worker.serve(Entry("net", "bngen"), lines, answers.append, lambda e: FakeContender(calls))
     assert answers[0]["loss"] == 2.5
     assert [sorted(a) for a in answers[1:]] == [
-        ["backward", "forward"], ["peak"], ["backward", "forward"],
+        ["backward", "forward"], ["peak"], ["backward", "forward"], ["overhead"],
     ]  # fmt: skip
-    assert calls == ["forward", "backward"] * 4
+    assert calls == ["forward", "backward"] * 4 + ["without work"]
+    assert answers.pop() == {"overhead": None}
     assert all(v >= 0 for a in answers[1::2] for v in a.values())
+
+
+def test_overhead_is_that_of_steps_without_work():
+    calls = []
+    answer = worker._overhead(FakeContender(calls, can_idle=True))
+    assert answer["overhead"] >= 0
+    assert calls[0] == "without work" and calls.count("forward") == calls.count("backward") > 1
 
 
 def test_peak_is_above_what_was_there_before():
@@ -250,10 +270,52 @@ def test_startup_is_measured_cold_and_warm(monkeypatch, tmp_path):
     assert bench_command.run(asked) == 0
     ours, eager, none = json.loads(path.read_text())["races"][0]["contenders"]
     for row in (ours, eager):
-        assert row["startup"]["warm"] == {"import": 1.0, "build": 2.0, "first_step": 0.5}
+        assert row["startup"]["warm"] == START
     assert none["status"] == "unavailable"
     assert len(folders) == 5 and len(set(folders)) == 1  # three that raced, two again
     assert not Path(folders[0]).exists()
+
+
+@dataclass
+class InterruptedRunner(FakeRunner):
+    """Ctrl-C comes while this contender takes a step."""
+
+    at: int = 0
+
+    def ask(self, what):
+        if self.asked == self.at:
+            raise KeyboardInterrupt
+        return super().ask(what)
+
+
+def interrupted(monkeypatch, at):
+    stage = Stage()
+    runners = {"bngen": stage.runner, "eager": lambda e: InterruptedRunner(stage, "eager", at=at)}
+    monkeypatch.setattr(
+        "bngen.bench.race.Process", lambda entry, variables: runners[entry.contender](entry)
+    )
+    return stage
+
+
+def test_an_interrupt_keeps_the_complete_rounds(monkeypatch, tmp_path, capsys):
+    stage = interrupted(monkeypatch, at=5)  # 2 warm-up steps, the peak, 2 rounds
+    path = tmp_path / "r.json"
+    asked = request(program=("tiny_resnet", "tiny_vgg"), json_file=str(path), rounds=9)
+    assert bench_command.run(asked) == 130
+    report = json.loads(path.read_text())
+    assert report["interrupted"]
+    (race,) = report["races"]
+    assert [len(r["step"]["samples"]) for r in race["contenders"]] == [2, 2]
+    assert "interrupted; this is what was measured until then" in capsys.readouterr().err
+    assert ("bngen", "stop") in stage.log and ("eager", "stop") in stage.log
+
+
+def test_an_interrupt_before_a_round_is_complete_writes_nothing(monkeypatch, tmp_path):
+    stage = interrupted(monkeypatch, at=1)
+    with pytest.raises(KeyboardInterrupt):
+        bench_command.run(request(json_file=str(tmp_path / "r.json")))
+    assert not (tmp_path / "r.json").exists()
+    assert ("bngen", "stop") in stage.log and ("eager", "stop") in stage.log
 
 
 def test_a_folder_that_is_missing_is_told_before_anything_runs(tmp_path):

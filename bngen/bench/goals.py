@@ -1,0 +1,142 @@
+"""What bngen means to reach, and what a report says of it.
+
+In: the bench's JSON. Out: a verdict for each goal that the report has numbers for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bngen.bench.samples import geometric_mean
+
+Json = Mapping[str, Any]
+
+_DENSENET = "densenet121"
+_FRAMEWORK = ("eager", "channels-last", "compile")
+
+
+@dataclass(frozen=True)
+class Goal:
+    """A number to reach.
+
+    Attributes:
+        what: what is measured.
+        unit: ``x``, ``%``, ``s`` or ``ms``.
+        reach: what it must come to.
+        aim: what it should come to.
+        of: reports to the number, None where they do not have it.
+        least: whether less is better.
+    """
+
+    what: str
+    unit: str
+    reach: float
+    aim: float
+    of: Callable[[Sequence[Json]], float | None]
+    least: bool = False
+
+    def verdict(self, value: float) -> str:
+        """``aim``, ``reached`` or ``missed``."""
+        good = -1 if self.least else 1
+        if good * value >= good * self.aim:
+            return "aim"
+        return "reached" if good * value >= good * self.reach else "missed"
+
+
+def verdicts(reports: Sequence[Json]) -> list[tuple[Goal, float, str]]:
+    """Each goal that the reports have a number for, the number, and what it amounts to."""
+    found = ((goal, goal.of(reports)) for goal in GOALS)
+    return [(goal, value, goal.verdict(value)) for goal, value in found if value is not None]
+
+
+def shown(value: float, unit: str) -> str:
+    """A number with its unit."""
+    return f"{value:.0f} %" if unit == "%" else f"{value:.2f}{'' if unit == 'x' else ' '}{unit}"
+
+
+def _rows(reports: Sequence[Json], program: str, batch: int) -> dict[str, Json]:
+    """The contenders of a race that took part, by name."""
+    races = (r for report in reports for r in report["races"])
+    chosen = [r for r in races if (r["program"], r["batch"]) == (program, batch)]
+    rows = chosen[-1]["contenders"] if chosen else ()
+    return {row["name"]: row for row in rows if row["status"] == "ok"}
+
+
+def _against(
+    names: Iterable[str], program: str = _DENSENET, batch: int = 8
+) -> Callable[[Sequence[Json]], float | None]:
+    """How many times longer the fastest of several contenders takes."""
+
+    def value(reports: Sequence[Json]) -> float | None:
+        rows = _rows(reports, program, batch)
+        return min((rows[n]["ratio"]["step"]["median"] for n in names if n in rows), default=None)
+
+    return value
+
+
+def _kernels(reports: Sequence[Json]) -> list[Json]:
+    wanted = (_DENSENET, "resnet50")
+    parts = {p["program"]: p for report in reports for p in report["kernels"]}
+    return [parts[name] for name in wanted if name in parts]
+
+
+def _kernel_ratios(reports: Sequence[Json]) -> list[float]:
+    rows = (row for part in _kernels(reports) for row in part["rows"])
+    return [row["ratio"]["median"] for row in rows if row["ratio"]]
+
+
+def _mean_kernel(reports: Sequence[Json]) -> float | None:
+    found = _kernel_ratios(reports)
+    return geometric_mean(found) if found else None
+
+
+def _peak_share(reports: Sequence[Json]) -> float | None:
+    own = [p for p in _kernels(reports) if p["program"] == _DENSENET]
+    return 100 * own[0]["summary"]["peak_share"] if own else None
+
+
+def _memory(reports: Sequence[Json]) -> float | None:
+    rows = _rows(reports, _DENSENET, 8)
+    if not {"bngen", "eager"} <= rows.keys():
+        return None
+    return rows["bngen"]["peak_bytes"] / rows["eager"]["peak_bytes"]
+
+
+def _start(reports: Sequence[Json], warm: bool) -> float | None:
+    startup = _rows(reports, _DENSENET, 8).get("bngen", {}).get("startup", {})
+    if "warm" not in startup:  # Not from empty caches, then.
+        return None
+    return startup["warm"]["total"] if warm else startup["total"]
+
+
+def _overhead(reports: Sequence[Json]) -> float | None:
+    seconds = _rows(reports, _DENSENET, 8).get("bngen", {}).get("overhead")
+    return None if seconds is None else 1e3 * seconds
+
+
+GOALS = (
+    Goal("densenet121, batch 8: PyTorch's fastest", "x", 1.7, 2.0, _against(_FRAMEWORK)),
+    Goal("densenet121, batch 32: PyTorch's fastest", "x", 2.2, 2.8,
+         _against(_FRAMEWORK, batch=32)),
+    Goal("densenet121, batch 32: eager with jemalloc", "x", 1.6, 1.6,
+         _against(("jemalloc",), batch=32)),
+    Goal("resnet50, batch 8: PyTorch's fastest", "x", 1.25, 1.4,
+         _against(_FRAMEWORK, "resnet50")),
+    Goal("mobilenet_v2, batch 8: PyTorch's fastest", "x", 1.8, 3.0,
+         _against(_FRAMEWORK, "mobilenet_v2")),
+    Goal("kernels, geometric mean: oneDNN's bare convolution", "x", 1.0, 1.15, _mean_kernel),
+    Goal("kernels, the worst: oneDNN's bare convolution", "x", 0.7, 0.9,
+         lambda reports: min(_kernel_ratios(reports), default=None)),
+    Goal("share of FMA peak, DenseNet-121's convolutions", "%", 80, 90, _peak_share),
+    Goal("densenet121, batch 8: fusion none", "x", 1.257, 1.5, _against(("none",))),
+    Goal("densenet121, batch 8: fused BN baseline (mvf)", "x", 1.15, 1.3, _against(("mvf",))),
+    Goal("densenet121, batch 8: memory of eager", "x", 0.5, 0.35, _memory, least=True),
+    Goal("densenet121: first step, empty cache", "s", 90, 45,
+         lambda reports: _start(reports, warm=False), least=True),
+    Goal("densenet121: first step, warm cache", "s", 3, 1,
+         lambda reports: _start(reports, warm=True), least=True),
+    Goal("densenet121: a step without its kernels", "ms", 5, 1, _overhead, least=True),
+)  # fmt: skip
+"""Ratios are the other's time over bngen's, but for memory: bngen's bytes over the other's."""

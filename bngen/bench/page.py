@@ -1,0 +1,85 @@
+"""The measurements as Markdown, for the README.
+
+In: the bench's JSON files. Out: the text between two marks of the README, which a test holds to the
+files in ``benchmarks/``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bngen.bench.goals import shown, verdicts
+from bngen.options import FUSION_CHOICES
+
+Json = Mapping[str, Any]
+
+BEGIN = "<!-- measured: generated from benchmarks/*.json -->\n"
+END = "<!-- end of measured -->"
+_VERDICTS = {"aim": "the aim, too", "reached": "reached", "missed": "**not reached**"}
+
+
+def section(readme: str) -> str:
+    """What stands between the marks."""
+    return re.search(f"{re.escape(BEGIN)}(.*?){re.escape(END)}", readme, re.DOTALL)[1]
+
+
+def with_section(readme: str, text: str) -> str:
+    """The README with another text between the marks."""
+    return readme.replace(f"{BEGIN}{section(readme)}{END}", f"{BEGIN}{text}{END}")
+
+
+def measured(reports: Sequence[Json]) -> str:
+    """A table of training steps, and one of the goals.
+
+    Args:
+        reports: measured on one machine.
+    """
+    machine = reports[0]["machine"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
+    races = [race for report in reports for race in report["races"]]
+    rounds = sorted({len(race["contenders"][0]["step"]["samples"]) for race in races})
+    head = (
+        f"{machine['cpus']} CPUs of {machine['model']} ({machine['cpu']}); {versions}; medians of "
+        f"{' or '.join(map(str, rounds))} rounds."
+    )
+    parts = [head, *(_steps(race) for race in races)]
+    goals = ["| goal | reach | aim | here | |", "|---|--:|--:|--:|---|"]
+    for goal, value, verdict in verdicts(reports):
+        numbers = (shown(n, goal.unit) for n in (goal.reach, goal.aim, value))
+        goals.append(f"| {goal.what} | {' | '.join(numbers)} | {_VERDICTS[verdict]} |")
+    return "\n\n".join([*parts, "\n".join(goals)]) + "\n"
+
+
+def _steps(race: Json) -> str:
+    size = f"{race['image']}x{race['image']}"
+    lines = [
+        f"| {race['program']}, batch {race['batch']}, {size} | forward | backward | step "
+        "| over bngen's | peak memory | first step |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in race["contenders"]:
+        name = f"bngen `{race['fusion']}`" if row["name"] == "bngen" else _name(row["name"])
+        if row["status"] == "unavailable":
+            lines.append(f"| {name} | - | - | - | - | - | - |")
+            continue
+        ratio = row["ratio"]["step"]
+        cells = (
+            *(f"{1e3 * row[p]['median']:.0f} ms" for p in ("forward", "backward", "step")),
+            f"{ratio['median']:.2f}x ({ratio['low']:.2f}-{ratio['high']:.2f})",
+            f"{row['peak_bytes'] / 2**20:.0f} MiB",
+            _start(row["startup"]),
+        )
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _name(contender: str) -> str:
+    """A contender as a reader knows it: a fusion level, or a form of PyTorch."""
+    return f"bngen `{contender}`" if contender in FUSION_CHOICES else f"PyTorch {contender}"
+
+
+def _start(startup: Json) -> str:
+    warm = startup.get("warm")
+    return f"{startup['total']:.0f} s" + (f", then {warm['total']:.1f} s" if warm else "")
