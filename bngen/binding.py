@@ -19,8 +19,12 @@ from bngen.passes.prepare import Joint, Prepared
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.calls import Operand
 from bngen.runtime.executor import Step
+from bngen.runtime.memory import ALIGNMENT
 from bngen.runtime.module import Built, LabelCheck, OutputSpec, Signature
 from bngen.target import Target
+
+SMALL = 1 << 14
+"""Bytes up to which a result shares memory with others of its call: who keeps one keeps them all."""
 
 
 def bind(
@@ -79,12 +83,14 @@ class Binding:
         self.forward_steps = self.count_forward_steps(joint.late)
         self.direct = self.direct_outputs(own_outputs)
 
-    def direct_outputs(self, own_outputs: int) -> dict[Value, str]:
-        """Results that a kernel writes straight into the caller's fresh memory.
+    def direct_outputs(self, own_outputs: int) -> dict[Value, tuple[str, int]]:
+        """Results that a kernel writes straight into the caller's fresh memory: slot and offset.
 
         Not so a gradient that ``forward`` happens to compute: its memory comes with ``backward``.
+        Small results of a call share a slot, since hundreds of allocations take their time.
         """
-        direct: dict[Value, str] = {}
+        direct: dict[Value, tuple[str, int]] = {}
+        shared_bytes = {"out:small": 0, "grad:small": 0}
         early = {v for c in self.compiled[: self.forward_steps] for v in c.kernel.outputs}
         roots = [p.root for p in self.memory.places.values()]
         for i, v in enumerate(self.graph.outputs):
@@ -93,8 +99,14 @@ class Binding:
             plain = same_bytes(v.type, self.plan.layouts[v], PLAIN)
             if i >= own_outputs and v in early:
                 continue
-            if place.root == v and v not in self.inputs and plain and not shared:
-                direct.setdefault(v, f"out:{i}")
+            if place.root != v or v in self.inputs or not plain or shared or v in direct:
+                continue
+            slot = "out:small" if i < own_outputs else "grad:small"
+            if v.type.nbytes > SMALL:
+                direct[v] = (f"out:{i}", 0)
+            else:
+                direct[v] = (slot, shared_bytes[slot])
+                shared_bytes[slot] += -(-v.type.nbytes // ALIGNMENT) * ALIGNMENT
         return direct
 
     def operand(self, v: Value, shape: tuple[int, ...]) -> Operand:
@@ -102,7 +114,8 @@ class Binding:
         place = self.memory.places[v]
         root = place.root
         if root in self.direct:
-            return Operand(self.direct[root], place.offset, shape, v.dtype)
+            slot, offset = self.direct[root]
+            return Operand(slot, offset + place.offset, shape, v.dtype)
         if root in self.inputs:
             return Operand(f"in:{self.inputs[root]}", place.offset, shape, v.dtype)
         return Operand(None, self.memory.arena[root] + place.offset, shape, v.dtype)
@@ -125,10 +138,9 @@ class Binding:
     def output(self, i: int) -> OutputSpec:
         """Where the i-th result is found."""
         v, name = self.graph.outputs[i], self.names[i]
-        if self.direct.get(v) == f"out:{i}":
-            return OutputSpec(name, v.shape, v.dtype, slot=f"out:{i}")
         if v in self.direct:
-            return OutputSpec(name, v.shape, v.dtype, slot=self.direct[v])
+            slot, offset = self.direct[v]
+            return OutputSpec(name, v.shape, v.dtype, slot=slot, offset=offset)
         if v in self.inputs:
             return OutputSpec(name, v.shape, v.dtype, source=self.inputs[v])
         return OutputSpec(name, v.shape, v.dtype, operand=self.operand(v, v.shape))

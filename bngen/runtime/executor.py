@@ -87,8 +87,4 @@ class Executor:
 
 def view(array: np.ndarray, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
     """``shape`` elements from byte ``offset`` of a C-contiguous array."""
-    if not offset and array.shape == shape:
-        return array
-    flat = array.reshape(-1).view(np.uint8)
-    count = int(np.prod(shape)) * np.dtype(dtype).itemsize
-    return flat[offset : offset + count].view(dtype).reshape(shape)
+    return np.ndarray(shape, dtype, array, offset)

@@ -25,8 +25,7 @@ def empty_aligned(shape: tuple[int, ...], dtype: str, align: int = ALIGNMENT) ->
     kind = np.dtype(dtype)
     nbytes = math.prod(shape) * kind.itemsize
     raw = np.empty(nbytes + align, np.uint8)
-    start = -raw.ctypes.data % align
-    return raw[start : start + nbytes].view(kind).reshape(shape)
+    return np.ndarray(shape, kind, raw, -raw.ctypes.data % align)
 
 
 class Arena:

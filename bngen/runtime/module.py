@@ -7,6 +7,8 @@ Arguments in, arrays out; parameters and buffers by name; for a program compiled
 from __future__ import annotations
 
 import copy
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -33,6 +35,7 @@ class OutputSpec:
         dtype: element type.
         slot: slot that the kernels write it to, in fresh memory of each call; None where it is
             copied from ``operand`` or from the input ``source``.
+        offset: bytes into the slot.
         operand: where it lies in the arena.
         source: name of the input that it is.
     """
@@ -41,8 +44,15 @@ class OutputSpec:
     shape: tuple[int, ...]
     dtype: str
     slot: str | None = None
+    offset: int = 0
     operand: Operand | None = None
     source: str | None = None
+
+
+    @functools.cached_property
+    def end(self) -> int:
+        """Bytes from the start of the slot to the end of the result."""
+        return self.offset + math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -328,11 +338,15 @@ class Module:
 
     def _fresh(self, specs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:
         """Memory for results, owned by the caller afterwards."""
-        return {s.slot: empty_aligned(s.shape, s.dtype) for s in specs if s.slot is not None}
+        sizes: dict[str, int] = {}
+        for spec in specs:
+            if spec.slot is not None:
+                sizes[spec.slot] = max(sizes.get(spec.slot, 0), spec.end)
+        return {slot: empty_aligned((nbytes,), "uint8") for slot, nbytes in sizes.items()}
 
     def _result(self, spec: OutputSpec, slots: Mapping[str, np.ndarray], as_torch: bool) -> Any:
         if spec.slot is not None:
-            array = slots[spec.slot]
+            array = view(slots[spec.slot], spec.offset, spec.shape, spec.dtype)
         elif spec.operand is not None:
             array = self._value(spec.operand, slots).copy()
         else:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 
 import bngen as bg
+from bngen.binding import SMALL
 from bngen.errors import CallError, ProgramError
 
 N, C, H, W, K, CLASSES = 4, 3, 6, 5, 5, 4
@@ -555,3 +556,23 @@ def test_the_thread_pool_is_installed_before_code_is_loaded(monkeypatch):
     )
     bngen.build(bngen.trace(lambda x: bngen.relu(x), bngen.Tensor((2, 16, 4, 4)), name="p"))
     assert order[:2] == ["install", "load"]
+
+
+def test_results_of_a_call_stay_what_they_were(trained):
+    """Small results share memory within a call, and with no other call."""
+
+    def gradients():
+        trained.forward(X, LABELS)
+        return trained.backward()
+
+    first = gradients()
+    before = {name: g.copy() for name, g in first.items()}
+    second = gradients()
+    for name, g in first.items():
+        np.testing.assert_array_equal(g, before[name])
+        assert not np.shares_memory(g, second[name])
+        assert g.flags.writeable and g.ctypes.data % 64 == 0
+    for name, other in zip(first, list(first)[1:], strict=False):
+        assert not np.shares_memory(first[name], first[other])
+    small = [g for g in first.values() if g.nbytes <= SMALL]
+    assert len(small) > 1 and len({id(g.base) for g in small}) < len(small)
