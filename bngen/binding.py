@@ -24,7 +24,7 @@ from bngen.runtime.module import Built, LabelCheck, OutputSpec, Signature
 from bngen.target import Target
 
 SMALL = 1 << 14
-"""Bytes up to which a result shares memory with others of its call: who keeps one keeps them all."""
+"""Bytes up to which a result shares memory with others of its call: one kept keeps them all."""
 
 
 def bind(

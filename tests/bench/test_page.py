@@ -1,0 +1,56 @@
+"""The README's measurements: the section, and what its tables say."""
+
+from bngen.bench import page
+from bngen.bench.samples import PHASES, ratios, summary
+
+MACHINE = {"cpu": "znver3", "model": "EPYC", "cpus": 2, "versions": {"bngen": "1", "torch": "2"}}
+
+
+def row(name, seconds, warm=None):
+    startup = {"total": 80.4, **({"warm": {"total": warm}} if warm else {})}
+    return {
+        "name": name, "status": "ok", "peak_bytes": 3 << 20, "startup": startup,
+        "overhead": None,
+        **{p: summary([seconds, seconds]) for p in PHASES},
+        "ratio": {p: ratios([1.0, 1.0], [seconds, seconds]) for p in PHASES},
+    }  # fmt: skip
+
+
+def report(*rows, batch=8):
+    race = {"program": "densenet121", "batch": batch, "image": 224, "fusion": "icf"}
+    return {"machine": MACHINE, "kernels": [], "races": [{**race, "contenders": list(rows)}]}
+
+
+def test_a_page():
+    broken = {"name": "compile", "status": "unavailable"}
+    first = report(row("bngen", 1.0, warm=2.34), row("none", 1.3), row("eager", 1.9), broken)
+    text = page.measured([first, report(row("bngen", 1.0), row("eager", 2.5), batch=32)])
+    lines = text.splitlines()
+    assert lines[0] == "2 CPUs of EPYC (znver3); bngen 1, torch 2; medians of 2 rounds."
+    assert (
+        "| bngen `icf` | 1000 ms | 1000 ms | 1000 ms | 1.00x (1.00-1.00) | 3 MiB "
+        "| 80 s, then 2.3 s |" in lines
+    )
+    assert (
+        "| bngen `none` | 1300 ms | 1300 ms | 1300 ms | 1.30x (1.30-1.30) | 3 MiB | 80 s |" in lines
+    )
+    assert "| PyTorch compile | - | - | - | - | - | - |" in lines
+    assert sum(line.startswith("| densenet121, batch") for line in lines if "forward" in line) == 2
+    goal = "| densenet121, batch 32: PyTorch's fastest | 2.20x | 2.80x | 2.50x | reached |"
+    assert goal in lines
+    assert (
+        "| densenet121, batch 8: memory of eager | 0.50x | 0.35x | 1.00x | **not reached** |"
+        in lines
+    )
+
+
+def test_every_row_of_a_table_has_the_cells_of_its_head():
+    text = page.measured([report(row("bngen", 1.0), {"name": "eager", "status": "unavailable"})])
+    for table in text.split("\n\n")[1:]:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+def test_the_section_is_replaced_and_nothing_else():
+    readme = f"before\n{page.BEGIN}old\n{page.END}\nafter\n"
+    assert page.section(readme) == "old\n"
+    assert page.with_section(readme, "new\n") == f"before\n{page.BEGIN}new\n{page.END}\nafter\n"
