@@ -44,20 +44,22 @@ def register_tiles(
 
     ``columns * blocks`` accumulators, ``blocks`` weight vectors and one broadcast must fit. The
     score is the share of time that the multiply-add units work: what a ragged last tile leaves
-    idle, and costs besides where the sum (of ``depth`` terms) is short; the latency that few
-    accumulators do not hide (2 units x 4 cycles); and the loads for columns * blocks multiply-adds,
-    a broadcast a column and a weight a block. Their weights were fitted to tiles measured on AVX2,
-    where registers are few; 32 registers leave room for tiles that no term holds back.
+    idle; the fetching of code, since the tiles of a ragged row are written out one by one, against
+    sums of ``depth`` terms; the latency that few accumulators do not hide (2 units x 4 cycles); and
+    the loads for columns * blocks multiply-adds, a broadcast a column and a weight a block. The
+    numbers were fitted to tiles measured on AVX2, where registers are few; 32 registers leave room
+    for tiles that no term holds back.
     """
     for kb in (d for d in divisors(blocks) if d <= 8):
         for tw in range(1, min(width, registers - 2) + 1):
             tile = tw * kb
             if tile + kb + 1 > registers:
                 break
-            full = width / (math.ceil(width / tw) * tw)
-            ragged = 1.0 if width % tw == 0 else max(0.5, 1 - 25 / depth)
+            tiles = math.ceil(width / tw)
+            full = width / (tiles * tw)
+            ragged = 1.0 if width % tw == 0 else max(0.5, 1 - 3 * tiles / depth)
             busy = min(1.0, tile / 8)
-            loads = min(1.0, tile / (1.5 * tw + 2 * kb))
+            loads = min(1.0, tile / (1.5 * tw + 2.2 * kb))
             yield full * ragged * busy * loads * (1 + 0.002 * tile), tw, kb
 
 
