@@ -101,10 +101,10 @@ def measure(
         from bngen.bench.limits import measure_limits
 
         progress.stage("measuring the limits of the machine")
-        report["limits"] = limits = measure_limits(target, request.threads)
+        report["limits"] = measure_limits(target, request.threads)
         for program in request.program:
             entry = _entry(request, program, "bngen", str(target))
-            part = measure_kernels(entry, target, limits, request.rounds, progress.kernel)
+            part = measure_kernels(entry, target, report["limits"], request.rounds, progress.kernel)
             report["kernels"].append(part)
             if part["interrupted"]:
                 raise KeyboardInterrupt

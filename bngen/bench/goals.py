@@ -57,11 +57,10 @@ def shown(value: float, unit: str) -> str:
 
 
 def _rows(reports: Sequence[Json], program: str, batch: int) -> dict[str, Json]:
-    """The contenders of a race that took part, by name."""
+    """The contenders that took part in a race, by name; of several races, in the last."""
     races = (r for report in reports for r in report["races"])
-    chosen = [r for r in races if (r["program"], r["batch"]) == (program, batch)]
-    rows = chosen[-1]["contenders"] if chosen else ()
-    return {row["name"]: row for row in rows if row["status"] == "ok"}
+    chosen = (r for r in races if (r["program"], r["batch"]) == (program, batch))
+    return {row["name"]: row for r in chosen for row in r["contenders"] if row["status"] == "ok"}
 
 
 def _against(

@@ -7,7 +7,7 @@ and target as the kernels, so that it is the limit of code that bngen could gene
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from bngen.runtime import threads as thread_pool
@@ -39,6 +39,12 @@ def measure_limits(target: Target, threads: int | None = None) -> dict[str, Any]
             "gbytes": _best(copies(target, count)),
             "threads": count,
         }
+
+
+def highest(limits: dict[str, Any], others: Mapping[str, Any]) -> None:
+    """Raise limits to those of another measurement where these are higher."""
+    for name in ("gflops", "gbytes"):
+        limits[name] = max(limits[name], others[name])
 
 
 def _best(work: tuple[Callable[[], None], float]) -> float:

@@ -7,7 +7,7 @@ files in ``benchmarks/``.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from bngen.bench.goals import shown, verdicts
@@ -30,21 +30,20 @@ def with_section(readme: str, text: str) -> str:
     return readme.replace(f"{BEGIN}{section(readme)}{END}", f"{BEGIN}{text}{END}")
 
 
-def measured(reports: Sequence[Json]) -> str:
-    """A table of training steps, and one of the goals.
+def measured(files: Mapping[str, Json]) -> str:
+    """A table for each race, and one of the goals.
 
     Args:
-        reports: measured on one machine.
+        files: reports by the file's name, all of one machine.
     """
+    reports = list(files.values())
     machine = reports[0]["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
-    races = [race for report in reports for race in report["races"]]
-    rounds = sorted({len(race["contenders"][0]["step"]["samples"]) for race in races})
-    head = (
-        f"{machine['cpus']} CPUs of {machine['model']} ({machine['cpu']}); {versions}; medians of "
-        f"{' or '.join(map(str, rounds))} rounds."
-    )
-    parts = [head, *(_steps(race) for race in races)]
+    parts = [f"{machine['cpus']} CPUs of {machine['model']} ({machine['cpu']}); {versions}."]
+    for name, report in files.items():
+        rounds = len(report["races"][0]["contenders"][0]["step"]["samples"])
+        parts.append(f"[{name}](benchmarks/{name}), medians of {rounds} rounds:")
+        parts += map(_steps, report["races"])
     goals = ["| goal | reach | aim | here | |", "|---|--:|--:|--:|---|"]
     for goal, value, verdict in verdicts(reports):
         numbers = (shown(n, goal.unit) for n in (goal.reach, goal.aim, value))

@@ -154,6 +154,12 @@ def test_bars_run_from_pytorch_to_the_highest_level():
 # --- kernels by themselves --------------------------------------------------------------------
 
 
+def test_a_limit_is_the_highest_that_was_measured():
+    found = {"gflops": 100.0, "gbytes": 10.0, "threads": 2}
+    limits.highest(found, {"gflops": 90.0, "gbytes": 12.0})
+    assert found == {"gflops": 100.0, "gbytes": 12.0, "threads": 2}
+
+
 def test_timed_divides_by_the_calls():
     now, calls = [0.0], []
 

@@ -24,9 +24,11 @@ def report(*rows, batch=8):
 def test_a_page():
     broken = {"name": "compile", "status": "unavailable"}
     first = report(row("bngen", 1.0, warm=2.34), row("none", 1.3), row("eager", 1.9), broken)
-    text = page.measured([first, report(row("bngen", 1.0), row("eager", 2.5), batch=32)])
+    second = report(row("bngen", 1.0), row("eager", 2.5), batch=32)
+    text = page.measured({"latest.json": first, "batch32.json": second})
     lines = text.splitlines()
-    assert lines[0] == "2 CPUs of EPYC (znver3); bngen 1, torch 2; medians of 2 rounds."
+    assert lines[0] == "2 CPUs of EPYC (znver3); bngen 1, torch 2."
+    assert lines[2] == "[latest.json](benchmarks/latest.json), medians of 2 rounds:"
     assert (
         "| bngen `icf` | 1000 ms | 1000 ms | 1000 ms | 1.00x (1.00-1.00) | 3 MiB "
         "| 80 s, then 2.3 s |" in lines
@@ -45,8 +47,10 @@ def test_a_page():
 
 
 def test_every_row_of_a_table_has_the_cells_of_its_head():
-    text = page.measured([report(row("bngen", 1.0), {"name": "eager", "status": "unavailable"})])
-    for table in text.split("\n\n")[1:]:
+    text = page.measured(
+        {"x.json": report(row("bngen", 1.0), {"name": "eager", "status": "unavailable"})}
+    )
+    for table in text.split("\n\n")[2:]:
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
