@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from bngen import console
-from bngen.errors import BngenError, ToolchainError, UsageError
+from bngen.errors import INTERRUPTED, BngenError, ToolchainError, UsageError
 
-INTERRUPTED = 130
 SCHEMA = 2
 """Version of the JSON; it grows when a field changes its meaning or goes away."""
 
@@ -122,7 +121,10 @@ def _race(
             entries, request.rounds, tell=progress.stage, run=lambda e: Process(e, variables)
         )
         if request.startup and not result["interrupted"]:
-            _start_again(result, entries, variables, progress)
+            try:
+                _start_again(result, entries, variables, progress)
+            except KeyboardInterrupt:
+                result["interrupted"] = True  # and the race is kept
     return result
 
 

@@ -12,21 +12,21 @@ import hashlib
 import json
 import logging
 import pickle
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bngen.backend.kernels import Code, link
+from bngen.backend.kernels import Code, link, objects
 from bngen.errors import ToolchainError
 from bngen.ir.node import Graph
 from bngen.ir.text import print_graph
 from bngen.runtime import host, native
 from bngen.runtime.module import Built
 from bngen.runtime.native import Entry
-from bngen.runtime.store import Entry as Shelf
-from bngen.runtime.store import Store
+from bngen.runtime.store import Shelf, Store
 from bngen.scheduling.records import Records
 from bngen.target import Target
 
@@ -34,12 +34,8 @@ _LOG = logging.getLogger(__name__)
 _LIMIT = 1 << 30
 """Bytes that programs may take; DenseNet-121's training step takes 15 MB."""
 _PROGRAMS, _TARGETS = Store("programs", _LIMIT), Store("targets", 1 << 20)
-_BUILT, _LIBRARY, _OBJECTS, _TARGET = (
-    "built.pickle",
-    "kernels.so",
-    "objects.pickle",
-    "target.pickle",
-)
+_BUILT, _LIBRARY, _OBJECTS = "built.pickle", "kernels.so", "objects.pickle"
+_TARGET = "target.pickle"
 
 
 # --- targets ----------------------------------------------------------------------------------
@@ -111,10 +107,8 @@ def keep(digest: str, built: Built, codes: Sequence[Code]) -> Kept | None:
         library = link(codes)
     except ToolchainError:  # Without a C compiler; the thread pool has said so.
         return None
-    objects = {code.symbol: code.machine_code for code in codes}
-    files = {
-        _BUILT: pickle.dumps(built), _LIBRARY: library, _OBJECTS: pickle.dumps(objects),
-    }  # fmt: skip
+    kept = pickle.dumps(objects(codes))
+    files = {_BUILT: pickle.dumps(built), _LIBRARY: library, _OBJECTS: kept}
     shelf = _PROGRAMS.add(digest, files)
     return _loaded(built, shelf) if shelf else None
 
@@ -148,8 +142,9 @@ def _digest(*parts: str) -> str:
 
 @functools.cache
 def _source() -> str:
-    """A digest of bngen's own code, and the version of TVM."""
-    digest = hashlib.sha256(metadata.version("apache-tvm").encode())
+    """A digest of bngen's own code, and of what reads and runs an entry."""
+    versions = [metadata.version(name) for name in ("apache-tvm", "apache-tvm-ffi", "numpy")]
+    digest = hashlib.sha256(repr((sys.version_info[:3], versions)).encode())
     package = Path(__file__).parent
     for path in sorted((*package.rglob("*.py"), *package.rglob("*.c"))):
         content = path.read_bytes()

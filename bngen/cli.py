@@ -19,10 +19,10 @@ from typing import Any
 import click
 
 from bngen import options
-from bngen.errors import BngenError
+from bngen.errors import INTERRUPTED, BngenError
 from bngen.version import __version__
 
-OK, CHECK_FAILED, BAD_INPUT, BUG, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 101, 130, 141
+OK, CHECK_FAILED, BAD_INPUT, BUG, BROKEN_PIPE = 0, 1, 2, 101, 141
 
 
 class _ChoiceList(click.ParamType):

@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from bngen import cache as caches
-from bngen.backend.kernels import Code, KnobLookup, Progress, compile_plan, load
+from bngen.backend.kernels import Code, KnobLookup, Progress, compile_plan, load, objects
 from bngen.binding import bind
 from bngen.errors import BngenError
 from bngen.ir.node import Graph
@@ -141,7 +141,7 @@ class _Fresh:
         return {code.symbol: code.text(kind) for code in self._codes}
 
     def objects(self) -> dict[str, bytes]:
-        return {code.symbol: code.machine_code for code in self._codes}
+        return objects(self._codes)
 
 
 class _Kept:

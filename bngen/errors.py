@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+INTERRUPTED = 130
+"""Exit status of a command that Ctrl-C has ended, as shells give it."""
+
 
 @dataclass(frozen=True)
 class SourceLoc:

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from bngen import console
-from bngen.errors import ToolchainError, UsageError
+from bngen.errors import INTERRUPTED, ToolchainError, UsageError
 from bngen.version import __version__
-
-INTERRUPTED = 130
 
 
 @dataclass(frozen=True)

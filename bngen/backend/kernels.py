@@ -178,13 +178,18 @@ def link(codes: Iterable[Code]) -> bytes:
         ToolchainError: when there is no C compiler, or it fails.
     """
     with tempfile.TemporaryDirectory(dir=toolchain.session_folder()) as folder:
-        objects = []
-        for code in codes:
-            objects.append(Path(folder) / f"{code.symbol}.o")
-            objects[-1].write_bytes(code.machine_code)
+        paths = []
+        for symbol, content in objects(codes).items():
+            paths.append(Path(folder) / f"{symbol}.o")
+            paths[-1].write_bytes(content)
         library = Path(folder) / "kernels.so"
-        toolchain.link(objects, library)
+        toolchain.link(paths, library)
         return library.read_bytes()
+
+
+def objects(codes: Iterable[Code]) -> dict[str, bytes]:
+    """Object files of the distinct kernels, by symbol."""
+    return {code.symbol: code.machine_code for code in codes}
 
 
 def _alignment_key(kernel: Kernel, unaligned: frozenset[Value]) -> str:

@@ -156,7 +156,6 @@ def caches() -> Caches | None:
     return _read_caches(_CPU_DIR / f"cpu{cpus[0]}" / "cache")
 
 
-@functools.cache
 def identity() -> str:
     """A text that is another on a machine for which another program might be compiled."""
     told = ("vendor_id", "cpu family", "model", "stepping", "CPU implementer", "CPU part")

@@ -7,7 +7,6 @@ Arguments in, arrays out; parameters and buffers by name; for a program compiled
 from __future__ import annotations
 
 import copy
-import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -47,12 +46,6 @@ class OutputSpec:
     offset: int = 0
     operand: Operand | None = None
     source: str | None = None
-
-
-    @functools.cached_property
-    def end(self) -> int:
-        """Bytes from the start of the slot to the end of the result."""
-        return self.offset + math.prod(self.shape) * np.dtype(self.dtype).itemsize
 
 
 @dataclass(frozen=True)
@@ -156,6 +149,8 @@ class Module:
         self._state = {spec.name: _zeros(spec.shape, spec.dtype) for spec in self.signature.state}
         fixed = {f"in:{name}": array for name, array in self._state.items()}
         self._executor = Executor(built.steps, entries, built.nbytes, fixed)
+        self._output_bytes = _slot_bytes(self.signature.outputs)
+        self._gradient_bytes = _slot_bytes(self.signature.gradients)
         self._initialized = not self._state
         self._tape: list[Any] | None = None
 
@@ -239,7 +234,7 @@ class Module:
         slots, write_backs = self._prepare(self.signature.arguments, values)
         self._check_labels(slots)
         as_torch = any(is_torch(v) for v in values)
-        slots.update(self._fresh(self.signature.outputs))
+        slots.update(_fresh(self._output_bytes))
         with threads.using(self._threads or 0):
             self._executor.run(slots, 0, self.signature.forward_steps)
         results = [self._result(spec, slots, as_torch) for spec in self.signature.outputs]
@@ -282,7 +277,7 @@ class Module:
             )
         cotangents, _ = self._prepare(specs, grad_outputs)
         slots, as_torch = self._tape
-        slots = {**slots, **cotangents, **self._fresh(self.signature.gradients)}
+        slots = {**slots, **cotangents, **_fresh(self._gradient_bytes)}
         as_torch = as_torch or any(is_torch(v) for v in grad_outputs)
         with threads.using(self._threads or 0):
             self._executor.run(slots, self.signature.forward_steps, None)
@@ -336,14 +331,6 @@ class Module:
         slots = {f"in:{s.name}": array for s, array in zip(specs, arrays, strict=True)}
         return slots, write_backs
 
-    def _fresh(self, specs: Sequence[OutputSpec]) -> dict[str, np.ndarray]:
-        """Memory for results, owned by the caller afterwards."""
-        sizes: dict[str, int] = {}
-        for spec in specs:
-            if spec.slot is not None:
-                sizes[spec.slot] = max(sizes.get(spec.slot, 0), spec.end)
-        return {slot: empty_aligned((nbytes,), "uint8") for slot, nbytes in sizes.items()}
-
     def _result(self, spec: OutputSpec, slots: Mapping[str, np.ndarray], as_torch: bool) -> Any:
         if spec.slot is not None:
             array = view(slots[spec.slot], spec.offset, spec.shape, spec.dtype)
@@ -387,6 +374,21 @@ class Module:
                     f"are {check.classes} classes",
                     hint=f"labels run from 0 to {check.classes - 1}{also}",
                 )
+
+
+def _slot_bytes(specs: Sequence[OutputSpec]) -> dict[str, int]:
+    """The size of each slot that results are written to."""
+    sizes: dict[str, int] = {}
+    for spec in specs:
+        if spec.slot is not None:
+            end = spec.offset + math.prod(spec.shape) * np.dtype(spec.dtype).itemsize
+            sizes[spec.slot] = max(sizes.get(spec.slot, 0), end)
+    return sizes
+
+
+def _fresh(sizes: Mapping[str, int]) -> dict[str, np.ndarray]:
+    """Memory for results, owned by the caller afterwards."""
+    return {slot: empty_aligned((nbytes,), "uint8") for slot, nbytes in sizes.items()}
 
 
 def _by_label(results: dict[str, Any]) -> Any:

@@ -37,7 +37,7 @@ class Store:
     def __init__(self, name: str, limit: int):
         self._name, self._limit = name, limit
 
-    def find(self, key: str) -> Entry | None:
+    def find(self, key: str) -> Shelf | None:
         """The entry of a key, if there is one; it counts as used now."""
         try:
             folder = toolchain.private_folder(self._name) / key
@@ -45,9 +45,9 @@ class Store:
             os.utime(folder)
         except (OSError, ValueError, ToolchainError):
             return None
-        return Entry(folder, digests) if isinstance(digests, dict) else None
+        return Shelf(folder, digests) if isinstance(digests, dict) else None
 
-    def add(self, key: str, files: Mapping[str, bytes]) -> Entry | None:
+    def add(self, key: str, files: Mapping[str, bytes]) -> Shelf | None:
         """Keep files under a key; where that cannot be, a warning says why.
 
         Returns:
@@ -68,7 +68,7 @@ class Store:
         except (OSError, ToolchainError) as error:
             _LOG.warning("nothing is kept for the next time: %s", error)
             return None
-        return Entry(place / key, digests)
+        return Shelf(place / key, digests)
 
     def _make_room(self, place: Path, newest: str) -> None:
         entries = sorted(map(_Usage.of, place.iterdir()), key=lambda e: e.used, reverse=True)
@@ -98,7 +98,7 @@ class _Usage:
             return cls(folder, 0, 0.0)
 
 
-class Entry:
+class Shelf:
     """What is kept under one key."""
 
     def __init__(self, folder: Path, digests: Mapping[str, str]):

@@ -85,9 +85,8 @@ def phased_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     _, columns, blocks = max(t for t in tiles if width % t[1] == 0)
     row_bytes = 4 * e["in_blocks"] * e["in_lanes"] * e["padded_w"] // e["spread_h"]
     facts = {**e, "group_rows": group, "r": 1}
-    weights = 4 * e["lanes"] * e["out_blocks"] * _depth(e)
-    if weights > machine.l2:
-        # Each task reads all weights: the fewer tasks, the less often.
+    # Each task reads all weights. Where L2 cannot hold them, few tasks count for more than scratch.
+    if 4 * e["lanes"] * e["out_blocks"] * _depth(e) > machine.l2:
         row_bytes = 0
     return {"columns": columns, "blocks": blocks, "rows": rows_per_task(facts, machine, row_bytes)}
 

@@ -310,6 +310,26 @@ def test_an_interrupt_keeps_the_complete_rounds(monkeypatch, tmp_path, capsys):
     assert ("bngen", "stop") in stage.log and ("eager", "stop") in stage.log
 
 
+def test_an_interrupt_while_starting_again_keeps_the_race(monkeypatch, tmp_path):
+    stage, started = Stage(), []
+
+    class Once(FakeRunner):
+        def start(self):
+            started.append(self.name)
+            if len(started) > 2:
+                raise KeyboardInterrupt
+            return super().start()
+
+    monkeypatch.setattr(
+        "bngen.bench.race.Process", lambda entry, variables: Once(stage, entry.contender)
+    )
+    path = tmp_path / "r.json"
+    asked = request(startup=True, against=("eager",), json_file=str(path))
+    assert bench_command.run(asked) == 130
+    (race,) = json.loads(path.read_text())["races"]
+    assert race["interrupted"] and len(race["contenders"]) == 2
+
+
 def test_an_interrupt_before_a_round_is_complete_writes_nothing(monkeypatch, tmp_path):
     stage = interrupted(monkeypatch, at=1)
     with pytest.raises(KeyboardInterrupt):
