@@ -30,9 +30,6 @@ WORTHWHILE = 0.98
 
 _ROUNDS = 5
 
-_MOST_WRITTEN_OUT = 240
-"""Accumulators of all ragged column tiles of a row together."""
-
 
 @dataclass(frozen=True)
 class Job:
@@ -84,16 +81,10 @@ def jobs(plan: KernelPlan, target: Target) -> list[Job]:
 
 
 def promising(kind: str, e: Mapping[str, int], knobs: Knobs, registers: int) -> bool:
-    """Whether legal knobs deserve a trial.
-
-    Not those whose accumulators spill, nor those that write out a row of ragged column tiles at
-    such length that compiling takes longer than all other candidates together.
-    """
+    """Whether legal knobs deserve a trial: not those whose accumulators spill."""
     if kind in ("conv", "phased"):
         columns, blocks = knobs["columns"], knobs["blocks"]
-        ragged = kind == "conv" and e["w"] % columns
-        written_out = math.ceil(e["w"] / columns) * columns * blocks if ragged else 0
-        return columns * blocks + blocks + 1 <= registers and written_out <= _MOST_WRITTEN_OUT
+        return columns * blocks + blocks + 1 <= registers
     if kind == "wgrad":
         side = knobs["in_lanes"] if "in_lanes" in knobs else e["s"]
         return knobs["blocks"] * (side + 1) + 1 <= registers

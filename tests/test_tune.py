@@ -139,9 +139,7 @@ WGRAD = {"in_lanes": 16, "s": 3}
     [
         ("conv", {"w": 56}, {"columns": 7, "blocks": 4, "rows": 1}, False),  # 33 registers
         ("conv", {"w": 56}, {"columns": 28, "blocks": 1, "rows": 1}, True),
-        ("conv", {"w": 112}, {"columns": 5, "blocks": 2, "rows": 1}, True),  # 230 written out
-        ("conv", {"w": 112}, {"columns": 5, "blocks": 4, "rows": 1}, False),
-        ("conv", {"w": 112}, {"columns": 4, "blocks": 4, "rows": 1}, True),  # whole tiles: a loop
+        ("conv", {"w": 112}, {"columns": 5, "blocks": 4, "rows": 1}, True),  # a ragged last tile
         ("phased", {"w": 112}, {"columns": 14, "blocks": 3, "rows": 2}, False),
         ("wgrad", WGRAD, {"blocks": 2, "in_lanes": 8}, True),
         ("wgrad", WGRAD, {"blocks": 2, "in_lanes": 16}, False),

@@ -26,11 +26,16 @@ from bngen.lower.coords import Expr, Lane, zero
 
 @dataclass(frozen=True)
 class Phase:
-    """One phase along one axis: its taps and the row of dy that the first of them reads."""
+    """One phase along one axis: its taps, and the row of dy that the first reads for row 0."""
 
     number: int
     taps: tuple[int, ...]
     ahead: int
+
+    @property
+    def last_reads(self) -> int:
+        """The row of dy that the last tap reads for row 0, the topmost of all."""
+        return self.ahead - (len(self.taps) - 1)
 
     @staticmethod
     def of(number: int, window: int, stride: int, lo: int) -> Phase:
@@ -100,7 +105,7 @@ def _shifted(body: Body, dy: Value, phases, rows: tuple[int, int]):
     lo, extent = [], []
     for axis, count in zip(phases, rows, strict=True):
         active = [p for p in axis if p.taps]
-        lo.append(max(0, *(len(p.taps) - 1 - p.ahead for p in active)))
+        lo.append(max(0, *(-p.last_reads for p in active)))
         extent.append(count + max(p.ahead for p in active) + lo[-1])
     n, _, h, w = dy.shape
     inside = extent[0] <= h and extent[1] <= w and not any(lo)
@@ -123,15 +128,16 @@ def _phase_nest(
 ) -> te.Tensor:
     """``(blocks, N, h/sh, w/sw, lanes)``: the rows and columns of one phase."""
     t, u = te.reduce_axis((0, len(a.taps)), "t"), te.reduce_axis((0, len(b.taps)), "u")
-    # The packed window is mirrored.
-    row = window[0] - 1 - (a.taps[0] + t * strides[0])
-    column = window[1] - 1 - (b.taps[0] + u * strides[1])
+    # The packed window is mirrored. Taps run backwards, so that every address ascends: LLVM spills
+    # accumulators where it cannot fold the steps of a descending one into its loads.
+    row = window[0] - 1 - a.taps[-1] + t * strides[0]
+    column = window[1] - 1 - b.taps[-1] + u * strides[1]
     n, _, h, width = out.shape
     shape = (packed.outer.blocks, n, h // strides[0], width // strides[1], packed.outer.lanes)
     name = f"phase_{a.number}_{b.number}"
 
     def source(p: Expr, q: Expr) -> tuple[Expr, Expr]:
-        return p + (a.ahead + lo[0]) - t, q + (b.ahead + lo[1]) - u
+        return p + (a.last_reads + lo[0]) + t, q + (b.last_reads + lo[1]) + u
 
     if packed.depthwise:
 

@@ -21,6 +21,7 @@ from bngen.scheduling.knobs import Knobs
 from bngen.scheduling.tools import (
     attach_pads,
     attach_store_slot,
+    extent,
     local,
     loops_inside,
     vectorize_last,
@@ -41,10 +42,7 @@ def schedule_conv(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     task = sch.fuse(n, h_task)
     sch.parallel(task)
     local(sch, ["conv"])
-    ragged = low.extents["w"] % knobs["columns"] != 0
-    if ragged:
-        # Whole and ragged column tiles are written out one by one, so that every bound is constant.
-        sch.unroll(w_tile)
+    _set_ragged_apart(sch, w_tile, low.extents["w"] % knobs["columns"])
     attach_store_slot(sch, low, w_tile, h_row, h_group, unroll=True)
     attach_pads(sch, low, task)
     for loop in (w_in, kb_in):
@@ -55,9 +53,22 @@ def schedule_conv(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
 
 
 def schedule_phased(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
-    """The same for a strided data gradient: a tile holds every phase of its rows and columns.
+    """A strided data gradient: each phase of a row sums into memory, then they are put together.
 
-    Knobs as for `schedule_conv`; ``columns`` counts those of one phase.
+    ::
+
+        parallel image, row tile:
+            pad  <- load slot of the rows this tile needs
+            for output block tile, group of rows, row of phases:
+                for each phase:
+                    for column tile:
+                        phase[columns, blocks, lanes] in registers <- sum over its taps
+                merge <- phases; store slot on the rows, sums
+            second pass of moments over the group of rows
+
+    A phase's sums leave the registers before the next one's begin: kept there until they are put
+    together, LLVM spills accumulators. Knobs as for `schedule_conv`; ``columns`` counts those of
+    one phase.
     """
     sch = s_tir.Schedule(IRModule({low.name: low.func}))
     sch.work_on(low.name)
@@ -66,30 +77,39 @@ def schedule_phased(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     sh, sw = low.extents["spread_h"], low.extents["spread_w"]
     group = low.extents.get("group_rows", sh)
     h_task, h_group, h_row, h_phase = sch.split(h, [None, knobs["rows"] // group, group // sh, sh])
-    w_tile, w_in, w_phase = sch.split(w, [None, knobs["columns"], sw])
+    w, w_phase = sch.split(w, [None, sw])
     kb_tile, kb_in = sch.split(kb, [None, knobs["blocks"]])
-    sch.reorder(n, h_task, kb_tile, h_group, h_row, w_tile, h_phase, w_in, w_phase, kb_in, lane)
+    sch.reorder(n, h_task, kb_tile, h_group, h_row, h_phase, w, w_phase, kb_in, lane)
     task = sch.fuse(n, h_task)
     sch.parallel(task)
     local(sch, ["merge"])
-    attach_store_slot(sch, low, w_tile, h_row, h_group, unroll=True)
+    attach_store_slot(sch, low, h_row, h_row, h_group, unroll=False)
     for name in low.nests:
         local(sch, [name])
-        _schedule_nest(sch, name, w_tile)
+        _schedule_nest(sch, name, h_row, knobs["columns"])
     attach_pads(sch, low, task)
-    for loop in (h_phase, w_in, w_phase, kb_in):
+    for loop in (h_phase, w_phase, kb_in):
         sch.unroll(loop)
     sch.vectorize(lane)
     return sch
 
 
-def _schedule_nest(sch: s_tir.Schedule, name: str, at) -> None:
-    """One phase's sum of products, in registers, below the column tile."""
+def _set_ragged_apart(sch: s_tir.Schedule, w_tile, rest: int) -> None:
+    """Code of its own for a last tile of fewer columns, so that every bound is constant."""
+    if rest:
+        sch.annotate(w_tile, "pragma_loop_partition_hint", True)
+
+
+def _schedule_nest(sch: s_tir.Schedule, name: str, at, columns: int) -> None:
+    """One phase's sum of products, a register tile at a time, below a row of phases."""
     nest = sch.get_sblock(name)
     sch.compute_at(nest, at, preserve_unit_loops=True)
     kb, n, h, w, lane, *reduction = loops_inside(sch, nest, at)
-    sch.reorder(n, h, *reduction, w, kb, lane)
-    for loop in (w, kb):
+    width = extent(sch, w)
+    w_tile, w_in = sch.split(w, [None, columns])
+    sch.reorder(n, h, w_tile, *reduction, w_in, kb, lane)
+    _set_ragged_apart(sch, w_tile, width % columns)
+    for loop in (w_in, kb):
         sch.unroll(loop)
     sch.vectorize(lane)
     sch.decompose_reduction(nest, reduction[0])

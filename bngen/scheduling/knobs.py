@@ -44,8 +44,8 @@ def register_tiles(
 
     ``columns * blocks`` accumulators, ``blocks`` weight vectors and one broadcast must fit. The
     score is the share of time that the multiply-add units work: what a ragged last tile leaves
-    idle; the fetching of code, since the tiles of a ragged row are written out one by one, against
-    sums of ``depth`` terms; the latency that few accumulators do not hide (2 units x 4 cycles); and
+    idle; the fetching of its code, which it has of its own, against sums of ``depth`` terms; the
+    latency that few accumulators do not hide (2 units x 4 cycles); and
     the loads for columns * blocks multiply-adds, a broadcast a column and a weight a block. The
     numbers were fitted to tiles measured on AVX2, where registers are few; 32 registers leave room
     for tiles that no term holds back.
@@ -57,7 +57,7 @@ def register_tiles(
                 break
             tiles = math.ceil(width / tw)
             full = width / (tiles * tw)
-            ragged = 1.0 if width % tw == 0 else max(0.5, 1 - 3 * tiles / depth)
+            ragged = 1.0 if width % tw == 0 else max(0.5, 1 - 6 / depth)
             busy = min(1.0, tile / 8)
             loads = min(1.0, tile / (1.5 * tw + 2.2 * kb))
             yield full * ragged * busy * loads * (1 + 0.002 * tile), tw, kb
@@ -82,7 +82,7 @@ def phased_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     width, group = e["w"] // e["spread_w"], e.get("group_rows", e["spread_h"])
     per_group = e["out_blocks"] // e["groups"]
     tiles = register_tiles(width, per_group, _depth(e), machine.vector_registers)
-    _, columns, blocks = max(t for t in tiles if width % t[1] == 0)
+    _, columns, blocks = max(tiles)
     row_bytes = 4 * e["in_blocks"] * e["in_lanes"] * e["padded_w"] // e["spread_h"]
     facts = {**e, "group_rows": group, "r": 1}
     # Each task reads all weights. Where L2 cannot hold them, few tasks count for more than scratch.

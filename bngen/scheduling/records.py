@@ -55,7 +55,7 @@ def _columns(e: Extents, chosen: Knobs) -> list[int]:
 
 
 def _phase_columns(e: Extents, chosen: Knobs) -> list[int]:
-    return divisors(e["w"] // e["spread_w"])
+    return list(range(1, e["w"] // e["spread_w"] + 1))
 
 
 def _register_lanes(e: Extents, chosen: Knobs) -> list[int]:

@@ -59,7 +59,7 @@ def places(tmp_path, monkeypatch):
         ("conv", {"columns": 3, "blocks": 3, "rows": 6}, "rows 6 is none of 4, 12"),
         ("conv", {"columns": 3, "blocks": 3}, "conv kernels take columns, blocks, rows, not"),
         ("conv", {"columns": True, "blocks": 3, "rows": 4}, "columns True is none of"),
-        ("phased", {"columns": 2, "blocks": 1, "rows": 4}, "columns 2 is none of 1, 5"),
+        ("phased", {"columns": 6, "blocks": 1, "rows": 4}, "columns 6 is none of 1, 2, 3, 4, 5"),
         ("wgrad", {**TASK, "rows": 2, "blocks": 4, "in_lanes": 1}, "blocks 4 is none of 1, 2"),
         ("wgrad", {**TASK, "rows": 2, "blocks": 2}, "wgrad kernels take"),
         ("partial", {"rows": 1}, "partial kernels have no knobs"),
