@@ -275,18 +275,21 @@ class _Fusion:
     def store_slot(self, anchor: Node) -> list[Node]:
         """Every node that can be computed as the anchor's result is written, in graph order."""
         inside = set(anchor.outputs)
-        later = self.descendants(anchor)
+        later: set[int] | None = None
         joined: list[Node] = []
         for node in self.candidates(anchor):
             if inside.isdisjoint(node.operands):
                 continue
-            outside = [v for v in node.operands if v not in inside]
-            if self.fits_domain(node, anchor) and not any(
-                v in self.producer and self.order[self.producer[v]] in later for v in outside
-            ):
-                joined.append(node)
-                if OPS[node.op].kind == "pointwise":
-                    inside.update(node.outputs)
+            if not self.fits_domain(node, anchor):
+                continue
+            outside = [v for v in node.operands if v not in inside and v in self.producer]
+            if outside and later is None:
+                later = self.descendants(anchor)
+            if any(self.order[self.producer[v]] in later for v in outside):
+                continue
+            joined.append(node)
+            if OPS[node.op].kind == "pointwise":
+                inside.update(node.outputs)
         return joined
 
     def candidates(self, anchor: Node) -> Iterable[Node]:
@@ -326,8 +329,10 @@ class _Fusion:
         found, work = {first}, [first]
         while work:
             i = work.pop()
-            for mate in self.mates.get(i, (i,)):
-                for later in (mate, *self.successors[mate]):
+            kernel = self.mates.get(i, (i,))
+            found.update(kernel)
+            for mate in kernel:
+                for later in self.successors[mate]:
                     if later not in found:
                         found.add(later)
                         work.append(later)

@@ -12,6 +12,7 @@ buffers with overlapping lives get disjoint parts of one arena.
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -282,9 +283,9 @@ class _Memory:
             begin, end = lives[root]
             nbytes = align(max(self.size(root), 1))
             at = 0
-            for lo, hi, b, e in sorted(placed):
+            for lo, hi, b, e in placed:
                 if b <= end and begin <= e and lo < at + nbytes and at < hi:
                     at = hi
             offsets[root] = at
-            placed.append((at, at + nbytes, begin, end))
+            bisect.insort(placed, (at, at + nbytes, begin, end))
         return offsets, max((hi for _, hi, _, _ in placed), default=0)
