@@ -66,8 +66,12 @@ def register_tiles(
 def conv_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     """Register tile and rows per task of a convolution nest (forward or data gradient)."""
     per_group = e["out_blocks"] // e.get("groups", 1)
-    tiles = register_tiles(e["w"], per_group, _depth(e), machine.vector_registers)
-    _, columns, blocks = max(tiles)
+    registers = machine.vector_registers
+    if e["in_lanes"] == 1 and registers < 32:
+        # Taps of one channel's row share broadcasts, and LLVM holds on to them; with AVX-512 they
+        # are operands in memory.
+        registers -= 3
+    _, columns, blocks = max(register_tiles(e["w"], per_group, _depth(e), registers))
     row_bytes = 4 * e["in_blocks"] * e["in_lanes"] * e["padded_w"]
     return {"columns": columns, "blocks": blocks, "rows": rows_per_task(e, machine, row_bytes)}
 
