@@ -14,9 +14,9 @@ INSTALLED := $(VENV)/.installed
 # What make bench measures: steps, steps of large batches, kernels; and make bench-startup, from empty
 # caches. BENCH_OUT is the folder of the JSON files and the plots.
 BENCH ?= densenet121 resnet50 mobilenet_v2 --against none,mvf,eager,channels-last --rounds 5
-BENCH_LARGE ?= densenet121 --batch 32 --against eager,channels-last,jemalloc --rounds 3
-BENCH_KERNELS ?= densenet121 resnet50 --against eager --kernels --rounds 3
-BENCH_STARTUP ?= densenet121 --against none,mvf,eager,channels-last,compile --startup --rounds 7
+BENCH_LARGE ?= densenet121 --batch 32 --against eager,channels-last,jemalloc --rounds 2
+BENCH_KERNELS ?= densenet121 resnet50 --against "" --kernels --rounds 3
+BENCH_STARTUP ?= densenet121 --against none,mvf,eager,channels-last,compile --startup --rounds 5
 BENCH_OUT ?= benchmarks
 
 .PHONY: help run test bench bench-startup

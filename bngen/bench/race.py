@@ -24,6 +24,9 @@ from bngen.errors import BngenError
 SETTLE = 0.05
 """Seconds between turns: the threads of who has just run spin for a while before they sleep."""
 
+WARM = 2.0
+"""Seconds of steps, besides the first, after which a contender is warm."""
+
 STARTUP = ("import", "build", "first_step", "total")
 """Seconds until a contender has taken its first step; ``total`` from the start of its process."""
 
@@ -124,7 +127,7 @@ def race(
     Args:
         entries: who takes part; the first is the one the others are compared with.
         rounds: measured steps of each.
-        warmup: steps before those, besides the first.
+        warmup: steps before those, besides the first; fewer where they take longer than `WARM`.
         tell: called with what is going on.
         run: entry to runner.
         settle: seconds between turns.
@@ -158,8 +161,10 @@ def race(
 
     def begin(name: str) -> None:
         starts[name] = runners[name].start()
+        spent = 0.0
         for _ in range(warmup):
-            runners[name].ask("step")
+            if spent < WARM:
+                spent += sum(runners[name].ask("step").values())
         peaks[name] = runners[name].ask("peak")["peak"]
 
     def turn(name: str) -> None:

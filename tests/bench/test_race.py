@@ -14,7 +14,10 @@ from bngen.bench.race import Process, Unavailable, race
 from bngen.errors import BngenError, UsageError
 
 START = {"import": 1.0, "build": 2.0, "first_step": 0.5, "total": 3.75}
-TIMES = {"bngen": (1.0, 2.0), "none": (2.0, 2.5), "eager": (2.0, 4.0), "compile": (1.5, 3.0)}
+TIMES = {
+    "bngen": (1.0, 2.0), "none": (2.0, 2.5), "eager": (2.0, 4.0), "compile": (1.5, 3.0),
+    "mvf": (0.3, 0.4),
+}  # fmt: skip
 
 
 @dataclass
@@ -71,6 +74,13 @@ def test_turns_alternate_after_everybody_is_warm():
     turns = [(n, "step") for n in ("bngen", "eager", "none")] * 2
     ends = [(n, w) for w in ("overhead", "stop") for n in ("bngen", "eager", "none")]
     assert stage.log == [*preparing, *turns, *ends]
+
+
+def test_long_steps_need_fewer_to_be_warm():
+    stage = Stage()
+    stage.race("mvf", "eager", rounds=1, warmup=9)
+    # 0.7 s a step: two seconds are over after the third; 6 s: after the first.
+    assert [stage.log.count((name, "step")) for name in ("mvf", "eager")] == [3 + 1, 1 + 1]
 
 
 def test_the_result():
@@ -298,7 +308,7 @@ def interrupted(monkeypatch, at):
 
 
 def test_an_interrupt_keeps_the_complete_rounds(monkeypatch, tmp_path, capsys):
-    stage = interrupted(monkeypatch, at=5)  # 2 warm-up steps, the peak, 2 rounds
+    stage = interrupted(monkeypatch, at=4)  # a long step to warm up, the peak, 2 rounds
     path = tmp_path / "r.json"
     asked = request(program=("tiny_resnet", "tiny_vgg"), json_file=str(path), rounds=9)
     assert bench_command.run(asked) == 130
