@@ -45,6 +45,7 @@ class Lowered:
         second: reductions that need a whole group of rows first.
         nests: sums of products that ``main`` puts together.
         pads: scratch blocks of the load slots.
+        points: blocks that hold tiles of an operand at Winograd's points, and what each reads.
         extents: facts that knobs are chosen from (channels, rows, groups, ...).
     """
 
@@ -59,6 +60,7 @@ class Lowered:
     second: list[str] = field(default_factory=list)
     nests: list[str] = field(default_factory=list)
     pads: list[str] = field(default_factory=list)
+    points: dict[str, str] = field(default_factory=dict)
     extents: dict[str, int] = field(default_factory=dict)
 
 

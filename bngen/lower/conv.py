@@ -22,6 +22,14 @@ from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered
 from bngen.lower.coords import Expr, Lane, lane_of, logical_coord, zero
 from bngen.lower.phased import is_phased, lower_phased
+from bngen.lower.winograd import (
+    POINTS,
+    TILE,
+    convolved,
+    is_winograd,
+    weight_sums,
+    windows_of,
+)
 
 
 class Geometry:
@@ -110,13 +118,19 @@ def lower_conv(kernel: Kernel, layouts: dict) -> Lowered:
     if flipped and is_phased(kernel):
         return lower_phased(kernel, layouts)
     geo = Geometry(node, flipped)
-    body = Body(kernel, layouts, "depthwise" if packed.depthwise else "conv")
+    winograd = isinstance(layouts[node.inputs[0]], Blocked) and is_winograd(node, kernel)
+    kind = "winograd" if winograd else "depthwise" if packed.depthwise else "conv"
+    body = Body(kernel, layouts, kind)
     x, weight = node.inputs
     data = operand(body, x, geo, "pad")
     w = body.tensors[weight]
-    conv = (_depthwise if packed.depthwise else _blocked)(node.out, data, w, geo, packed, layouts)
+    if winograd:
+        conv = convolved(body, data, w)
+    else:
+        nest = _depthwise if packed.depthwise else _blocked
+        conv = nest(node.out, data, w, geo, packed, layouts)
     body.define(node.out, conv)
-    body.lowered.main = "conv"
+    body.lowered.main = conv.op.name
     body.store_slot()
     return body.finish(**conv_extents(node, geo, packed, data, w))
 
@@ -218,19 +232,25 @@ def lower_weight_gradient(kernel: Kernel, layouts: dict) -> Lowered:
     aligned = groups == 1 or (cg % outer.lanes == 0 and out_per % outer.lanes == 0)
     if not depthwise and not aligned:
         return _generic_weight_gradient(kernel, layouts, geo)
-    body = Body(kernel, layouts, "depthwise_wgrad" if depthwise else "wgrad")
+    winograd = isinstance(inner, Blocked) and is_winograd(node, kernel)
+    kind = "winograd_wgrad" if winograd else "depthwise_wgrad" if depthwise else "wgrad"
+    body = Body(kernel, layouts, kind)
     n, _, oh, ow = dy.shape
     data = operand(body, x, geo, "pad")
     grad = _gradient(body, dy)
     (sh, sw), (dh, dw) = geo.stride, geo.dilation
     im, h, w = (te.reduce_axis((0, e), a) for e, a in ((n, "n"), (oh, "h"), (ow, "w")))
-    if depthwise:
+    if winograd:
+        partial = weight_sums(body, data, grad)
+        taps = windows_of(partial)
+    elif depthwise:
 
         def tap(kb, r, s, l):  # noqa: E741
             taken = data[kb, im, h * sh + r * dh, w * sw + s * dw, l]
             return te.sum(taken * grad[kb, im, h, w, l], axis=[im, h, w])
 
-        partial = te.compute((outer.blocks, rows, cols, outer.lanes), tap, name="partial")
+        shape = (outer.blocks, rows, cols, outer.lanes)
+        taps = partial = te.compute(shape, tap, name="partial")
     else:
         in_blocks = inner.blocks if isinstance(inner, Blocked) else cg
         per_group, out_blocks = in_blocks // groups, outer.blocks // groups
@@ -241,20 +261,22 @@ def lower_weight_gradient(kernel: Kernel, layouts: dict) -> Lowered:
             return te.sum(taken * grad[kb, im, h, w, l], axis=[im, h, w])
 
         shape = (outer.blocks, per_group, rows, cols, lanes_in, outer.lanes)
-        partial = te.compute(shape, tap, name="partial")
+        taps = partial = te.compute(shape, tap, name="partial")
 
     def unpack(ki, ci, r, s):
         lane = lane_of(ki, outer)
         if depthwise:
-            return partial[lane.block, r, s, lane.lane]
+            return taps[lane.block, r, s, lane.lane]
         if not isinstance(inner, Blocked):
-            return partial[lane.block, ci, r, s, 0, lane.lane]
+            return taps[lane.block, ci, r, s, 0, lane.lane]
         source = lane_of(ci, inner) if groups == 1 else Lane(ci // lanes_in, ci % lanes_in, inner)
-        return partial[lane.block, source.block, r, s, source.lane, lane.lane]
+        return taps[lane.block, source.block, r, s, source.lane, lane.lane]
 
     result = te.compute(node.out.shape, unpack, name="dweight")
     body.results[node.out] = result
     body.lowered.main = "partial"
+    if winograd:
+        oh, ow, rows, cols = oh // TILE, ow // TILE, POINTS, POINTS
     return body.finish(
         n=n, h=oh, w=ow, out_blocks=outer.blocks, lanes=outer.lanes, r=rows, s=cols,
         in_blocks=int(partial.shape[1]) if not depthwise else 1,

@@ -19,11 +19,12 @@ from tvm import IRModule, s_tir
 from bngen.lower.body import Lowered
 from bngen.scheduling.knobs import Knobs
 from bngen.scheduling.tools import (
-    attach_pads,
+    attach_loads,
     attach_store_slot,
     extent,
     local,
     loops_inside,
+    set_ragged_apart,
     vectorize_last,
 )
 
@@ -42,9 +43,9 @@ def schedule_conv(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     task = sch.fuse(n, h_task)
     sch.parallel(task)
     local(sch, ["conv"])
-    _set_ragged_apart(sch, w_tile, low.extents["w"] % knobs["columns"])
+    set_ragged_apart(sch, w_tile, low.extents["w"] % knobs["columns"])
     attach_store_slot(sch, low, w_tile, h_row, h_group, unroll=True)
-    attach_pads(sch, low, task)
+    attach_loads(sch, low, task)
     for loop in (w_in, kb_in):
         sch.unroll(loop)
     sch.vectorize(lane)
@@ -87,17 +88,11 @@ def schedule_phased(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     for name in low.nests:
         local(sch, [name])
         _schedule_nest(sch, name, h_row, knobs["columns"])
-    attach_pads(sch, low, task)
+    attach_loads(sch, low, task)
     for loop in (h_phase, w_phase, kb_in):
         sch.unroll(loop)
     sch.vectorize(lane)
     return sch
-
-
-def _set_ragged_apart(sch: s_tir.Schedule, w_tile, rest: int) -> None:
-    """Code of its own for a last tile of fewer columns, so that every bound is constant."""
-    if rest:
-        sch.annotate(w_tile, "pragma_loop_partition_hint", True)
 
 
 def _schedule_nest(sch: s_tir.Schedule, name: str, at, columns: int) -> None:
@@ -108,7 +103,7 @@ def _schedule_nest(sch: s_tir.Schedule, name: str, at, columns: int) -> None:
     width = extent(sch, w)
     w_tile, w_in = sch.split(w, [None, columns])
     sch.reorder(n, h, w_tile, *reduction, w_in, kb, lane)
-    _set_ragged_apart(sch, w_tile, width % columns)
+    set_ragged_apart(sch, w_tile, width % columns)
     for loop in (w_in, kb):
         sch.unroll(loop)
     sch.vectorize(lane)

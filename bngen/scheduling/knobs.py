@@ -95,6 +95,22 @@ def phased_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     return {"columns": columns, "blocks": blocks, "rows": rows_per_task(facts, machine, row_bytes)}
 
 
+def winograd_knobs(e: dict[str, int], machine: Machine) -> Knobs:
+    """Rows per task, and the register tile of products over the 2x2 tiles of those rows."""
+    group = math.lcm(e.get("group_rows", 2), 2)
+    choices = [r for r in divisors(e["h"]) if r % group == 0]
+    channels = e["in_blocks"] * e["in_lanes"]
+    rows = choices[0]
+    for r in choices:
+        scratch = 4 * 4 * e["w"] * r * channels
+        if scratch <= machine.l2 // 2 and e["n"] * (e["h"] // r) >= 4 * machine.threads:
+            rows = r
+    tiles = (rows // 2) * (e["w"] // 2)
+    found = register_tiles(tiles, e["out_blocks"], channels, machine.vector_registers)
+    _, columns, blocks = max(found)
+    return {"columns": columns, "blocks": blocks, "rows": rows}
+
+
 def rows_per_task(e: dict[str, int], machine: Machine, row_bytes: int) -> int:
     """Most rows whose scratch stays in an eighth of L2 while every thread has four tasks."""
     group = e.get("group_rows", 1)
@@ -127,6 +143,22 @@ def wgrad_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     knobs = {"chunks": chunks, "out_blocks": kb, "in_blocks": cb, "rows": fits[-1] if fits else 1}
     knobs |= {"blocks": blocks}
     return knobs | ({"in_lanes": lanes} if e["in_lanes"] > 1 else {})
+
+
+def winograd_wgrad_knobs(e: dict[str, int], machine: Machine) -> Knobs:
+    """The same at Winograd's points, for rows of tiles: those of a task should stay in L2."""
+    chunks, kb, cb = _wgrad_task(e, machine)
+    blocks, lanes = register_block(kb, e["in_lanes"], machine)
+    taps = e["r"] * e["s"]
+    rows = 1
+    for r in divisors(e["h"]):
+        panel = 4 * e["lanes"] * r * e["w"]
+        if taps * panel * (kb + cb) <= machine.l2 // 2 and panel * (1 + blocks) <= machine.l1 // 2:
+            rows = r
+    return {
+        "chunks": chunks, "out_blocks": kb, "in_blocks": cb, "rows": rows, "blocks": blocks,
+        "in_lanes": lanes,
+    }  # fmt: skip
 
 
 def _wgrad_task(e: dict[str, int], machine: Machine) -> tuple[int, int, int]:

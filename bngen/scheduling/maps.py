@@ -17,7 +17,7 @@ from bngen.lower.body import Lowered
 from bngen.scheduling.knobs import Knobs
 from bngen.scheduling.tools import (
     UNROLL_LIMIT,
-    attach_pads,
+    attach_loads,
     attach_store_slot,
     extent,
     local,
@@ -39,7 +39,7 @@ def schedule_map(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     if low.main in ("window", "conv"):
         local(sch, [low.main])
     attach_store_slot(sch, low, h_row, h_row, h_group, unroll=False)
-    attach_pads(sch, low, task)
+    attach_loads(sch, low, task)
     for name in low.separate:
         block = sch.get_sblock(name)
         *outer, _ = sch.get_loops(block)

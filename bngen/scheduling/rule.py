@@ -21,9 +21,12 @@ from bngen.scheduling.knobs import (
     map_knobs,
     phased_knobs,
     wgrad_knobs,
+    winograd_knobs,
+    winograd_wgrad_knobs,
 )
 from bngen.scheduling.maps import schedule_map, schedule_partial
 from bngen.scheduling.wgrad import schedule_depthwise_gradient, schedule_weight_gradient
+from bngen.scheduling.winograd import schedule_winograd
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,8 @@ RULES: dict[str, Rule] = {
     for rule in (
         Rule("conv", conv_knobs, schedule_conv),
         Rule("phased", phased_knobs, schedule_phased),
+        Rule("winograd", winograd_knobs, schedule_winograd),
+        Rule("winograd_wgrad", winograd_wgrad_knobs, schedule_weight_gradient),
         Rule("depthwise", map_knobs, schedule_map),
         Rule("wgrad", wgrad_knobs, schedule_weight_gradient),
         Rule("depthwise_wgrad", map_knobs, schedule_depthwise_gradient),

@@ -103,9 +103,39 @@ def attach_store_slot(
         attach_sum(sch, name, group, None, unroll=False)
 
 
-def attach_pads(sch: s_tir.Schedule, low: Lowered, at: Any) -> None:
-    """Fill the scratch of the load slots below a loop, lanes vectorized."""
-    for name in low.pads:
-        pad = sch.get_sblock(name)
-        sch.compute_at(pad, at, preserve_unit_loops=True)
-        vectorize_last(sch, pad)
+def attach_loads(sch: s_tir.Schedule, low: Lowered, at: Any) -> None:
+    """Fill the scratch of the load slots below a loop, lanes vectorized.
+
+    Where the main nest reads points of tiles instead, those are computed there, one channel block
+    after the other, and its scratch is only as large as that.
+    """
+    direct = set(low.pads) - set(low.points.values())
+    for name in (n for n in low.pads if n in direct):
+        _attach_scratch(sch, name, at)
+    for name, source in low.points.items():
+        block = sch.get_sblock(name)
+        sch.compute_at(block, at, preserve_unit_loops=True)
+        i, j, cb, *tiles, lane = loops_inside(sch, block, at)
+        sch.reorder(cb, *tiles, i, j, lane)
+        write_out(sch, i, j, lane)
+        if source in low.pads:
+            _attach_scratch(sch, source, cb)
+
+
+def _attach_scratch(sch: s_tir.Schedule, name: str, at: Any) -> None:
+    block = sch.get_sblock(name)
+    sch.compute_at(block, at, preserve_unit_loops=True)
+    vectorize_last(sch, block)
+
+
+def write_out(sch: s_tir.Schedule, i: Any, j: Any, lane: Any) -> None:
+    """Spell out the rows and columns of a transform, whose coefficients depend on them."""
+    sch.unroll(i)
+    sch.unroll(j)
+    sch.vectorize(lane)
+
+
+def set_ragged_apart(sch: s_tir.Schedule, tiles: Any, rest: int) -> None:
+    """Code of its own for a last tile of fewer columns, so that every bound is constant."""
+    if rest:
+        sch.annotate(tiles, "pragma_loop_partition_hint", True)

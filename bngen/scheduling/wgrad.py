@@ -22,7 +22,7 @@ from tvm import IRModule, s_tir, tirx
 
 from bngen.lower.body import Lowered
 from bngen.scheduling.knobs import Knobs, divisors
-from bngen.scheduling.tools import attach_pads, extent, loops_inside, vectorize_last
+from bngen.scheduling.tools import attach_loads, extent, loops_inside, vectorize_last, write_out
 
 WRITTEN_OUT = 8
 """Most pixels of a row that are written out."""
@@ -60,11 +60,16 @@ def schedule_weight_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     sch.reorder(*tasks, tile, *outer, *registers, lane)
     sch.parallel(sch.fuse(*tasks))
     _register_block(sch, tile_sum, outer[-1], wide)
-    attach_pads(sch, low, tile)
+    attach_loads(sch, low, tile)
     sch.vectorize(lane)
     _clear(sch, sch.decompose_reduction(partial, tile))
     for loop in registers:
         sch.unroll(loop)
+    if low.points:
+        *blocks, i, j, cl, lane = sch.get_loops(sch.get_sblock("windows"))
+        sch.reorder(*blocks, cl, i, j, lane)
+        sch.parallel(sch.fuse(*blocks))
+        write_out(sch, i, j, lane)
     _unpack(sch)
     return sch
 
@@ -117,7 +122,7 @@ def schedule_depthwise_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     h_tile, h_in = sch.split(h, [None, knobs["rows"]])
     sch.reorder(kb, n, h_tile, r, h_in, w, s, lane)
     sch.parallel(kb)
-    attach_pads(sch, low, h_tile)
+    attach_loads(sch, low, h_tile)
     sch.unroll(s)
     sch.vectorize(lane)
     sch.decompose_reduction(partial, n)

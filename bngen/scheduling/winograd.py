@@ -1,0 +1,80 @@
+"""3x3 convolutions at the points of Winograd's tiles; see `bngen.lower.winograd`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm import IRModule, s_tir
+
+from bngen.lower.body import Lowered
+from bngen.lower.winograd import TILE
+from bngen.scheduling.knobs import Knobs
+from bngen.scheduling.tools import (
+    attach_loads,
+    attach_store_slot,
+    extent,
+    local,
+    loops_inside,
+    set_ragged_apart,
+    vectorize_last,
+    write_out,
+)
+
+
+def schedule_winograd(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
+    """A 3x3 convolution at the 16 points of tiles of 2x2 outputs.
+
+    ::
+
+        parallel block of taps: taps <- weights
+        parallel image, row tile:
+            for input block:
+                pad <- load slot of the rows this tile needs
+                points <- pad
+            for output block tile:
+                for each point, column tile:
+                    product[columns, blocks, lanes] in registers <- sum over input block, lane
+                for group of rows, row of tiles:
+                    merge <- product; store slot on the rows, sums
+                second pass of moments over the group of rows
+
+    Knobs as for `schedule_conv`; ``columns`` counts tiles of a task.
+    """
+    sch = s_tir.Schedule(IRModule({low.name: low.func}))
+    sch.work_on(low.name)
+    merge = sch.get_sblock("merge")
+    kb, n, h, w, lane = sch.get_loops(merge)
+    group = low.extents.get("group_rows", TILE)
+    h_task, h_group, h_row, h_in = sch.split(h, [None, knobs["rows"] // group, group // TILE, TILE])
+    w, w_in = sch.split(w, [None, TILE])
+    kb_tile, kb_in = sch.split(kb, [None, knobs["blocks"]])
+    sch.reorder(n, h_task, kb_tile, h_group, h_row, w, kb_in, h_in, w_in, lane)
+    task = sch.fuse(n, h_task)
+    sch.parallel(task)
+    local(sch, ["merge"])
+    attach_store_slot(sch, low, h_row, h_row, h_group, unroll=False)
+    write_out(sch, h_in, w_in, lane)
+    _schedule_product(sch, kb_tile, knobs["columns"])
+    attach_loads(sch, low, task)
+    i, j, kb, cb, cl, lane = sch.get_loops(sch.get_sblock("taps"))
+    sch.reorder(kb, cb, cl, i, j, lane)
+    sch.parallel(sch.fuse(kb, cb))
+    write_out(sch, i, j, lane)
+    return sch
+
+
+def _schedule_product(sch: s_tir.Schedule, at, columns: int) -> None:
+    """The products of matrices of a task, a register tile at a time."""
+    product = sch.get_sblock("product")
+    sch.compute_at(product, at, preserve_unit_loops=True)
+    i, j, kb, n, h, w, lane, cb, cl = loops_inside(sch, product, at)
+    t = sch.fuse(n, h, w)
+    tiles = extent(sch, t)
+    t_tile, t_in = sch.split(t, [None, columns])
+    sch.reorder(i, j, t_tile, cb, cl, t_in, kb, lane)
+    set_ragged_apart(sch, t_tile, tiles % columns)
+    for loop in (t_in, kb):
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    sch.decompose_reduction(product, cb)
+    vectorize_last(sch, sch.get_sblock("product_init"))
