@@ -71,17 +71,6 @@ class Nest:
         shortest = min(len(self.loops), len(other.loops))
         return next((i for i, (a, b) in enumerate(pairs) if not a.same_as(b)), shortest)
 
-    def loads_of(self, buffer: Var) -> list[tuple[Expr, ...]]:
-        """Where the block reads a buffer."""
-        found: list[tuple[Expr, ...]] = []
-
-        def note(load: TensorLoad) -> None:
-            if load.source.same_as(buffer):
-                found.append(tuple(replaced(i, self.bindings) for i in load.indices))
-
-        tvm_ffi.structural_walk(self.realize.block.body, (TensorLoad, note))
-        return found
-
     def accesses(self, parameters: Sequence[Var]) -> list[Access]:
         """The feature maps among a function's parameters that the block reads or writes."""
         found: list[Access] = []

@@ -31,12 +31,13 @@ from dataclasses import dataclass, field
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import Var
+from tvm.sym import Analyzer
 
 from bngen.lower.body import Lowered
 from bngen.lower.coords import Expr
 from bngen.scheduling.nests import Access, Nest, mentions, nests, replaced
 
-KINDS = ("conv", "wgrad")
+KINDS = ("conv", "wgrad", "winograd")
 """Kernels with enough arithmetic between their slots to hide anything behind."""
 
 _LEAST_WORK = 64
@@ -60,7 +61,8 @@ def add_prefetches(func: tirx.PrimFunc, low: Lowered) -> tirx.PrimFunc:
         return func
     blocks = nests(func.body)
     # A weight gradient's multiply-adds are in the sum over a tile, which its schedule splits off.
-    names = (f"{low.main}{split}_update" for split in ("_rf_rf", "_rf", ""))
+    block = low.nests[0] if low.nests else low.main
+    names = (f"{block}{split}_update" for split in ("_rf_rf", "_rf", ""))
     main = next((blocks[name] for name in names if name in blocks), None)
     if main is None:
         return func
@@ -69,7 +71,8 @@ def add_prefetches(func: tirx.PrimFunc, low: Lowered) -> tirx.PrimFunc:
         nest = blocks.get(name) or blocks.get(f"{name}_update")
         if nest is not None and nest is not main:
             _store_slot(plan, nest, func.params)
-    for name in low.pads:
+    # Points are computed from maps that are read in their order, which hardware follows.
+    for name in () if low.points else low.pads:
         _load_slot(plan, blocks[name], func.params)
     return plan.applied(func)
 
@@ -164,58 +167,42 @@ def _store_slot(plan: _Plan, nest: Nest, parameters: Sequence[Var]) -> None:
 def _load_slot(plan: _Plan, nest: Nest, parameters: Sequence[Var]) -> None:
     """Ask for the maps of the next iteration: of each channel block, a run of neighbours."""
     shared = nest.shared_with(plan.main)
-    block = plan.main.loads_of(nest.store.buffer)[0][0]
-    choosing = [x for x in plan.main.loops[shared:] if mentions(block, x.loop_var)]
-    rows = nest.loops[shared + 2]
-    start = {loop.loop_var: _int(0) for loop in nest.loops[shared:]}
-    start |= _next(nest.loops[:shared])
+    own = nest.loops[shared:]
+    start = {loop.loop_var: _int(0) for loop in own} | _next(nest.loops[:shared])
     for access in nest.accesses(parameters):
-        if not plan.is_new(access, ahead=True):
+        blocks, _, rows = (_span(i, own) for i in access.indices[:3])
+        if not (blocks and rows) or not plan.is_new(access, ahead=True):
             continue
-        _, images, height, width, _ = access.shape
-        count = min(_extent(rows), height)
-        image, row = (replaced(i, start) for i in access.indices[1:3])
+        all_blocks, images, height, width, _ = access.shape
+        rows, step = min(rows, height), access.columns_of_a_line
+        block, image, row = (replaced(i, start) for i in access.indices[:3])
         image = tirx.max(tirx.min(image, _int(images - 1)), _int(0))
-        row = tirx.max(tirx.min(row, _int(height - count)), _int(0))
-        _spread(plan, shared, access, (block, choosing), (image, row), count * width)
+        row = tirx.max(tirx.min(row, _int(height - rows)), _int(0))
+        extents = [min(blocks, all_blocks), math.ceil(rows * width / step)]
+        level = plan.level(shared, lambda loops, e=extents: _share(e, loops))
+        if level is None:
+            continue
+        statements = []
+        for number, line in _places(extents, plan.main.loops[shared : level + 1]):
+            # Rows of a block are neighbours in memory: counting columns on leads through them.
+            at = [block + number, image, row, line * step, _int(0)]
+            statements.append(_prefetch(access, at))
+        plan.add(plan.main.loops[level], statements)
 
 
-def _spread(
-    plan: _Plan,
-    shared: int,
-    access: Access,
-    blocks: tuple[Expr, list[tirx.For]],
-    start: tuple[Expr, Expr],
-    run: int,
-) -> None:
-    """Divide ``run`` neighbours of each channel block among the iterations of the main nest.
-
-    Below a loop that chooses the block, its own are asked for; above it, those of all its blocks.
-    """
-    block, choosing = blocks
-    step = access.columns_of_a_line
-
-    def divided(loops: Sequence[tirx.For]) -> tuple[list[tirx.For], list[tirx.For], list[int]]:
-        """Loops to spread over, loops inside that choose blocks, and the extents of all lines."""
-        free = [loop for loop in loops if not _among(loop, choosing)]
-        inside = [loop for loop in choosing if not _among(loop, loops)]
-        return free, inside, [*map(_extent, inside), math.ceil(run / step)]
-
-    def burst(loops: Sequence[tirx.For]) -> int:
-        free, _, extents = divided(loops)
-        return _share(extents, free)
-
-    level = plan.level(shared, burst)
-    if level is None:
-        return
-    free, inside, extents = divided(plan.main.loops[shared : level + 1])
-    statements = []
-    for *rest, line in _places(extents, free):
-        fixed = dict(zip((loop.loop_var for loop in inside), rest, strict=True))
-        # Rows of a block are neighbours in memory: counting columns on leads through them.
-        at = [replaced(block, fixed), *start, line * step, _int(0)]
-        statements.append(_prefetch(access, at))
-    plan.add(plan.main.loops[level], statements)
+def _span(index: Expr, loops: Sequence[tirx.For]) -> int:
+    """How many values an index takes over some loops, if it moves with each by constant steps; 0 if
+    that is not known."""
+    first = {loop.loop_var: _int(0) for loop in loops}
+    count, analyzer = 1, Analyzer()
+    for loop in loops:
+        if mentions(index, loop.loop_var):
+            last = first | {loop.loop_var: loop.extent - 1}
+            moved = analyzer.simplify(replaced(index, last) - replaced(index, first))
+            if not isinstance(moved, tirx.IntImm):
+                return 0
+            count += int(moved)
+    return count
 
 
 def _share(extents: Sequence[int], loops: Sequence[tirx.For]) -> int:
@@ -269,10 +256,6 @@ def _extent(loop: tirx.For) -> int:
 
 def _is_vector(loop: tirx.For) -> bool:
     return loop.kind == tirx.ForKind.VECTORIZED
-
-
-def _among(loop: tirx.For, loops: Sequence[tirx.For]) -> bool:
-    return any(loop.same_as(other) for other in loops)
 
 
 def _int(value: int) -> Expr:
