@@ -82,10 +82,10 @@ def jobs(plan: KernelPlan, target: Target) -> list[Job]:
 
 def promising(kind: str, e: Mapping[str, int], knobs: Knobs, registers: int) -> bool:
     """Whether legal knobs deserve a trial: not those whose accumulators spill."""
-    if kind in ("conv", "phased"):
+    if kind in ("conv", "phased", "winograd"):
         columns, blocks = knobs["columns"], knobs["blocks"]
         return columns * blocks + blocks + 1 <= registers
-    if kind == "wgrad":
+    if kind in ("wgrad", "winograd_wgrad"):
         side = knobs["in_lanes"] if "in_lanes" in knobs else e["s"]
         return knobs["blocks"] * (side + 1) + 1 <= registers
     return True

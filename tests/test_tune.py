@@ -141,8 +141,10 @@ WGRAD = {"in_lanes": 16, "s": 3}
         ("conv", {"w": 56}, {"columns": 28, "blocks": 1, "rows": 1}, True),
         ("conv", {"w": 112}, {"columns": 5, "blocks": 4, "rows": 1}, True),  # a ragged last tile
         ("phased", {"w": 112}, {"columns": 14, "blocks": 3, "rows": 2}, False),
+        ("winograd", {"w": 7}, {"columns": 14, "blocks": 3, "rows": 8}, False),
         ("wgrad", WGRAD, {"blocks": 2, "in_lanes": 8}, True),
         ("wgrad", WGRAD, {"blocks": 2, "in_lanes": 16}, False),
+        ("winograd_wgrad", WGRAD, {"blocks": 2, "in_lanes": 16}, False),
         ("wgrad", {"in_lanes": 1, "s": 7}, {"blocks": 4}, False),
         ("window", {}, {"rows": 4}, True),
     ],
@@ -269,7 +271,9 @@ def test_every_kind_of_candidate_agrees_with_the_rules_own():
             assert any(np.any(a) for a in reference)
             for knobs in (space[0], space[len(space) // 2], space[-1]):
                 assert agree(compile_candidate(one, target, knobs).results(), reference), knobs
-    assert {"conv", "phased", "depthwise", "wgrad", "window"} <= seen
+    assert {
+        "conv", "phased", "winograd", "depthwise", "wgrad", "winograd_wgrad", "window"
+    } <= seen  # fmt: skip
 
 
 def test_the_command_writes_and_goes_on(tmp_path, capsys, work):

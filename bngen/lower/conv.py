@@ -1,7 +1,7 @@
-"""Convolutions in three directions, with slots on both sides.
+"""Convolutions and their data gradients, with slots on both sides.
 
-Forward and data gradient are one loop nest over packed weights (the data gradient reads ``dy``
-spread by the stride, and a mirrored window); the weight gradient is its own.
+Both are one loop nest over packed weights: the data gradient reads ``dy`` spread by the stride,
+and a mirrored window.
 
 ======================= ==================================================================
 block                   computes
@@ -14,22 +14,17 @@ store_*, mid_*, sum_*   the store slot, see `Body.store_slot`
 
 from __future__ import annotations
 
+from copy import copy
+
 from tvm import te, tirx
 
 from bngen.ir.layout import Blocked, PackedWeight, Plain, physical_shape
 from bngen.ir.node import Value
 from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered
-from bngen.lower.coords import Expr, Lane, lane_of, logical_coord, zero
+from bngen.lower.coords import Expr, Lane, zero
 from bngen.lower.phased import is_phased, lower_phased
-from bngen.lower.winograd import (
-    POINTS,
-    TILE,
-    convolved,
-    is_winograd,
-    weight_sums,
-    windows_of,
-)
+from bngen.lower.winograd import TILE, convolved, is_winograd
 
 
 class Geometry:
@@ -55,6 +50,12 @@ class Geometry:
     def padded(self, i: int) -> int:
         """Extent of the padded operand that the windows touch along axis i."""
         return (self.out[i] - 1) * self.stride[i] + self.dilation[i] * (self.window[i] - 1) + 1
+
+    def of_whole_tiles(self, tile: int) -> Geometry:
+        """For as many more output rows and columns as tiles of ``tile`` need; they read zeros."""
+        whole = copy(self)
+        whole.out = tuple(-(-e // tile) * tile for e in self.out)
+        return whole
 
     @property
     def is_identity(self) -> bool:
@@ -120,6 +121,8 @@ def lower_conv(kernel: Kernel, layouts: dict) -> Lowered:
     geo = Geometry(node, flipped)
     winograd = isinstance(layouts[node.inputs[0]], Blocked) and is_winograd(node, kernel)
     kind = "winograd" if winograd else "depthwise" if packed.depthwise else "conv"
+    if winograd:
+        geo = geo.of_whole_tiles(TILE)
     body = Body(kernel, layouts, kind)
     x, weight = node.inputs
     data = operand(body, x, geo, "pad")
@@ -211,123 +214,3 @@ def lower_generic_conv(kernel: Kernel, layouts: dict) -> Lowered:
     body.store_slot()
     n, _, oh, ow = node.out.shape
     return body.finish(n=n, h=oh, w=ow, out_blocks=outer.blocks, lanes=outer.lanes)
-
-
-def lower_weight_gradient(kernel: Kernel, layouts: dict) -> Lowered:
-    """dW[k,c,r,s] = sum over n h w of x * dy, one private sum per chunk of the batch, then merged.
-
-    Blocks: ``pad`` (x, load slot applied), ``grad`` (dy, load slot applied), ``partial``
-    ``(chunk, Kb, Cb, R, S, in lanes, out lanes)``, and ``dweight`` in the weight's own order.
-    """
-    node = kernel.anchor
-    x, dy = node.inputs
-    k, cg, rows, cols = node.out.shape
-    groups = node.attrs["groups"]
-    outer: Blocked = layouts[dy]
-    inner = layouts[x]
-    geo = _forward_geometry(node)
-    out_per = k // groups
-    depthwise = groups > 1 and cg == 1 and k == groups and inner == outer
-    lanes_in = inner.lanes if isinstance(inner, Blocked) else 1
-    aligned = groups == 1 or (cg % outer.lanes == 0 and out_per % outer.lanes == 0)
-    if not depthwise and not aligned:
-        return _generic_weight_gradient(kernel, layouts, geo)
-    winograd = isinstance(inner, Blocked) and is_winograd(node, kernel)
-    kind = "winograd_wgrad" if winograd else "depthwise_wgrad" if depthwise else "wgrad"
-    body = Body(kernel, layouts, kind)
-    n, _, oh, ow = dy.shape
-    data = operand(body, x, geo, "pad")
-    grad = _gradient(body, dy)
-    (sh, sw), (dh, dw) = geo.stride, geo.dilation
-    im, h, w = (te.reduce_axis((0, e), a) for e, a in ((n, "n"), (oh, "h"), (ow, "w")))
-    if winograd:
-        partial = weight_sums(body, data, grad)
-        taps = windows_of(partial)
-    elif depthwise:
-
-        def tap(kb, r, s, l):  # noqa: E741
-            taken = data[kb, im, h * sh + r * dh, w * sw + s * dw, l]
-            return te.sum(taken * grad[kb, im, h, w, l], axis=[im, h, w])
-
-        shape = (outer.blocks, rows, cols, outer.lanes)
-        taps = partial = te.compute(shape, tap, name="partial")
-    else:
-        in_blocks = inner.blocks if isinstance(inner, Blocked) else cg
-        per_group, out_blocks = in_blocks // groups, outer.blocks // groups
-
-        def tap(kb, cb, r, s, cl, l):  # noqa: E741
-            first = 0 if groups == 1 else (kb // out_blocks) * per_group
-            taken = data[first + cb, im, h * sh + r * dh, w * sw + s * dw, cl]
-            return te.sum(taken * grad[kb, im, h, w, l], axis=[im, h, w])
-
-        shape = (outer.blocks, per_group, rows, cols, lanes_in, outer.lanes)
-        taps = partial = te.compute(shape, tap, name="partial")
-
-    def unpack(ki, ci, r, s):
-        lane = lane_of(ki, outer)
-        if depthwise:
-            return taps[lane.block, r, s, lane.lane]
-        if not isinstance(inner, Blocked):
-            return taps[lane.block, ci, r, s, 0, lane.lane]
-        source = lane_of(ci, inner) if groups == 1 else Lane(ci // lanes_in, ci % lanes_in, inner)
-        return taps[lane.block, source.block, r, s, source.lane, lane.lane]
-
-    result = te.compute(node.out.shape, unpack, name="dweight")
-    body.results[node.out] = result
-    body.lowered.main = "partial"
-    if winograd:
-        oh, ow, rows, cols = oh // TILE, ow // TILE, POINTS, POINTS
-    return body.finish(
-        n=n, h=oh, w=ow, out_blocks=outer.blocks, lanes=outer.lanes, r=rows, s=cols,
-        in_blocks=int(partial.shape[1]) if not depthwise else 1,
-        in_lanes=1 if depthwise else lanes_in, stride_h=sh, stride_w=sw,
-        padded_w=int(data.shape[3]), dilation_h=dh, groups=groups,
-    )  # fmt: skip
-
-
-def _forward_geometry(node) -> Geometry:
-    """Geometry of the forward convolution that a weight gradient belongs to."""
-
-    class Forward:
-        attrs = node.attrs
-        inputs = (node.inputs[0], node.out)
-        out = node.inputs[1]
-
-    return Geometry(Forward, flipped=False)
-
-
-def _gradient(body: Body, dy: Value) -> te.Tensor:
-    if body.is_loaded(dy):
-        return body.tensors[dy]
-    layout = body.layouts[dy]
-
-    def element(*index):
-        return body.at(dy, logical_coord(dy.type, layout, index))
-
-    tensor = te.compute(physical_shape(dy.type, layout), element, name="grad")
-    body.lowered.pads.append("grad")
-    return tensor
-
-
-def _generic_weight_gradient(kernel: Kernel, layouts: dict, geo: Geometry) -> Lowered:
-    node = kernel.anchor
-    body = Body(kernel, layouts, "generic")
-    x, dy = node.inputs
-    n, k, oh, ow = dy.shape
-    groups, cg = node.attrs["groups"], node.out.shape[1]
-    (sh, sw), (dh, dw) = geo.stride, geo.dilation
-    im, h, w = (te.reduce_axis((0, e), a) for e, a in ((n, "n"), (oh, "h"), (ow, "w")))
-
-    def element(ki, ci, r, s):
-        (y, in_h), (z, in_w) = geo.inside(0, h * sh + r * dh), geo.inside(1, w * sw + s * dw)
-        source = tirx.floordiv(ki, k // groups) * cg + ci
-        product = body.at(x, (im, source, y, z)) * body.at(dy, (im, ki, h, w))
-        tests = [*in_h, *in_w]
-        if tests:
-            product = tirx.if_then_else(tirx.all(*tests), product, zero(x.dtype))
-        return te.sum(product, axis=[im, h, w])
-
-    result = te.compute(node.out.shape, element, name="conv")
-    body.results[node.out] = result
-    body.lowered.main = "conv"
-    return body.finish(n=n, h=oh, w=ow, out_blocks=k, lanes=1)

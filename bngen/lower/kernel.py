@@ -7,7 +7,7 @@ from bngen.ir.node import Value
 from bngen.ir.ops import OPS
 from bngen.ir.plan import Kernel
 from bngen.lower.body import Lowered
-from bngen.lower.conv import lower_conv, lower_weight_gradient
+from bngen.lower.conv import lower_conv
 from bngen.lower.plain import (
     lower_copy,
     lower_matmul,
@@ -15,6 +15,7 @@ from bngen.lower.plain import (
     lower_pointwise,
     lower_reduce,
 )
+from bngen.lower.wgrad import lower_weight_gradient
 from bngen.lower.window import lower_window
 
 

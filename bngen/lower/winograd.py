@@ -46,6 +46,12 @@ POINTS = 4
 
 WINDOW = (3, 3)
 
+FEWEST_TILES = 16
+"""Tiles of a batch; a transformed weight costs as much as some eight products of it."""
+
+MOST_WASTE = 1.5
+"""Outputs computed for one that is wanted; products save a factor of 2.25."""
+
 Read = Callable[[Any], Expr]
 """An element by its number along one axis."""
 
@@ -53,26 +59,28 @@ Read = Callable[[Any], Expr]
 def is_winograd(node: Node, kernel: Kernel) -> bool:
     """Whether a convolution, or a gradient of one, is computed this way.
 
-    It must have a dense 3x3 window and whole tiles, of which groups of rows hold whole ones, too.
+    It must have a dense 3x3 window, no tile may lie in two groups of rows, and tiles must be many
+    enough to pay for the transform of the weights and must not reach far over the image.
     """
-    attrs = node.attrs
-    image = node.inputs[1] if node.op == "conv2d_grad_weight" else node.out
-    weight = node.out if node.op == "conv2d_grad_weight" else node.inputs[1]
+    attrs, gradient = node.attrs, node.op == "conv2d_grad_weight"
+    image, weight = (node.inputs[1], node.out) if gradient else (node.out, node.inputs[1])
     n, _, h, w = image.shape
-    groups = [r.attrs["groups"] // n for r in kernel.store if "groups" in r.attrs]
+    tiles = n * -(-h // TILE) * -(-w // TILE)
+    rows = [h * n // r.attrs["groups"] for r in kernel.store if "groups" in r.attrs]
     return (
         weight.shape[2:] == WINDOW
         and attrs["stride"] == attrs["dilation"] == (1, 1)
         and attrs["groups"] == 1
-        and h % TILE == 0
-        and w % TILE == 0
-        and all(h // per_image % TILE == 0 for per_image in groups)
+        and all(r % TILE == 0 or r == h for r in rows)
+        and tiles >= FEWEST_TILES
+        and tiles * TILE**2 <= MOST_WASTE * n * h * w
     )
 
 
-def points(body: Body, data: te.Tensor, h: int, w: int) -> te.Tensor:
-    """B' d B of every tile of a padded operand: ``(4, 4, blocks, N, h/2, w/2, lanes)``."""
-    blocks, n, _, _, lanes = data.shape
+def points(body: Body, data: te.Tensor) -> te.Tensor:
+    """B' d B of every tile of a padded operand: ``(4, 4, blocks, N, rows, columns, lanes)``."""
+    blocks, n, h, w, lanes = (int(e) for e in data.shape)
+    rows, columns = ((e - 2) // TILE for e in (h, w))
 
     def element(i, j, cb, image, p, q, lane):
         def at(a: Any) -> Read:
@@ -81,12 +89,12 @@ def points(body: Body, data: te.Tensor, h: int, w: int) -> te.Tensor:
         return _inputs(i, lambda a: _inputs(j, at(a)))
 
     body.lowered.points["points"] = data.op.name
-    shape = (POINTS, POINTS, blocks, n, h // TILE, w // TILE, lanes)
+    shape = (POINTS, POINTS, blocks, n, rows, columns, lanes)
     return te.compute(shape, element, name="points")
 
 
 def grad_points(body: Body, grad: te.Tensor) -> te.Tensor:
-    """A dy A' of every tile: ``(4, 4, blocks, N, h/2, w/2, lanes)``."""
+    """A dy A' of every tile: ``(4, 4, blocks, N, rows, columns, lanes)``."""
     blocks, n, h, w, lanes = (int(e) for e in grad.shape)
 
     def element(i, j, kb, image, p, q, lane):
@@ -103,8 +111,7 @@ def grad_points(body: Body, grad: te.Tensor) -> te.Tensor:
 def convolved(body: Body, data: te.Tensor, w: te.Tensor) -> te.Tensor:
     """The convolution of a padded operand with packed weights, tile by tile."""
     out = body.kernel.anchor.out
-    _, _, h, width = out.shape
-    x = points(body, data, h, width)
+    x = points(body, data)
     _, _, in_blocks, n, rows, columns, in_lanes = (int(e) for e in x.shape)
     out_blocks, lanes = int(w.shape[0]), int(w.shape[5])
 
@@ -136,7 +143,7 @@ def convolved(body: Body, data: te.Tensor, w: te.Tensor) -> te.Tensor:
 def weight_sums(body: Body, data: te.Tensor, grad: te.Tensor) -> te.Tensor:
     """The sums over all tiles at the 16 points: ``(Kb, Cb, 4, 4, in lanes, out lanes)``."""
     _, n, h, w, lanes = (int(e) for e in grad.shape)
-    x, dy = points(body, data, h, w), grad_points(body, grad)
+    x, dy = points(body, data), grad_points(body, grad)
     axes = [te.reduce_axis((0, e), a) for e, a in ((n, "n"), (h // TILE, "h"), (w // TILE, "w"))]
 
     def element(kb, cb, i, j, cl, lane):

@@ -41,14 +41,15 @@ def row_groups(x: TensorType) -> int:
     """Into how many groups of whole rows (n, h) partial sums over ``x[N,C,H,W]`` are cut.
 
     A group lies within one image and holds the most rows that divide H and stay within
-    `ROWS_PER_GROUP_TARGET` pixels; an even number where H is even, so that strided convolutions
-    find all their phases in it (but never more than twice the target).
+    `ROWS_PER_GROUP_TARGET` pixels; an even number or all rows, so that strided convolutions find
+    all their phases in it and Winograd's tiles lie within it (but never more than twice the target).
     """
     n, _, h, w = x.shape
     divisors = [r for r in range(1, h + 1) if h % r == 0]
-    even = [r for r in divisors if r % 2 == 0 and r * w <= 2 * ROWS_PER_GROUP_TARGET]
-    fitting = [r for r in even or divisors if r * w <= ROWS_PER_GROUP_TARGET]
-    return n * (h // (max(fitting) if fitting else min(even or divisors)))
+    whole = [r for r in divisors if r % 2 == 0 or r == h]
+    choices = [r for r in whole if r * w <= 2 * ROWS_PER_GROUP_TARGET] or divisors
+    fitting = [r for r in choices if r * w <= ROWS_PER_GROUP_TARGET]
+    return n * (h // (max(fitting) if fitting else min(choices)))
 
 
 def rewrite(graph: Graph, rules: dict[str, Rule]) -> Graph:

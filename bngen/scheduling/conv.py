@@ -21,10 +21,9 @@ from bngen.scheduling.knobs import Knobs
 from bngen.scheduling.tools import (
     attach_loads,
     attach_store_slot,
-    extent,
     local,
     loops_inside,
-    set_ragged_apart,
+    set_apart,
     vectorize_last,
 )
 
@@ -43,7 +42,7 @@ def schedule_conv(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     task = sch.fuse(n, h_task)
     sch.parallel(task)
     local(sch, ["conv"])
-    set_ragged_apart(sch, w_tile, low.extents["w"] % knobs["columns"])
+    set_apart(sch, w_tile)
     attach_store_slot(sch, low, w_tile, h_row, h_group, unroll=True)
     attach_loads(sch, low, task)
     for loop in (w_in, kb_in):
@@ -100,10 +99,9 @@ def _schedule_nest(sch: s_tir.Schedule, name: str, at, columns: int) -> None:
     nest = sch.get_sblock(name)
     sch.compute_at(nest, at, preserve_unit_loops=True)
     kb, n, h, w, lane, *reduction = loops_inside(sch, nest, at)
-    width = extent(sch, w)
     w_tile, w_in = sch.split(w, [None, columns])
     sch.reorder(n, h, w_tile, *reduction, w_in, kb, lane)
-    set_ragged_apart(sch, w_tile, width % columns)
+    set_apart(sch, w_tile)
     for loop in (w_in, kb):
         sch.unroll(loop)
     sch.vectorize(lane)

@@ -97,18 +97,29 @@ def phased_knobs(e: dict[str, int], machine: Machine) -> Knobs:
 
 def winograd_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     """Rows per task, and the register tile of products over the 2x2 tiles of those rows."""
-    group = math.lcm(e.get("group_rows", 2), 2)
-    choices = [r for r in divisors(e["h"]) if r % group == 0]
-    channels = e["in_blocks"] * e["in_lanes"]
-    rows = choices[0]
-    for r in choices:
-        scratch = 4 * 4 * e["w"] * r * channels
-        if scratch <= machine.l2 // 2 and e["n"] * (e["h"] // r) >= 4 * machine.threads:
+    channels, columns = e["in_blocks"] * e["in_lanes"], math.ceil(e["w"] / 2)
+    rows, *more = winograd_rows(e)
+    for r in more:
+        scratch = 4 * 16 * columns * (r // 2) * channels
+        tasks = e["n"] * (e["h"] // r)
+        if scratch <= machine.l2 // 2 and tasks >= 4 * machine.threads:
             rows = r
-    tiles = (rows // 2) * (e["w"] // 2)
+    tiles = (rows // 2) * columns
     found = register_tiles(tiles, e["out_blocks"], channels, machine.vector_registers)
     _, columns, blocks = max(found)
     return {"columns": columns, "blocks": blocks, "rows": rows}
+
+
+def winograd_rows(e: dict[str, int]) -> list[int]:
+    """Rows that a task may have, in whole tiles of 2x2 outputs and whole groups."""
+    group, whole = group_of_tiles(e), e["h"] + e["h"] % 2
+    return [r for r in divisors(whole) if r % group == 0]
+
+
+def group_of_tiles(e: dict[str, int]) -> int:
+    """Rows of a group in whole tiles: an odd group is the whole image and has a row to spare."""
+    group = e.get("group_rows", 2)
+    return group + group % 2
 
 
 def rows_per_task(e: dict[str, int], machine: Machine, row_bytes: int) -> int:
@@ -153,7 +164,7 @@ def winograd_wgrad_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     rows = 1
     for r in divisors(e["h"]):
         panel = 4 * e["lanes"] * r * e["w"]
-        if taps * panel * (kb + cb) <= machine.l2 // 2 and panel * (1 + blocks) <= machine.l1 // 2:
+        if taps * panel * (kb + cb) <= 3 * machine.l2 // 4 and panel * (1 + blocks) <= machine.l1 // 2:
             rows = r
     return {
         "chunks": chunks, "out_blocks": kb, "in_blocks": cb, "rows": rows, "blocks": blocks,

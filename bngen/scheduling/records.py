@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import tempfile
 import tomllib
@@ -23,9 +24,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bngen.errors import BngenError, ToolchainError
-from bngen.scheduling.knobs import Declined, Knobs, divisors
+from bngen.scheduling.knobs import Declined, Knobs, divisors, winograd_rows
 
 FORMAT = 1
+MOST_REGISTERS = 32
+"""Vector registers of the targets that have most."""
+
 Extents = Mapping[str, int]
 
 
@@ -58,6 +62,11 @@ def _phase_columns(e: Extents, chosen: Knobs) -> list[int]:
     return list(range(1, e["w"] // e["spread_w"] + 1))
 
 
+def _tile_columns(e: Extents, chosen: Knobs) -> list[int]:
+    tiles = (chosen["rows"] // 2) * math.ceil(e["w"] / 2)
+    return list(range(1, min(tiles, MOST_REGISTERS) + 1))
+
+
 def _register_lanes(e: Extents, chosen: Knobs) -> list[int]:
     return divisors(e["in_lanes"])
 
@@ -74,12 +83,16 @@ _WEIGHT_GRADIENT: dict[str, Choices] = {
 KNOBS: dict[str, dict[str, Choices]] = {
     "conv": {"columns": _columns, "blocks": _block_choices, **_ROWS},
     "phased": {"columns": _phase_columns, "blocks": _block_choices, **_ROWS},
+    "winograd": {
+        "rows": lambda e, _: winograd_rows(e), "columns": _tile_columns, "blocks": _block_choices,
+    },
     "depthwise": _ROWS,
     "wgrad": _WEIGHT_GRADIENT,
+    "winograd_wgrad": {**_WEIGHT_GRADIENT, "in_lanes": _register_lanes},
     "depthwise_wgrad": {"rows": lambda e, _: divisors(e["h"])},
     "window": _ROWS,
     "pointwise": _ROWS,
-}
+}  # fmt: skip
 """Kind of kernel -> knob -> its legal values, given the extents and the knobs before it."""
 
 

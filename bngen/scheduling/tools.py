@@ -79,7 +79,7 @@ def local(sch: s_tir.Schedule, names: Sequence[str]) -> None:
 
 
 def attach_store_slot(
-    sch: s_tir.Schedule, low: Lowered, tile: Any, row: Any, group: Any, *, unroll: bool
+    sch: s_tir.Schedule, low: Lowered, tile: Any, row: Any | None, group: Any, *, unroll: bool
 ) -> None:
     """Move a kernel's store slot below the loops of its main block.
 
@@ -87,7 +87,7 @@ def attach_store_slot(
         sch: the schedule.
         low: the kernel, whose blocks are named.
         tile: loop below which a tile is computed: elementwise blocks and sums follow it.
-        row: loop over the rows of a group; sums are cleared before it.
+        row: loop over the rows of a group; sums are cleared before it. None: a tile is a group.
         group: loop over groups of rows; second passes follow a whole group.
         unroll: write out the tile's columns.
     """
@@ -126,6 +126,8 @@ def _attach_scratch(sch: s_tir.Schedule, name: str, at: Any) -> None:
     block = sch.get_sblock(name)
     sch.compute_at(block, at, preserve_unit_loops=True)
     vectorize_last(sch, block)
+    *_, columns, _ = loops_inside(sch, block, at)
+    set_apart(sch, columns)
 
 
 def write_out(sch: s_tir.Schedule, i: Any, j: Any, lane: Any) -> None:
@@ -135,7 +137,10 @@ def write_out(sch: s_tir.Schedule, i: Any, j: Any, lane: Any) -> None:
     sch.vectorize(lane)
 
 
-def set_ragged_apart(sch: s_tir.Schedule, tiles: Any, rest: int) -> None:
-    """Code of its own for a last tile of fewer columns, so that every bound is constant."""
-    if rest:
-        sch.annotate(tiles, "pragma_loop_partition_hint", True)
+def set_apart(sch: s_tir.Schedule, loop: Any) -> None:
+    """Code of its own for the iterations at the ends, so that those between ask no questions.
+
+    Those are a ragged last tile, or columns outside the image; where there are none, nothing
+    changes.
+    """
+    sch.annotate(loop, "pragma_loop_partition_hint", True)

@@ -8,14 +8,13 @@ from tvm import IRModule, s_tir
 
 from bngen.lower.body import Lowered
 from bngen.lower.winograd import TILE
-from bngen.scheduling.knobs import Knobs
+from bngen.scheduling.knobs import Knobs, group_of_tiles
 from bngen.scheduling.tools import (
     attach_loads,
     attach_store_slot,
-    extent,
     local,
     loops_inside,
-    set_ragged_apart,
+    set_apart,
     vectorize_last,
     write_out,
 )
@@ -34,9 +33,9 @@ def schedule_winograd(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
             for output block tile:
                 for each point, column tile:
                     product[columns, blocks, lanes] in registers <- sum over input block, lane
-                for group of rows, row of tiles:
-                    merge <- product; store slot on the rows, sums
-                second pass of moments over the group of rows
+                for group of rows:
+                    merge <- product
+                    store slot on these rows, sums, second pass of moments
 
     Knobs as for `schedule_conv`; ``columns`` counts tiles of a task.
     """
@@ -44,7 +43,7 @@ def schedule_winograd(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     sch.work_on(low.name)
     merge = sch.get_sblock("merge")
     kb, n, h, w, lane = sch.get_loops(merge)
-    group = low.extents.get("group_rows", TILE)
+    group = group_of_tiles(low.extents)
     h_task, h_group, h_row, h_in = sch.split(h, [None, knobs["rows"] // group, group // TILE, TILE])
     w, w_in = sch.split(w, [None, TILE])
     kb_tile, kb_in = sch.split(kb, [None, knobs["blocks"]])
@@ -52,7 +51,7 @@ def schedule_winograd(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     task = sch.fuse(n, h_task)
     sch.parallel(task)
     local(sch, ["merge"])
-    attach_store_slot(sch, low, h_row, h_row, h_group, unroll=False)
+    attach_store_slot(sch, low, h_group, None, h_group, unroll=False)
     write_out(sch, h_in, w_in, lane)
     _schedule_product(sch, kb_tile, knobs["columns"])
     attach_loads(sch, low, task)
@@ -68,11 +67,9 @@ def _schedule_product(sch: s_tir.Schedule, at, columns: int) -> None:
     product = sch.get_sblock("product")
     sch.compute_at(product, at, preserve_unit_loops=True)
     i, j, kb, n, h, w, lane, cb, cl = loops_inside(sch, product, at)
-    t = sch.fuse(n, h, w)
-    tiles = extent(sch, t)
-    t_tile, t_in = sch.split(t, [None, columns])
+    t_tile, t_in = sch.split(sch.fuse(n, h, w), [None, columns])
     sch.reorder(i, j, t_tile, cb, cl, t_in, kb, lane)
-    set_ragged_apart(sch, t_tile, tiles % columns)
+    set_apart(sch, t_tile)
     for loop in (t_in, kb):
         sch.unroll(loop)
     sch.vectorize(lane)
