@@ -17,6 +17,7 @@ from bngen.bench.lone import LoneKernel, timed
 from bngen.bench.samples import geometric_mean, ratios, roofline, summary
 from bngen.errors import UsageError
 from bngen.ir.plan import KernelPlan
+from bngen.lower.winograd import products
 from bngen.passes.prepare import join_gradient, prepare
 from bngen.runtime import threads as thread_pool
 from bngen.scheduling import records
@@ -167,9 +168,9 @@ def groups(rows: Sequence[Mapping[str, Any]], limits: Mapping[str, Any]) -> list
 def _row(m: Measured, limits: Mapping[str, Any]) -> dict[str, Any]:
     node = m.compiled.kernel.anchor
     time = summary(m.ours)
-    work = flops(node)
+    work, done = flops(node), performed(node, m.compiled.code.rule)
     gflops = work / time["median"] / 1e9
-    least = roofline(work, m.nbytes, limits["gflops"], limits["gbytes"])
+    least = roofline(done, m.nbytes, limits["gflops"], limits["gbytes"])
     fastest = min(m.bare, key=lambda name: summary(m.bare[name])["median"], default=None)
     bare = {"layout": fastest, **summary(m.bare[fastest])} if fastest else None
     return {
@@ -182,6 +183,7 @@ def _row(m: Measured, limits: Mapping[str, Any]) -> dict[str, Any]:
         "knobs": dict(m.compiled.code.knobs),
         "calls": m.calls,
         "flops": work,
+        "performed": done,
         "bytes": m.nbytes,
         "time": time,
         "gflops": gflops,
@@ -192,14 +194,25 @@ def _row(m: Measured, limits: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def performed(node: Any, rule: str) -> int:
+    """Operations of the kernel's products: at Winograd's points fewer than `flops`."""
+    if not rule.startswith("winograd"):
+        return flops(node)
+    _, (k, c, *_), _ = shapes(node)
+    n, _, h, w = (node.inputs[1] if node.op == "conv2d_grad_weight" else node.out).shape
+    return 2 * n * k * c * products(h, w)
+
+
 def total(rows: Sequence[Mapping[str, Any]], limits: Mapping[str, Any]) -> dict[str, Any]:
     """What the rows come to.
 
     ``ratio`` is the geometric mean of oneDNN's time over ours, each distinct kernel once; ``worst``
-    the smallest; ``peak_share`` all operations of a step over all of its time at the peak.
+    the smallest; ``peak_share`` all operations of a step, as direct convolutions, over all of its
+    time at the peak; ``busy_share`` the same with the operations that are performed.
     """
     compared = [r["ratio"]["median"] for r in rows if r["ratio"]]
     work = sum(r["flops"] * r["calls"] for r in rows)
+    done = sum(r["performed"] * r["calls"] for r in rows)
     seconds = sum(r["time"]["median"] * r["calls"] for r in rows)
     return {
         "kernels": len(rows),
@@ -207,6 +220,7 @@ def total(rows: Sequence[Mapping[str, Any]], limits: Mapping[str, Any]) -> dict[
         "ratio": geometric_mean(compared) if compared else None,
         "worst": min(compared, default=None),
         "peak_share": work / seconds / 1e9 / limits["gflops"],
+        "busy_share": done / seconds / 1e9 / limits["gflops"],
         "seconds": seconds,
         "onednn_seconds": sum(r["onednn"]["median"] * r["calls"] for r in rows if r["onednn"]),
     }

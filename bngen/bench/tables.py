@@ -106,7 +106,10 @@ def groups_table(part: Json) -> Table:
 
 
 def slowest_table(part: Json) -> Table:
-    """The kernels that compare worst with oneDNN's convolution."""
+    """The kernels that compare worst with oneDNN's convolution.
+
+    Operations are those of direct convolutions, but for the roofline, which takes those performed.
+    """
     rows = sorted((r for r in part["rows"] if r["ratio"]), key=lambda r: r["ratio"]["median"])
     rows = rows[:SLOWEST]
     table = Table(title=f"{part['program']}: the {len(rows)} kernels that compare worst")
@@ -141,7 +144,10 @@ def goals_table(reports: Sequence[Json]) -> Table:
 
 
 def _summary_line(total: Json) -> str:
-    peak = f"{100 * total['peak_share']:.0f} % of FMA peak, FLOP-weighted"
+    peak = (
+        f"{100 * total['peak_share']:.0f} % of FMA peak by the operations of direct convolutions, "
+        f"{100 * total['busy_share']:.0f} % by those performed"
+    )
     if not total["compared"]:
         return peak
     alone = total["kernels"] - total["compared"]

@@ -86,7 +86,7 @@ def _forward_geometry(node) -> Geometry:
 
 
 def _gradient(body: Body, dy: Value, geo: Geometry) -> te.Tensor:
-    """dy with its load slot applied, zero where tiles reach over its last row or column."""
+    """The gradient with its load slot applied, zero where tiles reach over the map."""
     layout: Blocked = body.layouts[dy]
     blocks, n, h, w, lanes = physical_shape(dy.type, layout)
     whole = geo.out == (h, w)

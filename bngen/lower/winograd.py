@@ -32,11 +32,11 @@ from typing import Any
 
 from tvm import te, tirx
 
-from bngen.ir.layout import PackedWeight, physical_shape
+from bngen.ir.layout import physical_shape
 from bngen.ir.node import Node
 from bngen.ir.plan import Kernel
 from bngen.lower.body import Body
-from bngen.lower.coords import Expr, Lane, lane_of
+from bngen.lower.coords import Expr
 
 TILE = 2
 """Rows and columns of outputs in a tile."""
@@ -75,6 +75,11 @@ def is_winograd(node: Node, kernel: Kernel) -> bool:
         and tiles >= FEWEST_TILES
         and tiles * TILE**2 <= MOST_WASTE * n * h * w
     )
+
+
+def products(h: int, w: int) -> int:
+    """Multiplications of a pair of channels for a map of h x w, transforms not counted."""
+    return POINTS**2 * -(-h // TILE) * -(-w // TILE)
 
 
 def points(body: Body, data: te.Tensor) -> te.Tensor:

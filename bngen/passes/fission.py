@@ -42,7 +42,7 @@ def row_groups(x: TensorType) -> int:
 
     A group lies within one image and holds the most rows that divide H and stay within
     `ROWS_PER_GROUP_TARGET` pixels; an even number or all rows, so that strided convolutions find
-    all their phases in it and Winograd's tiles lie within it (but never more than twice the target).
+    all their phases in it and Winograd's tiles end with it (but never more than twice the target).
     """
     n, _, h, w = x.shape
     divisors = [r for r in range(1, h + 1) if h % r == 0]

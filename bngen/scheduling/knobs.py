@@ -160,11 +160,11 @@ def winograd_wgrad_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     """The same at Winograd's points, for rows of tiles: those of a task should stay in L2."""
     chunks, kb, cb = _wgrad_task(e, machine)
     blocks, lanes = register_block(kb, e["in_lanes"], machine)
-    taps = e["r"] * e["s"]
     rows = 1
     for r in divisors(e["h"]):
         panel = 4 * e["lanes"] * r * e["w"]
-        if taps * panel * (kb + cb) <= 3 * machine.l2 // 4 and panel * (1 + blocks) <= machine.l1 // 2:
+        scratch = e["r"] * e["s"] * panel * (kb + cb)
+        if scratch <= 3 * machine.l2 // 4 and panel * (1 + blocks) <= machine.l1 // 2:
             rows = r
     return {
         "chunks": chunks, "out_blocks": kb, "in_blocks": cb, "rows": rows, "blocks": blocks,

@@ -191,8 +191,7 @@ def _load_slot(plan: _Plan, nest: Nest, parameters: Sequence[Var]) -> None:
 
 
 def _span(index: Expr, loops: Sequence[tirx.For]) -> int:
-    """How many values an index takes over some loops, if it moves with each by constant steps; 0 if
-    that is not known."""
+    """How many values an index takes over some loops; 0 where it moves by no constant steps."""
     first = {loop.loop_var: _int(0) for loop in loops}
     count, analyzer = 1, Analyzer()
     for loop in loops:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from tvm import IRModule, s_tir
 
 from bngen.lower.body import Lowered

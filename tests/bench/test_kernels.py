@@ -10,7 +10,14 @@ import torch
 import bngen as bg
 from bngen.bench import kernels, limits, plots, tables
 from bngen.bench.contenders import Entry
-from bngen.bench.kernels import Measured, convolutions, measure_kernels, report, shape_text
+from bngen.bench.kernels import (
+    Measured,
+    convolutions,
+    measure_kernels,
+    performed,
+    report,
+    shape_text,
+)
 from bngen.bench.lone import LoneKernel, fill, timed
 from bngen.errors import UsageError
 from bngen.gradients import value_and_grad
@@ -42,6 +49,14 @@ def test_all_directions_do_the_same_work(conv):
     for node in nodes.values():
         assert shapes(node) == (x.shape, w.shape, y.shape)
         assert flops(node) == work
+
+
+def test_products_at_winograds_points():
+    # 5 x 4 tiles of 2x2 outputs on a map of 9 x 7, 16 products each.
+    for node in directions(padding=1).values():
+        assert performed(node, "conv") == flops(node) == 2 * 2 * 12 * 8 * 9 * 63
+        for rule in ("winograd", "winograd_wgrad"):
+            assert performed(node, rule) == 2 * 2 * 12 * 8 * 20 * 16
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -116,7 +131,7 @@ def test_the_summary_weighs_by_calls():
     assert total["worst"] == pytest.approx(0.5)
     assert total["seconds"] == pytest.approx(3e-3)
     assert total["onednn_seconds"] == pytest.approx(2.8e-3)
-    assert total["peak_share"] == pytest.approx(5 * 2e7 / 3e-3 / 1e11)
+    assert total["peak_share"] == total["busy_share"] == pytest.approx(5 * 2e7 / 3e-3 / 1e11)
 
 
 def test_groups_come_to_what_their_rows_do():
