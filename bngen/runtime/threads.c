@@ -58,20 +58,54 @@ int bngen_ever_parallel(void) { return atomic_load(&ever_parallel); }
 /* The threads of the parent's pool do not exist in a forked child, and libgomp waits for them. */
 void bngen_after_fork(void) { atomic_store(&forked, 1); }
 
+/* A loop without a number of tasks of its own is cut into some shares a thread. Each thread runs its
+ * own, one after the other, and then those that others have not begun: a thread that the system
+ * keeps waiting does not hold up the rest. Which thread runs a share changes no result. */
+enum { SHARES = 16, SHARES_OF_MANY = 4, MANY_THREADS = 8, CACHE_LINE = 64 };
+
+typedef struct {
+  _Alignas(CACHE_LINE) atomic_int taken; /* shares of one thread that somebody has begun */
+} Pile;
+
 typedef struct {
   FTVMParallelLambda lambda;
   void *cdata;
-  int num_task; /* 0: as many as there are threads */
+  int num_task; /* 0: as many as there are shares */
+  int shares;   /* of each thread */
+  Pile *piles;  /* one for each thread */
   atomic_int failed;
 } Launch;
 
 /* Tasks `first`, `first + team`, ... on the calling thread; nonzero if one of them failed. */
-static int run_share(Launch *launch, int first, int team) {
+static int run_tasks(Launch *launch, int first, int team) {
   TVMParallelGroupEnv env = {&team, launch->num_task ? launch->num_task : team};
-  int outer = inside, status = 0;
-  inside = 1;
+  int status = 0;
   for (int task = first; task < env.num_task && !status; task += team)
     status = launch->lambda(task, &env, launch->cdata);
+  return status;
+}
+
+/* The calling thread's shares, then what is left of the others'. */
+static int run_shares(Launch *launch, int me, int team) {
+  TVMParallelGroupEnv env = {&team, launch->shares * team};
+  int status = 0;
+  for (int i = 0; i < team; i++) {
+    int owner = (me + i) % team;
+    atomic_int *taken = &launch->piles[owner].taken;
+    while (!status && atomic_load_explicit(taken, memory_order_relaxed) < launch->shares) {
+      int share = atomic_fetch_add_explicit(taken, 1, memory_order_relaxed);
+      if (share < launch->shares)
+        status = launch->lambda(owner * launch->shares + share, &env, launch->cdata);
+    }
+  }
+  return status;
+}
+
+/* The part of thread `me` of a team; nonzero if it failed. */
+static int run(Launch *launch, int me, int team) {
+  int outer = inside;
+  inside = 1;
+  int status = launch->piles ? run_shares(launch, me, team) : run_tasks(launch, me, team);
   inside = outer;
   return status;
 }
@@ -80,15 +114,21 @@ static void run_in_team(void *data) {
   Launch *launch = data;
   int me = openmp.thread_num();
   /* Bit 0: somebody failed. Bit 1: the caller did, and its error is already set. */
-  if (run_share(launch, me, openmp.num_threads())) atomic_fetch_or(&launch->failed, me == 0 ? 3 : 1);
+  if (run(launch, me, openmp.num_threads())) atomic_fetch_or(&launch->failed, me == 0 ? 3 : 1);
 }
 
 int TVMBackendParallelLaunch(FTVMParallelLambda lambda, void *cdata, int num_task) {
-  Launch launch = {lambda, cdata, num_task, 0};
+  Launch launch = {.lambda = lambda, .cdata = cdata, .num_task = num_task};
   int threads = bngen_num_threads();
   if (num_task > 0 && num_task < threads) threads = num_task;
   /* A parallel loop inside a parallel loop runs on the thread that meets it. */
-  if (threads <= 1 || inside) return run_share(&launch, 0, 1) ? -1 : 0;
+  if (threads <= 1 || inside) return run(&launch, 0, 1) ? -1 : 0;
+  Pile piles[threads];
+  if (!num_task) {
+    for (int i = 0; i < threads; i++) atomic_init(&piles[i].taken, 0);
+    launch.piles = piles;
+    launch.shares = threads > MANY_THREADS ? SHARES_OF_MANY : SHARES;
+  }
   atomic_store_explicit(&ever_parallel, 1, memory_order_relaxed);
   openmp.parallel(run_in_team, &launch, (unsigned)threads, 0);
   int failed = atomic_load(&launch.failed);
@@ -97,6 +137,7 @@ int TVMBackendParallelLaunch(FTVMParallelLambda lambda, void *cdata, int num_tas
   return failed ? -1 : 0;
 }
 
+/* Only where each task has a thread of its own, which shares have not; bngen's kernels need none. */
 int TVMBackendParallelBarrier(int task_id, TVMParallelGroupEnv *penv) {
   int team = *(int *)penv->sync_handle;
   (void)task_id;

@@ -49,18 +49,51 @@ def launch(library, num_task=0, body=lambda task, env: 0):
     return library.TVMBackendParallelLaunch(task, None, num_task), seen
 
 
-@pytest.mark.parametrize("count", [1, 2, 3, 5])
-def test_an_open_ended_loop_gets_one_task_per_thread(library, count):
-    barrier = threading.Barrier(count, timeout=20)
+def shares(count):
+    """Into how many tasks an open-ended loop is cut."""
+    return 1 if count == 1 else count * (4 if count > 8 else 16)
+
+
+def meeting(count):
+    """A task's body that waits, once on each thread, until ``count`` threads have come."""
+    barrier, known = threading.Barrier(count, timeout=20), set()
+
+    def body(task, env):
+        if threading.get_ident() not in known:
+            known.add(threading.get_ident())
+            barrier.wait()
+        return 0
+
+    return body
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 9])
+def test_an_open_ended_loop_is_shared_by_all_threads(library, count):
     with threads.using(count):
         assert threads.num_threads() == count
-        # All tasks meet, so each must have a thread of its own.
-        status, seen = launch(library, 0, lambda task, env: barrier.wait() * 0)
+        status, seen = launch(library, 0, meeting(count))
     assert status == 0
-    assert sorted(seen) == list(range(count))
-    assert {num_task for num_task, _ in seen.values()} == {count}
-    assert len({thread for _, thread in seen.values()}) == count
-    assert seen[0][1] == threading.get_ident()
+    assert sorted(seen) == list(range(shares(count)))
+    assert {num_task for num_task, _ in seen.values()} == {shares(count)}
+    by_thread = collections.Counter(thread for _, thread in seen.values())
+    assert len(by_thread) == count and threading.get_ident() in by_thread
+
+
+@pytest.mark.parametrize("slow", [0, shares(2) // 2])
+def test_what_a_thread_kept_waiting_has_not_begun_is_done_by_others(library, slow):
+    rest_is_done, done = threading.Event(), []
+
+    def body(task, env):
+        if task == slow:
+            return 0 if rest_is_done.wait(timeout=20) else 1
+        done.append(task)
+        if len(done) == shares(2) - 1:
+            rest_is_done.set()
+        return 0
+
+    with threads.using(2):
+        status, seen = launch(library, 0, body)
+    assert status == 0 and len(seen) == shares(2)
 
 
 @pytest.mark.parametrize("num_task, count", [(7, 2), (2, 3), (5, 1)])
@@ -102,7 +135,7 @@ def test_several_python_threads_at_once(library):
         with threads.using(count):
             for _ in range(20):
                 status, seen = launch(library)
-                assert status == 0 and sorted(seen) == list(range(count))
+                assert status == 0 and sorted(seen) == list(range(shares(count)))
         results[count] = threads.num_threads()
 
     default = threads.num_threads()
@@ -114,17 +147,21 @@ def test_several_python_threads_at_once(library):
     assert results == {1: default, 2: default, 3: default}
 
 
-@pytest.mark.parametrize("culprit", [0, 1])
-def test_a_failing_task_fails_the_loop(library, culprit):
+@pytest.mark.parametrize("here", [True, False])
+def test_a_failing_task_fails_the_loop(library, here):
     ffi = threads._installed()._ffi
     error = ctypes.c_void_p()
     ffi.TVMFFIErrorMoveFromRaised(ctypes.byref(error))
+    caller, meet = threading.get_ident(), meeting(2)
+
+    def body(task, env):
+        return meet(task, env) or int((threading.get_ident() == caller) == here)
+
     with threads.using(2):
-        status, seen = launch(library, 0, lambda task, env: int(task == culprit))
-    assert status == -1 and len(seen) == 2
+        assert launch(library, 0, body)[0] == -1
     ffi.TVMFFIErrorMoveFromRaised(ctypes.byref(error))
     # A task on this very thread raises for itself; one elsewhere needs us to say so here.
-    assert bool(error.value) == (culprit == 1)
+    assert bool(error.value) != here
     if error.value:
         ffi.TVMFFIObjectDecRef(error)
     assert launch(library)[0] == 0, "the pool stays usable"
@@ -140,8 +177,9 @@ def test_barrier(library):
         return status
 
     with threads.using(3):
-        assert launch(library, 0, body)[0] == 0
-    assert order == ["before"] * 3 + ["after"] * 3
+        assert launch(library, 3, body)[0] == 0
+        assert order == ["before"] * 3 + ["after"] * 3
+        assert launch(library, 0, body)[0] == -1, "shares have no threads of their own"
     with threads.using(1):
         assert launch(library, 0, body)[0] == 0
         assert launch(library, 3, body)[0] == -1, "one thread cannot wait for itself"
@@ -196,7 +234,7 @@ def test_default_number_of_threads(monkeypatch):
 
 def test_a_forked_child_computes_on_one_thread_and_does_not_hang(library):
     with threads.using(2):
-        assert len(launch(library)[1]) == 2
+        assert len(launch(library)[1]) == shares(2)
     child = os.fork()
     if child == 0:
         signal.alarm(20)
