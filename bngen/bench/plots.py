@@ -1,7 +1,7 @@
 """The measurements as PNG files: steps as bars, kernels under the roofline.
 
-In: the bench's JSON and a folder. Out: ``steps.png``, and ``roofline-<program>.png`` for each
-program whose kernels were timed.
+In: the bench's JSON and a folder. Out: ``steps.png``, unless kernels are all that was measured, and
+``roofline-<program>.png`` for each program whose kernels were timed.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def draw(report: Json, folder: Path) -> list[Path]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        paths = [_save(_steps(report), folder / "steps.png")]
+        raced = any(len(race["contenders"]) > 1 for race in report["races"])
+        alone = report["kernels"] and not raced
+        paths = [] if alone else [_save(_steps(report), folder / "steps.png")]
         for part in report["kernels"]:
             name = re.sub(r"[^\w.-]+", "_", part["program"])
             figure = _roofline(part, report["limits"])
@@ -90,7 +92,11 @@ def _steps(report: Json) -> Any:
 
 
 def _roofline(part: Json, limits: Json) -> Any:
-    """GFLOP/s of each kernel over its operations a byte, below what the machine can do."""
+    """GFLOP/s of each kernel over its operations a byte, and what the machine can do.
+
+    The operations are those of direct convolutions, so that both sides do the same; at Winograd's
+    points a kernel can lie above the roof.
+    """
     figure, axis = plt.subplots(figsize=(7, 4.5), layout="constrained")
     rows = [{**r, "intensity": r["flops"] / r["bytes"]} for r in part["rows"]]
     ridge = limits["gflops"] / limits["gbytes"]
@@ -114,7 +120,8 @@ def _roofline(part: Json, limits: Json) -> Any:
             marker=mark, facecolors="none", edgecolors="gray", linewidths=0.8,
         )  # fmt: skip
     axis.scatter([], [], facecolors="none", edgecolors="gray", label="oneDNN, bare")
-    axis.set(xscale="log", yscale="log", xlabel="FLOP a byte (fused kernel)", ylabel="GFLOP/s")
+    axis.set(xscale="log", yscale="log", xlabel="FLOP a byte (fused kernel)")
+    axis.set_ylabel("GFLOP/s, operations of direct convolutions")
     axis.set_title(f"{part['program']}: convolution kernels with fused sub-layers")
     axis.legend(fontsize="small")
     return figure

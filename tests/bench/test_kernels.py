@@ -158,6 +158,13 @@ def test_plots_of_kernels(tmp_path):
     assert ridge == pytest.approx(10)
 
 
+def test_kernels_without_a_race_have_no_plot_of_steps(tmp_path):
+    part = report("a/net.py:f", [measured([4e-4], {})], LIMITS)
+    races = [{"contenders": [{"name": "bngen"}]}]
+    paths = plots.draw({"races": races, "kernels": [part], "limits": LIMITS}, tmp_path)
+    assert [p.name for p in paths] == ["roofline-a_net.py_f.png"]
+
+
 def test_bars_run_from_pytorch_to_the_highest_level():
     names = ["bngen", "none", "eager", "bnff"]
     rows = [{"name": n, "status": "ok"} for n in names]
