@@ -31,7 +31,7 @@ def with_section(readme: str, text: str) -> str:
 
 
 def measured(files: Mapping[str, Json]) -> str:
-    """A table for each race, and one of the goals.
+    """A table for each race, one of each program's kernels, and one of the goals.
 
     Args:
         files: reports by the file's name, all of one machine.
@@ -43,7 +43,8 @@ def measured(files: Mapping[str, Json]) -> str:
     for name, report in files.items():
         rounds = len(report["races"][0]["contenders"][0]["step"]["samples"])
         parts.append(f"[{name}](benchmarks/{name}), medians of {rounds} rounds:")
-        parts += map(_steps, report["races"])
+        parts += [_steps(race) for race in report["races"] if len(race["contenders"]) > 1]
+        parts += map(_kernels, report["kernels"])
     goals = ["| goal | reach | aim | here | |", "|---|--:|--:|--:|---|"]
     for goal, value, verdict in verdicts(reports):
         numbers = (shown(n, goal.unit) for n in (goal.reach, goal.aim, value))
@@ -71,6 +72,27 @@ def _steps(race: Json) -> str:
             _start(row["startup"]),
         )
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _kernels(part: Json) -> str:
+    lines = [
+        f"| kernels of {part['program']} | calls | all of them | % of peak | oneDNN's bare "
+        "| its time over bngen's, mean | worst |",
+        "|---|--:|--:|--:|--:|--:|--:|",
+    ]
+    for row in part["groups"]:
+        compared = row["compared"] > 0
+        cells = (
+            f"{row['direction']} {row['window']}",
+            str(row["calls"]),
+            f"{1e3 * row['seconds']:.0f} ms",
+            f"{100 * row['peak_share']:.0f}",
+            f"{1e3 * row['onednn_seconds']:.0f} ms" if compared else "",
+            f"{row['ratio']:.2f}x" if compared else "",
+            f"{row['worst']:.2f}x" if compared else "",
+        )
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

@@ -54,6 +54,19 @@ def test_every_row_of_a_table_has_the_cells_of_its_head():
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
 
+def test_kernels_have_a_table_and_a_race_of_one_has_none():
+    group = {
+        "direction": "forward", "window": "3x3", "calls": 58, "seconds": 0.09, "peak_share": 1.15,
+        "compared": 4, "onednn_seconds": 0.145, "ratio": 1.67, "worst": 1.47,
+    }  # fmt: skip
+    part = {"program": "densenet121", "groups": [group, {**group, "compared": 0}], "rows": []}
+    part["summary"] = {"peak_share": 0.76}
+    text = page.measured({"kernels.json": {**report(row("bngen", 1.0)), "kernels": [part]}})
+    assert "| forward 3x3 | 58 | 90 ms | 115 | 145 ms | 1.67x | 1.47x |" in text.splitlines()
+    assert "| forward 3x3 | 58 | 90 ms | 115 |  |  |  |" in text.splitlines()
+    assert "over bngen's | peak memory" not in text
+
+
 def test_the_section_is_replaced_and_nothing_else():
     readme = f"before\n{page.BEGIN}old\n{page.END}\nafter\n"
     assert page.section(readme) == "old\n"
