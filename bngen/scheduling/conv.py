@@ -21,6 +21,7 @@ from bngen.scheduling.knobs import Knobs
 from bngen.scheduling.tools import (
     attach_loads,
     attach_store_slot,
+    cut_into_tasks,
     local,
     loops_inside,
     set_apart,
@@ -72,17 +73,10 @@ def schedule_phased(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     """
     sch = s_tir.Schedule(IRModule({low.name: low.func}))
     sch.work_on(low.name)
-    merge = sch.get_sblock("merge")
-    kb, n, h, w, lane = sch.get_loops(merge)
-    sh, sw = low.extents["spread_h"], low.extents["spread_w"]
-    group = low.extents.get("group_rows", sh)
-    h_task, h_group, h_row, h_phase = sch.split(h, [None, knobs["rows"] // group, group // sh, sh])
-    w, w_phase = sch.split(w, [None, sw])
-    kb_tile, kb_in = sch.split(kb, [None, knobs["blocks"]])
-    sch.reorder(n, h_task, kb_tile, h_group, h_row, h_phase, w, w_phase, kb_in, lane)
-    task = sch.fuse(n, h_task)
-    sch.parallel(task)
-    local(sch, ["merge"])
+    steps = low.extents["spread_h"], low.extents["spread_w"]
+    group = low.extents.get("group_rows", steps[0])
+    task, _, h_group, h_row, inside = cut_into_tasks(sch, low, knobs, group, steps)
+    h_phase, _, w_phase, kb_in, lane = inside
     attach_store_slot(sch, low, h_row, h_row, h_group, unroll=False)
     for name in low.nests:
         local(sch, [name])

@@ -8,6 +8,7 @@ from typing import Any
 from tvm import s_tir
 
 from bngen.lower.body import Lowered
+from bngen.scheduling.knobs import Knobs
 
 UNROLL_LIMIT = 32
 """Longest loop that is written out."""
@@ -33,6 +34,36 @@ def loops_inside(sch: s_tir.Schedule, block: Any, outer: Any) -> list[Any]:
         if sch.get(loop).same_as(target):
             return list(loops[i + 1 :])
     raise AssertionError("the block is not below that loop")
+
+
+def cut_into_tasks(
+    sch: s_tir.Schedule, low: Lowered, knobs: Knobs, group: int, steps: tuple[int, int]
+) -> tuple[Any, Any, Any, Any, tuple[Any, ...]]:
+    """Split the loops of a main block that is put together some rows and columns at a time.
+
+    Args:
+        sch: the schedule.
+        low: the kernel, whose main block is named.
+        knobs: ``rows`` of a task and output ``blocks`` of a tile.
+        group: rows of a group.
+        steps: rows and columns that belong together.
+
+    Returns:
+        From the outside in: tasks, which run in parallel; tiles of output blocks; groups; their
+        rows of steps; and, inside, row in the step, columns of steps, column in the step, output
+        block, lane.
+    """
+    kb, n, h, w, lane = sch.get_loops(sch.get_sblock(low.main))
+    rows, columns = steps
+    h_task, h_group, h_row, h_in = sch.split(h, [None, knobs["rows"] // group, group // rows, rows])
+    w, w_in = sch.split(w, [None, columns])
+    kb_tile, kb_in = sch.split(kb, [None, knobs["blocks"]])
+    inside = (h_in, w, w_in, kb_in, lane)
+    sch.reorder(n, h_task, kb_tile, h_group, h_row, *inside)
+    task = sch.fuse(n, h_task)
+    sch.parallel(task)
+    local(sch, [low.main])
+    return task, kb_tile, h_group, h_row, inside
 
 
 def attach_tile(sch: s_tir.Schedule, name: str, at: Any, *, unroll: bool) -> None:

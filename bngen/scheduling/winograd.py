@@ -10,7 +10,7 @@ from bngen.scheduling.knobs import Knobs, group_of_tiles
 from bngen.scheduling.tools import (
     attach_loads,
     attach_store_slot,
-    local,
+    cut_into_tasks,
     loops_inside,
     set_apart,
     vectorize_last,
@@ -39,16 +39,10 @@ def schedule_winograd(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     """
     sch = s_tir.Schedule(IRModule({low.name: low.func}))
     sch.work_on(low.name)
-    merge = sch.get_sblock("merge")
-    kb, n, h, w, lane = sch.get_loops(merge)
     group = group_of_tiles(low.extents)
-    h_task, h_group, h_row, h_in = sch.split(h, [None, knobs["rows"] // group, group // TILE, TILE])
-    w, w_in = sch.split(w, [None, TILE])
-    kb_tile, kb_in = sch.split(kb, [None, knobs["blocks"]])
-    sch.reorder(n, h_task, kb_tile, h_group, h_row, w, kb_in, h_in, w_in, lane)
-    task = sch.fuse(n, h_task)
-    sch.parallel(task)
-    local(sch, ["merge"])
+    task, kb_tile, h_group, _, inside = cut_into_tasks(sch, low, knobs, group, (TILE, TILE))
+    h_in, w, w_in, kb_in, lane = inside
+    sch.reorder(w, kb_in, h_in, w_in, lane)
     attach_store_slot(sch, low, h_group, None, h_group, unroll=False)
     write_out(sch, h_in, w_in, lane)
     _schedule_product(sch, kb_tile, knobs["columns"])
