@@ -54,11 +54,10 @@ def kinds(graph):
     ],
     ids=str,
 )
-@pytest.mark.parametrize("level", ["none", "icf"])
-def test_every_direction(shape, attrs, level):
+def test_every_direction(shape, attrs):
     graph = layer(shape, **attrs)
     assert kinds(graph) == WINOGRAD
-    check(graph, random_args(graph, 1), level)
+    check(graph, random_args(graph, 1))
 
 
 @pytest.mark.parametrize(
@@ -82,7 +81,7 @@ def test_no_tile_lies_in_two_groups_of_rows():
 
 
 @pytest.mark.parametrize("level", FUSION_LEVELS)
-def test_other_levels(level):
+def test_every_level(level):
     graph = layer((2, 12, 10, 7))
     check(graph, random_args(graph, 2), level)
 
