@@ -119,7 +119,7 @@ def lower_conv(kernel: Kernel, layouts: dict) -> Lowered:
     if flipped and is_phased(kernel):
         return lower_phased(kernel, layouts)
     geo = Geometry(node, flipped)
-    winograd = isinstance(layouts[node.inputs[0]], Blocked) and is_winograd(node, kernel)
+    winograd = isinstance(layouts[node.inputs[0]], Blocked) and is_winograd(kernel)
     kind = "winograd" if winograd else "depthwise" if packed.depthwise else "conv"
     if winograd:
         geo = geo.of_whole_tiles(TILE)

@@ -38,7 +38,7 @@ def lower_weight_gradient(kernel: Kernel, layouts: dict) -> Lowered:
     if not depthwise and not aligned:
         return _generic_weight_gradient(kernel, layouts, geo)
     wide = isinstance(inner, Blocked)
-    winograd = wide and is_winograd(node, kernel)
+    winograd = wide and is_winograd(kernel)
     kind = "winograd_wgrad" if winograd else "depthwise_wgrad" if depthwise else "wgrad"
     body = Body(kernel, layouts, kind)
     if winograd:

@@ -33,7 +33,6 @@ from typing import Any
 from tvm import te, tirx
 
 from bngen.ir.layout import physical_shape
-from bngen.ir.node import Node
 from bngen.ir.plan import Kernel
 from bngen.lower.body import Body
 from bngen.lower.coords import Expr
@@ -56,12 +55,13 @@ Read = Callable[[Any], Expr]
 """An element by its number along one axis."""
 
 
-def is_winograd(node: Node, kernel: Kernel) -> bool:
+def is_winograd(kernel: Kernel) -> bool:
     """Whether a convolution, or a gradient of one, is computed this way.
 
     It must have a dense 3x3 window, no tile may lie in two groups of rows, and tiles must be many
     enough to pay for the transform of the weights and must not reach far over the image.
     """
+    node = kernel.anchor
     attrs, gradient = node.attrs, node.op == "conv2d_grad_weight"
     image, weight = (node.inputs[1], node.out) if gradient else (node.out, node.inputs[1])
     n, _, h, w = image.shape

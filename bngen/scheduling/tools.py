@@ -140,9 +140,9 @@ def attach_loads(sch: s_tir.Schedule, low: Lowered, at: Any) -> None:
     Where the main nest reads points of tiles instead, those are computed there, one channel block
     after the other, and its scratch is only as large as that.
     """
-    direct = set(low.pads) - set(low.points.values())
-    for name in (n for n in low.pads if n in direct):
-        _attach_scratch(sch, name, at)
+    for name in low.pads:
+        if name not in low.points.values():
+            _attach_scratch(sch, name, at)
     for name, source in low.points.items():
         block = sch.get_sblock(name)
         sch.compute_at(block, at, preserve_unit_loops=True)

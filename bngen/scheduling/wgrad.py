@@ -29,7 +29,7 @@ WRITTEN_OUT = 8
 
 
 def schedule_weight_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
-    """Apply knobs to a ``wgrad`` kernel.
+    """Apply knobs to a ``wgrad`` kernel, or a ``winograd_wgrad`` one: its pixels are tiles.
 
     ``out_blocks`` x ``in_blocks`` of one of ``chunks`` of the batch belong to a task, ``rows`` to a
     pixel tile, and ``blocks`` output blocks x ``in_lanes`` input channels to the register block.
