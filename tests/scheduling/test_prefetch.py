@@ -75,7 +75,9 @@ DIRECT = {"conv", "wgrad"}
 
 
 @pytest.mark.parametrize(
-    ("shape", "expected"), [*zip(SHAPES, [set(KINDS), DIRECT, DIRECT], strict=True)], ids=str
+    ("shape", "expected"),
+    [*zip(SHAPES, [set(KINDS), DIRECT, DIRECT], strict=True)],
+    ids=[str(shape) for shape in SHAPES],
 )
 def test_what_is_prefetched_lies_within_the_maps(shape, expected):
     plan, rng, kinds = plan_of(*shape), np.random.default_rng(0), set()
