@@ -172,6 +172,8 @@ def set_apart(sch: s_tir.Schedule, loop: Any) -> None:
     """Code of its own for the iterations at the ends, so that those between ask no questions.
 
     Those are a ragged last tile, or columns outside the image; where there are none, nothing
-    changes.
+    changes. A loop of one iteration stays without a mark, since TVM removes it only then, and LLVM
+    takes what a loop left standing reads before its multiply-adds, and spills it.
     """
-    sch.annotate(loop, "pragma_loop_partition_hint", True)
+    if extent(sch, loop) != 1:
+        sch.annotate(loop, "pragma_loop_partition_hint", True)
