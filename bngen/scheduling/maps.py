@@ -16,12 +16,11 @@ from tvm import IRModule, s_tir
 from bngen.lower.body import Lowered
 from bngen.scheduling.knobs import Knobs
 from bngen.scheduling.tools import (
-    UNROLL_LIMIT,
     attach_loads,
     attach_store_slot,
-    extent,
     local,
     vectorize_last,
+    write_out,
 )
 
 
@@ -48,8 +47,7 @@ def schedule_map(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     sch.vectorize(lane)
     if window:
         for loop in window:
-            if 0 < extent(sch, loop) <= UNROLL_LIMIT:
-                sch.unroll(loop)
+            write_out(sch, loop)
         sch.decompose_reduction(main, window[0])
     return sch
 

@@ -20,6 +20,9 @@ LINE = 64
 MAP_RANK = 5
 """Rank of a feature map in memory: block, image, row, column, lane."""
 
+COLUMN = 3
+"""Which of those is the column."""
+
 
 @dataclass(frozen=True)
 class Access:

@@ -35,7 +35,7 @@ from tvm.sym import Analyzer
 
 from bngen.lower.body import Lowered
 from bngen.lower.coords import Expr
-from bngen.scheduling.nests import Access, Nest, mentions, nests, replaced
+from bngen.scheduling.nests import COLUMN, Access, Nest, mentions, nests, replaced
 
 KINDS = ("conv", "wgrad", "winograd")
 """Kernels with enough arithmetic between their slots to hide anything behind."""
@@ -142,21 +142,24 @@ class _Plan:
 def _store_slot(plan: _Plan, nest: Nest, parameters: Sequence[Var]) -> None:
     """Ask for the maps of the tile at hand, its columns spread over the multiply-adds."""
     shared = nest.shared_with(plan.main)
-    own = [loop for loop in nest.loops[shared:] if not _is_vector(loop)]
-    if not own:
-        return
-    *outer, columns = own
-    lanes = {loop.loop_var: _int(0) for loop in nest.loops[shared:] if _is_vector(loop)}
+    own = nest.loops[shared:]
+    start = {loop.loop_var: _int(0) for loop in own}
     for access in nest.accesses(parameters):
-        step, width = access.columns_of_a_line, _extent(columns)
+        long = [loop for loop in own if not _is_vector(loop) and _extent(loop) > 1]
+        columns = next(
+            (x for x in reversed(long) if mentions(access.indices[COLUMN], x.loop_var)), None
+        )
+        outer = [loop for loop in long if loop is not columns]
+        step, width = access.columns_of_a_line, _extent(columns) if columns else 1
         extents = [*map(_extent, outer), math.ceil(width / step)]
         level = plan.level(shared, lambda loops, e=extents: _share(e, loops))
         if level is None or not plan.is_new(access, ahead=False):
             continue
         statements = []
         for *rest, line in _places(extents, plan.main.loops[shared : level + 1]):
-            fixed = dict(zip((loop.loop_var for loop in outer), rest, strict=True))
-            fixed |= {**lanes, columns.loop_var: tirx.min(line * step, _int(width - 1))}
+            fixed = start | dict(zip((loop.loop_var for loop in outer), rest, strict=True))
+            if columns:
+                fixed[columns.loop_var] = tirx.min(line * step, _int(width - 1))
             at = [replaced(i, fixed) for i in access.indices]
             if nest.is_guarded:
                 at = [tirx.min(i, _int(e - 1)) for i, e in zip(at, access.shape, strict=True)]

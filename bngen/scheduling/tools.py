@@ -66,18 +66,6 @@ def cut_into_tasks(
     return task, kb_tile, h_group, h_row, inside
 
 
-def attach_tile(sch: s_tir.Schedule, name: str, at: Any, *, unroll: bool) -> None:
-    """Move an elementwise block of the store slot below a loop and vectorize its lanes."""
-    block = sch.get_sblock(name)
-    sch.reverse_compute_at(block, at, preserve_unit_loops=True)
-    inner = loops_inside(sch, block, at)
-    if unroll:
-        for loop in inner[:-1]:
-            if 0 < extent(sch, loop) <= UNROLL_LIMIT:
-                sch.unroll(loop)
-    vectorize_last(sch, block)
-
-
 def attach_sum(
     sch: s_tir.Schedule, name: str, at: Any, init_at: Any | None, *, unroll: bool
 ) -> None:
@@ -97,8 +85,7 @@ def attach_sum(
     sch.vectorize(lane)
     # Blocks written out are accumulators in registers; rolled, each addition waits for a store.
     for loop in (column, cb) if unroll else (cb,):
-        if 0 < extent(sch, loop) <= UNROLL_LIMIT:
-            sch.unroll(loop)
+        write_out(sch, loop)
     sch.decompose_reduction(block, init_at if init_at is not None else n)
     vectorize_last(sch, sch.get_sblock(f"{name}_init"))
 
@@ -114,6 +101,9 @@ def attach_store_slot(
 ) -> None:
     """Move a kernel's store slot below the loops of its main block.
 
+    The tile is gone over once: a vector passes the whole slot, its sums included, before the next
+    one does, so that nothing of it waits in memory.
+
     Args:
         sch: the schedule.
         low: the kernel, whose blocks are named.
@@ -122,14 +112,23 @@ def attach_store_slot(
         group: loop over groups of rows; second passes follow a whole group.
         unroll: write out the tile's columns.
     """
+    over: list[Any] = []
     for name in low.tiles:
         if name == low.main:
             continue
+        block = sch.get_sblock(name)
         if name.startswith("mid_"):
             local(sch, [name])
-        attach_tile(sch, name, tile, unroll=unroll)
+        sch.reverse_compute_at(block, over[-1] if over else tile, preserve_unit_loops=True)
+        if not over:
+            *over, _ = loops_inside(sch, block, tile)
+        vectorize_last(sch, block)
     for name in low.sums:
-        attach_sum(sch, name, tile, row, unroll=unroll)
+        cleared = row if row is not None else next(iter(over), None)
+        attach_sum(sch, name, over[-1] if over else tile, cleared, unroll=unroll)
+    if unroll:
+        for loop in over:
+            write_out(sch, loop)
     for name in low.second:
         attach_sum(sch, name, group, None, unroll=False)
 
@@ -148,7 +147,7 @@ def attach_loads(sch: s_tir.Schedule, low: Lowered, at: Any) -> None:
         sch.compute_at(block, at, preserve_unit_loops=True)
         i, j, cb, *tiles, lane = loops_inside(sch, block, at)
         sch.reorder(cb, *tiles, i, j, lane)
-        write_out(sch, i, j, lane)
+        spell_out(sch, i, j, lane)
         if source in low.pads:
             _attach_scratch(sch, source, cb)
 
@@ -161,8 +160,14 @@ def _attach_scratch(sch: s_tir.Schedule, name: str, at: Any) -> None:
     set_apart(sch, columns)
 
 
-def write_out(sch: s_tir.Schedule, i: Any, j: Any, lane: Any) -> None:
-    """Spell out the rows and columns of a transform, whose coefficients depend on them."""
+def write_out(sch: s_tir.Schedule, loop: Any) -> None:
+    """Unroll a loop that is short enough."""
+    if 0 < extent(sch, loop) <= UNROLL_LIMIT:
+        sch.unroll(loop)
+
+
+def spell_out(sch: s_tir.Schedule, i: Any, j: Any, lane: Any) -> None:
+    """Unroll the rows and columns of a transform, whose coefficients depend on them."""
     sch.unroll(i)
     sch.unroll(j)
     sch.vectorize(lane)

@@ -22,7 +22,7 @@ from tvm import IRModule, s_tir, tirx
 
 from bngen.lower.body import Lowered
 from bngen.scheduling.knobs import Knobs, divisors
-from bngen.scheduling.tools import attach_loads, extent, loops_inside, vectorize_last, write_out
+from bngen.scheduling.tools import attach_loads, extent, loops_inside, spell_out, vectorize_last
 
 WRITTEN_OUT = 8
 """Most pixels of a row that are written out."""
@@ -69,7 +69,7 @@ def schedule_weight_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
         *blocks, i, j, cl, lane = sch.get_loops(sch.get_sblock("windows"))
         sch.reorder(*blocks, cl, i, j, lane)
         sch.parallel(sch.fuse(*blocks))
-        write_out(sch, i, j, lane)
+        spell_out(sch, i, j, lane)
     _unpack(sch)
     return sch
 

@@ -13,8 +13,8 @@ from bngen.scheduling.tools import (
     cut_into_tasks,
     loops_inside,
     set_apart,
+    spell_out,
     vectorize_last,
-    write_out,
 )
 
 
@@ -44,13 +44,13 @@ def schedule_winograd(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     h_in, w, w_in, kb_in, lane = inside
     sch.reorder(w, kb_in, h_in, w_in, lane)
     attach_store_slot(sch, low, h_group, None, h_group, unroll=False)
-    write_out(sch, h_in, w_in, lane)
+    spell_out(sch, h_in, w_in, lane)
     _schedule_product(sch, kb_tile, knobs["columns"])
     attach_loads(sch, low, task)
     i, j, kb, cb, cl, lane = sch.get_loops(sch.get_sblock("taps"))
     sch.reorder(kb, cb, cl, i, j, lane)
     sch.parallel(sch.fuse(kb, cb))
-    write_out(sch, i, j, lane)
+    spell_out(sch, i, j, lane)
     return sch
 
 
