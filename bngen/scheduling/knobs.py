@@ -37,18 +37,25 @@ def divisors(n: int) -> list[int]:
     return sorted({*small, *(n // d for d in small)})
 
 
+WIDE = 32
+"""Vector registers of AVX-512, where a multiply-add can read its broadcast from memory itself."""
+
+SEVERAL_BLOCKS = 0.94
+"""Speed of a tile of several output blocks there: their broadcasts are loads of their own."""
+
+
 def register_tiles(
-    width: int, blocks: int, depth: int, registers: int
+    width: int, blocks: int, depth: int, registers: int, *, folded: bool
 ) -> Iterable[tuple[float, int, int]]:
     """Candidate register tiles (score, columns, output blocks), any order.
 
     ``columns * blocks`` accumulators, ``blocks`` weight vectors and one broadcast must fit. The
     score is the share of time that the multiply-add units work: what a ragged last tile leaves
     idle; the fetching of its code, which it has of its own, against sums of ``depth`` terms; the
-    latency that few accumulators do not hide (2 units x 4 cycles); and
-    the loads for columns * blocks multiply-adds, a broadcast a column and a weight a block. The
-    numbers were fitted to tiles measured on AVX2, where registers are few; 32 registers leave room
-    for tiles that no term holds back.
+    latency that few accumulators do not hide; and the loads for columns * blocks multiply-adds, a
+    broadcast a column and a weight a block. Where broadcasts are ``folded`` into multiply-adds,
+    one block needs none, and the store slot works beside half of the registers. The numbers were
+    fitted to tiles measured on AVX2 (znver3) and, for folded ones, on AVX-512 (znver4).
     """
     for kb in (d for d in divisors(blocks) if d <= 8):
         for tw in range(1, min(width, registers - 2) + 1):
@@ -58,20 +65,27 @@ def register_tiles(
             tiles = math.ceil(width / tw)
             full = width / (tiles * tw)
             ragged = 1.0 if width % tw == 0 else max(0.5, 1 - 6 / depth)
-            busy = min(1.0, tile / 8)
-            loads = min(1.0, tile / (1.5 * tw + 2.2 * kb))
-            yield full * ragged * busy * loads * (1 + 0.002 * tile), tw, kb
+            if folded:
+                busy = min(1.0, tile / 7)
+                loads = 1.0 if kb == 1 else SEVERAL_BLOCKS
+                room = 1.0 if tile <= registers // 2 else 0.97
+            else:
+                busy = min(1.0, tile / 8)
+                loads = min(1.0, tile / (1.5 * tw + 2.2 * kb))
+                room = 1.0
+            yield full * ragged * busy * loads * room * (1 + 0.002 * tile), tw, kb
 
 
 def conv_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     """Register tile and rows per task of a convolution nest (forward or data gradient)."""
     per_group = e["out_blocks"] // e.get("groups", 1)
     registers = machine.vector_registers
-    if e["in_lanes"] == 1 and registers < 32:
-        # Taps of one channel's row share broadcasts, and LLVM holds on to them; with AVX-512 they
-        # are operands in memory.
+    # Taps of one channel's row share broadcasts, and LLVM holds on to them.
+    shared = e["in_lanes"] == 1
+    if shared and registers < WIDE:
         registers -= 3
-    _, columns, blocks = max(register_tiles(e["w"], per_group, _depth(e), registers))
+    folded = registers >= WIDE and not shared
+    _, columns, blocks = max(register_tiles(e["w"], per_group, _depth(e), registers, folded=folded))
     row_bytes = 4 * e["in_blocks"] * e["in_lanes"] * e["padded_w"]
     return {"columns": columns, "blocks": blocks, "rows": rows_per_task(e, machine, row_bytes)}
 
@@ -85,8 +99,9 @@ def phased_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     """The same for a strided data gradient, whose register tile belongs to one phase."""
     width, group = e["w"] // e["spread_w"], e.get("group_rows", e["spread_h"])
     per_group = e["out_blocks"] // e["groups"]
-    tiles = register_tiles(width, per_group, _depth(e), machine.vector_registers)
-    _, columns, blocks = max(tiles)
+    registers = machine.vector_registers
+    folded = registers >= WIDE
+    _, columns, blocks = max(register_tiles(width, per_group, _depth(e), registers, folded=folded))
     row_bytes = 4 * e["in_blocks"] * e["in_lanes"] * e["padded_w"] // e["spread_h"]
     facts = {**e, "group_rows": group, "r": 1}
     # Each task reads all weights. Where L2 cannot hold them, few tasks count for more than scratch.
@@ -96,18 +111,26 @@ def phased_knobs(e: dict[str, int], machine: Machine) -> Knobs:
 
 
 def winograd_knobs(e: dict[str, int], machine: Machine) -> Knobs:
-    """Rows per task, and the register tile of products over the 2x2 tiles of those rows."""
+    """Rows per task, and the register tile of products over the 2x2 tiles of those rows.
+
+    Points, products and what the store slot reads and writes of a task should stay in a third of
+    L2, as prefetched maps that fall out of it are read twice: four times that much takes some 8 %
+    more time.
+    """
     channels, columns = e["in_blocks"] * e["in_lanes"], math.ceil(e["w"] / 2)
-    rows, *more = winograd_rows(e)
-    for r in more:
-        scratch = 4 * 16 * columns * (r // 2) * channels
-        tasks = e["n"] * (e["h"] // r)
-        if scratch <= machine.l2 // 2 and tasks >= 4 * machine.threads:
-            rows = r
-    tiles = (rows // 2) * columns
-    found = register_tiles(tiles, e["out_blocks"], channels, machine.vector_registers)
-    _, columns, blocks = max(found)
-    return {"columns": columns, "blocks": blocks, "rows": rows}
+    registers = machine.vector_registers
+    folded = registers >= WIDE
+    best: list[tuple[float, Knobs]] = []
+    least, *more = winograd_rows(e)
+    for rows in (least, *(r for r in more if e["n"] * (e["h"] // r) >= 4 * machine.threads)):
+        tiles = (rows // 2) * columns
+        found = register_tiles(tiles, e["out_blocks"], channels, registers, folded=folded)
+        score, width, blocks = max(found)
+        out = blocks * e["lanes"]
+        scratch = 4 * tiles * (16 * (channels + out) + 3 * 4 * out)
+        score *= min(1.0, machine.l2 / (3 * scratch)) ** 0.06
+        best.append((score, {"columns": width, "blocks": blocks, "rows": rows}))
+    return max(best, key=lambda found: (found[0], found[1]["rows"]))[1]
 
 
 def winograd_rows(e: dict[str, int]) -> list[int]:
@@ -199,14 +222,18 @@ def register_block(out_blocks: int, in_lanes: int, machine: Machine) -> tuple[in
 
     The score is that of `register_tiles`: latency hidden, and loads per multiply-add.
     """
+    registers = machine.vector_registers
 
     def score(kb: int, cl: int) -> tuple[float, int]:
-        return min(1.0, kb * cl / 12) * min(1.0, kb * cl / (kb + cl) / 1.3), kb * cl
+        busy = min(1.0, kb * cl / 12)
+        if registers >= WIDE:
+            return busy * (1.0 if kb == 1 else SEVERAL_BLOCKS), kb * cl
+        return busy * min(1.0, kb * cl / (kb + cl) / 1.3), kb * cl
 
     fitting = [
         (kb, cl)
         for kb in divisors(out_blocks)
         for cl in divisors(in_lanes)
-        if kb * cl + kb + 1 <= machine.vector_registers
+        if kb * cl + kb + 1 <= registers
     ]
     return max(fitting, key=lambda t: score(*t))
