@@ -120,16 +120,18 @@ def test_results_are_the_same_bits_without_prefetches(shape, monkeypatch):
 )
 def test_register_tiles_are_in_registers():
     """A tile above 1 KiB, for which TVM would ask the runtime for a workspace."""
-    plan, seen = plan_of(14, 64, 3), 0
-    for compiled in compile_plan(plan, TARGET):
+    tile, seen = {"columns": 14, "blocks": 2, "rows": 2}, 0
+    plan = plan_of(14, 64, 3)
+    for compiled in compile_plan(
+        plan, TARGET, knobs=lambda kind, _: tile if kind == "conv" else None
+    ):
         if compiled.code.rule != "conv":
             continue
-        columns, blocks = (compiled.code.knobs[k] for k in ("columns", "blocks"))
-        if columns * blocks * TARGET.lanes * 4 > 1024:
-            seen += 1
-            text = compiled.code.library.mod.inspect_source("ll")
-            carried = re.findall(rf"%conv_local\S+ = phi <{TARGET.lanes} x float>", text)
-            assert len(carried) >= columns * blocks
+        assert dict(compiled.code.knobs) == tile
+        seen += 1
+        text = compiled.code.library.mod.inspect_source("ll")
+        carried = re.findall(rf"%conv_local\S+ = phi <{TARGET.lanes} x float>", text)
+        assert len(carried) >= tile["columns"] * tile["blocks"]
     assert seen
 
 
