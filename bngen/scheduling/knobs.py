@@ -37,11 +37,13 @@ def divisors(n: int) -> list[int]:
     return sorted({*small, *(n // d for d in small)})
 
 
-WIDE = 32
-"""Vector registers of AVX-512, where a multiply-add can read its broadcast from memory itself."""
-
 SEVERAL_BLOCKS = 0.94
-"""Speed of a tile of several output blocks there: their broadcasts are loads of their own."""
+"""Speed of a tile of several output blocks where one would need no loads of broadcasts."""
+
+
+def folds_broadcasts(machine: Machine) -> bool:
+    """Whether a multiply-add reads its broadcast from memory itself, as with AVX-512."""
+    return machine.lanes == 16
 
 
 def register_tiles(
@@ -82,9 +84,9 @@ def conv_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     registers = machine.vector_registers
     # Taps of one channel's row share broadcasts, and LLVM holds on to them.
     shared = e["in_lanes"] == 1
-    if shared and registers < WIDE:
+    if shared and registers < 32:
         registers -= 3
-    folded = registers >= WIDE and not shared
+    folded = folds_broadcasts(machine) and not shared
     _, columns, blocks = max(register_tiles(e["w"], per_group, _depth(e), registers, folded=folded))
     row_bytes = 4 * e["in_blocks"] * e["in_lanes"] * e["padded_w"]
     return {"columns": columns, "blocks": blocks, "rows": rows_per_task(e, machine, row_bytes)}
@@ -100,7 +102,7 @@ def phased_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     width, group = e["w"] // e["spread_w"], e.get("group_rows", e["spread_h"])
     per_group = e["out_blocks"] // e["groups"]
     registers = machine.vector_registers
-    folded = registers >= WIDE
+    folded = folds_broadcasts(machine)
     _, columns, blocks = max(register_tiles(width, per_group, _depth(e), registers, folded=folded))
     row_bytes = 4 * e["in_blocks"] * e["in_lanes"] * e["padded_w"] // e["spread_h"]
     facts = {**e, "group_rows": group, "r": 1}
@@ -119,7 +121,7 @@ def winograd_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     """
     channels, columns = e["in_blocks"] * e["in_lanes"], math.ceil(e["w"] / 2)
     registers = machine.vector_registers
-    folded = registers >= WIDE
+    folded = folds_broadcasts(machine)
     best: list[tuple[float, Knobs]] = []
     least, *more = winograd_rows(e)
     for rows in (least, *(r for r in more if e["n"] * (e["h"] // r) >= 4 * machine.threads)):
@@ -226,7 +228,7 @@ def register_block(out_blocks: int, in_lanes: int, machine: Machine) -> tuple[in
 
     def score(kb: int, cl: int) -> tuple[float, int]:
         busy = min(1.0, kb * cl / 12)
-        if registers >= WIDE:
+        if folds_broadcasts(machine):
             return busy * (1.0 if kb == 1 else SEVERAL_BLOCKS), kb * cl
         return busy * min(1.0, kb * cl / (kb + cl) / 1.3), kb * cl
 
