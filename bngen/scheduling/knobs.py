@@ -56,8 +56,9 @@ def register_tiles(
     idle; the fetching of its code, which it has of its own, against sums of ``depth`` terms; the
     latency that few accumulators do not hide; and the loads for columns * blocks multiply-adds, a
     broadcast a column and a weight a block. Where broadcasts are ``folded`` into multiply-adds,
-    one block needs none, and the store slot works beside half of the registers. The numbers were
-    fitted to tiles measured on AVX2 (znver3) and, for folded ones, on AVX-512 (znver4).
+    one block needs none, and a small tile is best: while its store slot waits for memory, the next
+    one begins. The numbers were fitted to tiles measured on AVX2 (znver3) and, for folded ones, on
+    AVX-512 (znver4).
     """
     for kb in (d for d in divisors(blocks) if d <= 8):
         for tw in range(1, min(width, registers - 2) + 1):
@@ -68,14 +69,12 @@ def register_tiles(
             full = width / (tiles * tw)
             ragged = 1.0 if width % tw == 0 else max(0.5, 1 - 6 / depth)
             if folded:
-                busy = min(1.0, tile / 7)
-                loads = 1.0 if kb == 1 else SEVERAL_BLOCKS
-                room = 1.0 if tile <= registers // 2 else 0.97
+                busy, loads = min(1.0, tile / 7), 1.0 if kb == 1 else SEVERAL_BLOCKS
+                size = 1 - 0.002 * tile
             else:
-                busy = min(1.0, tile / 8)
-                loads = min(1.0, tile / (1.5 * tw + 2.2 * kb))
-                room = 1.0
-            yield full * ragged * busy * loads * room * (1 + 0.002 * tile), tw, kb
+                busy, loads = min(1.0, tile / 8), min(1.0, tile / (1.5 * tw + 2.2 * kb))
+                size = 1 + 0.002 * tile
+            yield full * ragged * busy * loads * size, tw, kb
 
 
 def conv_knobs(e: dict[str, int], machine: Machine) -> Knobs:
