@@ -102,7 +102,8 @@ def attach_store_slot(
     """Move a kernel's store slot below the loops of its main block.
 
     The tile is gone over once: a vector passes the whole slot, its sums included, before the next
-    one does, so that nothing of it waits in memory.
+    one does, so that nothing of it waits in memory. What reads the main block itself beside that
+    has a pass of its own.
 
     Args:
         sch: the schedule.
@@ -112,25 +113,41 @@ def attach_store_slot(
         group: loop over groups of rows; second passes follow a whole group.
         unroll: write out the tile's columns.
     """
-    over: list[Any] = []
+    over: list[Any] = []  # the loops of the pass
+    passed: set[str] = set()  # the blocks in it
     for name in low.tiles:
         if name == low.main:
             continue
         block = sch.get_sblock(name)
         if name.startswith("mid_"):
             local(sch, [name])
-        sch.reverse_compute_at(block, over[-1] if over else tile, preserve_unit_loops=True)
+        joins = bool(over) and _reads(sch, block) <= passed
+        sch.reverse_compute_at(block, over[-1] if joins else tile, preserve_unit_loops=True)
+        vectorize_last(sch, block)
         if not over:
             *over, _ = loops_inside(sch, block, tile)
-        vectorize_last(sch, block)
+            passed.add(name)
+        elif joins:
+            passed.add(name)
+        elif unroll:
+            for loop in loops_inside(sch, block, tile)[:-1]:
+                write_out(sch, loop)
     for name in low.sums:
-        cleared = row if row is not None else next(iter(over), None)
-        attach_sum(sch, name, over[-1] if over else tile, cleared, unroll=unroll)
+        if over and _reads(sch, sch.get_sblock(name)) <= passed:
+            cleared = over[0] if row is None else row
+            attach_sum(sch, name, over[-1], cleared, unroll=unroll)
+        else:
+            attach_sum(sch, name, tile, row, unroll=unroll)
     if unroll:
         for loop in over:
             write_out(sch, loop)
     for name in low.second:
         attach_sum(sch, name, group, None, unroll=False)
+
+
+def _reads(sch: s_tir.Schedule, block: Any) -> set[str]:
+    """The blocks whose results a block reads."""
+    return {sch.get(producer).name_hint for producer in sch.get_producers(block)}
 
 
 def attach_loads(sch: s_tir.Schedule, low: Lowered, at: Any) -> None:

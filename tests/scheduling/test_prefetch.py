@@ -41,9 +41,13 @@ def plan_of(width, channels, window, stride=1):
         f32[32, channels, 1, 1],
         *[c] * 8,
     ]
+    return traced(step, kinds, ["x", "w1", "w2", "w3", "gamma", "beta", "gamma2", "beta2"])
+
+
+def traced(step, kinds, wrt):
+    """The plan of a function's joint program, its parameters being of these kinds."""
     step.__annotations__ = dict(zip(step.__code__.co_varnames[: len(kinds)], kinds, strict=True))
     graph = bg.program(step).graph
-    wrt = ["x", "w1", "w2", "w3", "gamma", "beta", "gamma2", "beta2"]
     return prepare(join_gradient(graph, wrt), TARGET.lanes).planned.plan
 
 
