@@ -81,7 +81,8 @@ def conv_knobs(e: dict[str, int], machine: Machine) -> Knobs:
     """Register tile and rows per task of a convolution nest (forward or data gradient)."""
     per_group = e["out_blocks"] // e.get("groups", 1)
     registers = machine.vector_registers
-    # Taps of one channel's row share broadcasts, and LLVM holds on to them.
+    # Taps of one channel's row share broadcasts, and LLVM holds on to them: none is folded, and
+    # where registers are few, fewer are left.
     shared = e["in_lanes"] == 1
     if shared and registers < 32:
         registers -= 3

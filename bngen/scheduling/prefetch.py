@@ -144,8 +144,8 @@ def _store_slot(plan: _Plan, nest: Nest, parameters: Sequence[Var]) -> None:
     shared = nest.shared_with(plan.main)
     own = nest.loops[shared:]
     start = {loop.loop_var: _int(0) for loop in own}
+    long = [loop for loop in own if not _is_vector(loop) and _extent(loop) > 1]
     for access in nest.accesses(parameters):
-        long = [loop for loop in own if not _is_vector(loop) and _extent(loop) > 1]
         columns = next(
             (x for x in reversed(long) if mentions(access.indices[COLUMN], x.loop_var)), None
         )
