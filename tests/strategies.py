@@ -40,7 +40,7 @@ def programs(draw, *, smooth: bool = False, heads: bool = True, max_layers: int 
         heads: let some programs end in a classifier with a loss.
         max_layers: layers, dense blocks and residual blocks drawn at most.
     """
-    net = _Network(draw, smooth)
+    net = Network(draw, smooth)
     for _ in range(draw(st.integers(1, max_layers))):
         net.layer()
     graph = net.with_loss() if heads and draw(st.integers(0, 3)) == 0 else net.finish()
@@ -48,17 +48,20 @@ def programs(draw, *, smooth: bool = False, heads: bool = True, max_layers: int 
     return graph
 
 
-class _Network:
+class Network:
     """A program under way: the builder and the feature maps that later layers may read."""
+
+    channels, batches, sides = CHANNELS, (2, 1, 3, 8), (5, 1, 2, 4, 7, 8)
+    windows = ((3, 3), (1, 1), (1, 3), (3, 2))
+    max_elements = MAX_ELEMENTS
 
     def __init__(self, draw: Callable, smooth: bool):
         self.draw, self.smooth = draw, smooth
         self.b = GraphBuilder(name="random_program")
         self.updates: list[tuple[Value, Value]] = []
         self.stats: list[Value] = []
-        batch = draw(st.sampled_from([2, 1, 3, 8]))
-        side = st.sampled_from([5, 1, 2, 4, 7, 8])
-        shape = (batch, draw(st.sampled_from(CHANNELS)), draw(side), draw(side))
+        batch, side = draw(st.sampled_from(self.batches)), st.sampled_from(self.sides)
+        shape = (batch, draw(st.sampled_from(self.channels)), draw(side), draw(side))
         self.maps = [self.b.input("x", TensorType(shape))]
 
     # Drawing.
@@ -85,15 +88,17 @@ class _Network:
 
     # Layers.
 
-    def layer(self) -> None:
-        layers = (
+    def layers(self) -> tuple[Callable[[Value], Value | None], ...]:
+        return (
             self.conv, self.batch_norm, self.activation, self.bn_relu_conv, self.pool,
             self.residual, self.dense_block, self.other_concatenation, self.rescale,
             self.instance_norm, self.dropout, self.split,
         )  # fmt: skip
-        made = self.pick(*layers)(self.source())
+
+    def layer(self) -> None:
+        made = self.pick(*self.layers())(self.source())
         # What grew too large by joining is left out, and pruned away.
-        if made is not None and made.type.size <= MAX_ELEMENTS:
+        if made is not None and made.type.size <= self.max_elements:
             self.keep(made)
 
     def conv(self, x: Value, same: bool = False) -> Value | None:
@@ -105,7 +110,7 @@ class _Network:
             if same
             else groups * self.pick(1, *(m for m in (2, 3, 8, 10, 16) if m * groups <= 50))
         )
-        r, s = self.pick((3, 3), (1, 1), (1, 3), (3, 2))
+        r, s = self.pick(*self.windows)
         dilation = self.pick((1, 1), (1, 1), (2, 1))
         halo = [d * (e - 1) for d, e in zip(dilation, (r, s), strict=True)]
         even = (halo[0] // 2, halo[0] - halo[0] // 2, halo[1] // 2, halo[1] - halo[1] // 2)

@@ -1,0 +1,138 @@
+"""Draws programs and runs them between guard pages: a process of its own, for it may well crash.
+
+``python -m tests.guarded_programs icf --examples 6`` builds each program with its gradient for
+every kind of vector that this machine has, and runs it forward and backward in every layout of
+memory (`guarded.RUNS`); outputs, updates and gradients are held against PyTorch and float64.
+Standard output says what is about to run: the last line is what a crash was in.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis import strategies as st
+
+from bngen.compiler import FUSION_LEVELS
+from bngen.ir.interp import run
+from bngen.ir.node import Graph
+from bngen.runtime.module import Module
+from bngen.target import Target
+from tests.compiled import Arrays, cotangents_for, forward
+from tests.guarded import RUNS, guarded
+from tests.odd_programs import odd_programs
+from tests.oracle import assert_close, kink_margin, torch_run, torch_runs
+from tests.strategies import random_args
+
+TARGETS = ("llvm -mcpu=native", "llvm -mcpu=x86-64-v3", "llvm -mcpu=x86-64")
+KINK_MARGIN, COARSE = 1e-5, 100
+
+
+def targets() -> list[str]:
+    """One of each width of vectors that this machine has."""
+    parsed = {t: Target.parse(t) for t in TARGETS}
+    widths = {p.lanes: t for t, p in reversed(parsed.items()) if p.runs_here}
+    return list(widths.values())
+
+
+def examine(graph: Graph, level: str, target: str, number: int) -> list[str]:
+    """Build a program and run it in ordinary memory, and then in every layout.
+
+    Args:
+        graph: the program.
+        level: of fusion.
+        target: what to compile for.
+        number: the seed of its arguments.
+
+    Returns:
+        What its kernels did with memory that is not theirs.
+
+    Raises:
+        AssertionError: for wrong results.
+    """
+    module, executor = guarded(graph, level, target)
+    args, cotangents = random_args(graph, number), cotangents_for(graph, number)
+    executor.layout = None
+    ordinary = results(module, args, cotangents)
+    assert_right(ordinary, graph, args, cotangents, f"{level}, {target}, {number}, {graph}")
+    for executor.layout in RUNS:
+        place = "before" if executor.layout.at_end else "after"
+        executor.announce = lambda what, place=place: print(
+            f"{level}, {target}, operands {place} guard pages: {what}", flush=True
+        )
+        found = results(module, args, cotangents)
+        differ = [n for n, a in found.items() if a.tobytes() != ordinary[n].tobytes()]
+        if differ and not executor.findings:
+            executor.findings.append(f"{differ} differ from what ordinary memory gives")
+    return executor.findings
+
+
+def results(module: Module, args: Arrays, cotangents: Sequence[np.ndarray]) -> dict:
+    """All that a forward and a backward call give and change."""
+    outputs, held = forward(module, args)
+    gradients = module.backward(*cotangents)
+    return (
+        {("output", i): a for i, a in enumerate(outputs)}
+        | {("input", name): a for name, a in held.items()}
+        | {("gradient", name): a for name, a in gradients.items()}
+    )
+
+
+def assert_right(found: Mapping, graph: Graph, args: Arrays, cotangents, what: str) -> None:
+    """Roughly: how exact results are is tested where programs are less odd.
+
+    Here a sum may cancel to nothing: batch normalization of one image, averaged, has no gradient.
+    """
+    names = [name for kind, name in found if kind == "gradient"]
+    theirs = torch_runs(graph, args, names, cotangents)
+    exact = run(graph, args, "float64")
+    exact_gradients = torch_run(graph, args, torch.float64, names, cotangents).grads
+    smooth = kink_margin(graph, args) > KINK_MARGIN
+    for (kind, name), ours in found.items():
+        if kind == "output":
+            several, reference = [t.outputs[name] for t in theirs], exact.outputs[name]
+        elif kind == "input" and name not in exact.updates:
+            several, reference = [args[name]], args[name]
+        elif kind == "input":
+            several, reference = [t.updates[name] for t in theirs], exact.updates[name]
+        elif smooth:
+            several, reference = [t.grads[name] for t in theirs], exact_gradients[name]
+        else:
+            continue
+        assert_close(ours, several, reference, f"{what}{kind} {name}", COARSE)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("level", choices=FUSION_LEVELS)
+    parser.add_argument("--examples", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--shrink", action="store_true")
+    options = parser.parse_args()
+    widths = targets()
+
+    def body(graph, number):
+        print(graph, flush=True)
+        for target in widths:
+            findings = examine(graph, options.level, target, number)
+            where = f"{options.level}, {target}, arguments of seed {number}"
+            assert not findings, "\n".join([f"{where}, {graph}", *findings])
+
+    phases = [Phase.generate, *([Phase.shrink] if options.shrink else [])]
+    test = settings(
+        max_examples=options.examples, phases=phases, deadline=None, database=None,
+        report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
+    )(given(odd_programs(), st.integers(0, 2**32 - 1))(body))  # fmt: skip
+    try:
+        seed(zlib.crc32(f"{options.level} {options.seed}".encode()))(test)()
+    except AssertionError as error:
+        sys.exit(str(error))
+
+
+if __name__ == "__main__":
+    main()
