@@ -25,10 +25,11 @@ from functools import cache
 
 import numpy as np
 
-from bngen.backend.kernels import CompiledKernel, compile_plan, load, overwritten
+from bngen.backend.kernels import CompiledKernel, KnobLookup, compile_plan, load, overwritten
 from bngen.binding import bind
 from bngen.ir.layout import Blocked, Layout, PackedWeight
 from bngen.ir.node import Graph, TensorType, Value
+from bngen.ir.plan import KernelPlan
 from bngen.passes.prepare import Prepared, join_gradient, prepare
 from bngen.runtime import native, threads
 from bngen.runtime.calls import CallTable, Operand
@@ -57,17 +58,30 @@ class Run:
 RUNS = (Run(True, NANS), Run(False, NOISE))
 
 
-def guarded(graph: Graph, level: str, target: str) -> tuple[Module, GuardedExecutor]:
-    """A program and its gradient, compiled for a target that runs here."""
+def guarded(
+    graph: Graph,
+    level: str,
+    target: str,
+    knobs: Callable[[KernelPlan, Target], KnobLookup] | None = None,
+) -> tuple[Module, GuardedExecutor]:
+    """A program and its gradient, compiled for a target that runs here.
+
+    Args:
+        graph: the program.
+        level: of fusion.
+        target: what to compile for.
+        knobs: what to take for records; those that bngen is shipped with by default.
+    """
     machine = Target.parse(target)
     prepared = prepare(join_gradient(graph), machine.lanes, level)
+    plan = prepared.planned.plan
     threads.install()
     compiled = compile_plan(
-        prepared.planned.plan,
+        plan,
         machine,
         unaligned=prepared.unaligned,
         places=prepared.planned.memory.places,
-        knobs=records.find(machine, None).lookup,
+        knobs=knobs(plan, machine) if knobs else records.find(machine, None).lookup,
     )
     built = bind(prepared, compiled, machine, level)
     entries = load([c.code for c in compiled])

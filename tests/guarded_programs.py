@@ -9,19 +9,24 @@ Standard output says what is about to run: the last line is what a crash was in.
 from __future__ import annotations
 
 import argparse
+import random
 import sys
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+from bngen.backend.kernels import KnobLookup, signature
 from bngen.compiler import FUSION_LEVELS
 from bngen.ir.interp import run
 from bngen.ir.node import Graph
+from bngen.ir.plan import KernelPlan
+from bngen.lower.kernel import lower
 from bngen.runtime.module import Module
+from bngen.scheduling.records import knobs_of
 from bngen.target import Target
 from tests.compiled import Arrays, cotangents_for, forward
 from tests.guarded import RUNS, guarded
@@ -40,7 +45,23 @@ def targets() -> list[str]:
     return list(widths.values())
 
 
-def examine(graph: Graph, level: str, target: str, number: int) -> list[str]:
+def drawn_knobs(number: int) -> Callable[[KernelPlan, Target], KnobLookup]:
+    """Any legal knobs for every kernel, from a seed."""
+
+    def choose(plan: KernelPlan, target: Target) -> KnobLookup:
+        rng, table = random.Random(number), {}
+        with target.tvm():
+            for kernel in plan.kernels:
+                low = lower(kernel, plan.layouts)
+                chosen = table[low.kind, signature(kernel, plan)] = {}
+                for name, choices in knobs_of(low.kind, low.extents).items():
+                    chosen[name] = rng.choice(choices(low.extents, chosen))
+        return lambda kind, key: table[kind, key.partition("|")[0]] or None
+
+    return choose
+
+
+def examine(graph: Graph, level: str, target: str, number: int, drawn: bool = False) -> list[str]:
     """Build a program and run it in ordinary memory, and then in every layout.
 
     Args:
@@ -48,6 +69,7 @@ def examine(graph: Graph, level: str, target: str, number: int) -> list[str]:
         level: of fusion.
         target: what to compile for.
         number: the seed of its arguments.
+        drawn: whether to draw the knobs of its kernels, too.
 
     Returns:
         What its kernels did with memory that is not theirs.
@@ -55,7 +77,7 @@ def examine(graph: Graph, level: str, target: str, number: int) -> list[str]:
     Raises:
         AssertionError: for wrong results.
     """
-    module, executor = guarded(graph, level, target)
+    module, executor = guarded(graph, level, target, drawn_knobs(number) if drawn else None)
     args, cotangents = random_args(graph, number), cotangents_for(graph, number)
     executor.layout = None
     ordinary = results(module, args, cotangents)
@@ -116,18 +138,19 @@ def main() -> None:
     options = parser.parse_args()
     widths = targets()
 
-    def body(graph, number):
+    def body(graph, number, drawn):
         print(graph, flush=True)
         for target in widths:
-            findings = examine(graph, options.level, target, number)
-            where = f"{options.level}, {target}, arguments of seed {number}"
-            assert not findings, "\n".join([f"{where}, {graph}", *findings])
+            findings = examine(graph, options.level, target, number, drawn)
+            knobs = f"{'drawn' if drawn else 'its own'} knobs"
+            where = f"{options.level}, {target}, {knobs}, seed {number}, {graph}"
+            assert not findings, "\n".join([where, *findings])
 
     phases = [Phase.generate, *([Phase.shrink] if options.shrink else [])]
     test = settings(
         max_examples=options.examples, phases=phases, deadline=None, database=None,
         report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
-    )(given(odd_programs(), st.integers(0, 2**32 - 1))(body))  # fmt: skip
+    )(given(odd_programs(), st.integers(0, 2**32 - 1), st.booleans())(body))  # fmt: skip
     try:
         seed(zlib.crc32(f"{options.level} {options.seed}".encode()))(test)()
     except AssertionError as error:
