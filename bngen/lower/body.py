@@ -17,7 +17,7 @@ from bngen.ir.node import Node, Value
 from bngen.ir.ops import OPS
 from bngen.ir.plan import Kernel
 from bngen.lower.coords import Coord, Expr, Lane, broadcast_coord, logical_coord, read
-from bngen.lower.pointwise import EXPRESSIONS, Element, bind
+from bngen.lower.pointwise import EXPRESSIONS, Element, bind, maximum_over
 
 
 @dataclass(frozen=True)
@@ -225,7 +225,7 @@ class Body:
             return te.compute(shape, element, name=name)
 
         if node.op in ("partial_sum", "partial_max"):
-            how = te.sum if node.op == "partial_sum" else te.max
+            how = te.sum if node.op == "partial_sum" else maximum_over(x.dtype)
             parts = [fold(lambda c: self.at(x, c), f"sum_{names[0]}", how)]
             self.lowered.sums.append(parts[0].op.name)
         elif node.op == "bn_partial_var":

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import operator
-
 from tvm import te, tirx
 
 from bngen.ir.layout import Blocked, PackedWeight, physical_shape
@@ -11,8 +9,8 @@ from bngen.ir.node import Node, Value
 from bngen.ir.ops import normalize_axes
 from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered, identifier
-from bngen.lower.coords import Lane, dtype_of, logical, logical_coord, unless_better, zero
-from bngen.lower.pointwise import bind
+from bngen.lower.coords import Lane, dtype_of, logical, logical_coord, zero
+from bngen.lower.pointwise import bind, maximum_over
 
 
 def lower_pointwise(kernel: Kernel, layouts: dict) -> Lowered:
@@ -176,8 +174,8 @@ def _fold_axes(body: Body, node: Node) -> None:
     count = 1
     for a in axes:
         count *= x.shape[a]
-    how = _max_or_sum(node)
-    wide = node.op != "amax"
+    how = maximum_over(x.dtype) if node.op == "amax" else te.sum
+    wide = node.op != "amax" and x.type.is_float
 
     def element(*index):
         coord = list(logical_coord(out.type, body.layouts[out], index) if out.shape else ())
@@ -190,26 +188,24 @@ def _fold_axes(body: Body, node: Node) -> None:
             else:
                 source.append(coord.pop(0))
         value = body.at(x, tuple(source))
-        return how(
-            tirx.Cast("float64", value) if wide and x.dtype == "float32" else value, axis=fold
-        )
+        return how(tirx.Cast("float64", value) if wide else value, axis=fold)
 
     shape = physical_shape(out.type, body.layouts[out]) or (1,)
     total = te.compute(shape, element, name="fold")
-    if not wide or x.dtype != "float32":
-        _define_scaled(body, out, total, None)
-        return
-    _define_scaled(body, out, total, 1.0 / count if node.op == "mean" else 1.0)
+    _define_scaled(body, out, total, count if node.op == "mean" else 1)
 
 
-def _define_scaled(body: Body, out: Value, total: te.Tensor, scale: float | None) -> None:
-    """The reduction's result in its own type: float32 sums are folded in float64."""
+def _define_scaled(body: Body, out: Value, total: te.Tensor, count: int) -> None:
+    """The reduction's result in its own type, divided by ``count``: floats are folded in float64.
+
+    A division, not a product with the reciprocal: the mean of a constant is that constant.
+    """
 
     def value(*index):
         element = total(*index)
-        if scale is None:
-            return element
-        return tirx.Cast(out.dtype, element * tirx.const(scale, "float64"))
+        if count != 1:
+            element = element / tirx.const(count, "float64")
+        return element if dtype_of(element) == out.dtype else tirx.Cast(out.dtype, element)
 
     name = "mid_" + identifier(out.name)
     if out.shape:
@@ -218,16 +214,6 @@ def _define_scaled(body: Body, out: Value, total: te.Tensor, scale: float | None
         result = te.compute((1,), value, name=name)
         body.stages[out] = lambda coord: result(0)
     body.lowered.tiles.append(name)
-
-
-def _max_or_sum(node: Node):
-    if node.op != "amax":
-        return te.sum
-    return te.comm_reducer(
-        lambda a, b: unless_better(a, b, operator.ge, a, b),
-        lambda t: tirx.min_value(t),
-        name="nan_max",
-    )
 
 
 def _merge_stats(body: Body, node: Node) -> None:
@@ -287,7 +273,7 @@ def _merge_mean(body: Body, node: Node) -> None:
         return te.sum(parts[0] + parts[1], axis=g)
 
     folded = te.compute(shape, element, name="fold")
-    _define_scaled(body, node.out, folded, 1.0 / node.attrs["count"])
+    _define_scaled(body, node.out, folded, node.attrs["count"])
 
 
 def _matrix_fold(body: Body, x: Value, term, name: str) -> te.Tensor:

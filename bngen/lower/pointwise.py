@@ -6,14 +6,16 @@ expressions). A missing optional operand is None. The meaning is that of `bngen.
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
+from tvm import te, tirx
 
 from bngen.ir.node import Node
+from bngen.ir.ops import promote
 from bngen.lower.coords import Coord, Expr, dtype_of, logical, unless_better
 
 
@@ -32,6 +34,11 @@ class Element:
     def const(self, value: float) -> Expr:
         """A constant of the result's type."""
         return tirx.const(value, self.dtype)
+
+
+FLOATS = ("float32", "float64")
+
+_TWICE = {"int32": "int64", "uint32": "uint64", "int64": "int128", "uint64": "uint128"}
 
 
 def bind(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
@@ -65,11 +72,28 @@ def _silu(e: Element, x: Expr) -> Expr:
     return bind(x, lambda v: v / (e.const(1) + tirx.exp(e.const(0) - v)))
 
 
+def maximum_over(dtype: str) -> Callable[..., Expr]:
+    """The fold of a maximum over reduction axes; one NaN makes it NaN."""
+    if dtype not in FLOATS:
+        return te.max
+    return te.comm_reducer(
+        lambda a, b: unless_better(a, b, operator.ge, a, b),
+        lambda t: tirx.const(-math.inf, t),
+        name="nan_max",
+    )
+
+
 def _maximum(e: Element, a: Expr, b: Expr) -> Expr:
+    if e.dtype not in FLOATS:
+        return (tirx.any if e.dtype == "bool" else tirx.max)(_as(a, e.dtype), _as(b, e.dtype))
+    a, b = _as(a, e.dtype), _as(b, e.dtype)
     return bind(a, lambda u: bind(b, lambda v: unless_better(u, v, operator.ge, u, v)))
 
 
 def _minimum(e: Element, a: Expr, b: Expr) -> Expr:
+    if e.dtype not in FLOATS:
+        return (tirx.all if e.dtype == "bool" else tirx.min)(_as(a, e.dtype), _as(b, e.dtype))
+    a, b = _as(a, e.dtype), _as(b, e.dtype)
     return bind(a, lambda u: bind(b, lambda v: unless_better(u, v, operator.le, u, v)))
 
 
@@ -117,20 +141,50 @@ def _random_uniform(e: Element, seed: Expr) -> Expr:
 
 
 def _one_hot(e: Element, labels: Expr) -> Expr:
-    hit = tirx.EQ(labels, _as(logical(e.coord[1]), dtype_of(labels)))
+    hit = tirx.EQ(_as(labels, "int64"), _as(logical(e.coord[1]), "int64"))
     return tirx.Select(hit, e.const(1), e.const(0))
 
 
-def _binary(fn: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
-    return lambda e, a, b: fn(_as(a, e.dtype), _as(b, e.dtype))
+def _wrapping(fn: Callable[[Expr, Expr], Expr], a: Expr, b: Expr) -> Expr:
+    """``fn`` of two integers modulo their range.
+
+    To TVM and LLVM an overflow of 32 or 64 bits cannot happen, and what follows from it is
+    arbitrary. In twice the width there is none; LLVM narrows the operation back.
+    """
+    dtype = dtype_of(a)
+    wide = _TWICE.get(dtype)
+    if wide is None:
+        return fn(a, b)
+    return tirx.Cast(dtype, fn(tirx.Cast(wide, a), tirx.Cast(wide, b)))
+
+
+def _binary(
+    fn: Callable[[Expr, Expr], Expr], on_bool: Callable[[Expr, Expr], Expr] | None = None
+) -> Callable[..., Expr]:
+    def compute(e: Element, a: Expr, b: Expr) -> Expr:
+        a, b = _as(a, e.dtype), _as(b, e.dtype)
+        if e.dtype == "bool":
+            return on_bool(a, b)
+        return fn(a, b) if e.dtype in FLOATS else _wrapping(fn, a, b)
+
+    return compute
 
 
 def _compare(fn: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
     def compare(e: Element, a: Expr, b: Expr) -> Expr:
-        scalar = not e.node.inputs[0].shape and e.node.inputs[1].shape
-        return fn(_as(a, dtype_of(b)), b) if scalar else fn(a, _as(b, dtype_of(a)))
+        dtype = promote([v.type for v in e.node.inputs])
+        if dtype == "bool":
+            dtype = "uint8"  # LLVM's comparisons of single bits are signed, or those of floats
+        return fn(_as(a, dtype), _as(b, dtype))
 
     return compare
+
+
+def _divide(e: Element, a: Expr, b: Expr) -> Expr:
+    a, b = _as(a, e.dtype), _as(b, e.dtype)
+    if getattr(b, "value", None) == 0:  # TVM refuses to write the division down.
+        return a * e.const(math.copysign(math.inf, b.value))
+    return a / b
 
 
 def _pow(e: Element, a: Expr, b: Expr) -> Expr:
@@ -140,11 +194,23 @@ def _pow(e: Element, a: Expr, b: Expr) -> Expr:
     return tirx.power(_as(a, e.dtype), _as(b, e.dtype))
 
 
+def _negative(e: Element, x: Expr) -> Expr:
+    if e.dtype in FLOATS:
+        return e.const(-0.0) - x  # 0 - 0 is +0
+    return _wrapping(operator.sub, e.const(0), x)
+
+
+def _abs(e: Element, x: Expr) -> Expr:
+    if e.dtype in FLOATS or e.dtype == "uint8":
+        return tirx.abs(x) if e.dtype in FLOATS else x
+    return bind(x, lambda v: tirx.Select(v < e.const(0), _negative(e, v), v))
+
+
 EXPRESSIONS: dict[str, Callable[..., Any]] = {
-    "add": _binary(lambda a, b: a + b),
+    "add": _binary(lambda a, b: a + b, tirx.any),
     "sub": _binary(lambda a, b: a - b),
-    "mul": _binary(lambda a, b: a * b),
-    "div": _binary(lambda a, b: a / b if "float" in dtype_of(a) else tirx.truncdiv(a, b)),
+    "mul": _binary(lambda a, b: a * b, tirx.all),
+    "div": _divide,
     "maximum": _maximum,
     "minimum": _minimum,
     "pow": _pow,
@@ -161,8 +227,8 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "tanh": lambda e, x: tirx.tanh(x),
     "sigmoid": _sigmoid,
     "silu": _silu,
-    "neg": lambda e, x: e.const(0) - x,
-    "abs": lambda e, x: tirx.abs(x),
+    "neg": _negative,
+    "abs": _abs,
     "relu": _relu,
     "leaky_relu": _leaky_relu,
     "hardtanh": _hardtanh,

@@ -17,6 +17,7 @@ from bngen.ir.ops import adaptive_bounds
 from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered
 from bngen.lower.coords import Expr, Lane, unless_better, zero
+from bngen.lower.pointwise import maximum_over
 
 
 def lower_window(kernel: Kernel, layouts: dict) -> Lowered:
@@ -71,11 +72,6 @@ def _forward(body: Body, node: Node, fill: float):
     return axes, tap
 
 
-_nan_max = te.comm_reducer(
-    lambda a, b: unless_better(a, b, operator.ge, a, b),
-    lambda t: tirx.const(float("-inf"), t),
-    name="nan_max",
-)
 _nan_argmax = te.comm_reducer(
     lambda a, b: (
         unless_better(a[0], b[0], operator.ge, a[0], b[0]),
@@ -92,7 +88,8 @@ def _max_pool(body: Body, node: Node) -> None:
     shape = physical_shape(value.type, body.layouts[value])
     (r, s), tap = _forward(body, node, float("-inf"))
     if index not in body.kernel.outputs:
-        best = te.compute(shape, lambda *i: _nan_max(tap(*i, r, s), axis=[r, s]), name="window")
+        largest = maximum_over(value.dtype)
+        best = te.compute(shape, lambda *i: largest(tap(*i, r, s), axis=[r, s]), name="window")
         body.define(value, best)
         return
     kw = node.attrs["kernel"][1]
@@ -135,7 +132,7 @@ def _divisor(node: Node, source: tuple[int, int]):
             return tirx.min(start + k, size + p) - start
         return tirx.min(start + k, size) - tirx.max(start, 0)
 
-    return lambda h, w: tirx.Cast("float32", extent(h, 0) * extent(w, 1))
+    return lambda h, w: tirx.Cast(node.out.dtype, extent(h, 0) * extent(w, 1))
 
 
 def _adaptive(body: Body, node: Node) -> None:
