@@ -420,11 +420,12 @@ def _pool_view(x, attrs, value):
 
 def _max_pool2d(arrays, attrs):
     (x,) = arrays
-    view = _pool_view(x, attrs, -np.inf)
-    flat = view.reshape(*view.shape[:4], -1)
-    index = np.argmax(np.where(np.isnan(flat), np.inf, flat), axis=-1)
+    views = _pool_view(x, attrs, -np.inf), _pool_view(np.ones_like(x), attrs, 0.0)
+    flat, inside = (view.reshape(*view.shape[:4], -1) for view in views)
+    # The first of those that tie, never a padded one; the last of several NaN.
+    index = np.argmax((flat == flat.max(-1, keepdims=True)) & (inside > 0), axis=-1)
     nan = np.isnan(flat)
-    index = np.where(nan.any(-1), np.argmax(nan, axis=-1), index)
+    index = np.where(nan.any(-1), flat.shape[-1] - 1 - np.argmax(nan[..., ::-1], axis=-1), index)
     return np.take_along_axis(flat, index[..., None], -1)[..., 0], index.astype(np.int32)
 
 
@@ -552,7 +553,8 @@ def _bn_merge_stats(arrays, attrs):
     dtype, count = arrays[0].dtype, attrs["count"]
     # What the deviations were taken from, rounded as it was there.
     centres = (arrays[0] / dtype.type(count)).astype(np.float64)
-    means = centres + residual / count
+    # An infinity is its own mean, though no deviation from it is a number.
+    means = np.where(np.isinf(centres), centres, centres + residual / count)
     mean = means.mean(axis=0)
     within = (m2 - np.square(residual) / count).sum(axis=0)
     spread = within + count * np.square(means - mean).sum(axis=0)
@@ -568,7 +570,8 @@ def _bn_partial_mean(arrays, attrs):
 
 
 def _bn_merge_mean(arrays, attrs):
-    total = sum(a.astype(np.float64) for a in arrays)
+    total, rest = (a.astype(np.float64) for a in arrays)
+    total = np.where(np.isinf(total), total, total + rest)
     return ((total.sum(axis=0) / attrs["count"]).astype(arrays[0].dtype),)
 
 
@@ -796,7 +799,7 @@ _TABLE = (
     _pointwise("neg", ("x",), _unary(np.negative), takes="number"),
     _pointwise("abs", ("x",), _unary(np.abs), takes="number"),
     _pointwise(
-        "relu", ("x",), _unary(lambda x: np.where(x <= 0, x.dtype.type(0), x)), takes="number"
+        "relu", ("x",), _unary(lambda x: np.where(x < 0, x.dtype.type(0), x)), takes="number"
     ),
     _pointwise(
         "leaky_relu", ("x",),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from tvm import te, tirx
 
 from bngen.ir.layout import Blocked, PackedWeight, physical_shape
@@ -232,7 +234,8 @@ def _merge_stats(body: Body, node: Node) -> None:
         """The mean the deviations were taken from, as it was rounded there, corrected."""
         channel = logical_coord(mean.type, body.layouts[mean], index)[0]
         rounded = body.at(total, (g, channel)) / tirx.const(count, total.dtype)
-        return tirx.Cast("float64", rounded) + wide(residual, g, index) * f64(1.0 / count)
+        rest = wide(residual, g, index) * f64(1.0 / count)
+        return _corrected(tirx.Cast("float64", rounded), rest)
 
     def fold(name, term):
         g = te.reduce_axis((0, groups), "g")
@@ -262,6 +265,12 @@ def _merge_stats(body: Body, node: Node) -> None:
     body.define(var, te.compute(shape, variance, name="mid_var"))
 
 
+def _corrected(whole, rest):
+    """``whole + rest``; an infinity stays one, though no deviation from it is a number."""
+    infinity = tirx.const(math.inf, "float64")
+    return bind(whole, lambda w: tirx.Select(tirx.abs(w) < infinity, w + rest, w))
+
+
 def _merge_mean(body: Body, node: Node) -> None:
     total, rest = node.inputs
     shape = physical_shape(node.out.type, body.layouts[node.out])
@@ -270,7 +279,7 @@ def _merge_mean(body: Body, node: Node) -> None:
     def element(*index):
         channel = logical_coord(node.out.type, body.layouts[node.out], index)[0]
         parts = [tirx.Cast("float64", body.at(v, (g, channel))) for v in (total, rest)]
-        return te.sum(parts[0] + parts[1], axis=g)
+        return te.sum(_corrected(*parts), axis=g)
 
     folded = te.compute(shape, element, name="fold")
     _define_scaled(body, node.out, folded, node.attrs["count"])

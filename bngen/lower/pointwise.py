@@ -16,7 +16,9 @@ from tvm import te, tirx
 
 from bngen.ir.node import Node
 from bngen.ir.ops import promote
+from bngen.lower import transcendental
 from bngen.lower.coords import Coord, Expr, dtype_of, logical, unless_better
+from bngen.lower.transcendental import bind
 
 
 @dataclass(frozen=True)
@@ -41,17 +43,9 @@ FLOATS = ("float32", "float64")
 _TWICE = {"int32": "int64", "uint32": "uint64", "int64": "int128", "uint64": "uint128"}
 
 
-def bind(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
-    """``body(value)`` with the value computed once."""
-    if isinstance(value, (tirx.Var, tirx.IntImm, tirx.FloatImm)):
-        return body(value)
-    var = tirx.Var("v", dtype_of(value))
-    return tirx.Let(var, value, body(var))
-
-
 def _relu(e: Element, x: Expr) -> Expr:
-    # Select(x <= 0, 0, x) rather than max: a NaN passes through, as in PyTorch.
-    return bind(x, lambda v: tirx.Select(v <= e.const(0), e.const(0), v))
+    # Not max: NaN and -0 pass through, as in PyTorch. To vector units this is one instruction.
+    return bind(x, lambda v: tirx.Select(v < e.const(0), e.const(0), v))
 
 
 def _leaky_relu(e: Element, x: Expr) -> Expr:
@@ -64,12 +58,8 @@ def _hardtanh(e: Element, x: Expr) -> Expr:
     return bind(x, lambda v: tirx.Select(v < lo, lo, tirx.Select(v > hi, hi, v)))
 
 
-def _sigmoid(e: Element, x: Expr) -> Expr:
-    return e.const(1) / (e.const(1) + tirx.exp(e.const(0) - x))
-
-
 def _silu(e: Element, x: Expr) -> Expr:
-    return bind(x, lambda v: v / (e.const(1) + tirx.exp(e.const(0) - v)))
+    return bind(x, lambda v: v * transcendental.sigmoid(v))
 
 
 def maximum_over(dtype: str) -> Callable[..., Expr]:
@@ -220,12 +210,12 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "less_equal": _compare(lambda a, b: a <= b),
     "equal": _compare(tirx.EQ),
     "not_equal": _compare(tirx.NE),
-    "exp": lambda e, x: tirx.exp(x),
+    "exp": lambda e, x: transcendental.exp(x),
     "log": lambda e, x: tirx.log(x),
     "sqrt": lambda e, x: tirx.sqrt(x),
     "rsqrt": lambda e, x: e.const(1) / tirx.sqrt(x),
-    "tanh": lambda e, x: tirx.tanh(x),
-    "sigmoid": _sigmoid,
+    "tanh": lambda e, x: transcendental.tanh(x),
+    "sigmoid": lambda e, x: transcendental.sigmoid(x),
     "silu": _silu,
     "neg": _negative,
     "abs": _abs,

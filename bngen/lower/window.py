@@ -6,7 +6,7 @@ then the store slot.
 
 from __future__ import annotations
 
-import operator
+import math
 
 import numpy as np
 from tvm import te, tirx
@@ -15,8 +15,8 @@ from bngen.ir.layout import Blocked, physical_shape
 from bngen.ir.node import Node, Value
 from bngen.ir.ops import adaptive_bounds
 from bngen.ir.plan import Kernel
-from bngen.lower.body import Body, Lowered
-from bngen.lower.coords import Expr, Lane, unless_better, zero
+from bngen.lower.body import Body, Lowered, identifier
+from bngen.lower.coords import Expr, Lane, dtype_of, zero
 from bngen.lower.pointwise import maximum_over
 
 
@@ -72,12 +72,15 @@ def _forward(body: Body, node: Node, fill: float):
     return axes, tap
 
 
+def _larger_or_nan(best: Expr, new: Expr, a: Expr, b: Expr) -> Expr:
+    """``b`` where ``new`` is larger than ``best`` or NaN, else ``a``: the last of several NaN."""
+    is_number = new <= tirx.const(math.inf, dtype_of(new))
+    return tirx.Select(new > best, b, tirx.Select(is_number, a, b))
+
+
 _nan_argmax = te.comm_reducer(
-    lambda a, b: (
-        unless_better(a[0], b[0], operator.ge, a[0], b[0]),
-        unless_better(a[0], b[0], operator.ge, a[1], b[1]),
-    ),
-    lambda t, i: (tirx.const(float("-inf"), t), tirx.const(0, i)),
+    lambda a, b: tuple(_larger_or_nan(a[0], b[0], old, new) for old, new in zip(a, b, strict=True)),
+    lambda t, i: (tirx.const(-math.inf, t), tirx.const(-1, i)),
     name="nan_argmax",
 )
 
@@ -86,7 +89,7 @@ def _max_pool(body: Body, node: Node) -> None:
     """The maximum, and the tap that won where the gradient needs it, in one fold."""
     value, index = node.outputs
     shape = physical_shape(value.type, body.layouts[value])
-    (r, s), tap = _forward(body, node, float("-inf"))
+    (r, s), tap = _forward(body, node, -math.inf)
     if index not in body.kernel.outputs:
         largest = maximum_over(value.dtype)
         best = te.compute(shape, lambda *i: largest(tap(*i, r, s), axis=[r, s]), name="window")
@@ -100,7 +103,27 @@ def _max_pool(body: Body, node: Node) -> None:
 
     best, which = te.compute(shape, element, name="window")
     body.define(value, best)
-    body.results[index] = which
+    first = _first_tap(node)
+
+    def winner(cb, n, h, w, lane):
+        found = which(cb, n, h, w, lane)
+        return tirx.Select(found < 0, first(h, w), found)
+
+    # Where all are -inf nobody has won: the first tap that is no padding gets the gradient.
+    name = "store_" + identifier(index.name)
+    body.results[index] = te.compute(shape, winner, name=name)
+    body.lowered.tiles.append(name)
+
+
+def _first_tap(node: Node):
+    """The number of the first tap of output (h, w) that lies within the image."""
+    (_, kw), (sh, sw) = node.attrs["kernel"], node.attrs["stride"]
+    (ph, pw), (dh, dw) = node.attrs["padding"], node.attrs["dilation"]
+
+    def skipped(o: Expr, s: int, p: int, d: int) -> Expr:
+        return tirx.floordiv(tirx.max(p - o * s, 0) + d - 1, d) if p else tirx.const(0, "int32")
+
+    return lambda h, w: skipped(h, sh, ph, dh) * kw + skipped(w, sw, pw, dw)
 
 
 def _avg_pool(body: Body, node: Node) -> None:
