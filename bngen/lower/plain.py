@@ -14,6 +14,9 @@ from bngen.lower.body import Body, Lowered, identifier
 from bngen.lower.coords import Lane, dtype_of, logical, logical_coord, zero
 from bngen.lower.pointwise import bind, maximum_over
 
+LONG_SUM = 2048
+"""Products that a matrix product sums in the element's own type, one after the other."""
+
 
 def lower_pointwise(kernel: Kernel, layouts: dict) -> Lowered:
     """A kernel whose loops only visit elements, with partial sums if the store slot holds some."""
@@ -152,16 +155,16 @@ def _when(lanes: list[Lane], value):
 
 
 def lower_reduce(kernel: Kernel, layouts: dict) -> Lowered:
-    """Reductions over any axes, merges of partial results, statistics of matrices ``[N,C]``."""
+    """Reductions over any axes, merges of partial results, statistics that no partial sums take."""
     node = kernel.anchor
     body = Body(kernel, layouts, "reduce")
     makers = {
         "bn_merge_stats": _merge_stats,
         "bn_merge_mean": _merge_mean,
-        "bn_stats": _matrix_stats,
-        "bn_mean": _matrix_mean,
-        "bn_var": _matrix_var,
-        "bn_grad_sums": _matrix_grad_sums,
+        "bn_stats": _channel_stats,
+        "bn_mean": _channel_mean,
+        "bn_var": _channel_var,
+        "bn_grad_sums": _channel_grad_sums,
     }
     makers.get(node.op, _fold_axes)(body, node)
     body.lowered.main = "fold"
@@ -285,63 +288,73 @@ def _merge_mean(body: Body, node: Node) -> None:
     _define_scaled(body, node.out, folded, node.attrs["count"])
 
 
-def _matrix_fold(body: Body, x: Value, term, name: str) -> te.Tensor:
-    """Per column of ``x[N,C]``, a float64 sum over the rows of ``term(row, column)``."""
-    n, c = x.shape[0], x.shape[1]
-    rest = [te.reduce_axis((0, e), "e") for e in (n, *x.shape[2:])]
+def _channel_fold(body: Body, like: Value, x: Value, term, name: str) -> te.Tensor:
+    """Per channel of ``x[N,C,...]``, a float64 sum of ``term(coordinate, index)``.
 
-    def element(j):
-        return te.sum(tirx.Cast("float64", term((rest[0], j, *rest[1:]))), axis=rest)
+    The result is laid out as ``like[C]`` is; ``index`` is where it holds the channel.
+    """
+    layout = body.layouts[like]
+    rest = [te.reduce_axis((0, e), "e") for e in (x.shape[0], *x.shape[2:])]
 
-    return te.compute((c,), element, name=name)
+    def element(*index):
+        channel = logical_coord(like.type, layout, index)[0]
+        value = term((rest[0], channel, *rest[1:]), index)
+        return te.sum(tirx.Cast("float64", value), axis=rest)
+
+    return te.compute(physical_shape(like.type, layout), element, name=name)
 
 
 def _share(body: Body, v: Value, total: te.Tensor, count: int, name: str) -> None:
     scale = tirx.const(1.0 / count, "float64")
     body.define(
-        v, te.compute(total.shape, lambda j: tirx.Cast(v.dtype, total[j] * scale), name=name)
+        v, te.compute(total.shape, lambda *i: tirx.Cast(v.dtype, total(*i) * scale), name=name)
     )
 
 
-def _matrix_stats(body: Body, node: Node) -> None:
+def _channel_stats(body: Body, node: Node) -> None:
     (x,), (mean, var) = node.inputs, node.outputs
     count = x.type.size // x.shape[1]
-    total = _matrix_fold(body, x, lambda c: body.at(x, c), "fold")
+    total = _channel_fold(body, mean, x, lambda c, i: body.at(x, c), "fold")
     inverse = tirx.const(1.0 / count, "float64")
 
-    def square(c):
-        return bind(tirx.Cast("float64", body.at(x, c)) - total[c[1]] * inverse, lambda d: d * d)
+    def square(c, i):
+        return bind(tirx.Cast("float64", body.at(x, c)) - total(*i) * inverse, lambda d: d * d)
 
-    spread = _matrix_fold(body, x, square, "fold_m2")
+    spread = _channel_fold(body, var, x, square, "fold_m2")
     _share(body, mean, total, count, "mid_mean")
     _share(body, var, spread, count, "mid_var")
 
 
-def _matrix_mean(body: Body, node: Node) -> None:
-    (x,) = node.inputs
-    total = _matrix_fold(body, x, lambda c: body.at(x, c), "fold")
-    _share(body, node.out, total, x.type.size // x.shape[1], "mid_mean")
+def _channel_mean(body: Body, node: Node) -> None:
+    (x,), mean = node.inputs, node.out
+    total = _channel_fold(body, mean, x, lambda c, i: body.at(x, c), "fold")
+    _share(body, mean, total, x.type.size // x.shape[1], "mid_mean")
 
 
-def _matrix_var(body: Body, node: Node) -> None:
-    x, mean = node.inputs
+def _channel_var(body: Body, node: Node) -> None:
+    (x, mean), var = node.inputs, node.out
 
-    def square(c):
+    def square(c, i):
         return bind(body.at(x, c) - body.at(mean, (c[1],)), lambda d: d * d)
 
-    _share(
-        body, node.out, _matrix_fold(body, x, square, "fold"), x.type.size // x.shape[1], "mid_var"
-    )
+    total = _channel_fold(body, var, x, square, "fold")
+    _share(body, var, total, x.type.size // x.shape[1], "mid_var")
 
 
-def _matrix_grad_sums(body: Body, node: Node) -> None:
+def _channel_grad_sums(body: Body, node: Node) -> None:
     dy, x, mean = node.inputs
     terms = (
-        lambda c: body.at(dy, c),
-        lambda c: body.at(dy, c) * (body.at(x, c) - body.at(mean, (c[1],))),
+        lambda c, i: body.at(dy, c),
+        lambda c, i: body.at(dy, c) * (body.at(x, c) - body.at(mean, (c[1],))),
     )
     for v, term, name in zip(node.outputs, terms, ("fold", "fold_centred"), strict=True):
-        _share(body, v, _matrix_fold(body, x, term, name), 1, f"mid_{name}")
+        _share(body, v, _channel_fold(body, v, x, term, name), 1, f"mid_{name}")
+
+
+def _long_sum(value, axis):
+    """A sum over one axis, in float64 where it is so long that digits would go."""
+    long = int(axis.dom.extent) > LONG_SUM
+    return te.sum(tirx.Cast("float64", value) if long else value, axis=axis)
 
 
 def lower_matmul(kernel: Kernel, layouts: dict) -> Lowered:
@@ -360,13 +373,19 @@ def lower_matmul(kernel: Kernel, layouts: dict) -> Lowered:
         eo, lane = te.reduce_axis((0, k // lanes), "eo"), te.reduce_axis((0, lanes), "lane")
         wide = te.compute(
             (m, n, lanes),
-            lambda i, j, el: te.sum(product(i, j, eo * lanes + el), axis=eo),
+            lambda i, j, el: _long_sum(product(i, j, eo * lanes + el), eo),
             name="fold",
         )
-        total = te.compute((m, n), lambda i, j: te.sum(wide[i, j, lane], axis=lane), name="merge")
+        total = te.compute((m, n), lambda i, j: te.sum(wide(i, j, lane), axis=lane), name="merge")
     else:
         e = te.reduce_axis((0, k), "e")
-        total = te.compute((m, n), lambda i, j: te.sum(product(i, j, e), axis=e), name="fold")
+        total = te.compute((m, n), lambda i, j: _long_sum(product(i, j, e), e), name="fold")
+    if str(total.dtype) != node.out.dtype:
+        long = total
+        total = te.compute(
+            (m, n), lambda i, j: tirx.Cast(node.out.dtype, long(i, j)), name="mid_product"
+        )
+        body.lowered.tiles.append("mid_product")
     body.define(node.out, total)
     body.lowered.main = "fold"
     body.store_slot()

@@ -19,6 +19,9 @@ from bngen.lower.body import Body, Lowered, identifier
 from bngen.lower.coords import Expr, Lane, dtype_of, zero
 from bngen.lower.pointwise import maximum_over
 
+LONG_WINDOW = 64
+"""Taps that are summed in the element's own type: they lose no more than 4e-6."""
+
 
 def lower_window(kernel: Kernel, layouts: dict) -> Lowered:
     """Any pool or pool gradient."""
@@ -126,15 +129,37 @@ def _first_tap(node: Node):
     return lambda h, w: skipped(h, sh, ph, dh) * kw + skipped(w, sw, pw, dw)
 
 
+def _window_sum(value: Expr, axes: list) -> Expr:
+    """A sum over the taps of a window, in float64 where there are so many that digits would go."""
+    taps = math.prod(int(a.dom.extent) for a in axes)
+    return te.sum(tirx.Cast("float64", value) if taps > LONG_WINDOW else value, axis=axes)
+
+
+def _share(total: Expr, count: Expr, dtype: str) -> Expr:
+    """``total / count`` in a value's own type, divided in that of the total."""
+    share = total / tirx.Cast(dtype_of(total), count)
+    return share if dtype_of(share) == dtype else tirx.Cast(dtype, share)
+
+
+def _define_narrowed(body: Body, out: Value, total: te.Tensor) -> None:
+    """Later reads of ``out`` read ``total``, by way of a stage where it is wider than ``out``."""
+    if str(total.dtype) == out.dtype:
+        body.define(out, total)
+        return
+    narrow = te.compute(total.shape, lambda *i: tirx.Cast(out.dtype, total(*i)), name="mid_sum")
+    body.define(out, narrow)
+    body.lowered.tiles.append("mid_sum")
+
+
 def _avg_pool(body: Body, node: Node) -> None:
     (out,) = node.outputs
     shape = physical_shape(out.type, body.layouts[out])
     (r, s), tap = _forward(body, node, 0.0)
-    total = te.compute(shape, lambda *i: te.sum(tap(*i, r, s), axis=[r, s]), name="window")
+    total = te.compute(shape, lambda *i: _window_sum(tap(*i, r, s), [r, s]), name="window")
     share = _divisor(node, node.inputs[0].shape[2:])
 
     def mean(cb, n, h, w, lane):
-        return total[cb, n, h, w, lane] / share(h, w)
+        return _share(total(cb, n, h, w, lane), share(h, w), out.dtype)
 
     body.define(out, te.compute(shape, mean, name="mid_mean"))
     body.lowered.tiles.append("mid_mean")
@@ -155,7 +180,7 @@ def _divisor(node: Node, source: tuple[int, int]):
             return tirx.min(start + k, size + p) - start
         return tirx.min(start + k, size) - tirx.max(start, 0)
 
-    return lambda h, w: tirx.Cast(node.out.dtype, extent(h, 0) * extent(w, 1))
+    return lambda h, w: extent(h, 0) * extent(w, 1)
 
 
 def _adaptive(body: Body, node: Node) -> None:
@@ -177,14 +202,14 @@ def _adaptive(body: Body, node: Node) -> None:
         if not exact:
             tests = tirx.all(h0 + axes[0] < h1, w0 + axes[1] < w1)
             value = tirx.if_then_else(tests, value, zero(x.dtype))
-        return te.sum(value, axis=axes)
+        return _window_sum(value, axes)
 
     shape = physical_shape(out.type, layout)
     total = te.compute(shape, element, name="window")
 
     def mean(cb, n, h, w, lane):
         (h0, h1), (w0, w1) = range_of(h, 0), range_of(w, 1)
-        return total[cb, n, h, w, lane] / tirx.Cast(out.dtype, (h1 - h0) * (w1 - w0))
+        return _share(total(cb, n, h, w, lane), (h1 - h0) * (w1 - w0), out.dtype)
 
     body.define(out, te.compute(shape, mean, name="mid_mean"))
     body.lowered.tiles.append("mid_mean")
@@ -206,10 +231,10 @@ def _scatter(body: Body, node: Node, term) -> None:
         tests += [tirx.floormod(x, sw) == 0] if sw > 1 else []
         coord = (n, Lane(cb, lane, layout), tirx.floordiv(y, sh), tirx.floordiv(x, sw))
         value = term(coord, r * kw + s)
-        return te.sum(tirx.if_then_else(tirx.all(*tests), value, zero(out.dtype)), axis=[r, s])
+        return _window_sum(tirx.if_then_else(tirx.all(*tests), value, zero(out.dtype)), [r, s])
 
     total = te.compute(physical_shape(out.type, layout), element, name="window")
-    body.define(out, total)
+    _define_narrowed(body, out, total)
 
 
 def _max_pool_grad(body: Body, node: Node) -> None:
@@ -225,7 +250,11 @@ def _max_pool_grad(body: Body, node: Node) -> None:
 def _avg_pool_grad(body: Body, node: Node) -> None:
     (dy,) = node.inputs
     share = _divisor(node, tuple(node.attrs["shape"][2:]))
-    _scatter(body, node, lambda coord, tap: body.at(dy, coord) / share(coord[2], coord[3]))
+
+    def term(coord, tap):
+        return _share(body.at(dy, coord), share(coord[2], coord[3]), dy.dtype)
+
+    _scatter(body, node, term)
 
 
 def _adaptive_grad(body: Body, node: Node) -> None:
@@ -253,11 +282,11 @@ def _adaptive_grad(body: Body, node: Node) -> None:
 
     def element(cb, n, h, w, lane):
         (y, in_h, eh, _), (x, in_w, ew, _) = candidate(h, 0), candidate(w, 1)
-        value = body.at(dy, (n, Lane(cb, lane, layout), y, x)) / tirx.Cast(out.dtype, eh * ew)
-        return te.sum(tirx.if_then_else(tirx.all(in_h, in_w), value, zero(out.dtype)), axis=axes)
+        value = _share(body.at(dy, (n, Lane(cb, lane, layout), y, x)), eh * ew, out.dtype)
+        return _window_sum(tirx.if_then_else(tirx.all(in_h, in_w), value, zero(out.dtype)), axes)
 
     total = te.compute(physical_shape(out.type, layout), element, name="window")
-    body.define(out, total)
+    _define_narrowed(body, out, total)
 
 
 def _reach(bounds: list[tuple[int, int]], size: int, extent: int) -> int:
