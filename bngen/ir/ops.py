@@ -676,17 +676,35 @@ def _bn_grad_input(arrays, attrs):
     return (inner * along_channel(scale, x.ndim),)
 
 
+MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+"""Shifts and factors of a 64-bit mix: splitmix64's finalizer (Stafford's mix 13)."""
+STREAM = 0x9E3779B97F4A7C15
+"""What a stream adds to a mixed seed: splitmix64's increment."""
+ROUND = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1))
+"""Shifts and factors of a round over elements: lowbias32 (Wellons, "hash-prospector")."""
+
+
+def _mixed(z: int) -> int:
+    for shift, factor in MIX:
+        z = (z ^ (z >> shift)) * factor % 2**64
+    return z
+
+
 def _random_uniform(arrays, attrs):
+    """Numbers in [0, 1): each element's row-major number, hashed with 64 bits of seed and stream.
+
+    Their grid is 2**-24, and 2**-32 below that, so that rare events keep their probability.
+    """
     (seed,) = arrays
+    key = _mixed((_mixed(int(seed.item()) % 2**64) + attrs["stream"] * STREAM) % 2**64)
     with np.errstate(over="ignore"):
-        i = np.arange(math.prod(attrs["shape"]), dtype=np.uint32)
-        x = i ^ (np.uint32(int(seed) & 0xFFFFFFFF) * np.uint32(0x9E3779B9))
-        # lowbias32 (Wellons, "hash-prospector"), twice: one round leaves seeds correlated.
-        for _ in range(2):
-            x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
-            x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
-            x = (x ^ (x >> np.uint32(16))) + np.uint32(attrs["stream"])
-    u = (x >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+        x = np.arange(math.prod(attrs["shape"]), dtype=np.uint32)
+        for half in (key % 2**32, key >> 32):
+            x = x ^ np.uint32(half)
+            for shift, factor in ROUND:
+                x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+    high, low = (x >> np.uint32(8)).astype(np.float32), (x & np.uint32(255)).astype(np.float32)
+    u = np.where(high == 0, low * np.float32(2.0**-32), high * np.float32(2.0**-24))
     return (u.reshape(attrs["shape"]),)
 
 

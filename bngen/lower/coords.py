@@ -104,8 +104,8 @@ def read(tensor: te.Tensor, type_: TensorType, layout: Layout, coord: Coord) -> 
 
 
 def dtype_of(expr: Expr) -> str:
-    """Element type of an expression."""
-    return str(getattr(expr, "var", expr).ty)
+    """Element type of an expression, or of an axis."""
+    return str((expr.var if isinstance(expr, tirx.IterVar) else expr).ty)
 
 
 def unless_better(best: Expr, new: Expr, better: Callable[[Expr, Expr], Expr], a: Expr, b: Expr):

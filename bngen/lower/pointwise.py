@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tvm import te, tirx
 
 from bngen.ir.node import Node
-from bngen.ir.ops import promote
+from bngen.ir.ops import MIX, ROUND, STREAM, promote
 from bngen.lower import transcendental
 from bngen.lower.coords import Coord, Expr, dtype_of, logical, unless_better
 from bngen.lower.transcendental import bind
@@ -93,7 +93,9 @@ def _where(e: Element, cond: Expr, a: Expr, b: Expr) -> Expr:
 
 
 def _as(x: Expr, dtype: str) -> Expr:
-    return x if dtype_of(x) == dtype else tirx.Cast(dtype, getattr(x, "var", x))
+    if dtype_of(x) == dtype:
+        return x
+    return tirx.Cast(dtype, x.var if isinstance(x, tirx.IterVar) else x)
 
 
 def _inverse_std(e: Element, var: Expr, weight: Expr | None) -> Expr:
@@ -114,20 +116,46 @@ def _bn_update(e: Element, running_mean, running_var, mean, var, momentum) -> tu
     return keep * running_mean + m * mean, keep * running_var + m * unbiased
 
 
+def _hashed(x: Expr, table: Sequence[tuple[int, int]]) -> Expr:
+    """Shift, exclusive or, multiply."""
+    dtype = dtype_of(x)
+    for shift, factor in table:
+        x = x ^ (x >> tirx.const(shift, dtype))
+        x = x if factor == 1 else _wrapping(operator.mul, x, tirx.const(factor, dtype))
+    return x
+
+
 def _random_uniform(e: Element, seed: Expr) -> Expr:
-    """lowbias32 (Wellons) twice over the element's row-major number, as in `bngen.ir.ops`."""
-    u32 = lambda v: tirx.const(v, "uint32")  # noqa: E731
+    """Two rounds over the element's row-major number, as in `bngen.ir.ops`."""
     number: Expr = tirx.const(0, "int32")
     for axis, extent in zip(e.coord, e.node.attrs["shape"], strict=True):
         number = number * extent + logical(axis)
     # Coordinates outside a padded image are negative; what is computed there is never used.
-    x = tirx.Cast("uint32", number & 0x7FFFFFFF) ^ (tirx.Cast("uint32", seed) * u32(0x9E3779B9))
-    for _ in range(2):
-        x = (x ^ (x >> u32(16))) * u32(0x7FEB352D)
-        x = (x ^ (x >> u32(15))) * u32(0x846CA68B)
-        x = (x ^ (x >> u32(16))) + u32(e.node.attrs["stream"])
+    number = tirx.Cast("uint32", number & 0x7FFFFFFF)
+    stream = tirx.const(e.node.attrs["stream"] * STREAM % 2**64, "uint64")
+
+    def drawn(key: Expr) -> Expr:
+        low, high = (tirx.Cast("uint32", k) for k in (key, key >> tirx.const(32, "uint64")))
+        return bind(
+            _hashed(number ^ low, ROUND),
+            lambda first: bind(_hashed(first ^ high, ROUND), _uniform),
+        )
+
+    return bind(
+        _hashed(tirx.Cast("uint64", tirx.Cast("int64", seed)), MIX),
+        lambda mixed: bind(_hashed(_wrapping(operator.add, mixed, stream), MIX), drawn),
+    )
+
+
+def _uniform(x: Expr) -> Expr:
+    """32 random bits as a number in [0, 1)."""
     # Through int32: 24 bits convert exactly, and vector units convert signed integers.
-    return tirx.Cast("float32", tirx.Cast("int32", x >> u32(8))) * tirx.const(2.0**-24, "float32")
+    high, low = (tirx.Cast("int32", part) for part in (x >> tirx.const(8, "uint32"), x & 255))
+    coarse, fine = (
+        tirx.Cast("float32", part) * tirx.const(grid, "float32")
+        for part, grid in ((high, 2.0**-24), (low, 2.0**-32))
+    )
+    return tirx.Select(tirx.EQ(high, tirx.const(0, "int32")), fine, coarse)
 
 
 def _one_hot(e: Element, labels: Expr) -> Expr:
