@@ -211,7 +211,7 @@ def dropout(
 
 
 def _seed(seed: int | Tensor | None) -> Tensor:
-    hint = "pass seed=0, an integer of 64 bits, or an integer tensor with one element"
+    hint = "pass seed=0, or an integer tensor with one element"
     if isinstance(seed, Tensor):
         if seed.type.is_float or seed.dtype == "bool" or seed.numel() != 1:
             raise error(f"dropout: the seed is {seed.type}", hint)
