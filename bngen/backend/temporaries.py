@@ -90,7 +90,7 @@ class _Steps:
     def __init__(self) -> None:
         self.done: list[tirx.Stmt] = []
         self.sizes: dict[Var, int] = {}
-        self.loads: dict[Var, Expr] = {}
+        self.known: dict[Var, Expr] = {}
 
     def flat(self, value: Expr) -> Expr:
         """What is left of a value once its names are statements."""
@@ -102,10 +102,12 @@ class _Steps:
     def name(self, var: Var, value: Expr) -> None:
         size = _size(value, self.sizes)
         if size < _STEP or dtype_of(value).startswith("bool"):
-            self.sizes[var] = size
-            self.done.append(tirx.Bind(var, value))
+            # A new name: copies of a loop's body share theirs, and statements may not.
+            self.known[var] = new = tirx.Var(var.name, dtype_of(value))
+            self.sizes[new] = size
+            self.done.append(tirx.Bind(new, value))
         else:
-            self.loads[var] = self.stored(value)
+            self.known[var] = self.stored(value)
 
     def plain(self, value: Expr) -> Expr:
         """A value without names of its own: those inside it become steps, too."""
@@ -116,7 +118,7 @@ class _Steps:
             return self.guarded(*call.args)
 
         def known(var: Var, _: tvm_ffi.StructuralMutator) -> Expr:
-            return self.loads.get(var, var)
+            return self.known.get(var, var)
 
         def names(let: tirx.Let, _: tvm_ffi.StructuralMutator) -> Expr:
             return self.flat(let)

@@ -52,6 +52,8 @@ class OpDef:
         channel: operands that are vectors along axis 1 of the first operand.
         variadic: whether the last operand repeats.
         combine: for ``reduce``: how two partial results join (``sum``, ``max``, ``moments``).
+        takes: element types of the operands: ``any``; ``number``, which is all but bool; ``float``,
+            one floating-point type for all of them.
     """
 
     name: str
@@ -63,6 +65,7 @@ class OpDef:
     channel: tuple[str, ...] = ()
     variadic: bool = False
     combine: str = ""
+    takes: str = "any"
 
 
 # --- shape rules ------------------------------------------------------------------------------
@@ -77,7 +80,7 @@ def broadcast_shapes(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
         raise ShapeError(f"shapes {listed} do not broadcast") from None
 
 
-def _promote(types: Types) -> str:
+def promote(types: Types) -> str:
     """PyTorch's promotion: float beats integer beats bool; within each, ranked beats scalar.
 
     So a scalar takes the type of the tensor it meets, unless it is of a higher category.
@@ -92,14 +95,27 @@ def _promote(types: Types) -> str:
 
 
 def _promoted(arrays: Arrays) -> list[np.ndarray]:
-    """The operands in the type that `_promote` gives, so that no scalar widens what it meets."""
-    dtype = _promote([TensorType(a.shape, a.dtype.name) for a in arrays])
+    """The operands in the type that `promote` gives, so that no scalar widens what it meets."""
+    dtype = promote([TensorType(a.shape, a.dtype.name) for a in arrays])
     return [a.astype(dtype, copy=False) for a in arrays]
+
+
+def _check_dtypes(row: OpDef, types: Types) -> None:
+    """Raise `ShapeError` where an op has no meaning for what its operands hold."""
+    given = [t for t in types if t is not None]
+    if row.takes == "number" and given and promote(given) == "bool":
+        raise ShapeError(f"not defined for bool, got {given[0]}")
+    if row.takes == "float":
+        for t in given:
+            if not t.is_float:
+                raise ShapeError(f"needs floating-point tensors, got {t}")
+            if t.dtype != given[0].dtype:
+                raise ShapeError(f"needs one floating-point type, got {given[0]} and {t}")
 
 
 def _infer_pointwise(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     shape = broadcast_shapes([t.shape for t in types if t is not None])
-    return (TensorType(shape, _promote(types)),)
+    return (TensorType(shape, promote(types)),)
 
 
 def _infer_float(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -116,7 +132,7 @@ def _infer_compare(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 def _infer_where(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     if types[0].dtype != "bool":
         raise ShapeError(f"the condition must be bool, got {types[0]}")
-    return (TensorType(broadcast_shapes([t.shape for t in types]), _promote(types[1:])),)
+    return (TensorType(broadcast_shapes([t.shape for t in types]), promote(types[1:])),)
 
 
 def _infer_first(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -404,11 +420,12 @@ def _pool_view(x, attrs, value):
 
 def _max_pool2d(arrays, attrs):
     (x,) = arrays
-    view = _pool_view(x, attrs, -np.inf)
-    flat = view.reshape(*view.shape[:4], -1)
-    index = np.argmax(np.where(np.isnan(flat), np.inf, flat), axis=-1)
+    views = _pool_view(x, attrs, -np.inf), _pool_view(np.ones_like(x), attrs, 0.0)
+    flat, inside = (view.reshape(*view.shape[:4], -1) for view in views)
+    # The first of those that tie, never a padded one; the last of several NaN.
+    index = np.argmax((flat == flat.max(-1, keepdims=True)) & (inside > 0), axis=-1)
     nan = np.isnan(flat)
-    index = np.where(nan.any(-1), np.argmax(nan, axis=-1), index)
+    index = np.where(nan.any(-1), flat.shape[-1] - 1 - np.argmax(nan[..., ::-1], axis=-1), index)
     return np.take_along_axis(flat, index[..., None], -1)[..., 0], index.astype(np.int32)
 
 
@@ -536,7 +553,8 @@ def _bn_merge_stats(arrays, attrs):
     dtype, count = arrays[0].dtype, attrs["count"]
     # What the deviations were taken from, rounded as it was there.
     centres = (arrays[0] / dtype.type(count)).astype(np.float64)
-    means = centres + residual / count
+    # An infinity is its own mean, though no deviation from it is a number.
+    means = np.where(np.isinf(centres), centres, centres + residual / count)
     mean = means.mean(axis=0)
     within = (m2 - np.square(residual) / count).sum(axis=0)
     spread = within + count * np.square(means - mean).sum(axis=0)
@@ -552,7 +570,8 @@ def _bn_partial_mean(arrays, attrs):
 
 
 def _bn_merge_mean(arrays, attrs):
-    total = sum(a.astype(np.float64) for a in arrays)
+    total, rest = (a.astype(np.float64) for a in arrays)
+    total = np.where(np.isinf(total), total, total + rest)
     return ((total.sum(axis=0) / attrs["count"]).astype(arrays[0].dtype),)
 
 
@@ -657,17 +676,35 @@ def _bn_grad_input(arrays, attrs):
     return (inner * along_channel(scale, x.ndim),)
 
 
+MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+"""Shifts and factors of a 64-bit mix: splitmix64's finalizer (Stafford's mix 13)."""
+STREAM = 0x9E3779B97F4A7C15
+"""What a stream adds to a mixed seed: splitmix64's increment."""
+ROUND = ((16, 0x7FEB352D), (15, 0x846CA68B), (16, 1))
+"""Shifts and factors of a round over elements: lowbias32 (Wellons, "hash-prospector")."""
+
+
+def _mixed(z: int) -> int:
+    for shift, factor in MIX:
+        z = (z ^ (z >> shift)) * factor % 2**64
+    return z
+
+
 def _random_uniform(arrays, attrs):
+    """Numbers in [0, 1): each element's row-major number, hashed with 64 bits of seed and stream.
+
+    Their grid is 2**-24, and 2**-32 below that, so that rare events keep their probability.
+    """
     (seed,) = arrays
+    key = _mixed((_mixed(int(seed.item()) % 2**64) + attrs["stream"] * STREAM) % 2**64)
     with np.errstate(over="ignore"):
-        i = np.arange(math.prod(attrs["shape"]), dtype=np.uint32)
-        x = i ^ (np.uint32(int(seed) & 0xFFFFFFFF) * np.uint32(0x9E3779B9))
-        # lowbias32 (Wellons, "hash-prospector"), twice: one round leaves seeds correlated.
-        for _ in range(2):
-            x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
-            x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
-            x = (x ^ (x >> np.uint32(16))) + np.uint32(attrs["stream"])
-    u = (x >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+        x = np.arange(math.prod(attrs["shape"]), dtype=np.uint32)
+        for half in (key % 2**32, key >> 32):
+            x = x ^ np.uint32(half)
+            for shift, factor in ROUND:
+                x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)
+    high, low = (x >> np.uint32(8)).astype(np.float32), (x & np.uint32(255)).astype(np.float32)
+    u = np.where(high == 0, low * np.float32(2.0**-32), high * np.float32(2.0**-24))
     return (u.reshape(attrs["shape"]),)
 
 
@@ -679,9 +716,23 @@ def _one_hot(arrays, attrs):
 
 def _infer_one_hot(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     (labels,) = types
-    if labels.is_float or not labels.shape:
+    if labels.is_float or labels.dtype == "bool" or not labels.shape:
         raise ShapeError(f"labels must be integers with a batch axis, got {labels}")
     return (TensorType((labels.shape[0], attrs["classes"], *labels.shape[1:])),)
+
+
+def _infer_random(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (seed,) = types
+    if seed.is_float or seed.dtype == "bool" or seed.size != 1:
+        raise ShapeError(f"the seed must be a single integer, got {seed}")
+    return (TensorType(tuple(attrs["shape"])),)
+
+
+def _infer_max_pool_grad(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    dy, index = types
+    if not dy.is_float or index != TensorType(dy.shape, "int32"):
+        raise ShapeError(f"needs a gradient and the int32 index of its shape, got {dy} and {index}")
+    return _infer_conv_grad_input(types, attrs)
 
 
 def _unary(fn):
@@ -741,10 +792,12 @@ _TABLE = (
     *(
         _pointwise(name, ("a", "b"), _binary(fn))
         for name, fn in (
-            ("add", np.add), ("sub", np.subtract), ("mul", np.multiply),
-            ("maximum", np.maximum), ("minimum", np.minimum), ("pow", np.power),
+            ("add", np.add), ("mul", np.multiply),
+            ("maximum", np.maximum), ("minimum", np.minimum),
         )
     ),
+    _pointwise("sub", ("a", "b"), _binary(np.subtract), takes="number"),
+    _pointwise("pow", ("a", "b"), _binary(np.power), _infer_float),
     _pointwise("div", ("a", "b"), _binary(np.divide), _infer_float),
     *(
         _pointwise(name, ("a", "b"), _binary(fn), _infer_compare)
@@ -761,9 +814,11 @@ _TABLE = (
             ("silu", lambda x: x * _sigmoid(x)),
         )
     ),
-    _pointwise("neg", ("x",), _unary(np.negative)),
-    _pointwise("abs", ("x",), _unary(np.abs)),
-    _pointwise("relu", ("x",), _unary(lambda x: np.where(x <= 0, x.dtype.type(0), x))),
+    _pointwise("neg", ("x",), _unary(np.negative), takes="number"),
+    _pointwise("abs", ("x",), _unary(np.abs), takes="number"),
+    _pointwise(
+        "relu", ("x",), _unary(lambda x: np.where(x < 0, x.dtype.type(0), x)), takes="number"
+    ),
     _pointwise(
         "leaky_relu", ("x",),
         lambda a, at: (np.where(a[0] > 0, a[0], a[0] * a[0].dtype.type(at["slope"])),),
@@ -789,138 +844,148 @@ _TABLE = (
     ),
     _pointwise(
         "random_uniform", ("seed",), _random_uniform,
-        lambda t, at: (TensorType(tuple(at["shape"])),), defaults={"shape": ..., "stream": 0},
+        _infer_random, defaults={"shape": ..., "stream": 0},
     ),
     _pointwise("one_hot", ("labels",), _one_hot, _infer_one_hot, defaults={"classes": ...}),
     # per-channel sub-layers
     _pointwise(
         "bias_add", ("x", "bias"), lambda a, at: (a[0] + along_channel(a[1], a[0].ndim),),
-        _infer_first, channel=("bias",),
+        _infer_first, channel=("bias",), takes="float",
     ),
     _pointwise(
         "bn_normalize", ("x", "mean", "var", "weight?", "bias?"), _bn_normalize, _infer_first,
-        defaults={"eps": 1e-5}, channel=("mean", "var", "weight", "bias"),
+        defaults={"eps": 1e-5}, channel=("mean", "var", "weight", "bias"), takes="float",
     ),
     _pointwise(
         "bn_grad_direct", ("dy", "var", "weight?"), _bn_grad_direct, _infer_first,
-        defaults={"eps": 1e-5}, channel=("var", "weight"),
+        defaults={"eps": 1e-5}, channel=("var", "weight"), takes="float",
     ),
     _pointwise(
         "bn_grad_affine", ("x", "mean", "slope", "offset"), _bn_grad_affine, _infer_first,
-        channel=("mean", "slope", "offset"),
+        channel=("mean", "slope", "offset"), takes="float",
     ),
     _pointwise(
         "bn_grad_input", ("dy", "x", "mean", "var", "weight?", "sum_dy", "sum_dy_centred"),
         _bn_grad_input,
         lambda t, at: (t[0],), defaults={"eps": 1e-5, "count": ...},
-        channel=("mean", "var", "weight", "sum_dy", "sum_dy_centred"),
+        channel=("mean", "var", "weight", "sum_dy", "sum_dy_centred"), takes="float",
     ),
     # ... with what depends on the channel alone computed beforehand
     _pointwise(
-        "bn_scale", ("var", "weight?"), _bn_scale, lambda t, at: (t[0],), defaults={"eps": 1e-5}
+        "bn_scale", ("var", "weight?"), _bn_scale, lambda t, at: (t[0],), defaults={"eps": 1e-5},
+        takes="float",
     ),
     _pointwise(
         "bn_apply", ("x", "mean", "scale", "bias?"), _bn_apply, _infer_first,
-        channel=("mean", "scale", "bias"),
+        channel=("mean", "scale", "bias"), takes="float",
     ),
     _pointwise(
         "bn_grad_apply", ("dy", "x", "mean", "scale", "mean_dy", "slope"), _bn_grad_apply,
-        lambda t, at: (t[0],), channel=("mean", "scale", "mean_dy", "slope"),
+        lambda t, at: (t[0],), channel=("mean", "scale", "mean_dy", "slope"), takes="float",
     ),
     _pointwise(
         "channel_scale", ("x", "scale"),
         lambda a, at: (a[0] * along_channel(a[1], a[0].ndim),), _infer_first, channel=("scale",),
+        takes="float",
     ),
     _pointwise(
         "bn_update", ("running_mean", "running_var", "mean", "var", "momentum?"), _bn_update,
-        lambda t, at: (t[0], t[1]), defaults={"momentum": 0.1, "count": ...},
+        lambda t, at: (t[0], t[1]), defaults={"momentum": 0.1, "count": ...}, takes="float",
     ),
     # reductions
-    OpDef("sum", "reduce", ("x",), _infer_reduce, _reduce(np.sum), _REDUCE, combine="sum"),
+    OpDef(
+        "sum", "reduce", ("x",), _infer_reduce, _reduce(np.sum), _REDUCE, combine="sum",
+        takes="number",
+    ),
     OpDef("mean", "reduce", ("x",), _infer_mean, _reduce(np.mean), _REDUCE, combine="sum"),
-    OpDef("amax", "reduce", ("x",), _infer_reduce, _reduce(np.max), _REDUCE, combine="max"),
-    OpDef("bn_stats", "reduce", ("x",), _infer_stats(2), _bn_stats, combine="moments"),
+    OpDef(
+        "amax", "reduce", ("x",), _infer_reduce, _reduce(np.max), _REDUCE, combine="max",
+        takes="number",
+    ),
+    OpDef(
+        "bn_stats", "reduce", ("x",), _infer_stats(2), _bn_stats, combine="moments", takes="float"
+    ),
     OpDef(
         "bn_mean", "reduce", ("x",), _infer_stats(1), lambda a, at: _bn_stats(a, at)[:1],
-        combine="sum",
+        combine="sum", takes="float",
     ),
     OpDef(
         "bn_var", "reduce", ("x", "mean"), _infer_stats(1), _bn_var, channel=("mean",),
-        combine="sum",
+        combine="sum", takes="float",
     ),
     OpDef(
         "partial_sum", "reduce", ("x",), _infer_partial(1),
         lambda a, at: (_row_groups(a[0], at["groups"]).sum(axis=1),), {"groups": ...},
-        combine="sum",
+        combine="sum", takes="number",
     ),
     OpDef(
         "partial_max", "reduce", ("x",), _infer_partial(1),
         lambda a, at: (_row_groups(a[0], at["groups"]).max(axis=1),), {"groups": ...},
-        combine="max",
+        combine="max", takes="number",
     ),
     OpDef(
         "bn_partial_stats", "reduce", ("x",), _infer_partial(3), _bn_partial_stats,
-        {"groups": ...}, combine="moments",
+        {"groups": ...}, combine="moments", takes="float",
     ),
     OpDef(
         "bn_partial_mean", "reduce", ("x",), _infer_partial(2), _bn_partial_mean, {"groups": ...},
-        combine="sum",
+        combine="sum", takes="float",
     ),
     OpDef(
         "bn_merge_mean", "reduce", ("sum", "rest"),
         lambda t, at: (TensorType(t[0].shape[1:], t[0].dtype),), _bn_merge_mean, {"count": ...},
-        combine="sum",
+        combine="sum", takes="float",
     ),
     OpDef(
         "bn_merge_stats", "reduce", ("sum", "m2", "residual"), lambda t, at: (
             TensorType(t[0].shape[1:], t[0].dtype),) * 2, _bn_merge_stats, {"count": ...},
-        combine="moments",
+        combine="moments", takes="float",
     ),
     OpDef(
         "bn_partial_var", "reduce", ("x", "mean"), _infer_partial(1), _bn_partial_var,
-        {"groups": ...}, channel=("mean",), combine="sum",
+        {"groups": ...}, channel=("mean",), combine="sum", takes="float",
     ),
     OpDef(
         "bn_grad_sums", "reduce", ("dy", "x", "mean"),
-        lambda t, at: (t[2], t[2]), _bn_grad_sums, channel=("mean",), combine="sum",
+        lambda t, at: (t[2], t[2]), _bn_grad_sums, channel=("mean",), combine="sum", takes="float",
     ),
     OpDef(
         "bn_grad_partial_sums", "reduce", ("dy", "x", "mean"),
         lambda t, at: _infer_partial(2)(t, at), _bn_grad_partial_sums, {"groups": ...},
-        channel=("mean",), combine="sum",
+        channel=("mean",), combine="sum", takes="float",
     ),
     # contractions
-    OpDef("conv2d", "contract", ("x", "weight"), _infer_conv2d, _conv2d, CONV),
+    OpDef("conv2d", "contract", ("x", "weight"), _infer_conv2d, _conv2d, CONV, takes="float"),
     OpDef(
         "conv2d_grad_input", "contract", ("dy", "weight"), _infer_conv_grad_input,
-        _conv2d_grad_input, {**CONV, "shape": ...},
+        _conv2d_grad_input, {**CONV, "shape": ...}, takes="float",
     ),
     OpDef(
         "conv2d_grad_weight", "contract", ("x", "dy"), _infer_conv_grad_weight,
-        _conv2d_grad_weight, {**CONV, "shape": ...},
+        _conv2d_grad_weight, {**CONV, "shape": ...}, takes="float",
     ),
     OpDef(
         "matmul", "contract", ("a", "b"), _infer_matmul, _matmul,
-        {"trans_a": False, "trans_b": False},
+        {"trans_a": False, "trans_b": False}, takes="float",
     ),
     # windows
-    OpDef("max_pool2d", "window", ("x",), _infer_max_pool, _max_pool2d, POOL),
+    OpDef("max_pool2d", "window", ("x",), _infer_max_pool, _max_pool2d, POOL, takes="float"),
     OpDef(
-        "max_pool2d_grad", "window", ("dy", "index"), _infer_conv_grad_input, _max_pool2d_grad,
+        "max_pool2d_grad", "window", ("dy", "index"), _infer_max_pool_grad, _max_pool2d_grad,
         {**POOL, "shape": ...},
     ),
-    OpDef("avg_pool2d", "window", ("x",), _infer_avg_pool, _avg_pool2d, AVG_POOL),
+    OpDef("avg_pool2d", "window", ("x",), _infer_avg_pool, _avg_pool2d, AVG_POOL, takes="float"),
     OpDef(
         "avg_pool2d_grad", "window", ("dy",), _infer_conv_grad_input, _avg_pool2d_grad,
-        {**AVG_POOL, "shape": ...},
+        {**AVG_POOL, "shape": ...}, takes="float",
     ),
     OpDef(
         "adaptive_avg_pool2d", "window", ("x",), _infer_adaptive, _adaptive_avg_pool2d,
-        {"output_size": ...},
+        {"output_size": ...}, takes="float",
     ),
     OpDef(
         "adaptive_avg_pool2d_grad", "window", ("dy",), _infer_conv_grad_input,
-        _adaptive_avg_pool2d_grad, {"output_size": ..., "shape": ...},
+        _adaptive_avg_pool2d_grad, {"output_size": ..., "shape": ...}, takes="float",
     ),
     # data movement
     OpDef("copy", "copy", ("x",), lambda t, at: (t[0],), lambda a, at: (a[0],)),
@@ -940,12 +1005,12 @@ _TABLE = (
     OpDef(
         "batch_norm", "coarse", ("x", "weight?", "bias?"),
         lambda t, at: (*_infer_first(t, at), *_infer_stats(2)(t, at)), _batch_norm,
-        {"eps": 1e-5}, channel=("weight", "bias"),
+        {"eps": 1e-5}, channel=("weight", "bias"), takes="float",
     ),
     OpDef(
         "batch_norm_grad", "coarse", ("dy", "x", "mean", "var", "weight?"),
         lambda t, at: (t[0], *_infer_stats(2)(t, at)), _batch_norm_grad, {"eps": 1e-5},
-        channel=("mean", "var", "weight"),
+        channel=("mean", "var", "weight"), takes="float",
     ),
 )  # fmt: skip
 
@@ -965,7 +1030,9 @@ def op_def(name: str) -> OpDef:
 
 def infer(name: str, types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     """Result types of an op; raises `ShapeError` for operands that do not fit."""
-    return op_def(name).infer(types, attrs)
+    row = op_def(name)
+    _check_dtypes(row, types)
+    return row.infer(types, attrs)
 
 
 def complete_attrs(name: str, given: dict[str, Any]) -> Attrs:

@@ -30,8 +30,11 @@ def cross_entropy(
     _check(input, target, weight, reduction, label_smoothing)
     classes = input.shape[1]
     log_p = log_softmax(input, 1)
+    target = target.to("int64")  # which holds every label and every index to ignore
     hit = emit("one_hot", target, label="cross_entropy", classes=classes) > 0.5
     valid = target != ignore_index
+    # PyTorch raises for a label that is no class. A compiled program cannot; its loss is NaN.
+    known = where(target >= 0, target < classes, False)
     # Selecting, not multiplying by one_hot: a logit of -inf at another class must not give NaN.
     loss = -where(hit, log_p, 0.0).sum(1)
     share = valid.to(input.dtype)
@@ -42,7 +45,7 @@ def cross_entropy(
     if label_smoothing > 0:
         spread = -(log_p if weight is None else log_p * by_class).sum(1)
         loss = loss * (1.0 - label_smoothing) + spread * (label_smoothing / classes)
-    loss = where(valid, loss, 0.0)
+    loss = where(valid, where(known, loss, float("nan")), 0.0)
     if reduction == "none":
         return loss
     return loss.sum() / share.sum() if reduction == "mean" else loss.sum()

@@ -5,6 +5,8 @@ In and out: symbolic tensors; two-operand functions also take Python numbers, an
 
 from __future__ import annotations
 
+import numbers
+
 from bngen.lang.tensor import (
     Tensor,
     arithmetic,
@@ -17,7 +19,7 @@ from bngen.lang.tensor import (
     same_float_type,
 )
 from bngen.lang.trace import current_trace, error
-from bngen.lang.types import Scalar, real
+from bngen.lang.types import Scalar, real, wrapped
 
 Operand = Tensor | Scalar
 
@@ -186,9 +188,10 @@ def dropout(
         input: floating-point tensor.
         p: probability of zeroing.
         training: without it, the result is ``input``.
-        seed: what the mask is drawn from. A Python int gives the same mask in every step; an
-            integer tensor with one element (an argument or a buffer, say a step count) gives
-            each of its values another mask. Calls in one program draw independent masks.
+        seed: what the mask is drawn from, all 64 bits of it. A Python int gives the same mask in
+            every step; an integer tensor with one element (an argument or a buffer, say a step
+            count) gives each of its values another mask. Calls in one program draw independent
+            masks.
     """
     same_float_type("dropout", input=input)
     p = real("dropout", "p", p, 0, 1)
@@ -198,8 +201,10 @@ def dropout(
         return arithmetic("mul", input, 0.0, label="dropout")
     stream = current_trace("dropout").next_stream()
     draw = emit("random_uniform", _seed(seed), label="dropout", shape=input.shape, stream=stream)
+    # Numbers are finest near zero: the rarer of the two events is the one that is drawn there.
+    kept = draw >= p if p <= 0.5 else draw < 1.0 - p
     keep = emit(
-        "where", draw >= p, constant(1.0 / (1.0 - p), input.dtype),
+        "where", kept, constant(1.0 / (1.0 - p), input.dtype),
         constant(0.0, input.dtype), label="dropout",
     )  # fmt: skip
     return arithmetic("mul", input, keep, label="dropout")
@@ -211,6 +216,7 @@ def _seed(seed: int | Tensor | None) -> Tensor:
         if seed.type.is_float or seed.dtype == "bool" or seed.numel() != 1:
             raise error(f"dropout: the seed is {seed.type}", hint)
         return seed.reshape(())
-    if isinstance(seed, bool) or not isinstance(seed, int):
+    known = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
+    if not known or not -(2**63) <= seed < 2**64:
         raise error(f"dropout: the seed is {seed!r}", hint)
-    return constant(seed, "int64")
+    return constant(wrapped(int(seed), "int64"), "int64")

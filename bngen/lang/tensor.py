@@ -17,7 +17,18 @@ from typing import Any, NoReturn
 from bngen.ir.node import TensorType, Value
 from bngen.ir.ops import ShapeError, normalize_axes
 from bngen.lang.trace import Trace, current_trace, error
-from bngen.lang.types import Scalar, dtype_name, is_scalar, meet, scalar_dtype, tensor_type
+from bngen.lang.types import (
+    Scalar,
+    dtype_name,
+    holds,
+    is_scalar,
+    meet,
+    scalar_dtype,
+    tensor_type,
+    wrapped,
+)
+
+SHAPE_HINT = "shapes align at the last axis; a per-channel vector needs .view(1, -1, 1, 1)"
 
 
 class Tensor:
@@ -240,11 +251,11 @@ class Tensor:
 
     def amax(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
         """Largest element over axes, all of them by default."""
-        return reduction("amax", self, dim, keepdim)
+        return _largest("amax", self, dim, keepdim)
 
     def max(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
         """The same as `amax`: values only, no indices."""
-        return reduction("amax", self, dim, keepdim, label="max")
+        return _largest("max", self, dim, keepdim)
 
     def reshape(self, *shape: int | Sequence[int]) -> Tensor:
         """The same elements in order, in another shape; one extent may be -1."""
@@ -350,6 +361,26 @@ def constant(value: Scalar, dtype: str) -> Tensor:
     return emit("constant", value=kind(value), dtype=dtype)
 
 
+def _number(label: str, x: Scalar, dtype: str) -> Tensor:
+    """A number that meets tensors of ``dtype``; refused where it is none of that type's.
+
+    Sums and products wrap, so there an integer counts modulo the range, as in PyTorch. PyTorch
+    wraps it in comparisons, too, where nothing of what was written is left: ``uint8 > -1`` would
+    be false everywhere.
+    """
+    if dtype in ("float32", "float64"):
+        try:
+            return constant(float(x), dtype)
+        except OverflowError:
+            raise error(f"{label}: {x} exceeds every floating-point number") from None
+    if dtype == "bool" or holds(dtype, x):
+        return constant(x, dtype)
+    if label in ("add", "sub", "mul") and holds("int64", x):
+        return constant(wrapped(int(x), dtype), dtype)
+    hint = "convert the tensor to a wider type first, such as .to(bg.int64) or .float()"
+    raise error(f"{label}: {x} is no {dtype}, which the tensor beside it is", hint)
+
+
 def coerce(label: str, operands: Sequence[Any]) -> list[Tensor]:
     """All operands as tensors of the one dtype in which they meet."""
     for x in operands:
@@ -367,19 +398,18 @@ def coerce(label: str, operands: Sequence[Any]) -> list[Tensor]:
             [scalar_dtype(x) for x in operands if not isinstance(x, Tensor)],
         )
     )
-    return [x.to(dtype) if isinstance(x, Tensor) else constant(x, dtype) for x in operands]
+    if label == "div" and dtype not in ("float32", "float64"):
+        dtype = "float32"
+    return [x.to(dtype) if isinstance(x, Tensor) else _number(label, x, dtype) for x in operands]
 
 
 def arithmetic(op: str, *operands: Tensor | Scalar, label: str | None = None) -> Tensor:
     """A pointwise op over operands of mixed kinds, dtypes and shapes that broadcast."""
     label = label or op
     xs = coerce(label, operands)
-    if op == "div" and not xs[0].type.is_float:
-        xs = [x.to("float32") for x in xs]
     if op in ("sub", "neg", "abs") and xs[0].dtype == "bool":
         raise error(f"{label}: not defined for bool", "convert it with .to(bg.float32)")
-    hint = "shapes align at the last axis; a per-channel vector needs .view(1, -1, 1, 1)"
-    return emit(op, *xs, label=label, hint=hint)
+    return emit(op, *xs, label=label, hint=SHAPE_HINT)
 
 
 def floating(op: str, x: Tensor, **attrs: Any) -> Tensor:
@@ -391,16 +421,43 @@ def floating(op: str, x: Tensor, **attrs: Any) -> Tensor:
 def power(x: Tensor | Scalar, exponent: Tensor | Scalar) -> Tensor:
     """``x ** exponent``; the exponents that have cheaper and exacter ops use them."""
     if isinstance(x, Tensor) and is_scalar(exponent):
-        if exponent == 2:
-            return arithmetic("mul", x, x, label="pow")
-        if x.type.is_float and exponent in (1, 0.5, -0.5, -1):
+        check_tensor("pow", "input", x)
+        base = x.to(meet(([x.dtype], [], [scalar_dtype(exponent)])))
+        if exponent == 2 and base.dtype != "bool":
+            return arithmetic("mul", base, base, label="pow")
+        if not base.type.is_float:
+            return _integer_power(base, int(exponent))
+        if exponent in (1, 0.5, -0.5, -1):
             return {
-                1: lambda: x,
-                0.5: x.sqrt,
-                -0.5: x.rsqrt,
-                -1: lambda: arithmetic("div", 1.0, x, label="pow"),
+                1: lambda: base,
+                0.5: base.sqrt,
+                -0.5: base.rsqrt,
+                -1: lambda: arithmetic("div", 1.0, base, label="pow"),
             }[exponent]()
-    return arithmetic("pow", x, exponent)
+    base, exponent = coerce("pow", (x, exponent))
+    if not base.type.is_float:
+        hint = "convert one of them to floating point first, .float()"
+        raise error(f"pow: {base.dtype} to a power that is known only later", hint)
+    return emit("pow", base, exponent, hint=SHAPE_HINT)
+
+
+def _integer_power(x: Tensor, exponent: int) -> Tensor:
+    """By squaring; products wrap."""
+    if x.dtype == "bool":
+        raise error("pow: not defined for bool", "convert it with .to(bg.float32)")
+    if exponent < 0 or not holds(x.dtype, exponent):
+        hint = "convert it to floating point first, .float()"
+        raise error(f"pow: {x.name} is {x.type}, which has no power {exponent}", hint)
+    result, square = None, x
+    while exponent:
+        if exponent & 1:
+            result = square if result is None else arithmetic("mul", result, square, label="pow")
+        exponent >>= 1
+        if exponent:
+            square = arithmetic("mul", square, square, label="pow")
+    if result is None:
+        return emit("broadcast_to", constant(1, x.dtype), label="pow", shape=x.shape)
+    return result
 
 
 # --- axes and shapes --------------------------------------------------------------------------
@@ -436,6 +493,12 @@ def reduction(
     except ShapeError as e:
         raise error(f"{label}: {e} ({x.type})") from None
     return emit(op, x, label=label, axes=axes, keepdims=bool(keepdim))
+
+
+def _largest(label: str, x: Tensor, dim: int | Sequence[int] | None, keepdim: bool) -> Tensor:
+    if x.dtype == "bool":
+        return reduction("amax", x.to("uint8"), dim, keepdim, label).to("bool")
+    return reduction("amax", x, dim, keepdim, label)
 
 
 def _reshape(x: Tensor, shape: tuple[Any, ...]) -> Tensor:

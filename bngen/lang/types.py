@@ -68,6 +68,18 @@ def scalar_dtype(x: Scalar) -> str:
     return "int64" if isinstance(x, numbers.Integral) else "float32"
 
 
+def holds(dtype: str, x: Scalar) -> bool:
+    """Whether an integer type holds an integer."""
+    limits = np.iinfo(dtype)
+    return int(limits.min) <= int(x) <= int(limits.max)
+
+
+def wrapped(x: int, dtype: str) -> int:
+    """An integer modulo the range of an integer type."""
+    limits = np.iinfo(dtype)
+    return (x - int(limits.min)) % 2**limits.bits + int(limits.min)
+
+
 def meet(tiers: Sequence[Iterable[str]]) -> str:
     """The dtype in which operands meet: PyTorch's promotion rule.
 

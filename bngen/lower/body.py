@@ -17,8 +17,8 @@ from bngen.ir.node import Node, Value
 from bngen.ir.ops import OPS
 from bngen.ir.plan import Kernel
 from bngen.lower.coords import Coord, Expr, Lane, logical_coord, read
-from bngen.lower.opaque import chooses
-from bngen.lower.pointwise import bind
+from bngen.lower.opaque import bind, chooses
+from bngen.lower.pointwise import maximum_over
 from bngen.lower.recompute import element_of
 
 
@@ -228,7 +228,7 @@ class Body:
             return te.compute(shape, element, name=name)
 
         if node.op in ("partial_sum", "partial_max"):
-            how = te.sum if node.op == "partial_sum" else te.max
+            how = te.sum if node.op == "partial_sum" else maximum_over(x.dtype)
             parts = [fold(lambda c: self.at(x, c), f"sum_{names[0]}", how)]
             self.lowered.sums.append(parts[0].op.name)
         elif node.op == "bn_partial_var":

@@ -63,8 +63,15 @@ def is_float(expr: Expr) -> bool:
     return dtype_of(expr).startswith("float")
 
 
-def let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
+def is_atom(value: Expr) -> bool:
+    """Whether an expression costs nothing to repeat."""
+    return isinstance(value, (tirx.Var, tirx.IntImm, tirx.FloatImm))
+
+
+def bind(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     """``body(value)`` with the value computed once."""
+    if is_atom(value):
+        return body(value)
     var = tirx.Var("v", dtype_of(value))
     return bound(var, value, body(var))
 
@@ -109,7 +116,7 @@ def _no_worse(compare: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], E
     """The operand that compares as no worse; NaN if one of them is."""
 
     def meaning(a: Expr, b: Expr) -> Expr:
-        # Operands are names or loads; a name made here would be one for all copies of a loop's body.
+        # No name is made here: it would be one name for all copies of a loop's body.
         other = tirx.Select(tirx.EQ(a, a), b, a) if is_float(a) else b
         return tirx.Select(compare(a, b), a, other)
 

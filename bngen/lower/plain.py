@@ -10,10 +10,13 @@ from bngen.ir.layout import PLAIN, Blocked, PackedWeight, physical_shape
 from bngen.ir.node import Node, Value
 from bngen.ir.ops import normalize_axes
 from bngen.ir.plan import Kernel
-from bngen.lower import opaque
 from bngen.lower.body import Body, Lowered, identifier
 from bngen.lower.coords import Lane, guard, guarded, logical, logical_coord
-from bngen.lower.pointwise import bind
+from bngen.lower.opaque import bind, dtype_of
+from bngen.lower.pointwise import maximum_over
+
+LONG_SUM = 2048
+"""Products that a matrix product sums in the element's own type, one after the other."""
 
 
 def lower_pointwise(kernel: Kernel, layouts: dict) -> Lowered:
@@ -153,16 +156,16 @@ def _when(lanes: list[Lane], value):
 
 
 def lower_reduce(kernel: Kernel, layouts: dict) -> Lowered:
-    """Reductions over any axes, merges of partial results, statistics of matrices ``[N,C]``."""
+    """Reductions over any axes, merges of partial results, statistics that no partial sums take."""
     node = kernel.anchor
     body = Body(kernel, layouts, "reduce")
     makers = {
         "bn_merge_stats": _merge_stats,
         "bn_merge_mean": _merge_mean,
-        "bn_stats": _matrix_stats,
-        "bn_mean": _matrix_mean,
-        "bn_var": _matrix_var,
-        "bn_grad_sums": _matrix_grad_sums,
+        "bn_stats": _channel_stats,
+        "bn_mean": _channel_mean,
+        "bn_var": _channel_var,
+        "bn_grad_sums": _channel_grad_sums,
     }
     makers.get(node.op, _fold_axes)(body, node)
     body.lowered.main = "fold"
@@ -177,8 +180,8 @@ def _fold_axes(body: Body, node: Node) -> None:
     count = 1
     for a in axes:
         count *= x.shape[a]
-    how = _max_or_sum(node)
-    wide = node.op != "amax"
+    how = maximum_over(x.dtype) if node.op == "amax" else te.sum
+    wide = node.op != "amax" and x.type.is_float
 
     def element(*index):
         coord = list(logical_coord(out.type, body.layouts[out], index) if out.shape else ())
@@ -191,26 +194,24 @@ def _fold_axes(body: Body, node: Node) -> None:
             else:
                 source.append(coord.pop(0))
         value = body.at(x, tuple(source))
-        return how(
-            tirx.Cast("float64", value) if wide and x.dtype == "float32" else value, axis=fold
-        )
+        return how(tirx.Cast("float64", value) if wide else value, axis=fold)
 
     shape = physical_shape(out.type, body.layouts[out]) or (1,)
     total = te.compute(shape, element, name="fold")
-    if not wide or x.dtype != "float32":
-        _define_scaled(body, out, total, None)
-        return
-    _define_scaled(body, out, total, 1.0 / count if node.op == "mean" else 1.0)
+    _define_scaled(body, out, total, count if node.op == "mean" else 1)
 
 
-def _define_scaled(body: Body, out: Value, total: te.Tensor, scale: float | None) -> None:
-    """The reduction's result in its own type: float32 sums are folded in float64."""
+def _define_scaled(body: Body, out: Value, total: te.Tensor, count: int) -> None:
+    """The reduction's result in its own type, divided by ``count``: floats are folded in float64.
+
+    A division, not a product with the reciprocal: the mean of a constant is that constant.
+    """
 
     def value(*index):
         element = total(*index)
-        if scale is None:
-            return element
-        return tirx.Cast(out.dtype, element * tirx.const(scale, "float64"))
+        if count != 1:
+            element = element / tirx.const(count, "float64")
+        return element if dtype_of(element) == out.dtype else tirx.Cast(out.dtype, element)
 
     name = "mid_" + identifier(out.name)
     if out.shape:
@@ -219,16 +220,6 @@ def _define_scaled(body: Body, out: Value, total: te.Tensor, scale: float | None
         result = te.compute((1,), value, name=name)
         body.stages[out] = lambda coord: result(0)
     body.lowered.tiles.append(name)
-
-
-def _max_or_sum(node: Node):
-    if node.op != "amax":
-        return te.sum
-    return te.comm_reducer(
-        lambda a, b: opaque.maximum(a, b),
-        lambda t: tirx.const(-math.inf, t) if "float" in t else tirx.min_value(t),
-        name="nan_max",
-    )
 
 
 def _merge_stats(body: Body, node: Node) -> None:
@@ -247,7 +238,8 @@ def _merge_stats(body: Body, node: Node) -> None:
         """The mean the deviations were taken from, as it was rounded there, corrected."""
         channel = logical_coord(mean.type, body.layouts[mean], index)[0]
         rounded = body.at(total, (g, channel)) / tirx.const(count, total.dtype)
-        return tirx.Cast("float64", rounded) + wide(residual, g, index) * f64(1.0 / count)
+        rest = wide(residual, g, index) * f64(1.0 / count)
+        return _corrected(tirx.Cast("float64", rounded), rest)
 
     def fold(name, term):
         g = te.reduce_axis((0, groups), "g")
@@ -277,6 +269,12 @@ def _merge_stats(body: Body, node: Node) -> None:
     body.define(var, te.compute(shape, variance, name="mid_var"))
 
 
+def _corrected(whole, rest):
+    """``whole + rest``; an infinity stays one, though no deviation from it is a number."""
+    infinity = tirx.const(math.inf, "float64")
+    return bind(whole, lambda w: tirx.Select(tirx.abs(w) < infinity, w + rest, w))
+
+
 def _merge_mean(body: Body, node: Node) -> None:
     total, rest = node.inputs
     shape = physical_shape(node.out.type, body.layouts[node.out])
@@ -285,69 +283,79 @@ def _merge_mean(body: Body, node: Node) -> None:
     def element(*index):
         channel = logical_coord(node.out.type, body.layouts[node.out], index)[0]
         parts = [tirx.Cast("float64", body.at(v, (g, channel))) for v in (total, rest)]
-        return te.sum(parts[0] + parts[1], axis=g)
+        return te.sum(_corrected(*parts), axis=g)
 
     folded = te.compute(shape, element, name="fold")
-    _define_scaled(body, node.out, folded, 1.0 / node.attrs["count"])
+    _define_scaled(body, node.out, folded, node.attrs["count"])
 
 
-def _matrix_fold(body: Body, x: Value, term, name: str) -> te.Tensor:
-    """Per column of ``x[N,C]``, a float64 sum over the rows of ``term(row, column)``."""
-    n, c = x.shape[0], x.shape[1]
-    rest = [te.reduce_axis((0, e), "e") for e in (n, *x.shape[2:])]
+def _channel_fold(body: Body, like: Value, x: Value, term, name: str) -> te.Tensor:
+    """Per channel of ``x[N,C,...]``, a float64 sum of ``term(coordinate, index)``.
 
-    def element(j):
-        return te.sum(tirx.Cast("float64", term((rest[0], j, *rest[1:]))), axis=rest)
+    The result is laid out as ``like[C]`` is; ``index`` is where it holds the channel.
+    """
+    layout = body.layouts[like]
+    rest = [te.reduce_axis((0, e), "e") for e in (x.shape[0], *x.shape[2:])]
 
-    return te.compute((c,), element, name=name)
+    def element(*index):
+        channel = logical_coord(like.type, layout, index)[0]
+        value = term((rest[0], channel, *rest[1:]), index)
+        return te.sum(tirx.Cast("float64", value), axis=rest)
+
+    return te.compute(physical_shape(like.type, layout), element, name=name)
 
 
 def _share(body: Body, v: Value, total: te.Tensor, count: int, name: str) -> None:
     scale = tirx.const(1.0 / count, "float64")
     body.define(
-        v, te.compute(total.shape, lambda j: tirx.Cast(v.dtype, total[j] * scale), name=name)
+        v, te.compute(total.shape, lambda *i: tirx.Cast(v.dtype, total(*i) * scale), name=name)
     )
 
 
-def _matrix_stats(body: Body, node: Node) -> None:
+def _channel_stats(body: Body, node: Node) -> None:
     (x,), (mean, var) = node.inputs, node.outputs
     count = x.type.size // x.shape[1]
-    total = _matrix_fold(body, x, lambda c: body.at(x, c), "fold")
+    total = _channel_fold(body, mean, x, lambda c, i: body.at(x, c), "fold")
     inverse = tirx.const(1.0 / count, "float64")
 
-    def square(c):
-        return bind(tirx.Cast("float64", body.at(x, c)) - total[c[1]] * inverse, lambda d: d * d)
+    def square(c, i):
+        return bind(tirx.Cast("float64", body.at(x, c)) - total(*i) * inverse, lambda d: d * d)
 
-    spread = _matrix_fold(body, x, square, "fold_m2")
+    spread = _channel_fold(body, var, x, square, "fold_m2")
     _share(body, mean, total, count, "mid_mean")
     _share(body, var, spread, count, "mid_var")
 
 
-def _matrix_mean(body: Body, node: Node) -> None:
-    (x,) = node.inputs
-    total = _matrix_fold(body, x, lambda c: body.at(x, c), "fold")
-    _share(body, node.out, total, x.type.size // x.shape[1], "mid_mean")
+def _channel_mean(body: Body, node: Node) -> None:
+    (x,), mean = node.inputs, node.out
+    total = _channel_fold(body, mean, x, lambda c, i: body.at(x, c), "fold")
+    _share(body, mean, total, x.type.size // x.shape[1], "mid_mean")
 
 
-def _matrix_var(body: Body, node: Node) -> None:
-    x, mean = node.inputs
+def _channel_var(body: Body, node: Node) -> None:
+    (x, mean), var = node.inputs, node.out
 
-    def square(c):
+    def square(c, i):
         return bind(body.at(x, c) - body.at(mean, (c[1],)), lambda d: d * d)
 
-    _share(
-        body, node.out, _matrix_fold(body, x, square, "fold"), x.type.size // x.shape[1], "mid_var"
-    )
+    total = _channel_fold(body, var, x, square, "fold")
+    _share(body, var, total, x.type.size // x.shape[1], "mid_var")
 
 
-def _matrix_grad_sums(body: Body, node: Node) -> None:
+def _channel_grad_sums(body: Body, node: Node) -> None:
     dy, x, mean = node.inputs
     terms = (
-        lambda c: body.at(dy, c),
-        lambda c: body.at(dy, c) * (body.at(x, c) - body.at(mean, (c[1],))),
+        lambda c, i: body.at(dy, c),
+        lambda c, i: body.at(dy, c) * (body.at(x, c) - body.at(mean, (c[1],))),
     )
     for v, term, name in zip(node.outputs, terms, ("fold", "fold_centred"), strict=True):
-        _share(body, v, _matrix_fold(body, x, term, name), 1, f"mid_{name}")
+        _share(body, v, _channel_fold(body, v, x, term, name), 1, f"mid_{name}")
+
+
+def _long_sum(value, axis):
+    """A sum over one axis, in float64 where it is so long that digits would go."""
+    long = int(axis.dom.extent) > LONG_SUM
+    return te.sum(tirx.Cast("float64", value) if long else value, axis=axis)
 
 
 def lower_matmul(kernel: Kernel, layouts: dict) -> Lowered:
@@ -366,13 +374,19 @@ def lower_matmul(kernel: Kernel, layouts: dict) -> Lowered:
         eo, lane = te.reduce_axis((0, k // lanes), "eo"), te.reduce_axis((0, lanes), "lane")
         wide = te.compute(
             (m, n, lanes),
-            lambda i, j, el: te.sum(product(i, j, eo * lanes + el), axis=eo),
+            lambda i, j, el: _long_sum(product(i, j, eo * lanes + el), eo),
             name="fold",
         )
-        total = te.compute((m, n), lambda i, j: te.sum(wide[i, j, lane], axis=lane), name="merge")
+        total = te.compute((m, n), lambda i, j: te.sum(wide(i, j, lane), axis=lane), name="merge")
     else:
         e = te.reduce_axis((0, k), "e")
-        total = te.compute((m, n), lambda i, j: te.sum(product(i, j, e), axis=e), name="fold")
+        total = te.compute((m, n), lambda i, j: _long_sum(product(i, j, e), e), name="fold")
+    if str(total.dtype) != node.out.dtype:
+        long = total
+        total = te.compute(
+            (m, n), lambda i, j: tirx.Cast(node.out.dtype, long(i, j)), name="mid_product"
+        )
+        body.lowered.tiles.append("mid_product")
     body.define(node.out, total)
     body.lowered.main = "fold"
     body.store_slot()

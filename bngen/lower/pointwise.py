@@ -9,16 +9,17 @@ Arithmetic and comparisons go through `bngen.lower.opaque`, so that they are don
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from tvm import tirx
+from tvm import te, tirx
 
 from bngen.ir.node import Node
-from bngen.lower import opaque
+from bngen.ir.ops import MIX, ROUND, STREAM, promote
+from bngen.lower import opaque, transcendental
 from bngen.lower.coords import Coord, Expr, logical
-from bngen.lower.opaque import add, div, dtype_of, greater, less, less_equal, mul, scaled
+from bngen.lower.opaque import add, bind, div, dtype_of, greater, less, mul, scaled
 from bngen.lower.opaque import sub as minus
 
 
@@ -39,19 +40,12 @@ class Element:
         return tirx.const(value, self.dtype)
 
 
-def bind(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
-    """``body(value)`` with the value computed once."""
-    return body(value) if is_atom(value) else opaque.let(value, body)
-
-
-def is_atom(value: Expr) -> bool:
-    """Whether an expression costs nothing to repeat."""
-    return isinstance(value, (tirx.Var, tirx.IntImm, tirx.FloatImm))
+FLOATS = ("float32", "float64")
 
 
 def _relu(e: Element, x: Expr) -> Expr:
-    # Select(x <= 0, 0, x) rather than max: a NaN passes through, as in PyTorch.
-    return bind(x, lambda v: tirx.Select(less_equal(v, e.const(0)), e.const(0), v))
+    # Not max: NaN and -0 pass through, as in PyTorch. To vector units this is one instruction.
+    return bind(x, lambda v: tirx.Select(less(v, e.const(0)), e.const(0), v))
 
 
 def _leaky_relu(e: Element, x: Expr) -> Expr:
@@ -64,12 +58,19 @@ def _hardtanh(e: Element, x: Expr) -> Expr:
     return bind(x, lambda v: tirx.Select(less(v, lo), lo, tirx.Select(greater(v, hi), hi, v)))
 
 
-def _sigmoid(e: Element, x: Expr) -> Expr:
-    return div(e.const(1), add(e.const(1), tirx.exp(opaque.neg(x))))
-
-
 def _silu(e: Element, x: Expr) -> Expr:
-    return bind(x, lambda v: div(v, add(e.const(1), tirx.exp(opaque.neg(v)))))
+    return bind(x, lambda v: mul(v, transcendental.sigmoid(v)))
+
+
+def maximum_over(dtype: str) -> Callable[..., Expr]:
+    """The fold of a maximum over reduction axes; one NaN makes it NaN."""
+    if dtype not in FLOATS:
+        return te.max
+    return te.comm_reducer(
+        lambda a, b: opaque.maximum(a, b),
+        lambda t: tirx.const(-math.inf, t),
+        name="nan_max",
+    )
 
 
 def _where(e: Element, cond: Expr, a: Expr, b: Expr) -> Expr:
@@ -103,35 +104,69 @@ def _bn_update(e: Element, running_mean, running_var, mean, var, momentum) -> tu
     return mixed(keep, running_mean, mean), mixed(keep, running_var, unbiased)
 
 
+def _hashed(x: Expr, table: Sequence[tuple[int, int]]) -> Expr:
+    """Shift, exclusive or, multiply."""
+    dtype = dtype_of(x)
+    for shift, factor in table:
+        x = x ^ (x >> tirx.const(shift, dtype))
+        x = x if factor == 1 else mul(x, tirx.const(factor, dtype))
+    return x
+
+
 def _random_uniform(e: Element, seed: Expr) -> Expr:
-    """lowbias32 (Wellons) twice over the element's row-major number, as in `bngen.ir.ops`."""
-    u32 = lambda v: tirx.const(v, "uint32")  # noqa: E731
+    """Two rounds over the element's row-major number, as in `bngen.ir.ops`."""
     number: Expr = tirx.const(0, "int32")
     for axis, extent in zip(e.coord, e.node.attrs["shape"], strict=True):
         number = number * extent + logical(axis)
     # Coordinates outside a padded image are negative; what is computed there is never used.
-    x = tirx.Cast("uint32", number & 0x7FFFFFFF) ^ (tirx.Cast("uint32", seed) * u32(0x9E3779B9))
-    for _ in range(2):
-        x = (x ^ (x >> u32(16))) * u32(0x7FEB352D)
-        x = (x ^ (x >> u32(15))) * u32(0x846CA68B)
-        x = (x ^ (x >> u32(16))) + u32(e.node.attrs["stream"])
+    number = tirx.Cast("uint32", number & 0x7FFFFFFF)
+    stream = tirx.const(e.node.attrs["stream"] * STREAM % 2**64, "uint64")
+
+    def drawn(key: Expr) -> Expr:
+        low, high = (tirx.Cast("uint32", k) for k in (key, key >> tirx.const(32, "uint64")))
+        return bind(
+            _hashed(number ^ low, ROUND),
+            lambda first: bind(_hashed(first ^ high, ROUND), _uniform),
+        )
+
+    return bind(
+        _hashed(tirx.Cast("uint64", tirx.Cast("int64", seed)), MIX),
+        lambda mixed: bind(_hashed(add(mixed, stream), MIX), drawn),
+    )
+
+
+def _uniform(x: Expr) -> Expr:
+    """32 random bits as a number in [0, 1)."""
     # Through int32: 24 bits convert exactly, and vector units convert signed integers.
-    return tirx.Cast("float32", tirx.Cast("int32", x >> u32(8))) * tirx.const(2.0**-24, "float32")
+    high, low = (tirx.Cast("int32", part) for part in (x >> tirx.const(8, "uint32"), x & 255))
+    coarse, fine = (
+        tirx.Cast("float32", part) * tirx.const(grid, "float32")
+        for part, grid in ((high, 2.0**-24), (low, 2.0**-32))
+    )
+    return tirx.Select(tirx.EQ(high, tirx.const(0, "int32")), fine, coarse)
 
 
 def _one_hot(e: Element, labels: Expr) -> Expr:
-    hit = tirx.EQ(labels, _as(logical(e.coord[1]), dtype_of(labels)))
+    hit = tirx.EQ(_as(labels, "int64"), _as(logical(e.coord[1]), "int64"))
     return tirx.Select(hit, e.const(1), e.const(0))
 
 
-def _binary(fn: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
-    return lambda e, a, b: fn(_as(a, e.dtype), _as(b, e.dtype))
+def _binary(
+    fn: Callable[[Expr, Expr], Expr], on_bool: Callable[[Expr, Expr], Expr] | None = None
+) -> Callable[..., Expr]:
+    def compute(e: Element, a: Expr, b: Expr) -> Expr:
+        a, b = _as(a, e.dtype), _as(b, e.dtype)
+        return on_bool(a, b) if on_bool and e.dtype == "bool" else fn(a, b)
+
+    return compute
 
 
 def _compare(fn: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
     def compare(e: Element, a: Expr, b: Expr) -> Expr:
-        scalar = not e.node.inputs[0].shape and e.node.inputs[1].shape
-        return fn(_as(a, dtype_of(b)), b) if scalar else fn(a, _as(b, dtype_of(a)))
+        dtype = promote([v.type for v in e.node.inputs])
+        if dtype == "bool":
+            dtype = "uint8"  # LLVM's comparisons of single bits are signed, or those of floats
+        return fn(_as(a, dtype), _as(b, dtype))
 
     return compare
 
@@ -143,29 +178,35 @@ def _pow(e: Element, a: Expr, b: Expr) -> Expr:
     return tirx.power(_as(a, e.dtype), _as(b, e.dtype))
 
 
+def _abs(e: Element, x: Expr) -> Expr:
+    if e.dtype in FLOATS or e.dtype == "uint8":
+        return tirx.abs(x) if e.dtype in FLOATS else x
+    return bind(x, lambda v: tirx.Select(less(v, e.const(0)), opaque.neg(v), v))
+
+
 EXPRESSIONS: dict[str, Callable[..., Any]] = {
-    "add": _binary(add),
+    "add": _binary(add, tirx.any),
     "sub": _binary(minus),
-    "mul": _binary(mul),
-    "div": _binary(lambda a, b: div(a, b) if opaque.is_float(a) else tirx.truncdiv(a, b)),
-    "maximum": _binary(opaque.maximum),
-    "minimum": _binary(opaque.minimum),
+    "mul": _binary(mul, tirx.all),
+    "div": _binary(div),
+    "maximum": _binary(opaque.maximum, tirx.any),
+    "minimum": _binary(opaque.minimum, tirx.all),
     "pow": _pow,
     "greater": _compare(greater),
     "greater_equal": _compare(opaque.greater_equal),
     "less": _compare(less),
-    "less_equal": _compare(less_equal),
+    "less_equal": _compare(opaque.less_equal),
     "equal": _compare(opaque.equal),
     "not_equal": _compare(opaque.not_equal),
-    "exp": lambda e, x: tirx.exp(x),
+    "exp": lambda e, x: transcendental.exp(x),
     "log": lambda e, x: tirx.log(x),
     "sqrt": lambda e, x: tirx.sqrt(x),
     "rsqrt": lambda e, x: div(e.const(1), tirx.sqrt(x)),
-    "tanh": lambda e, x: tirx.tanh(x),
-    "sigmoid": _sigmoid,
+    "tanh": lambda e, x: transcendental.tanh(x),
+    "sigmoid": lambda e, x: transcendental.sigmoid(x),
     "silu": _silu,
     "neg": lambda e, x: opaque.neg(x),
-    "abs": lambda e, x: tirx.abs(x),
+    "abs": _abs,
     "relu": _relu,
     "leaky_relu": _leaky_relu,
     "hardtanh": _hardtanh,

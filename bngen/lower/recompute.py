@@ -22,8 +22,8 @@ from bngen.ir.node import Node, Value
 from bngen.ir.ops import OPS
 from bngen.lower import opaque
 from bngen.lower.coords import Coord, Expr, Lane, broadcast_coord
-from bngen.lower.opaque import dtype_of
-from bngen.lower.pointwise import EXPRESSIONS, Element, is_atom
+from bngen.lower.opaque import dtype_of, is_atom
+from bngen.lower.pointwise import EXPRESSIONS, Element
 
 Stored = Callable[[Value, Coord], Expr | None]
 """The element of a value at a coordinate, or None for a value that is to be recomputed."""

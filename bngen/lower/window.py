@@ -6,7 +6,7 @@ then the store slot.
 
 from __future__ import annotations
 
-import operator
+import math
 
 import numpy as np
 from tvm import te, tirx
@@ -15,8 +15,12 @@ from bngen.ir.layout import Blocked, physical_shape
 from bngen.ir.node import Node, Value
 from bngen.ir.ops import adaptive_bounds
 from bngen.ir.plan import Kernel
-from bngen.lower.body import Body, Lowered
-from bngen.lower.coords import Expr, Lane, unless_better, zero
+from bngen.lower.body import Body, Lowered, identifier
+from bngen.lower.coords import Expr, Lane, dtype_of, zero
+from bngen.lower.pointwise import maximum_over
+
+LONG_WINDOW = 64
+"""Taps that are summed in the element's own type: they lose no more than 4e-6."""
 
 
 def lower_window(kernel: Kernel, layouts: dict) -> Lowered:
@@ -71,17 +75,15 @@ def _forward(body: Body, node: Node, fill: float):
     return axes, tap
 
 
-_nan_max = te.comm_reducer(
-    lambda a, b: unless_better(a, b, operator.ge, a, b),
-    lambda t: tirx.const(float("-inf"), t),
-    name="nan_max",
-)
+def _larger_or_nan(best: Expr, new: Expr, a: Expr, b: Expr) -> Expr:
+    """``b`` where ``new`` is larger than ``best`` or NaN, else ``a``: the last of several NaN."""
+    is_number = new <= tirx.const(math.inf, dtype_of(new))
+    return tirx.Select(new > best, b, tirx.Select(is_number, a, b))
+
+
 _nan_argmax = te.comm_reducer(
-    lambda a, b: (
-        unless_better(a[0], b[0], operator.ge, a[0], b[0]),
-        unless_better(a[0], b[0], operator.ge, a[1], b[1]),
-    ),
-    lambda t, i: (tirx.const(float("-inf"), t), tirx.const(0, i)),
+    lambda a, b: tuple(_larger_or_nan(a[0], b[0], old, new) for old, new in zip(a, b, strict=True)),
+    lambda t, i: (tirx.const(-math.inf, t), tirx.const(-1, i)),
     name="nan_argmax",
 )
 
@@ -90,9 +92,10 @@ def _max_pool(body: Body, node: Node) -> None:
     """The maximum, and the tap that won where the gradient needs it, in one fold."""
     value, index = node.outputs
     shape = physical_shape(value.type, body.layouts[value])
-    (r, s), tap = _forward(body, node, float("-inf"))
+    (r, s), tap = _forward(body, node, -math.inf)
     if index not in body.kernel.outputs:
-        best = te.compute(shape, lambda *i: _nan_max(tap(*i, r, s), axis=[r, s]), name="window")
+        largest = maximum_over(value.dtype)
+        best = te.compute(shape, lambda *i: largest(tap(*i, r, s), axis=[r, s]), name="window")
         body.define(value, best)
         return
     kw = node.attrs["kernel"][1]
@@ -103,18 +106,60 @@ def _max_pool(body: Body, node: Node) -> None:
 
     best, which = te.compute(shape, element, name="window")
     body.define(value, best)
-    body.results[index] = which
+    first = _first_tap(node)
+
+    def winner(cb, n, h, w, lane):
+        found = which(cb, n, h, w, lane)
+        return tirx.Select(found < 0, first(h, w), found)
+
+    # Where all are -inf nobody has won: the first tap that is no padding gets the gradient.
+    name = "store_" + identifier(index.name)
+    body.results[index] = te.compute(shape, winner, name=name)
+    body.lowered.tiles.append(name)
+
+
+def _first_tap(node: Node):
+    """The number of the first tap of output (h, w) that lies within the image."""
+    (_, kw), (sh, sw) = node.attrs["kernel"], node.attrs["stride"]
+    (ph, pw), (dh, dw) = node.attrs["padding"], node.attrs["dilation"]
+
+    def skipped(o: Expr, s: int, p: int, d: int) -> Expr:
+        return tirx.floordiv(tirx.max(p - o * s, 0) + d - 1, d) if p else tirx.const(0, "int32")
+
+    return lambda h, w: skipped(h, sh, ph, dh) * kw + skipped(w, sw, pw, dw)
+
+
+def _window_sum(value: Expr, axes: list) -> Expr:
+    """A sum over the taps of a window, in float64 where there are so many that digits would go."""
+    taps = math.prod(int(a.dom.extent) for a in axes)
+    return te.sum(tirx.Cast("float64", value) if taps > LONG_WINDOW else value, axis=axes)
+
+
+def _share(total: Expr, count: Expr, dtype: str) -> Expr:
+    """``total / count`` in a value's own type, divided in that of the total."""
+    share = total / tirx.Cast(dtype_of(total), count)
+    return share if dtype_of(share) == dtype else tirx.Cast(dtype, share)
+
+
+def _define_narrowed(body: Body, out: Value, total: te.Tensor) -> None:
+    """Later reads of ``out`` read ``total``, by way of a stage where it is wider than ``out``."""
+    if str(total.dtype) == out.dtype:
+        body.define(out, total)
+        return
+    narrow = te.compute(total.shape, lambda *i: tirx.Cast(out.dtype, total(*i)), name="mid_sum")
+    body.define(out, narrow)
+    body.lowered.tiles.append("mid_sum")
 
 
 def _avg_pool(body: Body, node: Node) -> None:
     (out,) = node.outputs
     shape = physical_shape(out.type, body.layouts[out])
     (r, s), tap = _forward(body, node, 0.0)
-    total = te.compute(shape, lambda *i: te.sum(tap(*i, r, s), axis=[r, s]), name="window")
+    total = te.compute(shape, lambda *i: _window_sum(tap(*i, r, s), [r, s]), name="window")
     share = _divisor(node, node.inputs[0].shape[2:])
 
     def mean(cb, n, h, w, lane):
-        return total[cb, n, h, w, lane] / share(h, w)
+        return _share(total(cb, n, h, w, lane), share(h, w), out.dtype)
 
     body.define(out, te.compute(shape, mean, name="mid_mean"))
     body.lowered.tiles.append("mid_mean")
@@ -135,7 +180,7 @@ def _divisor(node: Node, source: tuple[int, int]):
             return tirx.min(start + k, size + p) - start
         return tirx.min(start + k, size) - tirx.max(start, 0)
 
-    return lambda h, w: tirx.Cast("float32", extent(h, 0) * extent(w, 1))
+    return lambda h, w: extent(h, 0) * extent(w, 1)
 
 
 def _adaptive(body: Body, node: Node) -> None:
@@ -157,14 +202,14 @@ def _adaptive(body: Body, node: Node) -> None:
         if not exact:
             tests = tirx.all(h0 + axes[0] < h1, w0 + axes[1] < w1)
             value = tirx.if_then_else(tests, value, zero(x.dtype))
-        return te.sum(value, axis=axes)
+        return _window_sum(value, axes)
 
     shape = physical_shape(out.type, layout)
     total = te.compute(shape, element, name="window")
 
     def mean(cb, n, h, w, lane):
         (h0, h1), (w0, w1) = range_of(h, 0), range_of(w, 1)
-        return total[cb, n, h, w, lane] / tirx.Cast(out.dtype, (h1 - h0) * (w1 - w0))
+        return _share(total(cb, n, h, w, lane), (h1 - h0) * (w1 - w0), out.dtype)
 
     body.define(out, te.compute(shape, mean, name="mid_mean"))
     body.lowered.tiles.append("mid_mean")
@@ -186,10 +231,10 @@ def _scatter(body: Body, node: Node, term) -> None:
         tests += [tirx.floormod(x, sw) == 0] if sw > 1 else []
         coord = (n, Lane(cb, lane, layout), tirx.floordiv(y, sh), tirx.floordiv(x, sw))
         value = term(coord, r * kw + s)
-        return te.sum(tirx.if_then_else(tirx.all(*tests), value, zero(out.dtype)), axis=[r, s])
+        return _window_sum(tirx.if_then_else(tirx.all(*tests), value, zero(out.dtype)), [r, s])
 
     total = te.compute(physical_shape(out.type, layout), element, name="window")
-    body.define(out, total)
+    _define_narrowed(body, out, total)
 
 
 def _max_pool_grad(body: Body, node: Node) -> None:
@@ -205,7 +250,11 @@ def _max_pool_grad(body: Body, node: Node) -> None:
 def _avg_pool_grad(body: Body, node: Node) -> None:
     (dy,) = node.inputs
     share = _divisor(node, tuple(node.attrs["shape"][2:]))
-    _scatter(body, node, lambda coord, tap: body.at(dy, coord) / share(coord[2], coord[3]))
+
+    def term(coord, tap):
+        return _share(body.at(dy, coord), share(coord[2], coord[3]), dy.dtype)
+
+    _scatter(body, node, term)
 
 
 def _adaptive_grad(body: Body, node: Node) -> None:
@@ -233,11 +282,11 @@ def _adaptive_grad(body: Body, node: Node) -> None:
 
     def element(cb, n, h, w, lane):
         (y, in_h, eh, _), (x, in_w, ew, _) = candidate(h, 0), candidate(w, 1)
-        value = body.at(dy, (n, Lane(cb, lane, layout), y, x)) / tirx.Cast(out.dtype, eh * ew)
-        return te.sum(tirx.if_then_else(tirx.all(in_h, in_w), value, zero(out.dtype)), axis=axes)
+        value = _share(body.at(dy, (n, Lane(cb, lane, layout), y, x)), eh * ew, out.dtype)
+        return _window_sum(tirx.if_then_else(tirx.all(in_h, in_w), value, zero(out.dtype)), axes)
 
     total = te.compute(physical_shape(out.type, layout), element, name="window")
-    body.define(out, total)
+    _define_narrowed(body, out, total)
 
 
 def _reach(bounds: list[tuple[int, int]], size: int, extent: int) -> int:

@@ -32,6 +32,10 @@ ROWS_PER_GROUP_TARGET = 128
 """Pixels after which a group of rows is closed: float32 sums of so few lose no more than 1e-5."""
 
 
+LONGEST_ROW = 1024
+"""Pixels of a row up to which its sum is one partial sum; longer ones are summed in float64."""
+
+
 def samples(x: Value) -> int:
     """Elements per channel: N*H*W, the M of the batch-normalization formulas."""
     return x.type.size // x.shape[1]
@@ -132,9 +136,14 @@ def fission_batch_norm(graph: Graph, *, one_sweep: bool, deferred: bool) -> Grap
     )
 
 
+def _has_short_rows(x: Value) -> bool:
+    """Whether ``x`` is a feature map whose groups of rows may be summed in its own precision."""
+    return len(x.shape) == 4 and x.shape[3] <= LONGEST_ROW
+
+
 def _partial_stats(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     (x,) = node.inputs
-    if len(x.shape) != 4:
+    if not _has_short_rows(x):
         return None
     groups = row_groups(x.type)
     parts = b.emit("bn_partial_stats", x, groups=groups, loc=node.loc)
@@ -143,7 +152,7 @@ def _partial_stats(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
 
 def _partial_grad_sums(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     dy, x, mean = node.inputs
-    if len(x.shape) != 4:
+    if not _has_short_rows(x):
         return None
     parts = b.emit("bn_grad_partial_sums", dy, x, mean, groups=row_groups(x.type), loc=node.loc)
     return tuple(b.emit("sum", p, axes=(0,), loc=node.loc) for p in parts)
@@ -152,14 +161,14 @@ def _partial_grad_sums(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
 def _partial_reduce(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     """A sum, mean or maximum over exactly ``n h w`` of a feature map."""
     (x,) = node.inputs
-    if len(x.shape) != 4 or tuple(sorted(a % 4 for a in node.attrs["axes"])) != (0, 2, 3):
+    if not _has_short_rows(x) or tuple(sorted(a % 4 for a in node.attrs["axes"])) != (0, 2, 3):
         return None
     fold = "amax" if node.op == "amax" else "sum"
     partial = "partial_max" if node.op == "amax" else "partial_sum"
     part = b.emit(partial, x, groups=row_groups(x.type), loc=node.loc)
     total = b.emit(fold, part, axes=(0,), loc=node.loc)
     if node.op == "mean":
-        total = b.emit("mul", total, 1.0 / samples(x))
+        total = b.emit("div", total, float(samples(x)))
     if node.attrs["keepdims"]:
         total = b.emit("reshape", total, shape=(1, x.shape[1], 1, 1))
     return (total,)
@@ -167,7 +176,7 @@ def _partial_reduce(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
 
 def _partial_mean(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     (x,) = node.inputs
-    if len(x.shape) != 4:
+    if not _has_short_rows(x):
         return None
     parts = b.emit("bn_partial_mean", x, groups=row_groups(x.type), loc=node.loc)
     return (b.emit("bn_merge_mean", *parts, count=samples(x), loc=node.loc),)
@@ -175,7 +184,7 @@ def _partial_mean(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
 
 def _partial_var(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     x, mean = node.inputs
-    if len(x.shape) != 4:
+    if not _has_short_rows(x):
         return None
     part = b.emit("bn_partial_var", x, mean, groups=row_groups(x.type), loc=node.loc)
     return (b.emit("mul", b.emit("sum", part, axes=(0,)), 1.0 / samples(x)),)

@@ -45,10 +45,10 @@ def _div(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
 def _pow(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
     base, exponent = node.inputs
     by_base = _pow_base(b, base, exponent, dy)
+    by_exponent = b.emit("mul", dy, b.emit("mul", node.out, b.emit("log", base)))
     # 0 ** y is 0 for every y > 0, and log(0) must not leak out of it.
-    flat = b.emit("equal", base, 0.0)
-    log = b.emit("log", b.emit("where", flat, 1.0, base))
-    return by_base, b.emit("mul", dy, b.emit("mul", node.out, log))
+    flat = b.emit("mul", b.emit("equal", base, 0.0), b.emit("greater_equal", exponent, 0.0))
+    return by_base, b.emit("where", flat, 0.0, by_exponent)
 
 
 def _pow_base(b: GraphBuilder, base: Value, exponent: Value, dy: Value) -> Value:
@@ -61,7 +61,8 @@ def _pow_base(b: GraphBuilder, base: Value, exponent: Value, dy: Value) -> Value
     if constant == 2:
         return b.emit("mul", dy, b.emit("mul", base, 2.0))
     if constant is not None:
-        power = b.emit("pow", base, float(constant) - 1.0)
+        lower = {0.5: "sqrt", -0.5: "rsqrt"}.get(float(constant) - 1.0)
+        power = b.emit(lower, base) if lower else b.emit("pow", base, float(constant) - 1.0)
         return b.emit("mul", dy, b.emit("mul", power, float(constant)))
     power = b.emit("mul", exponent, b.emit("pow", base, b.emit("sub", exponent, 1.0)))
     zero = b.emit("equal", exponent, 0.0)
@@ -140,8 +141,8 @@ def _leaky_relu(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
 
 def _hardtanh(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
     (x,), lo, hi = node.inputs, node.attrs["lo"], node.attrs["hi"]
-    below_top = b.emit("where", b.emit("greater_equal", x, hi), 0.0, dy)
-    return (b.emit("where", b.emit("less_equal", x, lo), 0.0, below_top),)
+    below_top = b.emit("where", b.emit("less", x, hi), dy, 0.0)
+    return (b.emit("where", b.emit("greater", x, lo), below_top, 0.0),)
 
 
 def _where(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
@@ -179,11 +180,11 @@ def _mean(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
 
 
 def _amax(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    """Elements that tie for the maximum share its gradient evenly."""
+    """Elements that tie for the maximum share its gradient evenly; a NaN ties with nobody."""
     (x,), axes = node.inputs, node.attrs["axes"]
     hit = b.emit("equal", x, _kept(b, node, node.out))
     ties = b.emit("sum", b.emit("cast", hit, dtype=x.dtype), axes=axes, keepdims=True)
-    return (b.emit("where", hit, b.emit("div", _kept(b, node, dy), ties), 0.0),)
+    return (b.emit("div", b.emit("where", hit, _kept(b, node, dy), 0.0), ties),)
 
 
 def _spatial_axes(x: Value) -> tuple[int, ...]:
