@@ -54,8 +54,11 @@ def drawn_knobs(number: int) -> Callable[[KernelPlan, Target], KnobLookup]:
             for kernel in plan.kernels:
                 low = lower(kernel, plan.layouts)
                 chosen = table[low.kind, signature(kernel, plan)] = {}
-                for name, choices in knobs_of(low.kind, low.extents).items():
-                    chosen[name] = rng.choice(choices(low.extents, chosen))
+                try:
+                    for name, choices in knobs_of(low.kind, low.extents).items():
+                        chosen[name] = rng.choice(choices(low.extents, chosen))
+                except KeyError:  # No knobs are legal for a kernel that lacks an extent.
+                    chosen.clear()
         return lambda kind, key: table[kind, key.partition("|")[0]] or None
 
     return choose
