@@ -2,8 +2,9 @@
 
 ``python -m tests.guarded_programs icf --examples 6`` builds each program with its gradient for
 every kind of vector that this machine has, and runs it forward and backward in every layout of
-memory (`guarded.RUNS`); outputs, updates and gradients are held against PyTorch and float64.
-Standard output says what is about to run: the last line is what a crash was in.
+memory (`guarded.RUNS`); outputs, updates and gradients are held against PyTorch and float64. A whole
+training step comes before them. Standard output says what is about to run: the last line is what a
+crash was in.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+import bngen as bg
 from bngen.backend.kernels import KnobLookup, signature
 from bngen.compiler import FUSION_LEVELS
 from bngen.ir.interp import run
@@ -64,7 +66,9 @@ def drawn_knobs(number: int) -> Callable[[KernelPlan, Target], KnobLookup]:
     return choose
 
 
-def examine(graph: Graph, level: str, target: str, number: int, drawn: bool = False) -> list[str]:
+def examine(
+    graph: Graph, level: str, target: str, number: int, *, grad: bool = True, drawn: bool = False
+) -> list[str]:
     """Build a program and run it in ordinary memory, and then in every layout.
 
     Args:
@@ -72,6 +76,7 @@ def examine(graph: Graph, level: str, target: str, number: int, drawn: bool = Fa
         level: of fusion.
         target: what to compile for.
         number: the seed of its arguments.
+        grad: whether to build and call its gradient.
         drawn: whether to draw the knobs of its kernels, too.
 
     Returns:
@@ -80,8 +85,9 @@ def examine(graph: Graph, level: str, target: str, number: int, drawn: bool = Fa
     Raises:
         AssertionError: for wrong results.
     """
-    module, executor = guarded(graph, level, target, drawn_knobs(number) if drawn else None)
-    args, cotangents = random_args(graph, number), cotangents_for(graph, number)
+    knobs = drawn_knobs(number) if drawn else None
+    module, executor = guarded(graph, level, target, grad=grad, knobs=knobs)
+    args, cotangents = random_args(graph, number), cotangents_for(graph, number) if grad else None
     executor.layout = None
     ordinary = results(module, args, cotangents)
     assert_right(ordinary, graph, args, cotangents, f"{level}, {target}, {number}, {graph}")
@@ -97,10 +103,10 @@ def examine(graph: Graph, level: str, target: str, number: int, drawn: bool = Fa
     return executor.findings
 
 
-def results(module: Module, args: Arrays, cotangents: Sequence[np.ndarray]) -> dict:
-    """All that a forward and a backward call give and change."""
+def results(module: Module, args: Arrays, cotangents: Sequence[np.ndarray] | None) -> dict:
+    """All that a forward and a backward call give and change; None is no backward call."""
     outputs, held = forward(module, args)
-    gradients = module.backward(*cotangents)
+    gradients = module.backward(*cotangents) if cotangents is not None else {}
     return (
         {("output", i): a for i, a in enumerate(outputs)}
         | {("input", name): a for name, a in held.items()}
@@ -132,6 +138,19 @@ def assert_right(found: Mapping, graph: Graph, args: Arrays, cotangents, what: s
         assert_close(ours, several, reference, f"{what}{kind} {name}", COARSE)
 
 
+def training_step() -> Graph:
+    """A whole one: parameters, momentum and running statistics are written where they lie."""
+
+    def net(x: bg.Tensor[3, 5, 7, 6], labels: bg.Tensor[3, bg.int64]):
+        y = bg.layers.conv2d(x, "conv", 17, 3, padding=1, bias=False)
+        y = bg.cat([bg.relu(bg.layers.batch_norm(y, "bn")), x], dim=1)
+        y = bg.layers.conv2d(bg.max_pool2d(y, 2), "last", 6, 1)
+        return bg.cross_entropy(bg.layers.linear(bg.flatten(y, 1), "fc", 3), labels)
+
+    optimizer = bg.SGD(lr=0.1, momentum=0.9, weight_decay=1e-4)
+    return bg.training_step(bg.program(net), optimizer).graph
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("level", choices=FUSION_LEVELS)
@@ -141,13 +160,15 @@ def main() -> None:
     options = parser.parse_args()
     widths = targets()
 
-    def body(graph, number, drawn):
+    def check(graph: Graph, number: int, **how: bool) -> None:
         print(graph, flush=True)
         for target in widths:
-            findings = examine(graph, options.level, target, number, drawn)
-            knobs = f"{'drawn' if drawn else 'its own'} knobs"
-            where = f"{options.level}, {target}, {knobs}, seed {number}, {graph}"
+            findings = examine(graph, options.level, target, number, **how)
+            where = f"{options.level}, {target}, seed {number}, {how}, {graph}"
             assert not findings, "\n".join([where, *findings])
+
+    def body(graph, number, drawn):
+        check(graph, number, drawn=drawn)
 
     phases = [Phase.generate, *([Phase.shrink] if options.shrink else [])]
     test = settings(
@@ -155,6 +176,7 @@ def main() -> None:
         report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
     )(given(odd_programs(), st.integers(0, 2**32 - 1), st.booleans())(body))  # fmt: skip
     try:
+        check(training_step(), 0, grad=False)
         seed(zlib.crc32(f"{options.level} {options.seed}".encode()))(test)()
     except AssertionError as error:
         sys.exit(str(error))
