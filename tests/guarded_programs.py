@@ -2,9 +2,9 @@
 
 ``python -m tests.guarded_programs icf --examples 6`` builds each program with its gradient for
 every kind of vector that this machine has, and runs it forward and backward in every layout of
-memory (`guarded.RUNS`); outputs, updates and gradients are held against PyTorch and float64. A whole
-training step comes before them. Standard output says what is about to run: the last line is what a
-crash was in.
+memory (`guarded.RUNS`); outputs, updates and gradients are held against PyTorch and float64. A
+whole training step comes before them. Standard output says what is about to run: the last line is
+what a crash was in.
 """
 
 from __future__ import annotations
