@@ -1,4 +1,4 @@
-"""TVM's lowering pipeline for scheduled kernels, but for two things.
+"""TVM's lowering pipeline for scheduled kernels, but for three things.
 
 In: a scheduled IRModule. Out: a library.
 
@@ -8,6 +8,8 @@ In: a scheduled IRModule. Out: a library.
 - TVM checks every argument of every call against the signature. bngen makes all arguments itself,
   from what the user's have been checked to be; the checks were most of a small kernel's code, and
   two fifths of the time that a network took to compile.
+- Floats are computed as written: what was hidden from TVM's algebra (`bngen.lower.opaque`) appears
+  once that has nothing more to say.
 """
 
 from __future__ import annotations
@@ -17,12 +19,13 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import tirx
+from tvm.ir import Call
 from tvm.ir.transform import Sequential
 
-NAME = "bngen"
+from bngen.backend.temporaries import ON_STACK, shorten_chains
+from bngen.lower.opaque import revealed
 
-_ON_STACK = "disable_lower_builtin"
-"""TVM's mark on an allocation that code generation, not the runtime, shall make."""
+NAME = "bngen"
 
 STACK_LIMIT = 1 << 16
 """Bytes of an allocation in local scope that stays on the stack, which a thread has 8 MiB of."""
@@ -38,9 +41,28 @@ def _pipeline() -> tuple[Any, Any, Any]:
     passes, finish_host, finish_device = tirx.get_tir_pipeline("s_tir")
 
     def finish() -> Sequential:
-        return Sequential([_tiles_on_stack(), tirx.transform.SkipAssert(), finish_host()])
+        passes = [_tiles_on_stack(), tirx.transform.SkipAssert(), finish_host(), _reveal()]
+        return Sequential(passes)
 
     return passes, finish, finish_device
+
+
+def _reveal() -> Any:
+    """The last pass: nothing that simplifies sees floats as what they are."""
+
+    @tirx.transform.prim_func_pass(opt_level=0, name="bngen.Reveal")
+    def reveal(func: tirx.PrimFunc, _module: Any, _context: Any) -> tirx.PrimFunc:
+        return tvm_ffi.structural_mutate(func, [(Call, _revealed), (tirx.BufferStore, _shortened)])
+
+    return reveal
+
+
+def _revealed(call: Call, mutator: tvm_ffi.StructuralMutator) -> Any:
+    return revealed(mutator.default_mutate(call))
+
+
+def _shortened(store: tirx.BufferStore, mutator: tvm_ffi.StructuralMutator) -> tirx.Stmt:
+    return shorten_chains(mutator.default_mutate(store))
 
 
 def _tiles_on_stack() -> Any:
@@ -55,7 +77,7 @@ def _mark(allocation: tirx.AllocBuffer, mutator: tvm_ffi.StructuralMutator) -> t
     ty = allocation.buffer.ty
     if ty.storage_scope != "local" or _nbytes(ty) > STACK_LIMIT:
         return mutator.default_mutate(allocation)
-    marks = {**dict(allocation.annotations or {}), _ON_STACK: tirx.const(1, "bool")}
+    marks = {**dict(allocation.annotations or {}), ON_STACK: tirx.const(1, "bool")}
     return tirx.AllocBuffer(allocation.buffer, marks)
 
 

@@ -16,8 +16,9 @@ from bngen.ir.layout import Blocked, Layout, physical_shape
 from bngen.ir.node import Node, Value
 from bngen.ir.ops import OPS
 from bngen.ir.plan import Kernel
-from bngen.lower.coords import Coord, Expr, Lane, broadcast_coord, logical_coord, read
-from bngen.lower.pointwise import EXPRESSIONS, Element, bind
+from bngen.lower.coords import Coord, Expr, Lane, logical_coord, read
+from bngen.lower.pointwise import bind
+from bngen.lower.recompute import element_of
 
 
 @dataclass(frozen=True)
@@ -83,35 +84,18 @@ class Body:
 
     def at(self, v: Value, coord: Coord) -> Expr:
         """The element of ``v`` at a logical coordinate (channels may be a `Lane`)."""
+        return element_of(v, coord, self.producer, self.stored)
+
+    def stored(self, v: Value, coord: Coord) -> Expr | None:
+        """The element of ``v`` from a stage or from memory; None where it is to be recomputed."""
         if v in self.stages:
             return self.stages[v](coord)
-        if v in self.tensors:
-            return self.load(v, coord)
-        result = self.apply(self.producer[v], coord)
-        return result[self.producer[v].outputs.index(v)] if isinstance(result, tuple) else result
+        return self.load(v, coord) if v in self.tensors else None
 
     def load(self, v: Value, coord: Coord) -> Expr:
         """The element of an input, from memory."""
         tensor = self.tensors[v]
         return tensor(0) if not v.shape else read(tensor, v.type, self.layouts[v], coord)
-
-    def apply(self, node: Node, coord: Coord) -> Expr | tuple[Expr, ...]:
-        """Recompute a pointwise node at a coordinate of its result."""
-        row, out = OPS[node.op], node.out.shape
-        roles = [name.rstrip("?") for name in row.operands]
-        operands = []
-        for role, v in zip(roles, node.inputs, strict=True):
-            if v is None:
-                operands.append(None)
-            elif role in row.channel:
-                operands.append(self.at(v, (coord[1],)))
-            elif node.op == "one_hot":
-                operands.append(self.at(v, (coord[0], *coord[2:])))
-            elif node.op == "random_uniform":
-                operands.append(self.at(v, (0,) * len(v.shape)))
-            else:
-                operands.append(self.at(v, broadcast_coord(coord, v.shape, out)))
-        return EXPRESSIONS[node.op](Element(node, coord), *operands)
 
     def masked(self, v: Value, coord: Coord, fill: float = 0.0) -> Expr:
         """Like `at`, but ``fill`` in lanes that hold no channel."""
@@ -133,7 +117,7 @@ class Body:
         layout = self.layouts[v]
 
         def from_stage(coord: Coord) -> Expr:
-            return read(tensor, v.type, layout, coord)
+            return read(tensor, v.type, layout, coord) if v.shape else tensor(0)
 
         self.stages[v] = from_stage
 
@@ -151,14 +135,11 @@ class Body:
         return tensor
 
     def store_slot(self) -> None:
-        """Stages for what the store slot writes or uses more than once, then its reductions."""
-        uses: dict[Value, int] = {}
-        for node in self.kernel.store:
-            for v in node.operands:
-                uses[v] = uses.get(v, 0) + (2 if len(node.outputs) > 1 else 1)
+        """Stages for what the store slot writes or several stages need, then its reductions."""
         anchor_outputs = self.kernel.anchor.outputs if self.kernel.anchor else ()
         reductions = [n for n in self.kernel.store if OPS[n.op].kind == "reduce"]
         twice = {n.inputs[0] for n in reductions if n.op == "bn_partial_stats"}
+        shared = self.shared({*self.kernel.outputs, *twice})
         for v in anchor_outputs:
             self.rooted.add(v)
             if v in self.kernel.outputs or v in twice:
@@ -171,13 +152,34 @@ class Body:
             for v in node.outputs:
                 if v in self.kernel.outputs or v in twice:
                     self.write(v)
-                elif uses.get(v, 0) > 1 and v.dtype != "bool" and v.shape == self.domain.shape:
+                elif v in shared:
                     self.hold(v)
         for node in reductions:
             self.reduce_rows(node)
 
+    def shared(self, written: set[Value]) -> set[Value]:
+        """Values of the store slot that several of its stages need, and that a tile may hold.
+
+        A stage is something written, held or summed; within one, an element has a name however
+        often it is used (see `bngen.lower.recompute`).
+        """
+        found: set[Value] = set()
+        stages: dict[Value, set[tuple[Node, Value]]] = {}
+        for node in reversed(self.kernel.store):
+            own: set[tuple[Node, Value]] = set()
+            for v in node.outputs:
+                users = stages.get(v, set())
+                fits = v.dtype != "bool" and v.shape == self.domain.shape
+                if v not in written and len(users) > 1 and fits:
+                    found.add(v)
+                a_stage = v in written or v in found or OPS[node.op].kind == "reduce"
+                own |= {(node, v)} if a_stage else users
+            for v in node.operands:
+                stages.setdefault(v, set()).update(own)
+        return found
+
     def hold(self, v: Value) -> None:
-        """Keep what is used more than once in a stage of the tile, if the tile can hold it.
+        """Keep what several stages need in a stage of the tile, if the tile can hold it.
 
         A value that does not follow from the main block has no place in its tile; it is spelled
         out wherever it is used.

@@ -15,8 +15,7 @@ from tvm import te, tirx
 
 from bngen.ir.layout import Blocked, Layout, Plain, channel_axis
 from bngen.ir.node import TensorType
-
-Expr = Any
+from bngen.lower.opaque import Expr, dtype_of, holds
 
 
 @dataclass(frozen=True)
@@ -88,24 +87,30 @@ def logical_coord(type_: TensorType, layout: Layout, index: Sequence[Expr]) -> t
     return tuple(rest)
 
 
-def guards_plain_read(type_: TensorType, coord: Coord) -> Expr | None:
-    """The condition under which a plain tensor may be read at a coordinate with lanes."""
-    lanes = [c.valid() for c in coord if isinstance(c, Lane)]
-    return lanes[0] if lanes else None
+def guard(layout: Layout, coord: Coord) -> Expr | None:
+    """The condition under which a value of a layout lies at a coordinate; None for always.
+
+    A padding lane of another layout has the number of a channel that may be the next segment's, or
+    none at all.
+    """
+    tests = [c.valid() for c in coord if isinstance(c, Lane) and c.layout != layout]
+    present = [t for t in tests if t is not None]
+    return holds(tirx.all(*present)) if present else None
 
 
 def read(tensor: te.Tensor, type_: TensorType, layout: Layout, coord: Coord) -> Expr:
-    """The element at a coordinate; zero for a padding lane read from a plain tensor."""
+    """The element at a coordinate; zero for a lane that holds no channel of another layout."""
     element = tensor(*physical_index(type_, layout, coord))
-    guard = guards_plain_read(type_, coord) if isinstance(layout, Plain) else None
-    if guard is None:
-        return element
-    return tirx.if_then_else(guard, element, zero(type_.dtype))
+    condition = guard(layout, coord)
+    return element if condition is None else guarded(condition, element)
 
 
-def dtype_of(expr: Expr) -> str:
-    """Element type of an expression."""
-    return str(getattr(expr, "var", expr).ty)
+def guarded(condition: Expr, element: Expr) -> Expr:
+    """An element that may be read only where a condition holds; zero elsewhere.
+
+    Never a `tirx.Select`, which evaluates both of its sides.
+    """
+    return tirx.if_then_else(condition, element, zero(dtype_of(element)))
 
 
 def unless_better(best: Expr, new: Expr, better: Callable[[Expr, Expr], Expr], a: Expr, b: Expr):

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import operator
+import math
 
 from tvm import te, tirx
 
-from bngen.ir.layout import Blocked, PackedWeight, physical_shape
+from bngen.ir.layout import PLAIN, Blocked, PackedWeight, physical_shape
 from bngen.ir.node import Node, Value
 from bngen.ir.ops import normalize_axes
 from bngen.ir.plan import Kernel
+from bngen.lower import opaque
 from bngen.lower.body import Body, Lowered, identifier
-from bngen.lower.coords import Lane, dtype_of, logical, logical_coord, unless_better, zero
+from bngen.lower.coords import Lane, guard, guarded, logical, logical_coord
 from bngen.lower.pointwise import bind
 
 
@@ -82,8 +83,8 @@ def _moved(body: Body, node: Node, coord):
 def _guarded(body: Body, x: Value, coord, source):
     """Read ``x`` at ``source``, but only for lanes of ``coord`` that hold a channel."""
     value = body.at(x, tuple(source))
-    tests = [c.valid() for c in coord if isinstance(c, Lane) and c.valid() is not None]
-    return tirx.if_then_else(tests[0], value, zero(x.dtype)) if tests else value
+    condition = guard(body.layouts[x], coord)
+    return value if condition is None else guarded(condition, value)
 
 
 def _unravel(coord, node: Node):
@@ -147,8 +148,8 @@ def _packed_element(body: Body, w: Value, layout: PackedWeight):
 
 
 def _when(lanes: list[Lane], value):
-    tests = [t for t in (lane.valid() for lane in lanes) if t is not None]
-    return tirx.if_then_else(tirx.all(*tests), value, zero(dtype_of(value))) if tests else value
+    condition = guard(PLAIN, lanes)
+    return value if condition is None else guarded(condition, value)
 
 
 def lower_reduce(kernel: Kernel, layouts: dict) -> Lowered:
@@ -224,8 +225,8 @@ def _max_or_sum(node: Node):
     if node.op != "amax":
         return te.sum
     return te.comm_reducer(
-        lambda a, b: unless_better(a, b, operator.ge, a, b),
-        lambda t: tirx.min_value(t),
+        lambda a, b: opaque.maximum(a, b),
+        lambda t: tirx.const(-math.inf, t) if "float" in t else tirx.min_value(t),
         name="nan_max",
     )
 

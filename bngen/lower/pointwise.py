@@ -2,11 +2,13 @@
 
 `EXPRESSIONS` maps an op to ``fn(element, *operand expressions) -> expression`` (or a tuple of
 expressions). A missing optional operand is None. The meaning is that of `bngen.ir.ops`.
+
+Arithmetic and comparisons go through `bngen.lower.opaque`, so that they are done as written.
 """
 
 from __future__ import annotations
 
-import operator
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -14,7 +16,10 @@ from typing import Any
 from tvm import tirx
 
 from bngen.ir.node import Node
-from bngen.lower.coords import Coord, Expr, dtype_of, logical, unless_better
+from bngen.lower import opaque
+from bngen.lower.coords import Coord, Expr, logical
+from bngen.lower.opaque import add, div, dtype_of, greater, less, less_equal, mul, scaled
+from bngen.lower.opaque import sub as minus
 
 
 @dataclass(frozen=True)
@@ -36,41 +41,35 @@ class Element:
 
 def bind(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     """``body(value)`` with the value computed once."""
-    if isinstance(value, (tirx.Var, tirx.IntImm, tirx.FloatImm)):
-        return body(value)
-    var = tirx.Var("v", dtype_of(value))
-    return tirx.Let(var, value, body(var))
+    return body(value) if is_atom(value) else opaque.let(value, body)
+
+
+def is_atom(value: Expr) -> bool:
+    """Whether an expression costs nothing to repeat."""
+    return isinstance(value, (tirx.Var, tirx.IntImm, tirx.FloatImm))
 
 
 def _relu(e: Element, x: Expr) -> Expr:
     # Select(x <= 0, 0, x) rather than max: a NaN passes through, as in PyTorch.
-    return bind(x, lambda v: tirx.Select(v <= e.const(0), e.const(0), v))
+    return bind(x, lambda v: tirx.Select(less_equal(v, e.const(0)), e.const(0), v))
 
 
 def _leaky_relu(e: Element, x: Expr) -> Expr:
     slope = e.const(e.node.attrs["slope"])
-    return bind(x, lambda v: tirx.Select(v > e.const(0), v, v * slope))
+    return bind(x, lambda v: tirx.Select(greater(v, e.const(0)), v, mul(v, slope)))
 
 
 def _hardtanh(e: Element, x: Expr) -> Expr:
     lo, hi = e.const(e.node.attrs["lo"]), e.const(e.node.attrs["hi"])
-    return bind(x, lambda v: tirx.Select(v < lo, lo, tirx.Select(v > hi, hi, v)))
+    return bind(x, lambda v: tirx.Select(less(v, lo), lo, tirx.Select(greater(v, hi), hi, v)))
 
 
 def _sigmoid(e: Element, x: Expr) -> Expr:
-    return e.const(1) / (e.const(1) + tirx.exp(e.const(0) - x))
+    return div(e.const(1), add(e.const(1), tirx.exp(opaque.neg(x))))
 
 
 def _silu(e: Element, x: Expr) -> Expr:
-    return bind(x, lambda v: v / (e.const(1) + tirx.exp(e.const(0) - v)))
-
-
-def _maximum(e: Element, a: Expr, b: Expr) -> Expr:
-    return bind(a, lambda u: bind(b, lambda v: unless_better(u, v, operator.ge, u, v)))
-
-
-def _minimum(e: Element, a: Expr, b: Expr) -> Expr:
-    return bind(a, lambda u: bind(b, lambda v: unless_better(u, v, operator.le, u, v)))
+    return bind(x, lambda v: div(v, add(e.const(1), tirx.exp(opaque.neg(v)))))
 
 
 def _where(e: Element, cond: Expr, a: Expr, b: Expr) -> Expr:
@@ -79,25 +78,29 @@ def _where(e: Element, cond: Expr, a: Expr, b: Expr) -> Expr:
 
 
 def _as(x: Expr, dtype: str) -> Expr:
-    return x if dtype_of(x) == dtype else tirx.Cast(dtype, getattr(x, "var", x))
+    return x if dtype_of(x) == dtype else tirx.Cast(dtype, opaque.scalar(x))
 
 
 def _inverse_std(e: Element, var: Expr, weight: Expr | None) -> Expr:
-    inv = e.const(1) / tirx.sqrt(var + e.const(e.node.attrs["eps"]))
-    return inv if weight is None else inv * weight
+    inv = div(e.const(1), tirx.sqrt(add(var, e.const(e.node.attrs["eps"]))))
+    return inv if weight is None else scaled(inv, weight)
 
 
 def _bn_apply(e: Element, x, mean, scale, bias) -> Expr:
-    y = (x - mean) * scale
-    return y if bias is None else y + bias
+    y = scaled(minus(x, mean), scale)
+    return y if bias is None else add(y, bias)
 
 
 def _bn_update(e: Element, running_mean, running_var, mean, var, momentum) -> tuple[Expr, Expr]:
     count = e.node.attrs["count"]
-    unbiased = var * e.const(count / (count - 1)) if count > 1 else var * e.const(float("nan"))
+    unbiased = scaled(var, e.const(count / (count - 1) if count > 1 else math.nan))
     m = e.const(e.node.attrs["momentum"]) if momentum is None else _as(momentum, e.dtype)
-    keep = e.const(1) - m
-    return keep * running_mean + m * mean, keep * running_var + m * unbiased
+
+    def mixed(keep: Expr, old: Expr, new: Expr) -> Expr:
+        return add(scaled(keep, old), scaled(m, new))
+
+    keep = minus(e.const(1), m)
+    return mixed(keep, running_mean, mean), mixed(keep, running_var, unbiased)
 
 
 def _random_uniform(e: Element, seed: Expr) -> Expr:
@@ -136,32 +139,32 @@ def _compare(fn: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
 def _pow(e: Element, a: Expr, b: Expr) -> Expr:
     exponent = getattr(b, "value", None)
     if exponent == 2:
-        return bind(a, lambda v: v * v)
+        return bind(a, lambda v: mul(v, v))
     return tirx.power(_as(a, e.dtype), _as(b, e.dtype))
 
 
 EXPRESSIONS: dict[str, Callable[..., Any]] = {
-    "add": _binary(lambda a, b: a + b),
-    "sub": _binary(lambda a, b: a - b),
-    "mul": _binary(lambda a, b: a * b),
-    "div": _binary(lambda a, b: a / b if "float" in dtype_of(a) else tirx.truncdiv(a, b)),
-    "maximum": _maximum,
-    "minimum": _minimum,
+    "add": _binary(add),
+    "sub": _binary(minus),
+    "mul": _binary(mul),
+    "div": _binary(lambda a, b: div(a, b) if opaque.is_float(a) else tirx.truncdiv(a, b)),
+    "maximum": _binary(opaque.maximum),
+    "minimum": _binary(opaque.minimum),
     "pow": _pow,
-    "greater": _compare(lambda a, b: a > b),
-    "greater_equal": _compare(lambda a, b: a >= b),
-    "less": _compare(lambda a, b: a < b),
-    "less_equal": _compare(lambda a, b: a <= b),
-    "equal": _compare(tirx.EQ),
-    "not_equal": _compare(tirx.NE),
+    "greater": _compare(greater),
+    "greater_equal": _compare(opaque.greater_equal),
+    "less": _compare(less),
+    "less_equal": _compare(less_equal),
+    "equal": _compare(opaque.equal),
+    "not_equal": _compare(opaque.not_equal),
     "exp": lambda e, x: tirx.exp(x),
     "log": lambda e, x: tirx.log(x),
     "sqrt": lambda e, x: tirx.sqrt(x),
-    "rsqrt": lambda e, x: e.const(1) / tirx.sqrt(x),
+    "rsqrt": lambda e, x: div(e.const(1), tirx.sqrt(x)),
     "tanh": lambda e, x: tirx.tanh(x),
     "sigmoid": _sigmoid,
     "silu": _silu,
-    "neg": lambda e, x: e.const(0) - x,
+    "neg": lambda e, x: opaque.neg(x),
     "abs": lambda e, x: tirx.abs(x),
     "relu": _relu,
     "leaky_relu": _leaky_relu,
@@ -173,17 +176,17 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "broadcast_to": lambda e, x: x,
     "random_uniform": _random_uniform,
     "one_hot": _one_hot,
-    "bias_add": lambda e, x, bias: x + bias,
+    "bias_add": lambda e, x, bias: add(x, bias),
     "bn_normalize": lambda e, x, mean, var, weight, bias: _bn_apply(
         e, x, mean, _inverse_std(e, var, weight), bias
     ),
     "bn_scale": _inverse_std,
     "bn_apply": _bn_apply,
     "bn_update": _bn_update,
-    "bn_grad_direct": lambda e, dy, var, weight: dy * _inverse_std(e, var, weight),
-    "channel_scale": lambda e, x, scale: x * scale,
-    "bn_grad_affine": lambda e, x, mean, slope, offset: (x - mean) * slope + offset,
-    "bn_grad_apply": lambda e, dy, x, mean, scale, mean_dy, slope: (
-        (dy - mean_dy - (x - mean) * slope) * scale
+    "bn_grad_direct": lambda e, dy, var, weight: scaled(dy, _inverse_std(e, var, weight)),
+    "channel_scale": lambda e, x, scale: scaled(x, scale),
+    "bn_grad_affine": lambda e, x, mean, slope, offset: _bn_apply(e, x, mean, slope, offset),
+    "bn_grad_apply": lambda e, dy, x, mean, scale, mean_dy, slope: scaled(
+        minus(minus(dy, mean_dy), scaled(minus(x, mean), slope)), scale
     ),
 }

@@ -222,21 +222,29 @@ class _Fusion:
         deferred = any(self.producer[v].op == "bn_grad_affine" for v in maps if v in self.producer)
         return len(set(maps)) > 1 and not deferred
 
-    def leaves(self, v: Value, seen: set[Value]) -> set[Value]:
+    def leaves(self, v: Value) -> set[Value]:
         """Materialized feature maps that recomputing ``v`` reads."""
-        if v in seen or is_small(v):
-            return set()
-        seen.add(v)
-        node = self.producer.get(v)
-        if node is None or v in self.stored or OPS[node.op].kind != "pointwise":
-            return {v}
-        return set().union(*(self.leaves(u, seen) for u in node.operands), set())
+        found: set[Value] = set()
+        seen, work = {v}, [v]
+        while work:
+            u = work.pop()
+            if is_small(u):
+                continue
+            node = self.producer.get(u)
+            if node is None or u in self.stored or OPS[node.op].kind != "pointwise":
+                found.add(u)
+                continue
+            work += [w for w in node.operands if w not in seen]
+            seen.update(node.operands)
+        return found
 
     def recomputing_pays(self, node: Node, readers: tuple[Node, ...]) -> bool:
         """Sweeps over feature maps: read the leaves per reader, or store once and read that."""
-        reads = len(self.leaves(node.out, set()))
+        reads = len(self.leaves(node.out))
+        if reads <= 1:
+            return True
         times = len(self.ultimate_readers(node))
-        if reads <= 1 or times * reads < reads + 2 + times:
+        if times * reads < reads + 2 + times:
             return True
         return self.refuse(
             node, readers[0], f"{times} readers of {reads} feature maps cost more than storing one"
@@ -245,10 +253,16 @@ class _Fusion:
     def ultimate_readers(self, node: Node) -> set[Node]:
         """Nodes that will load ``node``, looking through pointwise readers that are not stored."""
         found: set[Node] = set()
-        for r in self.consumers.get(node.out, ()):
-            pointwise = OPS[r.op].kind == "pointwise"
-            through = pointwise and r not in self.kernel_of and not is_small(r.out)
-            found |= (self.ultimate_readers(r) or {r}) if through else {r}
+        seen, work = {node}, [node]
+        while work:
+            for r in self.consumers.get(work.pop().out, ()):
+                pointwise = OPS[r.op].kind == "pointwise"
+                through = pointwise and r not in self.kernel_of and not is_small(r.out)
+                if not (through and self.consumers.get(r.out)):
+                    found.add(r)
+                elif r not in seen:
+                    seen.add(r)
+                    work.append(r)
         return found
 
     # --- store slots --------------------------------------------------------------------------
@@ -385,17 +399,18 @@ class _Fusion:
 
     def leaves_within(self, v: Value, kept: set[Value], group: set[Node]) -> set[Value] | None:
         """Stored feature maps from which ``v`` can be recomputed; None if it needs another."""
-        node = self.producer.get(v)
-        if v in kept or node is None or node not in group:
-            return set() if is_small(v) else {v}
-        if OPS[node.op].kind != "pointwise":
-            return None
         found: set[Value] = set()
-        for u in node.operands:
-            part = self.leaves_within(u, kept, group)
-            if part is None:
+        seen, work = {v}, [v]
+        while work:
+            u = work.pop()
+            node = self.producer.get(u)
+            if u in kept or node is None or node not in group:
+                found |= set() if is_small(u) else {u}
+                continue
+            if OPS[node.op].kind != "pointwise":
                 return None
-            found |= part
+            work += [w for w in node.operands if w not in seen]
+            seen.update(node.operands)
         return found
 
     def slice_of(self, values: set[Value], group: set[Node]) -> set[Node]:
@@ -434,21 +449,17 @@ class _Fusion:
     def body(self, number: int, own: set[Value]) -> tuple[list[Node], list[Value]]:
         nodes: set[Node] = set()
         inputs: dict[Value, None] = {}
-
-        def visit(node: Node) -> None:
-            if node in nodes:
-                return
-            nodes.add(node)
-            for v in node.operands:
-                producer = self.producer.get(v)
-                stored = v in self.stored and v not in own
-                if producer is None or stored or producer in self.views:
-                    inputs.setdefault(v)
-                else:
-                    visit(producer)
-
-        for node in self.members[number]:
-            visit(node)
+        # Depth first, operands in order: inputs come in the order of their first use.
+        work: list[Value | Node] = list(reversed(self.members[number]))
+        while work:
+            v = work.pop()
+            node = v if isinstance(v, Node) else self.producer.get(v)
+            stored = isinstance(v, Value) and v in self.stored and v not in own
+            if node is None or stored or node in self.views:
+                inputs.setdefault(v)
+            elif node not in nodes:
+                nodes.add(node)
+                work += reversed(node.operands)
         return sorted(nodes, key=self.order.__getitem__), list(inputs)
 
     def dependents(self, anchor: Node, body: list[Node]) -> set[Node]:

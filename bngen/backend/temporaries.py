@@ -1,0 +1,153 @@
+"""Long chains of named elements: some of the names become stores to the stack.
+
+In: a function after TVM's last pass. Out: one that code generation can go through in linear time.
+As it meets a name, TVM's code generator asks its analyzer what is known of the value, and the
+analyzer puts in the values of all names that occur in it, and of those in them: a name that is used
+twice doubles the work, thirty names in a row need a billion steps. A load it does not look behind:
+
+::
+
+    A[i] = let a = .. in let b = a * a in ..    ->    a = ..; t[0] = a * a; .. ; A[i] = .. t[0] ..
+
+LLVM keeps ``t`` in a register. Short chains stay as they are.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import Call, Expr, Op, Var
+
+from bngen.lower.opaque import dtype_of
+
+LONGEST = 1000
+"""Nodes of a stored value, names spelled out, up to which it is left alone."""
+
+_STEP = 30
+"""Nodes of a name, the ones before it spelled out, from which on it lies on the stack."""
+
+ON_STACK = "disable_lower_builtin"
+"""TVM's mark on an allocation that code generation, not the runtime, shall make."""
+
+
+def shorten_chains(store: tirx.BufferStore) -> tirx.Stmt:
+    """A store, or the same in several steps if the chain of names in its value is long."""
+    sizes: dict[Var, int] = {}
+    if _has_names(store.value) and _size(store.value, sizes) > LONGEST:
+        steps = _Steps()
+        value = steps.flat(store.value)
+        last = tirx.BufferStore(store.buffer, value, store.indices)
+        return tirx.SeqStmt([*steps.done, last])
+    return store
+
+
+class _Steps:
+    """Statements in the order they are done, and what names stand for by then."""
+
+    def __init__(self) -> None:
+        self.done: list[tirx.Stmt] = []
+        self.sizes: dict[Var, int] = {}
+        self.loads: dict[Var, Expr] = {}
+
+    def flat(self, value: Expr) -> Expr:
+        """What is left of a value once its names are statements."""
+        while isinstance(value, tirx.Let):
+            self.name(value.var, self.plain(value.value))
+            value = value.body
+        return self.plain(value)
+
+    def name(self, var: Var, value: Expr) -> None:
+        size = _size(value, self.sizes)
+        if size < _STEP or dtype_of(value).startswith("bool"):
+            self.sizes[var] = size
+            self.done.append(tirx.Bind(var, value))
+        else:
+            self.loads[var] = self.stored(value)
+
+    def plain(self, value: Expr) -> Expr:
+        """A value without names of its own: those inside it become steps, too."""
+
+        def branch(call: Call, mutator: tvm_ffi.StructuralMutator) -> Expr:
+            guards = isinstance(call.op, Op) and call.op.name == "tirx.if_then_else"
+            if not (guards and any(map(_has_names, call.args[1:]))):
+                return mutator.default_mutate(call)
+            return self.guarded(*call.args)
+
+        def known(var: Var, _: tvm_ffi.StructuralMutator) -> Expr:
+            return self.loads.get(var, var)
+
+        def names(let: tirx.Let, _: tvm_ffi.StructuralMutator) -> Expr:
+            return self.flat(let)
+
+        return tvm_ffi.structural_mutate(value, [(Call, branch), (tirx.Let, names), (Var, known)])
+
+    def guarded(self, condition: Expr, then: Expr, other: Expr) -> Expr:
+        """A value of one of two branches, only one of which may be gone through."""
+        result = _temporary(dtype_of(then))
+        self.done.append(_allocation(result))
+        condition = self.plain(condition)
+        branches = []
+        for value in (then, other):
+            outer, self.done = self.done, []
+            value = self.flat(value)
+            branches.append(tirx.SeqStmt([*self.done, _store(result, value)]))
+            self.done = outer
+        self.done.append(tirx.IfThenElse(condition, *branches))
+        return _load(result)
+
+    def stored(self, value: Expr) -> Expr:
+        """The value from the stack."""
+        result = _temporary(dtype_of(value))
+        self.done += [_allocation(result), _store(result, value)]
+        return _load(result)
+
+
+def _temporary(dtype: str) -> Any:
+    kind, _, lanes = dtype.partition("x")
+    return tirx.decl_buffer((int(lanes or 1),), kind, name="t", scope="local")
+
+
+def _allocation(buffer: Any) -> tirx.Stmt:
+    return tirx.AllocBuffer(buffer, {ON_STACK: tirx.const(1, "bool")})
+
+
+def _index(buffer: Any) -> list[Expr]:
+    lanes = int(buffer.shape[0])
+    zero = tirx.const(0, "int32")
+    return [zero if lanes == 1 else tirx.Ramp(zero, tirx.const(1, "int32"), lanes)]
+
+
+def _store(buffer: Any, value: Expr) -> tirx.Stmt:
+    return tirx.BufferStore(buffer, value, _index(buffer))
+
+
+def _load(buffer: Any) -> Expr:
+    return tirx.BufferLoad(buffer, _index(buffer))
+
+
+def _has_names(value: Expr) -> bool:
+    found: list[tirx.Let] = []
+    tvm_ffi.structural_walk(value, (tirx.Let, found.append))
+    return bool(found)
+
+
+def _size(value: Expr, sizes: dict[Var, int]) -> int:
+    """Nodes of a value with its names spelled out; the sizes of those bound in it are noted."""
+    total = 0
+    while isinstance(value, tirx.Let):
+        sizes[value.var] = _size(value.value, sizes)
+        value = value.body
+
+    def inner(let: tirx.Let) -> tvm_ffi.WalkResult:
+        nonlocal total
+        total += _size(let, sizes)
+        return tvm_ffi.WalkResult.SKIP
+
+    def node(expr: Expr) -> None:
+        nonlocal total
+        total += sizes.get(expr, 1) if isinstance(expr, Var) else 1
+
+    tvm_ffi.structural_walk(value, [(tirx.Let, inner), (Expr, node)], order="pre")
+    return total

@@ -1,0 +1,179 @@
+"""Arithmetic on elements that TVM's simplifier cannot see through, so that it is done as written.
+
+TVM takes floats for real numbers, and machine integers for whole ones: ``x * 0`` becomes 0 and
+``x != x`` false though x may be NaN, ``(x + c) - c`` becomes x though adding c rounds, and
+``x + 1 > x`` is true though it may wrap. It also drops the test around a load where an enclosing
+`tirx.Select` asks the same, though a `Select` evaluates both its sides. So the operations here are
+calls of ops that TVM knows nothing of but that they are pure and go lane by lane: they can be
+moved, shared and vectorized. After TVM's last pass `bngen.backend.pipeline` puts their meaning in
+their place; LLVM is told nothing that would let it take floats for reals.
+
+A product stands behind a fence, since code generation may else contract it and a sum into one
+multiply-add, which rounds once instead of twice. Where a formula is bngen's own (normalization),
+that is welcome: `scaled` has no fence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from tvm import tirx
+from tvm.ir import Call, Op, _ffi_api
+
+Expr = Any
+
+_PREFIX = "bngen."
+
+
+@dataclass(frozen=True)
+class Opaque:
+    """One op.
+
+    Attributes:
+        op: TVM's entry for it.
+        meaning: the operation itself, on revealed operands of one type and number of lanes.
+        result: element type of the result; that of the operands by default.
+    """
+
+    op: Op
+    meaning: Callable[..., Expr]
+    result: str | None = None
+
+    def __call__(self, *operands: Expr) -> Expr:
+        """The call that stands for the operation until it is `revealed`."""
+        return Call(
+            self.op, list(map(scalar, operands)), ret_ty=self.result or dtype_of(operands[0])
+        )
+
+
+def dtype_of(expr: Expr) -> str:
+    """Element type of an expression."""
+    return str(scalar(expr).ty)
+
+
+def scalar(expr: Expr) -> Expr:
+    """An expression as it is, a loop's axis as its variable."""
+    return expr.var if isinstance(expr, tirx.IterVar) else expr
+
+
+def is_float(expr: Expr) -> bool:
+    """Whether an expression's elements are floating-point numbers."""
+    return dtype_of(expr).startswith("float")
+
+
+def let(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
+    """``body(value)`` with the value computed once."""
+    var = tirx.Var("v", dtype_of(value))
+    return bound(var, value, body(var))
+
+
+def bound(var: tirx.Var, value: Expr, body: Expr) -> Expr:
+    """``body`` in which ``var`` stands for ``value``.
+
+    TVM's analyzer puts the value of a name that is bound to a pure expression wherever it reads
+    the name, and so spells out at each use what was to be computed once.
+    """
+    return tirx.Let(var, held(value), body)
+
+
+# --- meanings ---------------------------------------------------------------------------------
+
+
+def _wrapping(node: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], Expr]:
+    """Signed integers wrap around, as unsigned ones do in LLVM; floats are as they are."""
+
+    def meaning(a: Expr, b: Expr) -> Expr:
+        kind = dtype_of(a)
+        if not kind.startswith("int"):
+            return node(a, b)
+        return tirx.Cast(kind, node(tirx.Cast(f"u{kind}", a), tirx.Cast(f"u{kind}", b)))
+
+    return meaning
+
+
+def _product(a: Expr, b: Expr) -> Expr:
+    value = _wrapping(tirx.Mul)(a, b)
+    if not is_float(a):
+        return value
+    return tirx.call_llvm_pure_intrin(dtype_of(a), "llvm.arithmetic.fence", value)
+
+
+def _negated(a: Expr) -> Expr:
+    # Not 0 - a, which is +0 for a = +0.
+    return tirx.Mul(a, _like(a, -1)) if is_float(a) else _wrapping(tirx.Sub)(_like(a, 0), a)
+
+
+def _no_worse(compare: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], Expr]:
+    """The operand that compares as no worse; NaN if one of them is."""
+
+    def meaning(a: Expr, b: Expr) -> Expr:
+        if not is_float(a):
+            return tirx.Select(compare(a, b), a, b)
+
+        u, v = (tirx.Var(name, dtype_of(x)) for name, x in (("u", a), ("v", b)))
+        better = tirx.Select(compare(u, v), u, tirx.Select(tirx.EQ(u, u), v, u))
+        return tirx.Let(u, a, tirx.Let(v, b, better))
+
+    return meaning
+
+
+def _like(a: Expr, value: int) -> Expr:
+    kind, _, lanes = dtype_of(a).partition("x")
+    constant = tirx.const(value, kind)
+    return tirx.Broadcast(constant, int(lanes)) if lanes else constant
+
+
+# --- the ops ----------------------------------------------------------------------------------
+
+
+def _opaque(
+    name: str,
+    meaning: Callable[..., Expr],
+    result: str | None = None,
+    effect: Any = tirx.CallEffectKind.Pure,
+) -> Opaque:
+    _ffi_api.RegisterOp(_PREFIX + name, f"{name}, done as written")
+    op = Op.get(_PREFIX + name)
+    op.set_attr("TVectorizable", True)
+    op.set_attr("TCallEffectKind", effect.value)
+    op.set_attr("TScriptPrinterName", f"bngen_{name}")
+    return Opaque(op, meaning, result)
+
+
+add = _opaque("add", _wrapping(tirx.Add))
+sub = _opaque("sub", _wrapping(tirx.Sub))
+mul = _opaque("mul", _product)
+scaled = _opaque("scaled", _wrapping(tirx.Mul))
+div = _opaque("div", tirx.Div)
+neg = _opaque("neg", _negated)
+maximum = _opaque("maximum", _no_worse(tirx.GE))
+minimum = _opaque("minimum", _no_worse(tirx.LE))
+greater = _opaque("greater", tirx.GT, "bool")
+greater_equal = _opaque("greater_equal", tirx.GE, "bool")
+less = _opaque("less", tirx.LT, "bool")
+less_equal = _opaque("less_equal", tirx.LE, "bool")
+equal = _opaque("equal", tirx.EQ, "bool")
+# TVM's NE asks LLVM for "ordered and not equal", which is false for NaN.
+not_equal = _opaque("not_equal", lambda a, b: tirx.Not(tirx.EQ(a, b)), "bool")
+
+holds = _opaque("holds", lambda condition: condition, "bool")
+"""A condition as it is: no test of it is dropped because another asks the same."""
+
+held = _opaque("held", lambda value: value, effect=tirx.CallEffectKind.ReadState)
+"""A value as it is, which TVM does not take for one that may be computed again elsewhere."""
+
+_BY_NAME = {
+    row.op.name: row
+    for row in (
+        add, sub, mul, scaled, div, neg, maximum, minimum,
+        greater, greater_equal, less, less_equal, equal, not_equal, holds, held,
+    )
+}  # fmt: skip
+
+
+def revealed(call: Call) -> Expr:
+    """What an opaque call, its operands revealed, stands for; any other call is itself."""
+    row = _BY_NAME.get(call.op.name) if isinstance(call.op, Op) else None
+    return call if row is None else row.meaning(*call.args)
