@@ -22,7 +22,7 @@ from tvm import tirx
 from tvm.ir import Call
 from tvm.ir.transform import Sequential
 
-from bngen.backend.temporaries import ON_STACK, shorten_chains
+from bngen.backend.temporaries import ON_STACK, flatten, shorten_chains
 from bngen.lower.opaque import revealed
 
 NAME = "bngen"
@@ -52,7 +52,9 @@ def _reveal() -> Any:
 
     @tirx.transform.prim_func_pass(opt_level=0, name="bngen.Reveal")
     def reveal(func: tirx.PrimFunc, _module: Any, _context: Any) -> tirx.PrimFunc:
-        return tvm_ffi.structural_mutate(func, [(Call, _revealed), (tirx.BufferStore, _shortened)])
+        return tvm_ffi.structural_mutate(
+            func, [(Call, _revealed), (tirx.Let, flatten), (tirx.BufferStore, _shortened)]
+        )
 
     return reveal
 

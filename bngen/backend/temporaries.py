@@ -1,9 +1,16 @@
-"""Long chains of named elements: some of the names become stores to the stack.
+"""Named elements as code generation can take them: one after the other, and not too many.
 
-In: a function after TVM's last pass. Out: one that code generation can go through in linear time.
-As it meets a name, TVM's code generator asks its analyzer what is known of the value, and the
-analyzer puts in the values of all names that occur in it, and of those in them: a name that is used
-twice doubles the work, thirty names in a row need a billion steps. A load it does not look behind:
+In: names and stores after TVM's last pass. Out: the same for its code generator, which asks an
+analyzer what is known of every name. The analyzer takes no name that is defined in the value of
+another one (it meets that twice, simplified in between):
+
+::
+
+    let b = (let a = .. in a + a) in b * b    ->    let a = .. in let b = a + a in b * b
+
+And for each name it puts in the values of all names that occur in it, and of those in them: a name
+that is used twice doubles the work, thirty names in a row need a billion steps. A load it does not
+look behind:
 
 ::
 
@@ -30,6 +37,40 @@ _STEP = 30
 
 ON_STACK = "disable_lower_builtin"
 """TVM's mark on an allocation that code generation, not the runtime, shall make."""
+
+
+def flatten(let: tirx.Let, mutator: tvm_ffi.StructuralMutator) -> Expr:
+    """A chain of names as a mutator leaves it, none defined in the value of another.
+
+    Only what is defined in a branch stays there. A loop, since chains are longer than stacks deep.
+    """
+    names: list[tuple[Var, Expr]] = []
+    while isinstance(let, tirx.Let):
+        names += _lifted(let.var, mutator.mutate(let.value))
+        let = let.body
+    result = mutator.mutate(let)
+    for var, value in reversed(names):
+        result = tirx.Let(var, value, result)
+    return result
+
+
+def _lifted(var: Var, value: Expr) -> list[tuple[Var, Expr]]:
+    """A name after the names that were defined in its value."""
+    if not _has_names(value):
+        return [(var, value)]
+    names: list[tuple[Var, Expr]] = []
+
+    def leave(call: Call, mutator: tvm_ffi.StructuralMutator) -> Expr:
+        return call if _is_branch(call) else mutator.default_mutate(call)
+
+    def lift(let: tirx.Let, mutator: tvm_ffi.StructuralMutator) -> Expr:
+        while isinstance(let, tirx.Let):
+            names.append((let.var, let.value))
+            let = let.body
+        return mutator.mutate(let)
+
+    value = tvm_ffi.structural_mutate(value, [(Call, leave), (tirx.Let, lift)])
+    return [*names, (var, value)]
 
 
 def shorten_chains(store: tirx.BufferStore) -> tirx.Stmt:
@@ -70,8 +111,7 @@ class _Steps:
         """A value without names of its own: those inside it become steps, too."""
 
         def branch(call: Call, mutator: tvm_ffi.StructuralMutator) -> Expr:
-            guards = isinstance(call.op, Op) and call.op.name == "tirx.if_then_else"
-            if not (guards and any(map(_has_names, call.args[1:]))):
+            if not (_is_branch(call) and any(map(_has_names, call.args[1:]))):
                 return mutator.default_mutate(call)
             return self.guarded(*call.args)
 
@@ -125,6 +165,10 @@ def _store(buffer: Any, value: Expr) -> tirx.Stmt:
 
 def _load(buffer: Any) -> Expr:
     return tirx.BufferLoad(buffer, _index(buffer))
+
+
+def _is_branch(call: Call) -> bool:
+    return isinstance(call.op, Op) and call.op.name == "tirx.if_then_else"
 
 
 def _has_names(value: Expr) -> bool:

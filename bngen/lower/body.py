@@ -17,6 +17,7 @@ from bngen.ir.node import Node, Value
 from bngen.ir.ops import OPS
 from bngen.ir.plan import Kernel
 from bngen.lower.coords import Coord, Expr, Lane, logical_coord, read
+from bngen.lower.opaque import chooses
 from bngen.lower.pointwise import bind
 from bngen.lower.recompute import element_of
 
@@ -103,7 +104,7 @@ class Body:
         for axis in coord:
             valid = axis.valid() if isinstance(axis, Lane) else None
             if valid is not None:
-                return tirx.Select(valid, element, tirx.const(fill, v.dtype))
+                return tirx.Select(chooses(valid), element, tirx.const(fill, v.dtype))
         return element
 
     def is_loaded(self, v: Value) -> bool:

@@ -109,12 +109,9 @@ def _no_worse(compare: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], E
     """The operand that compares as no worse; NaN if one of them is."""
 
     def meaning(a: Expr, b: Expr) -> Expr:
-        if not is_float(a):
-            return tirx.Select(compare(a, b), a, b)
-
-        u, v = (tirx.Var(name, dtype_of(x)) for name, x in (("u", a), ("v", b)))
-        better = tirx.Select(compare(u, v), u, tirx.Select(tirx.EQ(u, u), v, u))
-        return tirx.Let(u, a, tirx.Let(v, b, better))
+        # Operands are names or loads; a name made here would be one for all copies of a loop's body.
+        other = tirx.Select(tirx.EQ(a, a), b, a) if is_float(a) else b
+        return tirx.Select(compare(a, b), a, other)
 
     return meaning
 
@@ -159,7 +156,11 @@ equal = _opaque("equal", tirx.EQ, "bool")
 not_equal = _opaque("not_equal", lambda a, b: tirx.Not(tirx.EQ(a, b)), "bool")
 
 holds = _opaque("holds", lambda condition: condition, "bool")
-"""A condition as it is: no test of it is dropped because another asks the same."""
+"""The condition of a test that guards a load."""
+
+chooses = _opaque("chooses", lambda condition: condition, "bool")
+"""The same condition, where it chooses between two values. Two ops, lest a test inside one of the
+values, which both are computed, be dropped because its outcome is known there."""
 
 held = _opaque("held", lambda value: value, effect=tirx.CallEffectKind.ReadState)
 """A value as it is, which TVM does not take for one that may be computed again elsewhere."""
@@ -168,7 +169,7 @@ _BY_NAME = {
     row.op.name: row
     for row in (
         add, sub, mul, scaled, div, neg, maximum, minimum,
-        greater, greater_equal, less, less_equal, equal, not_equal, holds, held,
+        greater, greater_equal, less, less_equal, equal, not_equal, holds, chooses, held,
     )
 }  # fmt: skip
 

@@ -38,6 +38,9 @@ def element_of(v: Value, coord: Coord, producer: Mapping[Value, Node], stored: S
         producer: the kernel's node that computes each value which is not stored.
         stored: reads what is stored.
     """
+    direct = stored(v, coord)
+    if direct is not None:
+        return direct
     known: dict[Hashable, Expr] = {}
     bound: list[tuple[tirx.Var, Expr]] = []
 

@@ -19,7 +19,7 @@ def share_common_subexpressions(graph: Graph) -> Graph:
     seen: dict[tuple, Node] = {}
     for node in graph.nodes:
         inputs = tuple(v and b.resolve(v) for v in node.inputs)
-        key = (node.op, inputs, node.attrs)
+        key = (node.op, inputs, repr(node.attrs))  # 0.0 equals -0.0, but is another constant.
         if key in seen:
             for old, new in zip(node.outputs, seen[key].outputs, strict=True):
                 b.replace(old, new)
