@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import traceback
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -90,7 +91,7 @@ def examine(
     args, cotangents = random_args(graph, number), cotangents_for(graph, number) if grad else None
     executor.layout = None
     ordinary = results(module, args, cotangents)
-    assert_right(ordinary, graph, args, cotangents, f"{level}, {target}, {number}, {graph}")
+    assert_right(ordinary, graph, args, cotangents)
     for executor.layout in RUNS:
         place = "before" if executor.layout.at_end else "after"
         executor.announce = lambda what, place=place: print(
@@ -114,7 +115,7 @@ def results(module: Module, args: Arrays, cotangents: Sequence[np.ndarray] | Non
     )
 
 
-def assert_right(found: Mapping, graph: Graph, args: Arrays, cotangents, what: str) -> None:
+def assert_right(found: Mapping, graph: Graph, args: Arrays, cotangents) -> None:
     """Roughly: how exact results are is tested where programs are less odd.
 
     Here a sum may cancel to nothing: batch normalization of one image, averaged, has no gradient.
@@ -135,7 +136,7 @@ def assert_right(found: Mapping, graph: Graph, args: Arrays, cotangents, what: s
             several, reference = [t.grads[name] for t in theirs], exact_gradients[name]
         else:
             continue
-        assert_close(ours, several, reference, f"{what}{kind} {name}", COARSE)
+        assert_close(ours, several, reference, f"{kind} {name}", COARSE)
 
 
 def training_step() -> Graph:
@@ -163,9 +164,12 @@ def main() -> None:
     def check(graph: Graph, number: int, **how: bool) -> None:
         print(graph, flush=True)
         for target in widths:
-            findings = examine(graph, options.level, target, number, **how)
-            where = f"{options.level}, {target}, seed {number}, {how}, {graph}"
-            assert not findings, "\n".join([where, *findings])
+            try:
+                findings = examine(graph, options.level, target, number, **how)
+                assert not findings, "\n".join(findings)
+            except Exception as error:
+                error.add_note(f"in {options.level}, {target}, seed {number}, {how}, {graph}")
+                raise
 
     def body(graph, number, drawn):
         check(graph, number, drawn=drawn)
@@ -178,8 +182,12 @@ def main() -> None:
     try:
         check(training_step(), 0, grad=False)
         seed(zlib.crc32(f"{options.level} {options.seed}".encode()))(test)()
-    except AssertionError as error:
-        sys.exit(str(error))
+    except Exception as error:
+        # What Hypothesis adds is the graph's many fields.
+        error.__notes__ = getattr(error, "__notes__", [])[:1]
+        found = isinstance(error, AssertionError)
+        spell = traceback.format_exception_only if found else traceback.format_exception
+        sys.exit("".join(spell(error)))
 
 
 if __name__ == "__main__":
