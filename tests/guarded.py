@@ -30,7 +30,7 @@ from bngen.binding import bind
 from bngen.ir.layout import Blocked, Layout, PackedWeight
 from bngen.ir.node import Graph, TensorType, Value
 from bngen.ir.plan import KernelPlan
-from bngen.passes.prepare import Prepared, join_gradient, prepare
+from bngen.passes.prepare import Joint, Prepared, join_gradient, prepare
 from bngen.runtime import native, threads
 from bngen.runtime.calls import CallTable, Operand
 from bngen.runtime.executor import Executor
@@ -62,18 +62,22 @@ def guarded(
     graph: Graph,
     level: str,
     target: str,
+    *,
+    grad: bool = True,
     knobs: Callable[[KernelPlan, Target], KnobLookup] | None = None,
 ) -> tuple[Module, GuardedExecutor]:
-    """A program and its gradient, compiled for a target that runs here.
+    """A program, compiled for a target that runs here.
 
     Args:
         graph: the program.
         level: of fusion.
         target: what to compile for.
+        grad: whether to compile its gradient, too.
         knobs: what to take for records; those that bngen is shipped with by default.
     """
     machine = Target.parse(target)
-    prepared = prepare(join_gradient(graph), machine.lanes, level)
+    joint = join_gradient(graph) if grad else Joint(graph, graph)
+    prepared = prepare(joint, machine.lanes, level)
     plan = prepared.planned.plan
     threads.install()
     compiled = compile_plan(

@@ -2,8 +2,9 @@
 
 ``python -m tests.guarded_programs icf --examples 6`` builds each program with its gradient for
 every kind of vector that this machine has, and runs it forward and backward in every layout of
-memory (`guarded.RUNS`); outputs, updates and gradients are held against PyTorch and float64.
-Standard output says what is about to run: the last line is what a crash was in.
+memory (`guarded.RUNS`); outputs, updates and gradients are held against PyTorch and float64. A
+whole training step comes before them. Standard output says what is about to run: the last line is
+what a crash was in.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 import sys
+import traceback
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 
@@ -19,6 +21,7 @@ import torch
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
+import bngen as bg
 from bngen.backend.kernels import KnobLookup, signature
 from bngen.compiler import FUSION_LEVELS
 from bngen.ir.interp import run
@@ -54,14 +57,19 @@ def drawn_knobs(number: int) -> Callable[[KernelPlan, Target], KnobLookup]:
             for kernel in plan.kernels:
                 low = lower(kernel, plan.layouts)
                 chosen = table[low.kind, signature(kernel, plan)] = {}
-                for name, choices in knobs_of(low.kind, low.extents).items():
-                    chosen[name] = rng.choice(choices(low.extents, chosen))
+                try:
+                    for name, choices in knobs_of(low.kind, low.extents).items():
+                        chosen[name] = rng.choice(choices(low.extents, chosen))
+                except KeyError:  # No knobs are legal for a kernel that lacks an extent.
+                    chosen.clear()
         return lambda kind, key: table[kind, key.partition("|")[0]] or None
 
     return choose
 
 
-def examine(graph: Graph, level: str, target: str, number: int, drawn: bool = False) -> list[str]:
+def examine(
+    graph: Graph, level: str, target: str, number: int, *, grad: bool = True, drawn: bool = False
+) -> list[str]:
     """Build a program and run it in ordinary memory, and then in every layout.
 
     Args:
@@ -69,6 +77,7 @@ def examine(graph: Graph, level: str, target: str, number: int, drawn: bool = Fa
         level: of fusion.
         target: what to compile for.
         number: the seed of its arguments.
+        grad: whether to build and call its gradient.
         drawn: whether to draw the knobs of its kernels, too.
 
     Returns:
@@ -77,11 +86,12 @@ def examine(graph: Graph, level: str, target: str, number: int, drawn: bool = Fa
     Raises:
         AssertionError: for wrong results.
     """
-    module, executor = guarded(graph, level, target, drawn_knobs(number) if drawn else None)
-    args, cotangents = random_args(graph, number), cotangents_for(graph, number)
+    knobs = drawn_knobs(number) if drawn else None
+    module, executor = guarded(graph, level, target, grad=grad, knobs=knobs)
+    args, cotangents = random_args(graph, number), cotangents_for(graph, number) if grad else None
     executor.layout = None
     ordinary = results(module, args, cotangents)
-    assert_right(ordinary, graph, args, cotangents, f"{level}, {target}, {number}, {graph}")
+    assert_right(ordinary, graph, args, cotangents)
     for executor.layout in RUNS:
         place = "before" if executor.layout.at_end else "after"
         executor.announce = lambda what, place=place: print(
@@ -94,10 +104,10 @@ def examine(graph: Graph, level: str, target: str, number: int, drawn: bool = Fa
     return executor.findings
 
 
-def results(module: Module, args: Arrays, cotangents: Sequence[np.ndarray]) -> dict:
-    """All that a forward and a backward call give and change."""
+def results(module: Module, args: Arrays, cotangents: Sequence[np.ndarray] | None) -> dict:
+    """All that a forward and a backward call give and change; None is no backward call."""
     outputs, held = forward(module, args)
-    gradients = module.backward(*cotangents)
+    gradients = module.backward(*cotangents) if cotangents is not None else {}
     return (
         {("output", i): a for i, a in enumerate(outputs)}
         | {("input", name): a for name, a in held.items()}
@@ -105,7 +115,7 @@ def results(module: Module, args: Arrays, cotangents: Sequence[np.ndarray]) -> d
     )
 
 
-def assert_right(found: Mapping, graph: Graph, args: Arrays, cotangents, what: str) -> None:
+def assert_right(found: Mapping, graph: Graph, args: Arrays, cotangents) -> None:
     """Roughly: how exact results are is tested where programs are less odd.
 
     Here a sum may cancel to nothing: batch normalization of one image, averaged, has no gradient.
@@ -126,7 +136,20 @@ def assert_right(found: Mapping, graph: Graph, args: Arrays, cotangents, what: s
             several, reference = [t.grads[name] for t in theirs], exact_gradients[name]
         else:
             continue
-        assert_close(ours, several, reference, f"{what}{kind} {name}", COARSE)
+        assert_close(ours, several, reference, f"{kind} {name}", COARSE)
+
+
+def training_step() -> Graph:
+    """A whole one: parameters, momentum and running statistics are written where they lie."""
+
+    def net(x: bg.Tensor[3, 5, 7, 6], labels: bg.Tensor[3, bg.int64]):
+        y = bg.layers.conv2d(x, "conv", 17, 3, padding=1, bias=False)
+        y = bg.cat([bg.relu(bg.layers.batch_norm(y, "bn")), x], dim=1)
+        y = bg.layers.conv2d(bg.max_pool2d(y, 2), "last", 6, 1)
+        return bg.cross_entropy(bg.layers.linear(bg.flatten(y, 1), "fc", 3), labels)
+
+    optimizer = bg.SGD(lr=0.1, momentum=0.9, weight_decay=1e-4)
+    return bg.training_step(bg.program(net), optimizer).graph
 
 
 def main() -> None:
@@ -138,13 +161,18 @@ def main() -> None:
     options = parser.parse_args()
     widths = targets()
 
-    def body(graph, number, drawn):
+    def check(graph: Graph, number: int, **how: bool) -> None:
         print(graph, flush=True)
         for target in widths:
-            findings = examine(graph, options.level, target, number, drawn)
-            knobs = f"{'drawn' if drawn else 'its own'} knobs"
-            where = f"{options.level}, {target}, {knobs}, seed {number}, {graph}"
-            assert not findings, "\n".join([where, *findings])
+            try:
+                findings = examine(graph, options.level, target, number, **how)
+                assert not findings, "\n".join(findings)
+            except Exception as error:
+                error.add_note(f"in {options.level}, {target}, seed {number}, {how}, {graph}")
+                raise
+
+    def body(graph, number, drawn):
+        check(graph, number, drawn=drawn)
 
     phases = [Phase.generate, *([Phase.shrink] if options.shrink else [])]
     test = settings(
@@ -152,9 +180,14 @@ def main() -> None:
         report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
     )(given(odd_programs(), st.integers(0, 2**32 - 1), st.booleans())(body))  # fmt: skip
     try:
+        check(training_step(), 0, grad=False)
         seed(zlib.crc32(f"{options.level} {options.seed}".encode()))(test)()
-    except AssertionError as error:
-        sys.exit(str(error))
+    except Exception as error:
+        # What Hypothesis adds is the graph's many fields.
+        error.__notes__ = getattr(error, "__notes__", [])[:1]
+        found = isinstance(error, AssertionError)
+        spell = traceback.format_exception_only if found else traceback.format_exception
+        sys.exit("".join(spell(error)))
 
 
 if __name__ == "__main__":

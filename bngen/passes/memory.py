@@ -198,9 +198,10 @@ class _Memory:
             if stored or len(readers) != 1:
                 domain = kernel.anchor and kernel.anchor.out.shape
                 held = node.out.shape == domain and node.out.dtype != "bool"
-                return held and kernel.store.index(node) < kernel.store.index(
-                    self.producer[written]
-                )
+                writer = self.producer[written]
+                # The anchor's own result is stored before anything in the store slot is read.
+                after = writer in kernel.store and held
+                return after and kernel.store.index(node) < kernel.store.index(writer)
             if OPS[readers[0].op].kind != "pointwise":
                 return False
             node = readers[0]

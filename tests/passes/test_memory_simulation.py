@@ -98,3 +98,12 @@ def test_a_group_may_not_end_within_a_block():
     parts = [b.emit("silu", b.input("x", TensorType((1, c, 3, 3)))) for c in (2, 6)]
     w = b.input("w", TensorType((8, 4, 1, 1)), "parameter")
     check(b.finish([b.emit("conv2d", b.emit("cat", *parts), w, groups=2)]), "icf", 4, 0)
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_a_result_of_the_anchor_overwrites_nothing_that_its_store_slot_reads(level):
+    b = GraphBuilder()
+    x, factor = b.input("x", TensorType((1, 17, 1, 1))), b.input("factor", TensorType((1, 1, 1, 1)))
+    w = b.input("w", TensorType((1, 17, 3, 3)), "parameter")
+    y = b.emit("conv2d", x, w, padding=(1, 1, 1, 1))
+    check_joint(b.finish([b.emit("mul", factor, y)]), level, lanes=4)

@@ -28,7 +28,7 @@ pytestmark = pytest.mark.skipif(
     not guard_pages.SUPPORTED, reason="faults are read as Linux reports them on x86-64"
 )
 ROOT = Path(__file__).parents[2]
-EXAMPLES = settings.default.max_examples // 5
+EXAMPLES = settings.default.max_examples // 8
 
 
 # --- the harness ------------------------------------------------------------------------------
