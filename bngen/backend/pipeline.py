@@ -20,7 +20,7 @@ import tvm
 import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call
-from tvm.ir.transform import Sequential
+from tvm.ir.transform import PassContext, Sequential
 
 from bngen.backend.temporaries import ON_STACK, flatten, shorten_chains
 from bngen.lower.opaque import revealed
@@ -34,7 +34,8 @@ STACK_LIMIT = 1 << 16
 def compile_module(module: tvm.IRModule, target: Any) -> Any:
     """Machine code of scheduled kernels for a target."""
     tirx.register_tir_pipeline(NAME, _pipeline)
-    return tvm.compile(module, target=target, tir_pipeline=NAME)
+    with PassContext(config={"tirx.disable_cse_tir": True}):
+        return tvm.compile(module, target=target, tir_pipeline=NAME)
 
 
 def _pipeline() -> tuple[Any, Any, Any]:
