@@ -18,7 +18,7 @@ from bngen.bench.process import Process, Unavailable
 from bngen.bench.turns import Rule
 from bngen.options import FUSION_CHOICES, RIVAL_CHOICES, RIVALS
 
-TINY = Entry("tiny_resnet", "none", batch=1, image=16, threads=1)
+TINY = Entry("tiny_resnet", "eager", batch=2, image=32, threads=1)
 
 
 @dataclass
