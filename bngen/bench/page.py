@@ -51,7 +51,9 @@ def measured(files: Mapping[str, Json]) -> str:
     for goal, value, verdict in verdicts(reports):
         numbers = (shown(n, goal.unit) for n in (goal.reach, goal.aim, value))
         goals.append(f"| {goal.what} | {' | '.join(numbers)} | {_VERDICTS[verdict]} |")
-    return "\n\n".join([*parts, "\n".join(goals)]) + "\n"
+    if len(goals) > 2:
+        parts.append("\n".join(goals))
+    return "\n\n".join(parts) + "\n"
 
 
 def _rounds(report: Json) -> str:

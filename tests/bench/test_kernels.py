@@ -171,7 +171,7 @@ def test_bars_run_from_pytorch_to_the_highest_level():
     rows.append({"name": "bf16", "status": "ok", "precision": "bfloat16"})
     rows.append({"name": "compile", "status": "unavailable", "precision": "float32"})
     shown = [name for name, _ in plots.bars({"fusion": "icf", "contenders": rows})]
-    assert shown == ["eager", "bf16\n(bfloat16)", "bngen none", "bngen bnff", "bngen icf"]
+    assert shown == ["eager", "bf16 (bfloat16)", "bngen none", "bngen bnff", "bngen icf"]
 
 
 # --- kernels by themselves --------------------------------------------------------------------
