@@ -3,20 +3,36 @@
 #   make test   lint and test
 #   make bench  training steps and kernels beside PyTorch's, into benchmarks/
 #   make bench-startup  the same from empty caches, torch.compile included, which takes its time
-# PYTHON is any Python 3.11 or newer; VENV is where everything is installed.
+# PYTHON is any Python 3.11 or newer; VENV is where everything is installed, and nowhere else. INDEX
+# is where pip looks besides its own index, as for the CPU build of PyTorch; TORCH=any takes any
+# build, with CUDA if it has that.
 
 PYTHON ?= python3
 VENV ?= .venv
+INDEX ?=
+TORCH ?= cpu
 BIN := $(VENV)/bin
-# Made last: an interrupted installation leaves no stamp, and the next make finishes it.
-INSTALLED := $(VENV)/.installed
+INSTALL := $(strip $(if $(INDEX),--index $(INDEX)) $(if $(filter any,$(TORCH)),--any-torch))
+# Each command needs what it needs; these are extras of pyproject.toml. The stamps are made last: an
+# interrupted installation leaves none, and the next make finishes it.
+FOR_RUN := $(VENV)/.installed-torch
+FOR_BENCH := $(VENV)/.installed-torch,bench
+FOR_TEST := $(VENV)/.installed-dev
+ifneq ($(wildcard $(FOR_TEST)),)  # which is all of it
+FOR_RUN := $(FOR_TEST)
+FOR_BENCH := $(FOR_TEST)
+endif
 
 # What make bench measures: steps, steps of large batches, kernels; and make bench-startup, from empty
-# caches. BENCH_OUT is the folder of the JSON files and the plots.
-BENCH ?= densenet121 resnet50 mobilenet_v2 --against none,mvf,eager,channels-last --rounds 5
-BENCH_LARGE ?= densenet121 --batch 32 --against eager,channels-last,jemalloc --rounds 2
+# caches. BENCH_OUT is the folder of the JSON files and the plots. PyTorch with jemalloc needs
+# libjemalloc2.
+BENCH ?= densenet121 resnet50 mobilenet_v2 --rounds 3 \
+  --against none,eager,channels-last,jemalloc-channels-last,bf16,jemalloc-bf16
+BENCH_LARGE ?= densenet121 --batch 32 --rounds 2 \
+  --against channels-last,jemalloc,jemalloc-channels-last,jemalloc-bf16
 BENCH_KERNELS ?= densenet121 resnet50 --against "" --kernels --rounds 3
-BENCH_STARTUP ?= densenet121 --against none,mvf,eager,channels-last,compile --startup --rounds 5
+BENCH_STARTUP ?= densenet121 --startup --rounds 2 \
+  --against none,mvf,eager,channels-last,compile,compile-channels-last
 BENCH_OUT ?= benchmarks
 
 .PHONY: help run test bench bench-startup
@@ -24,29 +40,29 @@ BENCH_OUT ?= benchmarks
 help:
 	@sed -n 's/^#   //p' Makefile
 
-run: $(INSTALLED)
+run: $(FOR_RUN)
 	$(BIN)/bngen build --target llvm -mcpu=native
 	$(BIN)/bngen verify
 
 # HYPOTHESIS_PROFILE=thorough make test draws many more, and new, examples.
 # Two test processes share the cores, so idle OpenMP threads must sleep, not spin.
-test: $(INSTALLED)
+test: $(FOR_TEST)
 	@$(BIN)/ruff check . || lint=1; \
 	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 $(TESTS) && exit $${lint:-0}
 
-bench: $(INSTALLED)
+bench: $(FOR_BENCH)
 	mkdir -p $(BENCH_OUT)
 	$(BIN)/bngen bench $(BENCH) --json $(BENCH_OUT)/latest.json --plot $(BENCH_OUT)
 	$(BIN)/bngen bench $(BENCH_LARGE) --json $(BENCH_OUT)/batch32.json
 	$(BIN)/bngen bench $(BENCH_KERNELS) --json $(BENCH_OUT)/kernels.json --plot $(BENCH_OUT)/kernels
 
-bench-startup: $(INSTALLED)
+bench-startup: $(FOR_BENCH)
 	mkdir -p $(BENCH_OUT)
 	$(BIN)/bngen bench $(BENCH_STARTUP) --json $(BENCH_OUT)/startup.json
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(VENV)/.installed-%: pyproject.toml constraints.txt install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "bngen needs Python 3.11 or newer: try make PYTHON=python3.11" >&2; exit 2; }
 	@$(BIN)/python -c 'import pip' 2>/dev/null || $(PYTHON) -m venv --clear $(VENV)
-	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
-	@touch $@
+	@$(BIN)/python install.py $(INSTALL) '$*'
+	@touch '$@'

@@ -20,9 +20,11 @@ ALL = (BUILD, VERIFY, BENCH, TUNE)
 FUSION_CHOICES = ("none", "rcf", "mvf", "bnff", "icf")
 EMIT_CHOICES = ("tir", "ll", "asm")
 RIVAL_CHOICES = (
-    *FUSION_CHOICES, "eager", "channels-last", "compile", "jemalloc", "jemalloc-channels-last",
+    *FUSION_CHOICES, "eager", "channels-last", "compile", "compile-channels-last",
+    "jemalloc", "jemalloc-channels-last", "tcmalloc", "tcmalloc-channels-last",
+    "bf16", "jemalloc-bf16", "tcmalloc-bf16",
 )  # fmt: skip
-RIVALS = ("none", "eager", "channels-last", "compile", "jemalloc")
+RIVALS = ("none", "eager", "channels-last", "compile", "jemalloc-channels-last", "bf16")
 DEBUG_LADDER = (
     "nothing",
     "tracebacks, and each pass with its time",
@@ -125,7 +127,7 @@ OPTIONS: tuple[Option, ...] = (
         "against", "list", "rivals, comma separated: PyTorch's forms, and bngen's fusion levels",
         default=RIVALS, default_text=",".join(RIVALS), choices=RIVAL_CHOICES, commands=(BENCH,),
     ),
-    _row("rounds", "int", "measured steps of each contender", default=10, metavar="N",
+    _row("rounds", "int", "turns of each contender", default=5, metavar="N",
          commands=(BENCH,)),
     _row(
         "kernels", "flag", "time each convolution kernel, too, beside oneDNN's bare convolution",

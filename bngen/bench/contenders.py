@@ -6,22 +6,17 @@ with weights that follow from the seed alone, so that every contender has the sa
 
 from __future__ import annotations
 
-import ctypes.util
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from bngen.errors import UsageError
+from bngen.bench.forms import FORMS
 from bngen.lang.init import fill
 from bngen.models import MODELS, make
-from bngen.options import FUSION_CHOICES, RIVAL_CHOICES
 
 OURS = "bngen"
-TORCH_RIVALS = tuple(r for r in RIVAL_CHOICES if r not in FUSION_CHOICES)
 
 
 @dataclass(frozen=True)
@@ -30,7 +25,7 @@ class Entry:
 
     Attributes:
         program: a built-in network or ``file.py:function``.
-        contender: `OURS`, a fusion level, or one of `TORCH_RIVALS`.
+        contender: `OURS`, a fusion level, or one of `forms.FORMS`.
         batch: images in a batch; None where the program decides.
         image: height and width; None where the program decides.
         fusion: the level of `OURS`.
@@ -145,7 +140,7 @@ class BngenStep:
 
 
 class TorchStep:
-    """The PyTorch module of a built-in network, eager or compiled, NCHW or channels-last."""
+    """The PyTorch module of a built-in network, in one of its `forms.FORMS`."""
 
     def __init__(self, entry: Entry):
         """Build the module, and load the weights."""
@@ -153,6 +148,7 @@ class TorchStep:
 
         from bngen.torch_bridge.networks import make_network
 
+        form = FORMS[entry.contender]
         if entry.threads:
             torch.set_num_threads(entry.threads)
         network = make_network(entry.program)
@@ -161,7 +157,7 @@ class TorchStep:
         network.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
         arrays = batch(graph, entry.seed)
         self._x, self._labels = (torch.from_numpy(a) for a in arrays.values())
-        if "channels-last" in entry.contender:
+        if form.channels_last:
             network = network.to(memory_format=torch.channels_last)
             self._x = self._x.contiguous(memory_format=torch.channels_last)
         self._parameters = list(network.parameters())
@@ -169,13 +165,15 @@ class TorchStep:
         def loss_of(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
             return torch.nn.functional.cross_entropy(network(x), labels)
 
-        self._loss_of = torch.compile(loss_of) if entry.contender == "compile" else loss_of
+        if form.precision == "bfloat16":
+            loss_of = torch.autocast("cpu", torch.bfloat16)(loss_of)
+        self._loss_of = torch.compile(loss_of) if form.compiled else loss_of
         self._loss: torch.Tensor | None = None
 
     def forward(self) -> float:
         """See `Contender`."""
         for p in self._parameters:
-            p.grad = None
+            p.grad = None  # as `zero_grad(set_to_none=True)` does
         self._loss = self._loss_of(self._x, self._labels)
         return float(self._loss.detach())
 
@@ -191,36 +189,4 @@ class TorchStep:
 
 def contender(entry: Entry) -> Contender:
     """The contender an entry names, ready for its first step."""
-    return TorchStep(entry) if entry.contender in TORCH_RIVALS else BngenStep(entry)
-
-
-def environment(name: str) -> dict[str, str]:
-    """What a contender wants in its process's environment.
-
-    Raises:
-        UsageError: for jemalloc where there is none.
-    """
-    if not name.startswith("jemalloc"):
-        return {}
-    # The setting that PyTorch's tuning guide recommends: keep memory, never give it back.
-    decay = "dirty_decay_ms:9000000000,muzzy_decay_ms:9000000000"
-    return {
-        "LD_PRELOAD": find_jemalloc(),
-        "MALLOC_CONF": f"oversize_threshold:1,background_thread:true,metadata_thp:auto,{decay}",
-    }
-
-
-def find_jemalloc() -> str:
-    """What to preload: the library of LD_LIBRARY_PATH, else the system's.
-
-    Raises:
-        UsageError: where there is none.
-    """
-    for folder in os.environ.get("LD_LIBRARY_PATH", "").split(":"):
-        found = sorted(Path(folder).glob("libjemalloc.so*")) if folder else []
-        if found:
-            return str(found[0].resolve())
-    if name := ctypes.util.find_library("jemalloc"):
-        return name
-    hint = "install libjemalloc2, or put its folder into LD_LIBRARY_PATH"
-    raise UsageError("there is no jemalloc here", hint=hint)
+    return TorchStep(entry) if entry.contender in FORMS else BngenStep(entry)

@@ -1,11 +1,12 @@
 """Each convolution kernel of a network, with what is fused in, beside oneDNN's bare convolution.
 
-In: an `Entry`, the machine's limits. Out: the program's part of the bench's JSON. Both sides run in
-turn in this process, on the same threads; of oneDNN the better of two memory layouts counts.
+In: an `Entry`, the machine's limits. Out: the program's part of the bench's JSON. Both sides take
+turns in this process, on the same threads; of oneDNN the better of two memory layouts counts.
 """
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,7 @@ from bngen.bench.contenders import Entry, step_program, trained
 from bngen.bench.limits import highest, measure_limits
 from bngen.bench.lone import LoneKernel, timed
 from bngen.bench.samples import geometric_mean, ratios, roofline, summary
+from bngen.bench.turns import CALLS, take
 from bngen.errors import UsageError
 from bngen.ir.plan import KernelPlan
 from bngen.lower.winograd import products
@@ -35,7 +37,7 @@ class Measured:
         compiled: the kernel.
         calls: kernels of the step that are equal to it.
         nbytes: what it reads and writes at least.
-        ours: seconds, round by round.
+        ours: seconds of a call, turn by turn.
         bare: the same for the bare convolution, by layout; empty where there is none.
     """
 
@@ -56,7 +58,7 @@ def measure_kernels(
         target: what to compile for.
         limits: see `limits.measure_limits`; measured once more at the end, and raised if that is
             higher.
-        rounds: times that each side is measured.
+        rounds: turns of each side.
         progress: called with (done, total, name).
 
     Returns:
@@ -113,16 +115,17 @@ def _measure(
     rivals = {name: call for name, call in rivals.items() if call is not None}
     ours: list[float] = []
     bare: dict[str, list[float]] = {name: [] for name in rivals}
-    for i in range(rounds + 1):
-        times = {name: timed(_repeated(call)) for name, call in rivals.items()}
-        own = alone.seconds()
-        if i == 0:
-            continue  # warming up
-        ours.append(own)
-        for name, seconds in times.items():
-            bare[name].append(seconds)
+    for _ in range(rounds):
+        for name, call in rivals.items():
+            bare[name].append(_turn(_repeated(call)))
+        ours.append(_turn(alone.run))
     nbytes = sum(plan.nbytes(v) for v in (*kernel.inputs, *kernel.outputs))
     return Measured(compiled, calls, nbytes, ours, bare)
+
+
+def _turn(run: Callable[[int], None]) -> float:
+    """Seconds of a call when calls follow one another."""
+    return statistics.median(take(lambda: timed(run), CALLS).counted)
 
 
 def _repeated(call: Callable[[], Any]) -> Callable[[int], None]:

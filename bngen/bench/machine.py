@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from bngen.runtime import host
 from bngen.target import Target
 
 _PACKAGES = ("apache-tvm", "torch", "numpy")
+_VARIABLES = ("OMP_", "GOMP_", "KMP_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")
+_CGROUP = Path("/sys/fs/cgroup")
 
 
 def describe(target: Target) -> dict[str, Any]:
@@ -25,7 +28,19 @@ def describe(target: Target) -> dict[str, Any]:
         "memory_bytes": _memory(),
         "system": f"{platform.system()} {platform.release()}",
         "versions": {"python": platform.python_version(), **_versions()},
+        "variables": {k: v for k, v in sorted(os.environ.items()) if k.startswith(_VARIABLES)},
     }
+
+
+def available_bytes() -> int:
+    """Memory that can still be had without pressing anybody out of his; 0 if nobody knows."""
+    free = _bytes(_field(Path("/proc/meminfo"), "MemAvailable"))
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())
+        used = int((_CGROUP / "memory.current").read_text())
+    except (OSError, ValueError):  # no such group, or no limit: its text is "max"
+        return free
+    return min(free, max(0, limit - used))
 
 
 def _versions() -> dict[str, str]:
@@ -43,8 +58,11 @@ def _model() -> str:
 
 
 def _memory() -> int:
-    total = _field(Path("/proc/meminfo"), "MemTotal")
-    return int(total.split()[0]) << 10 if total else 0
+    return _bytes(_field(Path("/proc/meminfo"), "MemTotal"))
+
+
+def _bytes(kibibytes: str) -> int:
+    return int(kibibytes.split()[0]) << 10 if kibibytes else 0
 
 
 def _field(path: Path, name: str) -> str:

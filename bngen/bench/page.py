@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from bngen.bench.goals import shown, verdicts
+from bngen.bench.turns import unsettled
 from bngen.options import FUSION_CHOICES
 
 Json = Mapping[str, Any]
@@ -34,22 +35,33 @@ def measured(files: Mapping[str, Json]) -> str:
     """A table for each race, one of each program's kernels, and one of the goals.
 
     Args:
-        files: reports by the file's name, all of one machine.
+        files: reports by the file's name, all of one machine; of none there is nothing to say.
     """
+    if not files:
+        return ""
     reports = list(files.values())
     machine = reports[0]["machine"]
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     parts = [f"{machine['cpus']} CPUs of {machine['model']} ({machine['cpu']}); {versions}."]
     for name, report in files.items():
-        rounds = len(report["races"][0]["contenders"][0]["step"]["samples"])
-        parts.append(f"[{name}](benchmarks/{name}), medians of {rounds} rounds:")
+        parts.append(f"[{name}](benchmarks/{name}), {_rounds(report)}:")
         parts += [_steps(race) for race in report["races"] if len(race["contenders"]) > 1]
         parts += map(_kernels, report["kernels"])
     goals = ["| goal | reach | aim | here | |", "|---|--:|--:|--:|---|"]
     for goal, value, verdict in verdicts(reports):
         numbers = (shown(n, goal.unit) for n in (goal.reach, goal.aim, value))
         goals.append(f"| {goal.what} | {' | '.join(numbers)} | {_VERDICTS[verdict]} |")
-    return "\n\n".join([*parts, "\n".join(goals)]) + "\n"
+    if len(goals) > 2:
+        parts.append("\n".join(goals))
+    return "\n\n".join(parts) + "\n"
+
+
+def _rounds(report: Json) -> str:
+    """How often it was measured, and whether the machine let it."""
+    rounds = len(report["races"][0]["contenders"][0]["step"]["samples"])
+    noisy, all_turns = map(sum, zip(*map(unsettled, report["races"]), strict=True))
+    capped = f"; {noisy} of {all_turns} turns ended before the time was stationary" if noisy else ""
+    return f"medians of {rounds} turns{capped}"
 
 
 def _steps(race: Json) -> str:
@@ -60,7 +72,7 @@ def _steps(race: Json) -> str:
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
     for row in race["contenders"]:
-        name = f"bngen `{race['fusion']}`" if row["name"] == "bngen" else _name(row["name"])
+        name = f"bngen `{race['fusion']}`" if row["name"] == "bngen" else _name(row)
         if row["status"] == "unavailable":
             lines.append(f"| {name} | - | - | - | - | - | - |")
             continue
@@ -96,9 +108,12 @@ def _kernels(part: Json) -> str:
     return "\n".join(lines)
 
 
-def _name(contender: str) -> str:
+def _name(row: Json) -> str:
     """A contender as a reader knows it: a fusion level, or a form of PyTorch."""
-    return f"bngen `{contender}`" if contender in FUSION_CHOICES else f"PyTorch {contender}"
+    if row["name"] in FUSION_CHOICES:
+        return f"bngen `{row['name']}`"
+    other = "" if row["precision"] == "float32" else f" *({row['precision']})*"
+    return f"PyTorch {row['name']}{other}"
 
 
 def _start(startup: Json) -> str:

@@ -54,6 +54,11 @@ def bars(race: Json) -> list[tuple[str, Json]]:
     """The contenders that ran, PyTorch's first, then bngen's fusion levels from low to high."""
     rows = [r for r in race["contenders"] if r["status"] != "unavailable"]
     named = [(race["fusion"] if r["name"] == "bngen" else r["name"], r) for r in rows]
+    # What is not of bngen's precision says so.
+    named = [
+        (name if r["precision"] == "float32" else f"{name} ({r['precision']})", r)
+        for name, r in named
+    ]
     torch = [(name, r) for name, r in named if name not in _FUSION_ORDER]
     ours = sorted(
         ((name, r) for name, r in named if name in _FUSION_ORDER),
@@ -85,7 +90,7 @@ def _steps(report: Json) -> Any:
         )  # fmt: skip
         batch = f", batch {race['batch']}" if race["batch"] else ""
         axis.set_title(f"{race['program']}{batch}")
-        axis.tick_params(axis="x", labelrotation=45)
+        plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
         axis.set_ylabel("ms a training step")
     axes[0][0].legend()
     return figure

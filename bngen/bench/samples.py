@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+from bngen.bench.turns import PHASES
 
 Summary = dict[str, Any]
 """``median``, ``low`` and ``high`` quartile, ``min``, and the ``samples``."""
-
-PHASES = ("forward", "backward", "step")
 
 
 def summary(samples: Sequence[float]) -> Summary:
@@ -34,15 +34,9 @@ def ratios(ours: Sequence[float], theirs: Sequence[float]) -> Summary:
     return summary([b / a for a, b in zip(ours, theirs, strict=True)])
 
 
-def phases(steps: Sequence[dict[str, float]]) -> dict[str, list[float]]:
-    """Seconds of each phase, round by round; the whole step is forward and backward together."""
-    forward = [s["forward"] for s in steps]
-    backward = [s["backward"] for s in steps]
-    return {
-        "forward": forward,
-        "backward": backward,
-        "step": [a + b for a, b in zip(forward, backward, strict=True)],
-    }
+def phases(turns: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+    """Seconds of each phase, turn by turn."""
+    return {phase: [turn[phase] for turn in turns] for phase in PHASES}
 
 
 def geometric_mean(values: Sequence[float]) -> float:

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bngen.bench.goals import shown, verdicts
-from bngen.bench.samples import PHASES
+from bngen.bench.turns import PHASES, unsettled
 
 Json = Mapping[str, Any]
 
@@ -52,15 +52,19 @@ def steps_table(race: Json) -> Table:
     image = f", {race['image']}x{race['image']}" if race["image"] else ""
     batch = f", batch {race['batch']}" if race["batch"] else ""
     rounds = len(race["contenders"][0]["step"]["samples"])
+    noisy, turns = unsettled(race)
+    capped = f"; {noisy} of {turns} turns ended before the time was stationary" if noisy else ""
     table = Table(
-        title=f"{race['program']}{batch}{image}: ms, medians of {rounds} rounds",
-        caption="ratio: the contender's step over bngen's, median (quartiles) of pairs",
+        title=f"{race['program']}{batch}{image}: ms, medians of {rounds} turns",
+        caption=f"ratio: the contender's step over bngen's, median (quartiles) of pairs{capped}",
     )
     table.add_column("contender")
     for head in (*PHASES, "ratio", "peak MiB", "overhead ms", "first step s"):
         table.add_column(head, justify="right")
     for row in race["contenders"]:
         name = f"bngen {race['fusion']}" if row["name"] == "bngen" else row["name"]
+        if row["precision"] != "float32":
+            name = f"{name} ({row['precision']})"
         if row["status"] == "unavailable":
             table.add_row(name, *["-"] * 7)
             continue

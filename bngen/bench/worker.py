@@ -4,14 +4,14 @@
 line         answer
 ============ =================================================================================
 (start)      ``loss`` of the first step; seconds to import, to ``build``, of the ``first_step``
-``step``     seconds of ``forward`` and ``backward``
+``turn``     a turn of steps in a row, see `turns.take_steps`
 ``peak``     bytes that a step holds at its peak above what was resident before the first one
 ``overhead`` seconds of a step without its kernels, None where they cannot be left out; the last
              line, since nothing is computed from then on
 ============ =================================================================================
 
-A process each keeps contenders out of each other's memory, allocator and threads; whoever waits
-for a line uses no CPU. What goes wrong is answered as ``error``.
+A process each keeps contenders out of each other's memory, allocator and threads; see
+`race.Process` for how it is kept idle between the lines. What goes wrong is answered as ``error``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import gc
 import json
 import os
 import resource
+import signal
 import statistics
 import sys
 import time
@@ -28,11 +29,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from bngen.bench.contenders import TORCH_RIVALS, Contender, Entry, contender
+from bngen.bench.contenders import Contender, Entry, contender
+from bngen.bench.forms import FORMS
+from bngen.bench.turns import STEPS, Rule, take_steps
 
 _STATUS = Path("/proc/self/status")
 _CLEAR = Path("/proc/self/clear_refs")
 _IDLE_STEPS = 21
+_PR_SET_PDEATHSIG = 1
 
 
 def serve(
@@ -40,14 +44,19 @@ def serve(
     lines: TextIO,
     answer: Callable[[dict[str, Any]], None],
     make: Callable[[Entry], Contender] = contender,
+    rule: Rule = STEPS,
 ) -> None:
     """Prepare the contender and do what the lines say until they end.
 
     Args:
         entry: who it is.
-        lines: ``step``, ``peak`` or ``overhead``.
+        lines: ``turn``, ``peak`` or ``overhead``.
         answer: called with each answer.
         make: entry to contender.
+        rule: when a turn is over.
+
+    Raises:
+        ValueError: for any other line.
     """
     watch = time.perf_counter
     start = watch()
@@ -69,18 +78,20 @@ def serve(
                 answer(_peak(rival, before))
             case "overhead":
                 answer(_overhead(rival))
-            case _:
-                answer(_step(rival))
+            case "turn":
+                answer(take_steps(lambda: _step(rival), rule))
+            case other:
+                raise ValueError(f"asked for {other!r}")
 
 
 def _import_for(entry: Entry) -> None:
-    if entry.contender in TORCH_RIVALS:
+    if entry.contender in FORMS:
         import torch  # noqa: F401
     else:
         import bngen.compiler  # noqa: F401
 
 
-def _step(rival: Contender) -> dict[str, Any]:
+def _step(rival: Contender) -> dict[str, float]:
     start = time.perf_counter()
     rival.forward()
     middle = time.perf_counter()
@@ -132,8 +143,16 @@ def _status(name: str) -> int:
     return next((int(r[1]) << 10 for r in rows if r[0] == f"{name}:"), 0)
 
 
+def _die_with_parent() -> None:
+    """Be killed once the parent is gone: a stopped process would wait for it for ever."""
+    prctl = getattr(ctypes.CDLL(None), "prctl", None)  # Linux alone has it
+    if prctl is not None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def main() -> None:
     """The child process; its one argument is the entry as JSON."""
+    _die_with_parent()
     # Whatever a library prints must not end up among the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
     os.dup2(2, 1)

@@ -36,14 +36,15 @@ def test_steps_are_compared_with_the_fastest_of_pytorch():
     ours = row("bngen", 1.0, 27, overhead=0.004, startup=start)
     eager, last = row("eager", 2.1), row("channels-last", 1.8)
     broken = {"name": "compile", "status": "unavailable"}
+    half = row("bf16", 0.9)  # faster for being less exact: no rival of float32's goals
     wrong = {**row("none", 9.0), "status": "disagrees"}
     here = found(
-        report([race("densenet121", 8, ours, eager, last, broken, wrong, row("mvf", 1.1))]),
+        report([race("densenet121", 8, ours, eager, last, half, broken, wrong, row("mvf", 1.1))]),
         report([race("densenet121", 32, row("bngen", 1.0), last, row("jemalloc", 1.6))]),
     )
     assert here == {
         "densenet121, batch 8: PyTorch's fastest": (1.8, "reached"),
-        "densenet121, batch 32: PyTorch's fastest": (1.8, "missed"),
+        "densenet121, batch 32: PyTorch's fastest": (1.6, "missed"),
         "densenet121, batch 32: eager with jemalloc": (1.6, "aim"),
         "densenet121, batch 8: fused BN baseline (mvf)": (1.1, "missed"),
         "densenet121, batch 8: memory of eager": (0.27, "aim"),

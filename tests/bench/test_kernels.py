@@ -167,10 +167,11 @@ def test_kernels_without_a_race_have_no_plot_of_steps(tmp_path):
 
 def test_bars_run_from_pytorch_to_the_highest_level():
     names = ["bngen", "none", "eager", "bnff"]
-    rows = [{"name": n, "status": "ok"} for n in names]
-    rows.append({"name": "compile", "status": "unavailable"})
+    rows = [{"name": n, "status": "ok", "precision": "float32"} for n in names]
+    rows.append({"name": "bf16", "status": "ok", "precision": "bfloat16"})
+    rows.append({"name": "compile", "status": "unavailable", "precision": "float32"})
     shown = [name for name, _ in plots.bars({"fusion": "icf", "contenders": rows})]
-    assert shown == ["eager", "bngen none", "bngen bnff", "bngen icf"]
+    assert shown == ["eager", "bf16 (bfloat16)", "bngen none", "bngen bnff", "bngen icf"]
 
 
 # --- kernels by themselves --------------------------------------------------------------------

@@ -1,16 +1,18 @@
 """The README's measurements: the section, and what its tables say."""
 
 from bngen.bench import page
-from bngen.bench.samples import PHASES, ratios, summary
+from bngen.bench.samples import ratios, summary
+from bngen.bench.turns import PHASES
 
 MACHINE = {"cpu": "znver3", "model": "EPYC", "cpus": 2, "versions": {"bngen": "1", "torch": "2"}}
 
 
-def row(name, seconds, warm=None):
+def row(name, seconds, warm=None, precision="float32", stationary=True):
     startup = {"total": 80.4, **({"warm": {"total": warm}} if warm else {})}
     return {
         "name": name, "status": "ok", "peak_bytes": 3 << 20, "startup": startup,
-        "overhead": None,
+        "overhead": None, "precision": precision,
+        "turns": {"steps": [3, 3], "discarded": [3, 3], "stationary": [True, stationary]},
         **{p: summary([seconds, seconds]) for p in PHASES},
         "ratio": {p: ratios([1.0, 1.0], [seconds, seconds]) for p in PHASES},
     }  # fmt: skip
@@ -22,13 +24,14 @@ def report(*rows, batch=8):
 
 
 def test_a_page():
-    broken = {"name": "compile", "status": "unavailable"}
-    first = report(row("bngen", 1.0, warm=2.34), row("none", 1.3), row("eager", 1.9), broken)
+    broken = {"name": "compile", "precision": "float32", "status": "unavailable"}
+    half = row("bf16", 0.5, precision="bfloat16")
+    first = report(row("bngen", 1.0, warm=2.34), row("none", 1.3), row("eager", 1.9), broken, half)
     second = report(row("bngen", 1.0), row("eager", 2.5), batch=32)
     text = page.measured({"latest.json": first, "batch32.json": second})
     lines = text.splitlines()
     assert lines[0] == "2 CPUs of EPYC (znver3); bngen 1, torch 2."
-    assert lines[2] == "[latest.json](benchmarks/latest.json), medians of 2 rounds:"
+    assert lines[2] == "[latest.json](benchmarks/latest.json), medians of 2 turns:"
     assert (
         "| bngen `icf` | 1000 ms | 1000 ms | 1000 ms | 1.00x (1.00-1.00) | 3 MiB "
         "| 80 s, then 2.3 s |" in lines
@@ -37,6 +40,7 @@ def test_a_page():
         "| bngen `none` | 1300 ms | 1300 ms | 1300 ms | 1.30x (1.30-1.30) | 3 MiB | 80 s |" in lines
     )
     assert "| PyTorch compile | - | - | - | - | - | - |" in lines
+    assert sum(line.startswith("| PyTorch bf16 *(bfloat16)* | 500 ms |") for line in lines) == 1
     assert sum(line.startswith("| densenet121, batch") for line in lines if "forward" in line) == 2
     goal = "| densenet121, batch 32: PyTorch's fastest | 2.20x | 2.80x | 2.50x | reached |"
     assert goal in lines
@@ -47,9 +51,8 @@ def test_a_page():
 
 
 def test_every_row_of_a_table_has_the_cells_of_its_head():
-    text = page.measured(
-        {"x.json": report(row("bngen", 1.0), {"name": "eager", "status": "unavailable"})}
-    )
+    broken = {"name": "eager", "precision": "float32", "status": "unavailable"}
+    text = page.measured({"x.json": report(row("bngen", 1.0), broken)})
     for table in text.split("\n\n")[2:]:
         assert len({line.count("|") for line in table.splitlines()}) == 1
 
@@ -71,3 +74,13 @@ def test_the_section_is_replaced_and_nothing_else():
     readme = f"before\n{page.BEGIN}old\n{page.END}\nafter\n"
     assert page.section(readme) == "old\n"
     assert page.with_section(readme, "new\n") == f"before\n{page.BEGIN}new\n{page.END}\nafter\n"
+
+
+def test_turns_that_were_not_stationary_are_told():
+    noisy = report(row("bngen", 1.0), row("eager", 2.0, stationary=False))
+    text = page.measured({"latest.json": noisy})
+    assert "medians of 2 turns; 1 of 4 turns ended before the time was stationary:" in text
+
+
+def test_without_measurements_there_is_no_page():
+    assert page.measured({}) == ""

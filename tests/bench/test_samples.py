@@ -34,8 +34,11 @@ def test_ratios_need_pairs():
         ratios([1, 2], [1])
 
 
-def test_a_step_is_its_halves_of_the_same_round():
-    p = phases([{"forward": 1, "backward": 3}, {"forward": 2, "backward": 1}])
+def test_phases_go_turn_by_turn():
+    p = phases([
+        {"forward": 1, "backward": 3, "step": 4, "discarded": 3},
+        {"forward": 2, "backward": 1, "step": 3, "discarded": 3},
+    ])  # fmt: skip
     assert p == {"forward": [1, 2], "backward": [3, 1], "step": [4, 3]}
 
 
