@@ -1,0 +1,58 @@
+"""Files in memory: paths for tools and loaders with no disk, mount or other process behind them.
+
+In: contents. Out: a path for as long as a block. A file in memory cannot be swapped between a check
+and its use, lies on no file system that is full, read-only or mounted noexec, and is gone with its
+process.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import itertools
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_ADD_SEALS, _ALL_SEALS = 1033, 0x1 | 0x2 | 0x4 | 0x8
+"""``F_ADD_SEALS`` of fcntl.h; ``F_SEAL_SEAL``, ``_SHRINK``, ``_GROW`` and ``_WRITE``."""
+_count = itertools.count()
+
+
+@contextmanager
+def sealed(content: bytes) -> Iterator[str]:
+    """A path to a content that nobody can change any more.
+
+    No two of these paths are equal. The dynamic loader takes a path that it knows for the library
+    that it has loaded from there, though another file may lie there by now.
+
+    Raises:
+        OSError: where the system has no files in memory.
+    """
+    with written() as (path, descriptor):
+        with open(descriptor, "wb", closefd=False) as file:
+            file.write(content)
+        fcntl.fcntl(descriptor, _ADD_SEALS, _ALL_SEALS)
+        folder, _, name = path.rpartition("/")
+        # `a//b` and `a/./b` are `a/b`: a number, written with one and the other.
+        spelling = "".join("/." if bit == "1" else "/" for bit in f"{next(_count):b}")
+        yield f"{folder}{spelling}/{name}"
+
+
+@contextmanager
+def written() -> Iterator[tuple[str, int]]:
+    """The path and the descriptor of an empty file, to write to by one and read by the other.
+
+    Raises:
+        OSError: where the system has no files in memory.
+    """
+    if not hasattr(os, "memfd_create"):
+        raise OSError(errno.ENOSYS, "no files in memory")
+    descriptor = os.memfd_create("bngen", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    try:
+        path = f"/proc/self/fd/{descriptor}"
+        if not os.path.exists(path):
+            raise OSError(errno.ENOSYS, "no /proc")
+        yield path, descriptor
+    finally:
+        os.close(descriptor)
