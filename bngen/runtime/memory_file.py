@@ -12,10 +12,13 @@ import fcntl
 import itertools
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+
+from bngen.runtime import folders
 
 _ADD_SEALS, _ALL_SEALS = 1033, 0x1 | 0x2 | 0x4 | 0x8
 """``F_ADD_SEALS`` of fcntl.h; ``F_SEAL_SEAL``, ``_SHRINK``, ``_GROW`` and ``_WRITE``."""
+_DESCRIPTORS = "/proc/self/fd"
 _count = itertools.count()
 
 
@@ -29,30 +32,39 @@ def sealed(content: bytes) -> Iterator[str]:
     Raises:
         OSError: where the system has no files in memory.
     """
-    with written() as (path, descriptor):
+    descriptor = _created()
+    try:
         with open(descriptor, "wb", closefd=False) as file:
             file.write(content)
         fcntl.fcntl(descriptor, _ADD_SEALS, _ALL_SEALS)
-        folder, _, name = path.rpartition("/")
         # `a//b` and `a/./b` are `a/b`: a number, written with one and the other.
         spelling = "".join("/." if bit == "1" else "/" for bit in f"{next(_count):b}")
-        yield f"{folder}{spelling}/{name}"
+        yield f"{_DESCRIPTORS}{spelling}/{descriptor}"
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
 def written() -> Iterator[tuple[str, int]]:
     """The path and the descriptor of an empty file, to write to by one and read by the other.
 
+    Where the system has no files in memory, it lies in a scratch folder.
+
     Raises:
-        OSError: where the system has no files in memory.
+        ToolchainError: when there is no room for it either.
     """
-    if not hasattr(os, "memfd_create"):
-        raise OSError(errno.ENOSYS, "no files in memory")
-    descriptor = os.memfd_create("bngen", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-    try:
-        path = f"/proc/self/fd/{descriptor}"
-        if not os.path.exists(path):
-            raise OSError(errno.ENOSYS, "no /proc")
+    with ExitStack() as stack:
+        try:
+            descriptor = _created()
+            path = f"{_DESCRIPTORS}/{descriptor}"
+        except OSError:
+            path = str(stack.enter_context(folders.scratch()) / "file")
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        stack.callback(os.close, descriptor)
         yield path, descriptor
-    finally:
-        os.close(descriptor)
+
+
+def _created() -> int:
+    if not hasattr(os, "memfd_create") or not os.path.isdir(_DESCRIPTORS):
+        raise OSError(errno.ENOSYS, "no files in memory")
+    return os.memfd_create("bngen", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)

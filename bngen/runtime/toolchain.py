@@ -41,6 +41,7 @@ _PATIENCE = 120.0
 """Seconds after which a compiler counts as hanging; a small source takes a tenth of one."""
 _TICK = 0.01
 """Seconds between two looks at it."""
+_TELLING = ("error", "failed", "no space", "undefined")
 _LONGEST_LINE = 300
 _MOST_TEXT = 1 << 16
 """Bytes of a compiler's messages that are worth keeping."""
@@ -193,5 +194,10 @@ def _kill(process: subprocess.Popen) -> None:
 
 def _first_error(output: bytes) -> str:
     lines = output.decode(errors="replace").splitlines()
-    telling = [line for line in lines if "error" in line.lower()]
+    # gcc's own last word, that ld has failed, says less than what ld said before.
+    telling = [
+        line
+        for line in lines
+        if any(word in line.lower() for word in _TELLING) and "ld returned" not in line
+    ]
     return (telling or lines or ["no message"])[0][:_LONGEST_LINE]
