@@ -1,4 +1,4 @@
-"""Compiled libraries: loaded from memory, immune to what happens on disks, gone with their users."""
+"""Compiled libraries: loaded from memory, immune to what happens on disks, gone when unused."""
 
 import ctypes
 import errno
