@@ -216,12 +216,14 @@ def _world_line(error: Exception) -> str | None:
     """What to say of an error that the machine is to blame for: full disks, lacking rights."""
     if isinstance(error, MemoryError):
         return f"bngen: error: {' '.join(('not enough memory', *map(str, error.args[:1])))}"
-    if not isinstance(error, OSError) or error.errno not in _THE_WORLDS:
+    if not isinstance(error, OSError):
         return None
     try:
-        console.result("", end="")  # which click writes to by itself
+        console.result("", end="")  # click writes to standard output by itself
     except ToolchainError as told:
         return f"bngen: error: {told}"
+    if error.errno not in _THE_WORLDS:
+        return None
     where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
     return f"bngen: error: {where}{error.strerror}"
 

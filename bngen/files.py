@@ -88,6 +88,19 @@ def write_whole(path: Path | str, content: bytes) -> None:
         _write_in_place(path, content)
 
 
+def obstacle(path: Path | str) -> str | None:
+    """Why a file cannot be written, as far as that can be told beforehand; None when it may be."""
+    path = Path(os.path.realpath(path))
+    if path.is_dir():
+        return f"{path} is a folder"
+    nearest = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if nearest != path and not nearest.is_dir():
+        return f"{nearest} is no folder"
+    if not os.access(nearest, os.W_OK):
+        return f"{nearest} cannot be written to"
+    return None
+
+
 def exchange(one: Path, other: Path) -> bool:
     """Let two files or folders of a file system change names, in one step.
 

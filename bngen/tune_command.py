@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bngen import console
+from bngen import console, files
 from bngen.errors import INTERRUPTED, ToolchainError, UsageError
 from bngen.version import __version__
 
@@ -53,7 +52,8 @@ def run(request: TuneRequest) -> int:
         what = f"{target.cpu} needs what this machine lacks: {', '.join(target.missing_here())}"
         raise UsageError(what, hint="tune on such a CPU, or for -mcpu=native")
     path = _folder(request) / f"{target.cpu}.toml"
-    _check_writable(path.parent)
+    if reason := files.obstacle(path):
+        raise ToolchainError(f"nowhere to keep records: {reason}", hint="choose another --out")
     found = {r.id: r for r in records.read(path)} if path.exists() else {}
     if request.schedules:
         found = {**records.find(target, request.schedules).of, **found}
@@ -73,13 +73,6 @@ def _folder(request: TuneRequest) -> Path:
     if request.records:
         return Path(request.records)
     return records.shipped_folder() if request.ship else records.user_folder()
-
-
-def _check_writable(folder: Path) -> None:
-    """Before anything has been measured that could not be kept."""
-    there = next(p for p in (folder, *folder.absolute().parents) if os.path.lexists(p))
-    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
-        raise ToolchainError(f"cannot write to {there}", hint="choose another --out")
 
 
 def _tune(

@@ -58,15 +58,15 @@ def cache_folder(name: str, make: bool = False) -> Iterator[int]:
         FileNotFoundError: when it is not there, and not to be made.
         ToolchainError: when it cannot be used, or somebody else could change it.
     """
-    path = cache_dir() / name
+    cache = cache_dir()
     try:
-        descriptor = _opened(path, make)
+        descriptor = _opened(cache / name, make)
     except FileNotFoundError:
         if not make:
             raise
-        raise ToolchainError(f"cannot make the cache folder {path}", hint=_OWN_CACHE) from None
+        raise ToolchainError(f"cannot make the cache folder {cache}", hint=_OWN_CACHE) from None
     except OSError as error:
-        what = f"cannot use the cache folder {path}: {_reason(error)}"
+        what = f"cannot use the cache folder {cache}: {_reason(error)}"
         raise ToolchainError(what, hint=_OWN_CACHE) from None
     try:
         yield descriptor

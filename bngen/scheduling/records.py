@@ -236,9 +236,11 @@ def _user_folder_if_readable() -> Path | None:
         return folder
     except FileNotFoundError:
         return None
-    except (OSError, ToolchainError) as error:
+    except ToolchainError as error:
         _LOG.warning("the user's schedule records are not read: %s", error)
-        return None
+    except OSError as error:
+        _LOG.warning("the user's schedule records are not read: %s: %s", folder, error.strerror)
+    return None
 
 
 def shipped_folder() -> Path:

@@ -137,6 +137,22 @@ def test_a_link_to_the_right_content_is_not_followed(entry, store, tmp_path):
     assert store.read("key", "a.bin") is None
 
 
+@pytest.mark.parametrize("step", ["is_private", "_read_index", "_content"])
+def test_a_folder_swapped_after_the_check_is_not_read(entry, store, cache, monkeypatch, step):
+    """Names lead elsewhere from the check on; what was checked is what is read."""
+    where = store_module.folders if step == "is_private" else store_module
+    real = getattr(where, step)
+
+    def swapped(*arguments):
+        if not cache.with_name("before").exists():
+            cache.rename(cache.with_name("before"))
+            Store("things", 1 << 20).add("key", {"a.bin": b"evil", "b.txt": b"evil"})
+        return real(*arguments)
+
+    monkeypatch.setattr(where, step, swapped)
+    assert store.read("key", *FILES) == tuple(FILES.values())
+
+
 def test_names_do_not_lead_out_of_an_entry(entry, store, tmp_path):
     (tmp_path / "secret").write_bytes(b"x")
     assert store.read("key", "../../../secret") is None
