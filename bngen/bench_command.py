@@ -183,8 +183,6 @@ def _check(request: BenchRequest) -> None:
             raise ToolchainError(f"this needs {package}, which is not installed", hint=hint)
     if request.json_file and not Path(request.json_file).resolve().parent.is_dir():
         raise UsageError(f"no folder for {request.json_file}", hint="make it first")
-    if request.json_file and (reason := files.obstacle(request.json_file)):
-        raise UsageError(f"--json: {reason}", hint="choose another file")
 
 
 def _write(path: Path, report: dict[str, Any]) -> None:
