@@ -51,6 +51,7 @@ def world(tmp_path):
         pool, *numbers = done.stdout.split()
         return pool, numbers, done.stderr.splitlines()
 
+    run.folder = folder
     return run
 
 
@@ -99,6 +100,17 @@ def test_neither_compiler_nor_folder(world, numbers, tmp_path):
     assert all(len(line) < 300 for line in warnings)
     assert any(line.startswith("kernels run on TVM's thread pool") for line in warnings)
     assert not os.path.exists(missing)
+
+
+def test_files_that_may_not_grow_are_one_line(world):
+    """LLVM would end the process."""
+    command = [sys.executable, "-m", "bngen.cli", "build", "net.py:net", "--no-cache"]
+    done = subprocess.run(
+        ["sh", "-c", 'ulimit -f 8; exec "$@"', "-", *command], cwd=world.folder,
+        capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].startswith("bngen: error: files may not grow beyond ")
 
 
 @pytest.fixture

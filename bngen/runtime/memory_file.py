@@ -11,13 +11,17 @@ import errno
 import fcntl
 import itertools
 import os
+import resource
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
+from bngen.errors import ToolchainError
 from bngen.runtime import folders
 
 _ADD_SEALS, _ALL_SEALS = 1033, 0x1 | 0x2 | 0x4 | 0x8
 """``F_ADD_SEALS`` of fcntl.h; ``F_SEAL_SEAL``, ``_SHRINK``, ``_GROW`` and ``_WRITE``."""
+_LARGE = 64 << 20
+"""Bytes; a file that is written here is an object file with one kernel."""
 _DESCRIPTORS = "/proc/self/fd"
 _count = itertools.count()
 
@@ -51,8 +55,12 @@ def written() -> Iterator[tuple[str, int]]:
     Where the system has no files in memory, it lies in a scratch folder.
 
     Raises:
-        ToolchainError: when there is no room for it either.
+        ToolchainError: when there is no room for it either, or files may not become large.
     """
+    limit, _ = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if 0 <= limit < _LARGE:
+        what = f"files may not grow beyond {limit} bytes in this process"
+        raise ToolchainError(what, hint="raise the limit: ulimit -f unlimited")
     with ExitStack() as stack:
         try:
             descriptor = _created()

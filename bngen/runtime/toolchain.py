@@ -57,13 +57,13 @@ def find_compiler() -> list[str]:
     try:
         commands = [shlex.split(named)] if named else [["cc"], ["gcc"], ["clang"]]
     except ValueError as error:
-        raise ToolchainError(f"CC={named} cannot be read: {error}", hint=_INSTALL) from None
+        raise ToolchainError(f"CC={named:.80} cannot be read: {error}", hint=_INSTALL) from None
     for first, *rest in commands:
         path = shutil.which(first)
         if path:
             return [os.path.abspath(path), *rest]
-    asked = f"CC={named} names no program that can be run" if named else "cc, gcc, clang not found"
-    raise ToolchainError(f"no C compiler: {asked}", hint=_INSTALL)
+    what = f"CC={named:.80} names no program that can be run" if named else "no cc, gcc or clang"
+    raise ToolchainError(f"no C compiler: {what}", hint=_INSTALL)
 
 
 def shared_library(source: Path, kind: type[L], symbols: Sequence[str]) -> L:
@@ -157,8 +157,8 @@ def _run(command: Sequence[str], folder: Path, task: str) -> None:
     if status is None:
         raise ToolchainError(f"{command[0]} takes over {_PATIENCE:g} s to {task}", hint=_INSTALL)
     if status < 0:
-        name = signal.Signals(-status).name
-        raise ToolchainError(f"{command[0]} was killed by {name}, to {task}", hint=_INSTALL)
+        what = f"{command[0]} was killed by {_signal(-status)}, to {task}"
+        raise ToolchainError(what, hint=_INSTALL)
     if status:
         raise ToolchainError(f"{command[0]} cannot {task}: {_first_error(text)}", hint=_INSTALL)
 
@@ -190,6 +190,13 @@ def _kill(process: subprocess.Popen) -> None:
         os.killpg(process.pid, signal.SIGKILL)
     except ProcessLookupError:
         pass
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # one of the many without a name
+        return f"signal {number}"
 
 
 def _first_error(output: bytes) -> str:
