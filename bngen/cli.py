@@ -222,6 +222,8 @@ def _world_line(error: Exception) -> str | None:
         console.result("", end="")  # click writes to standard output by itself
     except ToolchainError as told:
         return f"bngen: error: {told}"
+    except BrokenPipeError:  # which is not what went wrong
+        console.silence(sys.stdout)
     if error.errno not in _THE_WORLDS:
         return None
     where = f"{os.fsdecode(error.filename)}: " if error.filename else ""

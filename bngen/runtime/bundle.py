@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -70,6 +71,7 @@ class _Form:
     """As in the manifest, which is long and seldom asked for."""
 
 
+_ELEMENT = re.compile(r"bool|(int|uint|float)[0-9]{1,2}")
 _FORMAT = 1
 """Grows when a field changes its meaning."""
 
@@ -111,12 +113,15 @@ def _dumps(built: Built) -> bytes:
 def _check(signature: Signature, operands: Iterable[Operand], steps: int, arena: int) -> None:
     given = (*signature.arguments, *signature.state, *signature.cotangents)
     results = (*signature.outputs, *signature.gradients)
-    sizes = {f"in:{spec.name}": _nbytes(spec.shape, spec.dtype) for spec in given}
+    inputs = {f"in:{spec.name}": _nbytes(spec.shape, spec.dtype) for spec in given}
+    slots: dict[str, int] = {}
     for spec in results:
         if spec.slot is not None:
             end = _end(spec.offset, spec.shape, spec.dtype)
-            sizes[spec.slot] = max(sizes.get(spec.slot, 0), end)
-    sizes[None] = arena
+            slots[spec.slot] = max(slots.get(spec.slot, 0), end)
+    if not slots.keys().isdisjoint(inputs):
+        raise PlainError("results in the memory of an input")
+    sizes: dict[str | None, int] = {**inputs, **slots, None: arena}
     copies = [operand for _, operand in signature.update_copies]
     copied = [spec.operand for spec in results if spec.operand is not None]
     for operand in (*operands, *copies, *copied):
@@ -125,7 +130,7 @@ def _check(signature: Signature, operands: Iterable[Operand], steps: int, arena:
     sources = [spec.source for spec in results if spec.slot is None and spec.operand is None]
     named = [name for name, _ in signature.update_copies] + [c.name for c in signature.labels]
     for name in (*sources, *named):
-        if f"in:{name}" not in sizes:
+        if f"in:{name}" not in inputs:
             raise PlainError(f"there is no input {name!r}")
     if arena < 0 or not 0 <= signature.forward_steps <= steps:
         raise PlainError("a negative size, or more steps forward than there are")
@@ -145,11 +150,10 @@ def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
 
 @functools.cache
 def _itemsize(dtype: str) -> int:
-    try:
-        found = np.dtype(dtype)
-    except TypeError:
-        found = None
-    # NumPy knows many more, objects among them, and many names for each.
-    if found is None or found.name != dtype or found.kind not in "biuf":
-        raise PlainError(f"{dtype!r:.40} is no element type")
-    return found.itemsize
+    # NumPy knows many more types, objects among them, and many names for each.
+    if _ELEMENT.fullmatch(dtype):
+        try:
+            return np.dtype(dtype).itemsize
+        except TypeError:
+            pass
+    raise PlainError(f"{dtype!r:.40} is no element type")

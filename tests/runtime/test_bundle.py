@@ -66,6 +66,11 @@ HOSTILE = {
     "objects": lambda f: _operand(f, dtype="object"),
     "records": lambda f: _operand(f, dtype="float32,float32"),
     "another name": lambda f: _operand(f, dtype="f4"),
+    "no name": lambda f: _operand(f, dtype="(1,"),
+    "no such width": lambda f: _operand(f, dtype="int7"),
+    "a result over an input": lambda f: f["signature"]["outputs"].update(
+        slot=["in:x", None], offset=[1 << 20, 0], operand=[None, None], source=[None, "x"]
+    ),
     "no such slot": lambda f: _operand(f, slot="in:nothing"),
     "no slot": lambda f: _operand(f, slot=""),
     "no such operand": lambda f: f["calls"]["operands"][0].append(10**6),

@@ -4,6 +4,7 @@ import itertools
 import json
 import logging
 import os
+import shutil
 import subprocess
 import sys
 
@@ -161,7 +162,7 @@ def test_names_do_not_lead_out_of_an_entry(entry, store, tmp_path):
 
 @pytest.mark.parametrize("make", [lambda p: p.write_text(""), lambda p: p.symlink_to("/tmp")])
 def test_what_lies_in_the_place_of_an_entry_gives_way(entry, store, make):
-    files.shutil.rmtree(entry)
+    shutil.rmtree(entry)
     make(entry)
     assert store.read("key", "a.bin") is None
     assert store.add("key", FILES)
