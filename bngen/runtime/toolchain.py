@@ -37,8 +37,10 @@ _LOG = logging.getLogger(__name__)
 _INSTALL = "install gcc, or name a C compiler in CC"
 _LIBRARIES = Store("native", 1 << 20)
 _LIBRARY = "library.so"
-_PATIENCE = 120.0
+_PATIENCE = 60.0
 """Seconds after which a compiler counts as hanging; a small source takes a tenth of one."""
+_hanging: set[str] = set()
+"""Compilers that did, and are not waited for once more."""
 _TICK = 0.01
 """Seconds between two looks at it."""
 _TELLING = ("error", "failed", "no space", "undefined")
@@ -138,6 +140,9 @@ def _run(command: Sequence[str], folder: Path, task: str) -> None:
     Raises:
         ToolchainError: when it fails in any way.
     """
+    hangs = ToolchainError(f"{command[0]} takes over {_PATIENCE:g} s to {task}", hint=_INSTALL)
+    if command[0] in _hanging:
+        raise hangs
     # In a session of its own: what it has started is ended with it.
     try:
         process = subprocess.Popen(
@@ -155,7 +160,8 @@ def _run(command: Sequence[str], folder: Path, task: str) -> None:
             _kill(process)
             raise
     if status is None:
-        raise ToolchainError(f"{command[0]} takes over {_PATIENCE:g} s to {task}", hint=_INSTALL)
+        _hanging.add(command[0])
+        raise hangs
     if status < 0:
         what = f"{command[0]} was killed by {_signal(-status)}, to {task}"
         raise ToolchainError(what, hint=_INSTALL)

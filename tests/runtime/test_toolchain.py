@@ -18,6 +18,7 @@ ANSWER = "int answer(void) { return %d; }\n"
 def cache(tmp_path, monkeypatch):
     monkeypatch.setenv("BNGEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(toolchain, "_hanging", set())
     (tmp_path / "tmp").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
     yield tmp_path / "cache"
@@ -199,6 +200,9 @@ def test_a_compiler_that_hangs_is_ended_with_all_it_has_started(
         answer(source)
     assert time.monotonic() - begin < 20
     assert processes_of(tmp_path / "tmp") == []
+    monkeypatch.setattr(toolchain, "_PATIENCE", 1000)
+    with pytest.raises(ToolchainError, match="takes over"):
+        toolchain.link([b"object"])  # and it is not waited for again
 
 
 def test_a_compiler_that_leaves_a_server_behind_is_not_waited_for(tmp_path, source, monkeypatch):
