@@ -1,8 +1,9 @@
 """The output folder of a build: all of it or none of it.
 
 In: the folder's path, then the texts and objects of a module. Out: a folder with ``manifest.json``
-and the files it lists. The folder is written next to its destination and renamed at the end, so
-an interrupted or failed build leaves what was there before.
+and the files it lists. The folder is written next to its destination and takes its place in one
+step at the end, so an interrupted or failed build leaves what was there before; a build that was
+killed leaves a folder beside it, which the next one there removes.
 
 Nothing is ever deleted that an earlier build did not write: a folder with anything else in it is
 refused, before any compiling.
@@ -12,18 +13,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from bngen import files
 from bngen.errors import ToolchainError
 from bngen.version import __version__
 
 MANIFEST = "manifest.json"
 OBJECTS = "kernels"
+_STAGING = ".bngen-build-"
 SUFFIX = {"tir": ".tir.py", "ll": ".ll", "asm": ".s"}
 
 
@@ -34,51 +35,57 @@ def output_folder(path: Path) -> Iterator[Path]:
     Raises:
         ToolchainError: at once, when the folder cannot be written or holds foreign files.
     """
-    path = Path(os.path.abspath(path.expanduser()))
-    made = [p for p in path.parents if not p.exists()]
+    path = _resolved(path)
     _check_replaceable(path)
-    try:
-        staging = _make_staging(path)
-        try:
-            yield staging
+    with ExitStack() as stack:
+        with _writing(path):
+            stack.callback(_remove_empty, [p for p in path.parents if not p.exists()])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            parent = stack.enter_context(files.opened(path.parent))
+            name, _ = stack.enter_context(files.working_folder(parent, _STAGING))
+            staging = path.parent / name / "new"
+            staging.mkdir()
+        yield staging
+        with _writing(path):
             _swap(staging, path)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
-    finally:
-        _remove_empty(made)
 
 
-def write_module(module: Any, folder: Path, emit: Sequence[str] = ()) -> dict[str, Any]:
+def write_module(
+    module: Any, folder: Path, emit: Sequence[str] = (), out: Path | None = None
+) -> dict[str, Any]:
     """Write a module's objects, the texts asked for, and the manifest that lists them.
 
     Args:
         module: a built module.
         folder: an existing, empty folder.
         emit: kinds of text, of `SUFFIX`.
+        out: what messages call the folder, where it is going to have another name.
 
     Returns:
         The manifest.
     """
-    with _writing(folder):
+    out = out or folder
+    with _writing(out):
         (folder / OBJECTS).mkdir()
         module.save_objects(folder / OBJECTS)
     for kind in emit:
-        _write_texts(folder / kind, module.emit(kind), SUFFIX[kind])
+        texts = module.emit(kind)
+        with _writing(out):
+            _write_texts(folder / kind, texts, SUFFIX[kind])
     manifest = {
         "generator": f"bngen {__version__}",
         **module.manifest(),
         "files": sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()),
     }
-    with _writing(folder):
+    with _writing(out):
         (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
     return manifest
 
 
 def _write_texts(folder: Path, texts: Mapping[str, str], suffix: str) -> None:
-    with _writing(folder):
-        folder.mkdir()
-        for name, text in texts.items():
-            (folder / f"{name}{suffix}").write_text(text, encoding="utf-8")
+    folder.mkdir()
+    for name, text in texts.items():
+        (folder / f"{name}{suffix}").write_text(text, encoding="utf-8")
 
 
 @contextmanager
@@ -93,10 +100,12 @@ def _writing(path: Path) -> Iterator[None]:
         ) from error
 
 
-def _make_staging(path: Path) -> Path:
-    with _writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
+def _resolved(path: Path) -> Path:
+    """Where a folder really is: a link is not to be replaced, but what it stands for."""
+    try:
+        return Path(os.path.realpath(path.expanduser()))
+    except (RuntimeError, OSError) as error:  # a home that is not there, a current folder that went
+        raise ToolchainError(f"cannot find {path}: {error}", hint="choose another --out") from None
 
 
 def _check_replaceable(path: Path) -> None:
@@ -104,6 +113,10 @@ def _check_replaceable(path: Path) -> None:
     with _writing(path):
         if path.exists() and not path.is_dir():
             raise ToolchainError(f"{path} is a file, not a folder", hint="choose another --out")
+        if os.path.ismount(path):
+            raise ToolchainError(
+                f"{path} is a mount point and cannot be replaced", hint="name a folder in it"
+            )
         if path.exists() and not os.access(path, os.W_OK | os.X_OK):
             raise PermissionError(None, "permission denied")
         if not path.exists() or not any(path.iterdir()):
@@ -126,23 +139,19 @@ def _foreign_files(path: Path) -> list[str]:
 
 
 def _swap(staging: Path, path: Path) -> None:
-    """Put the new folder where the old one is; the old one comes back if that fails."""
-    with _writing(path):
-        # mkdtemp's folder is private to the user; the result gets what mkdir would have given it.
-        mask = os.umask(0)
-        os.umask(mask)
-        staging.chmod(0o777 & ~mask)
-        if not path.exists():
-            staging.rename(path)
-            return
-        old = Path(tempfile.mkdtemp(prefix=f".{path.name}-old-", dir=path.parent))
-        path.rename(old)  # onto an empty folder: one step
-        try:
-            staging.rename(path)
-        except BaseException:
-            old.rename(path)
-            raise
-        shutil.rmtree(old)
+    """Put the new folder where the old one is, in one step wherever the file system can."""
+    if not path.exists() or not any(path.iterdir()):
+        staging.rename(path)
+        return
+    if files.exchange(staging, path):
+        return
+    old = staging.with_name("old")
+    path.rename(old)
+    try:
+        staging.rename(path)
+    except BaseException:
+        old.rename(path)
+        raise
 
 
 def _remove_empty(folders: Sequence[Path]) -> None:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bngen import console
+from bngen import console, files
 from bngen.errors import INTERRUPTED, BngenError, ToolchainError, UsageError
 
 SCHEMA = 3
@@ -221,9 +221,10 @@ def _caches(fresh: bool) -> Iterator[Mapping[str, str]]:
     if not fresh:
         yield {}
         return
-    with tempfile.TemporaryDirectory(prefix="bngen-bench-") as folder:
+    place = Path(tempfile.gettempdir())
+    with files.opened(place) as parent, files.working_folder(parent, "bngen-bench-") as (folder, _):
         names = ("BNGEN_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "TRITON_CACHE_DIR")
-        yield {name: str(Path(folder) / name.lower()) for name in names}
+        yield {name: str(place / folder / name.lower()) for name in names}
 
 
 def _start_again(
@@ -287,6 +288,6 @@ def _check_file(path: Path) -> None:
 
 def _write(path: Path, report: dict[str, Any]) -> None:
     try:
-        path.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+        files.write_whole(path, (json.dumps(report, indent=1) + "\n").encode())
     except OSError as error:
         raise ToolchainError(f"cannot write {path}: {error.strerror or error}") from error

@@ -52,7 +52,7 @@ def run(request: BuildRequest) -> int:
         with artifact.output_folder(out) as folder:
             module = compile_program(program, request, progress, grad=request.grad)
             progress.stage(f"writing {out}")
-            manifest = artifact.write_module(module, folder, request.emit)
+            manifest = artifact.write_module(module, folder, request.emit, out)
     summary = _summary(request, manifest, out)
     if request.json:
         console.json_result(summary)

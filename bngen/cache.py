@@ -11,7 +11,6 @@ import functools
 import hashlib
 import json
 import logging
-import pickle
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,14 +18,14 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bngen.backend.kernels import Code, link, objects
 from bngen.errors import ToolchainError
 from bngen.ir.node import Graph
 from bngen.ir.text import print_graph
-from bngen.runtime import host, native
+from bngen.runtime import bundle, host, native, plain
 from bngen.runtime.module import Built
 from bngen.runtime.native import Entry
-from bngen.runtime.store import Shelf, Store
+from bngen.runtime.plain import PlainError
+from bngen.runtime.store import Store
 from bngen.scheduling.records import Records
 from bngen.target import Target
 
@@ -34,8 +33,7 @@ _LOG = logging.getLogger(__name__)
 _LIMIT = 1 << 30
 """Bytes that programs may take; DenseNet-121's training step takes 15 MB."""
 _PROGRAMS, _TARGETS = Store("programs", _LIMIT), Store("targets", 1 << 20)
-_BUILT, _LIBRARY, _OBJECTS = "built.pickle", "kernels.so", "objects.pickle"
-_TARGET = "target.pickle"
+_TARGET = "target.json"
 
 
 # --- targets ----------------------------------------------------------------------------------
@@ -51,11 +49,14 @@ def target(spec: Any, mcpu: str | None = None, mattr: str | Sequence[str] = ()) 
     except TypeError:  # Nothing that a target is written in: to be refused in the proper words.
         return Target.parse(spec, mcpu=mcpu, mattr=mattr)
     digest = _digest(text)
-    shelf = _TARGETS.find(digest)
-    found = _unpickled(shelf, _TARGET) if shelf else None
-    if found is None:
-        found = Target.parse(spec, mcpu=mcpu, mattr=mattr)
-        _TARGETS.add(digest, {_TARGET: pickle.dumps(found)})
+    kept = _TARGETS.read(digest, _TARGET)
+    if kept:
+        try:
+            return plain.loads(Target, kept[0])
+        except PlainError as error:
+            _LOG.info("target %s is parsed again: %s", digest, error)
+    found = Target.parse(spec, mcpu=mcpu, mattr=mattr)
+    _TARGETS.add(digest, {_TARGET: plain.dumps(Target, found)})
     return found
 
 
@@ -64,15 +65,23 @@ def target(spec: Any, mcpu: str | None = None, mattr: str | Sequence[str] = ()) 
 
 @dataclass(frozen=True)
 class Kept:
-    """A program out of the cache, its kernels loaded."""
+    """A program out of the cache, its kernels loaded.
+
+    Attributes:
+        built: what a module runs.
+        entries: the kernels, by symbol.
+        key: what it is kept under.
+    """
 
     built: Built
     entries: Mapping[str, Entry]
-    shelf: Shelf
+    key: str
 
     def objects(self) -> dict[str, bytes] | None:
         """The kernels' object files by symbol, or None where they are gone by now."""
-        return _unpickled(self.shelf, _OBJECTS)
+        symbols = sorted({step.symbol for step in self.built.steps})
+        found = _PROGRAMS.read(self.key, *map(bundle.object_file, symbols))
+        return None if found is None else dict(zip(symbols, found, strict=True))
 
 
 def key(
@@ -90,47 +99,35 @@ def key(
     return _digest(print_graph(program), repr(machine), repr((features, asked, records)))
 
 
-def find(digest: str) -> Kept | None:
+def find(key: str) -> Kept | None:
     """The program kept under a `key`. Its kernels take the thread pool that is installed."""
-    shelf = _PROGRAMS.find(digest)
-    built = _unpickled(shelf, _BUILT) if shelf else None
-    return _loaded(built, shelf) if built is not None else None
+    names = (*bundle.DATA, bundle.LIBRARY)
+    found = _PROGRAMS.read(key, *names)
+    if found is None:
+        return None
+    contents = dict(zip(names, found, strict=True))
+    try:
+        built = bundle.built_of(contents)
+        entries = native.load(contents[bundle.LIBRARY], {step.symbol for step in built.steps})
+    except (PlainError, ToolchainError) as error:
+        _LOG.info("entry %s is made again: %s", key, error)
+        return None
+    return Kept(built, entries, key)
 
 
-def keep(digest: str, built: Built, codes: Sequence[Code]) -> Kept | None:
-    """Keep a program under a `key`, and load its kernels from there.
+def keep(key: str, built: Built, library: bytes, objects: Mapping[str, bytes]) -> None:
+    """Keep a program under a `key`; where that cannot be, the next process compiles it again.
 
-    Returns:
-        None where nothing can be kept: the next process compiles the program again.
+    Args:
+        key: see `key`.
+        built: what a module runs.
+        library: the kernels' shared library.
+        objects: their object files, by symbol.
     """
-    try:
-        library = link(codes)
-    except ToolchainError:  # Without a C compiler; the thread pool has said so.
-        return None
-    kept = pickle.dumps(objects(codes))
-    files = {_BUILT: pickle.dumps(built), _LIBRARY: library, _OBJECTS: kept}
-    shelf = _PROGRAMS.add(digest, files)
-    return _loaded(built, shelf) if shelf else None
-
-
-def _loaded(built: Built, shelf: Shelf) -> Kept | None:
-    try:
-        symbols = {step.symbol for step in built.steps}
-        return Kept(built, native.load(shelf.path(_LIBRARY), symbols), shelf)
-    except (OSError, ToolchainError) as error:
-        _LOG.info("%s: made again", error)
-        return None
+    _PROGRAMS.add(key, bundle.files(built, library, objects))
 
 
 # --- both -------------------------------------------------------------------------------------
-
-
-def _unpickled(shelf: Shelf, name: str) -> Any:
-    try:
-        return pickle.loads(shelf.read(name))
-    except OSError as error:
-        _LOG.info("%s: made again", error)
-        return None
 
 
 def _digest(*parts: str) -> str:

@@ -9,6 +9,7 @@ Exit status: 0, 1 (a check failed), 2 (usage, bad input), 101 (a bug in bngen), 
 from __future__ import annotations
 
 import difflib
+import errno
 import os
 import signal
 import sys
@@ -18,11 +19,18 @@ from typing import Any
 
 import click
 
-from bngen import options
-from bngen.errors import INTERRUPTED, BngenError
+from bngen import console, options
+from bngen.errors import INTERRUPTED, BngenError, ToolchainError
 from bngen.version import __version__
 
 OK, CHECK_FAILED, BAD_INPUT, BUG, BROKEN_PIPE = 0, 1, 2, 101, 141
+
+_THE_WORLDS = frozenset((
+    errno.EACCES, errno.EAGAIN, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ELOOP, errno.EMFILE,
+    errno.ENAMETOOLONG, errno.ENFILE, errno.ENODEV, errno.ENOENT, errno.ENOMEM, errno.ENOSPC,
+    errno.ENOTDIR, errno.ENXIO, errno.EPERM, errno.EROFS, errno.ESTALE, errno.ETXTBSY,
+))  # fmt: skip
+"""Errors that come from disks, limits and rights, not from what bngen asks for."""
 
 
 class _ChoiceList(click.ParamType):
@@ -159,11 +167,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     try:
         status = _invoke(argv)
-        sys.stdout.flush()
+        console.result("", end="")
         return status
-    except click.exceptions.NoArgsIsHelpError as error:
-        click.echo(error.format_message())
-        return OK
     except click.ClickException as error:
         return _failed(_usage_line(error), BAD_INPUT, argv)
     except BngenError as error:
@@ -171,8 +176,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _failed("bngen: interrupted; nothing was written", INTERRUPTED, argv)
     except BrokenPipeError:
-        return _reader_left()
-    except Exception as error:  # whatever escapes is a bug of bngen's, and is reported as one
+        console.silence(sys.stdout)  # as by ``bngen ... | head -1``: end quietly, as `cat` does
+        return BROKEN_PIPE
+    except Exception as error:
+        if line := _world_line(error):
+            return _failed(line, BAD_INPUT, argv)
+        # Whatever else escapes is a bug of bngen's, and is reported as one.
         return _failed(_bug_line(error), BUG, argv)
 
 
@@ -183,6 +192,9 @@ def _invoke(argv: list[str]) -> int:
             return cli.invoke(context) or OK
     except click.exceptions.Exit as done:  # --help and --version
         return done.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message())
+        return OK
 
 
 def _usage_line(error: click.ClickException) -> str:
@@ -200,22 +212,34 @@ def _bug_line(error: Exception) -> str:
     )
 
 
+def _world_line(error: Exception) -> str | None:
+    """What to say of an error that the machine is to blame for: full disks, lacking rights."""
+    if isinstance(error, MemoryError):
+        return f"bngen: error: {' '.join(('not enough memory', *map(str, error.args[:1])))}"
+    if not isinstance(error, OSError):
+        return None
+    try:
+        console.result("", end="")  # click writes to standard output by itself
+    except ToolchainError as told:
+        return f"bngen: error: {told}"
+    except BrokenPipeError:  # which is not what went wrong
+        console.silence(sys.stdout)
+    if error.errno not in _THE_WORLDS:
+        return None
+    where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+    return f"bngen: error: {where}{error.strerror}"
+
+
 def _failed(line: str, status: int, argv: Sequence[str]) -> int:
     if _wants_traceback(argv):
-        traceback.print_exc()
-    print(line, file=sys.stderr)
+        console.log(traceback.format_exc().rstrip())
+    console.log(line)
     return status
 
 
 def _wants_traceback(argv: Sequence[str]) -> bool:
     # Looked up by hand: the error may be that the command line itself cannot be parsed.
     return "--debug" in argv or os.environ.get("BNGEN_DEBUG", "0") not in ("", "0")
-
-
-def _reader_left() -> int:
-    """Standard output was closed, as by ``bngen ... | head -1``: end quietly, as `cat` does."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    return BROKEN_PIPE
 
 
 def _terminate(signum: int, frame: Any) -> None:
@@ -225,7 +249,10 @@ def _terminate(signum: int, frame: Any) -> None:
 def run() -> None:
     """The ``bngen`` executable; a polite kill cleans up as Ctrl-C does."""
     signal.signal(signal.SIGTERM, _terminate)
-    sys.exit(main())
+    console.open_missing_streams()
+    status = main()
+    console.settle()
+    sys.exit(status)
 
 
 if __name__ == "__main__":

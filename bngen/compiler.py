@@ -26,7 +26,14 @@ from typing import Any
 import numpy as np
 
 from bngen import cache as caches
-from bngen.backend.kernels import Code, KnobLookup, Progress, compile_plan, load, objects
+from bngen.backend.kernels import (
+    Code,
+    KnobLookup,
+    Progress,
+    compile_plan,
+    load_library,
+    objects,
+)
 from bngen.binding import bind
 from bngen.errors import BngenError
 from bngen.ir.node import Graph
@@ -100,8 +107,9 @@ def build(
             progress(len(steps), len(steps), steps[-1].name)
         return Module(kept.built, kept.entries, initialize, _Kept(kept, work), threads)
     built, codes = work.done(progress, dump)
-    kept = caches.keep(key, built, codes) if cache else None
-    entries = kept.entries if kept else load(codes)
+    entries, library = load_library(codes)
+    if cache and library is not None:
+        caches.keep(key, built, library, objects(codes))
     return Module(built, entries, initialize, _Fresh(codes), threads)
 
 

@@ -1,18 +1,22 @@
 """What the commands say while they work and when they are done.
 
 Progress and log go to standard error: a bar on a terminal, a few plain lines elsewhere, nothing
-with ``--quiet``. The result alone goes to standard output. `rich` is imported only when a bar is
-about to be drawn.
+with ``--quiet``. The result alone goes to standard output. What cannot be logged is left out; a
+result that cannot be written is an error. `rich` is imported only when a bar is about to be drawn.
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
+
+from bngen.errors import ToolchainError
 
 _PLAIN_LINES = 20
 """About how many progress lines a build prints when there is no terminal."""
@@ -70,12 +74,24 @@ class _Bar:
 def progress(quiet: bool) -> Iterator[Progress]:
     """A reporter fit for where standard error goes."""
     if quiet:
-        yield _Silent()
+        with _without_log():
+            yield _Silent()
     elif not sys.stderr.isatty():
         yield _Lines()
     else:
         with _rich_bar() as bar:
             yield _Bar(bar)
+
+
+@contextmanager
+def _without_log() -> Iterator[None]:
+    logger = logging.getLogger("bngen")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
 
 
 def _rich_bar() -> Any:
@@ -94,13 +110,62 @@ def _rich_bar() -> Any:
 
 
 def log(line: str) -> None:
-    """One line on standard error."""
-    print(line, file=sys.stderr, flush=True)
+    """One line on standard error, if it can be written there."""
+    try:
+        print(line, file=sys.stderr, flush=True)
+    except OSError:  # Nobody is there to be told.
+        silence(sys.stderr)
 
 
-def result(text: str) -> None:
-    """The command's result, on standard output."""
-    print(text, flush=True)
+def result(text: str, end: str = "\n") -> None:
+    """The command's result, on standard output.
+
+    Raises:
+        BrokenPipeError: when its reader has left.
+        ToolchainError: when it cannot be written.
+    """
+    try:
+        print(text, end=end, flush=True)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        silence(sys.stdout)
+        what = f"cannot write to standard output: {error.strerror or error}"
+        raise ToolchainError(what, hint="send it elsewhere") from error
+
+
+def silence(stream: Any) -> None:
+    """Let a stream lead nowhere from now on: what it still holds can be dropped in peace."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
+
+
+def open_missing_streams() -> None:
+    """Let standard streams that were closed when the process started lead nowhere.
+
+    Otherwise the next file that is opened takes their number, and gets what was meant for them.
+    Text that cannot be encoded is written in ASCII from now on.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        stream = getattr(sys, name)
+        if stream is None:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            stream = open(number, "w" if number else "r", encoding="utf-8", closefd=False)
+            setattr(sys, name, stream)
+        stream.reconfigure(errors="backslashreplace")
+
+
+def settle() -> None:
+    """Write what the streams still hold, or drop it: Python would end with a status of its own."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            silence(stream)
 
 
 def json_result(value: Any) -> None:

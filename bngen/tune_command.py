@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bngen import console
+from bngen import console, files
 from bngen.errors import INTERRUPTED, ToolchainError, UsageError
 from bngen.version import __version__
 
@@ -51,8 +51,9 @@ def run(request: TuneRequest) -> int:
     if not target.runs_here():
         what = f"{target.cpu} needs what this machine lacks: {', '.join(target.missing_here())}"
         raise UsageError(what, hint="tune on such a CPU, or for -mcpu=native")
-    folder = records.shipped_folder() if request.ship else records.user_folder()
-    path = Path(request.records or folder) / f"{target.cpu}.toml"
+    path = _folder(request) / f"{target.cpu}.toml"
+    if reason := files.obstacle(path):
+        raise ToolchainError(f"nowhere to keep records: {reason}", hint="choose another --out")
     found = {r.id: r for r in records.read(path)} if path.exists() else {}
     if request.schedules:
         found = {**records.find(target, request.schedules).of, **found}
@@ -64,6 +65,14 @@ def run(request: TuneRequest) -> int:
     else:
         console.result(_text(summary))
     return status
+
+
+def _folder(request: TuneRequest) -> Path:
+    from bngen.scheduling import records
+
+    if request.records:
+        return Path(request.records)
+    return records.shipped_folder() if request.ship else records.user_folder()
 
 
 def _tune(
@@ -97,9 +106,17 @@ def _tune(
             touched.append(record.id)
             records.write(path, found.values(), _versions())
     except KeyboardInterrupt:
-        console.log(f"stopped; {path} holds what was found, and the same command goes on")
+        console.log(_stopped(path, touched))
         return INTERRUPTED, touched
     return 0, touched
+
+
+def _stopped(path: Path, touched: list[str]) -> str:
+    """What an interrupt has left."""
+    if touched:
+        return f"stopped; {path} holds what was found, and the same command goes on"
+    as_it_was = f"; {path} is as it was" if path.exists() else ", and no file was written"
+    return f"stopped before the first kernel was done{as_it_was}"
 
 
 def _versions() -> dict[str, str]:
@@ -108,7 +125,7 @@ def _versions() -> dict[str, str]:
 
 def _summary(path: Path, new: list[Any], interrupted: bool) -> dict[str, Any]:
     return {
-        "file": str(path),
+        "file": str(path) if path.exists() else None,
         "interrupted": interrupted,
         "kernels": [
             {
@@ -123,7 +140,7 @@ def _summary(path: Path, new: list[Any], interrupted: bool) -> dict[str, Any]:
 def _text(summary: dict[str, Any]) -> str:
     rows = summary["kernels"]
     if not rows:
-        return f"{summary['file']}: nothing new"
+        return f"{summary['file']}: nothing new" if summary["file"] else "nothing found"
     faster = [r for r in rows if r["seconds"] < r["baseline"]]
     before, after = (sum(r[k] for r in rows) for k in ("baseline", "seconds"))
     lines = sorted(faster, key=lambda r: r["seconds"] / r["baseline"])[:20]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,30 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 
 def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden")
+
+
+@pytest.fixture
+def tmpfs(tmp_path):
+    """``tmpfs("ro", ...)``: a new small file system, mounted with these options."""
+    mounted = []
+
+    def mount(*options: str) -> Path:
+        folder = tmp_path / f"mounted{len(mounted)}"
+        folder.mkdir()
+        words = ",".join(("mode=700", *options))
+        command = ["mount", "-t", "tmpfs", "-o", words, "tmpfs", str(folder)]
+        try:
+            subprocess.run(command, capture_output=True, text=True, check=True)
+        except FileNotFoundError:
+            pytest.skip("there is no mount command")
+        except subprocess.CalledProcessError as error:
+            pytest.skip(f"may not mount: {error.stderr.strip()}")
+        mounted.append(folder)
+        return folder
+
+    yield mount
+    for folder in mounted:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 @pytest.fixture

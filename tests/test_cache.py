@@ -1,5 +1,9 @@
 """Programs kept on disk: taken only for what they were built for, the same bits, no compiler."""
 
+import json
+import os
+import random
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +14,8 @@ import pytest
 import bngen as bg
 from bngen import cache, compiler
 from bngen.bench.lone import fill
-from bngen.errors import TargetError
-from bngen.runtime import toolchain
+from bngen.errors import BngenError, TargetError
+from bngen.runtime import store, toolchain
 from bngen.target import Target
 
 CHANNELS = 16
@@ -21,6 +25,7 @@ CHANNELS = 16
 def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("BNGEN_CACHE_DIR", str(tmp_path / "cache"))
     monkeypatch.delenv("BNGEN_NO_CACHE")
+    store._warn.cache_clear()
     return tmp_path / "cache"
 
 
@@ -139,11 +144,10 @@ def test_a_warning_is_given_each_time():
             bg.build(bg.trace(independent, *shapes, name="p"), grad=True)
 
 
-@pytest.mark.parametrize("name", ["built.pickle", "kernels.so", "index.json"])
+@pytest.mark.parametrize("name", ["built.json", "manifest.json", "kernels.so", "index.json"])
 def test_a_damaged_entry_is_made_again(compiled, folder, name):
     first = step(bg.build(program(), grad=True))
     (entry,) = (folder / "programs").iterdir()
-    (entry / name).unlink()  # the library is in use: it must not change, the name may go
     (entry / name).write_bytes(b"nonsense")
     second = step(bg.build(program(), grad=True))
     assert len(compiled) == 2
@@ -151,6 +155,145 @@ def test_a_damaged_entry_is_made_again(compiled, folder, name):
         np.testing.assert_array_equal(a, b)
     bg.build(program(), grad=True)
     assert len(compiled) == 2
+
+
+def test_what_happens_to_files_in_use_does_not_matter(folder):
+    """They are not mapped: a file cut short under a mapping kills the process that uses it."""
+    bg.build(program(), grad=True)
+    module = bg.build(program(), grad=True)
+    expected = step(module)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            with path.open("r+b") as file:
+                file.truncate(0)
+    for a, b in zip(expected, step(module), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_nothing_that_can_run_code_is_kept(folder):
+    bg.build(program(), grad=True)
+    files = [p for p in folder.rglob("*") if p.is_file()]
+    kinds = {p.suffix for p in files if not p.read_bytes().startswith(b"\x7fELF")}
+    assert kinds == {".json"}
+    assert {p.suffix for p in files} == {".json", ".so", ".o"}
+    for path in (p for p in files if p.suffix == ".json"):
+        json.loads(path.read_bytes())
+
+
+def test_somebody_who_can_change_a_folder_above_is_not_obeyed(compiled, folder, tmp_path, caplog):
+    """The whole folder is replaced by a copy, which is what its owner could do to it."""
+    bg.build(program())
+    tmp_path.chmod(0o777)
+    try:
+        bg.build(program())
+    finally:
+        tmp_path.chmod(0o700)
+    assert len(compiled) == 2
+    assert "others can write to" in caplog.text
+
+
+def _entry(folder, name):
+    entries = (folder / "programs").iterdir()
+    (entry,) = (e for e in entries if name in (e / "built.json").read_text())
+    return entry
+
+
+def test_an_entry_in_the_place_of_another_is_not_taken(compiled, folder):
+    bg.build(program(name="one"))
+    bg.build(program(name="two"))
+    one, two = _entry(folder, '"one"'), _entry(folder, '"two"')
+    shutil.rmtree(one)
+    two.rename(one)
+    assert bg.build(program(name="one")).manifest()["program"] == "one"
+    assert len(compiled) == 3
+
+
+FUZZ = 400 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 60
+"""Damaged entries that are tried."""
+
+
+def _damage(rng, entry, other):
+    """Do one thing to a file of an entry; ``other`` is an entry to take files from."""
+    files = sorted(p for p in entry.iterdir() if _read(p))
+    path = rng.choice(files)
+    content = bytearray(path.read_bytes())
+    kind = rng.choice(["flip", "cut", "grow", "swap", "take", "link", "pipe", "folder", "gone"])
+    if kind == "flip":
+        for _ in range(rng.choice([1, 1, 8])):
+            content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
+        path.write_bytes(content)
+    elif kind == "cut":
+        path.write_bytes(content[: rng.randrange(len(content))])
+    elif kind == "grow":
+        path.write_bytes(content + rng.choice([b"\0", b" ", b"}", content]))
+    elif kind == "swap":
+        second = rng.choice([p for p in files if p != path])
+        path.write_bytes(second.read_bytes())
+        second.write_bytes(content)
+    elif kind == "take":
+        path.write_bytes((other / rng.choice(sorted(os.listdir(other)))).read_bytes())
+    else:
+        path.unlink()
+        make = {
+            "link": lambda: path.symlink_to(rng.choice(["/dev/zero", str(other), path.name])),
+            "pipe": lambda: os.mkfifo(path),
+            "folder": path.mkdir,
+            "gone": lambda: None,
+        }
+        make[kind]()
+    return f"{kind} {path.name}"
+
+
+def test_damage_of_any_kind_is_an_absent_entry_or_none(folder):
+    """What is found is what was kept, or nothing; the library of a damaged entry is not loaded."""
+    bg.build(program(), grad=True)
+    bg.build(program(name="another", channels=4))
+    entry = _entry(folder, '"small"')
+    other, pristine = _entry(folder, '"another"'), folder / "pristine"
+    shutil.copytree(entry, pristine)
+    whole = {p.name: p.read_bytes() for p in pristine.iterdir()}
+    objects = {p.removesuffix(".o"): whole[p] for p in whole if p.endswith(".o")}
+    expected = cache.find(entry.name).built
+    rng = random.Random(0)
+    for _ in range(FUZZ):
+        done = [_damage(rng, entry, other) for _ in range(rng.choice([1, 1, 2]))]
+        kept = cache.find(entry.name)
+        unharmed = {n for n in whole if _read(entry / n) == whole[n]}
+        needed = {"built.json", "manifest.json", "kernels.so"}
+        assert kept is None or needed <= unharmed, done
+        if kept:
+            assert kept.built == expected, done
+            assert kept.objects() in (None, objects), done
+        shutil.rmtree(entry, ignore_errors=True)
+        shutil.copytree(pristine, entry)
+
+
+def _read(path):
+    return path.read_bytes() if path.is_file() and not path.is_symlink() else None
+
+
+def test_hostile_documents_with_the_right_digests(folder, monkeypatch):
+    """Whoever could write these could replace the code; still nothing but a `Built` is made."""
+    kept = {}
+    monkeypatch.setattr(cache._PROGRAMS, "add", lambda key, files: kept.update(files))
+    bg.build(program())
+    rng = random.Random(0)
+    for document in ("built.json", "manifest.json"):
+        whole = kept[document]
+        for _ in range(FUZZ):
+            content = bytearray(whole)
+            at = rng.randrange(len(content))
+            junk = [b"", b"0", b"-1", b"[", b"}", b"null", b'"', b"1e999", b"\\ud800", b"true"]
+            content[at : at + rng.randrange(8)] = rng.choice(junk)
+            found = {**kept, document: bytes(content)}
+            monkeypatch.setattr(
+                cache._PROGRAMS, "read", lambda key, *names, f=found: tuple(f[n] for n in names)
+            )
+            if (entry := cache.find("key")) is not None:
+                try:
+                    dict(entry.built.manifest)
+                except BngenError:
+                    assert document == "manifest.json"
 
 
 def test_texts_and_objects_of_a_kept_program(folder, tmp_path, compiled):
@@ -169,7 +312,8 @@ def test_texts_and_objects_of_a_kept_program(folder, tmp_path, compiled):
 def test_objects_are_made_again_where_they_are_gone(folder, tmp_path):
     first, kept = bg.build(program()), bg.build(program())
     (entry,) = (folder / "programs").iterdir()
-    (entry / "objects.pickle").unlink()
+    for path in entry.glob("*.o"):
+        path.unlink()
     kept.save_objects(tmp_path)
     assert {p.stem for p in tmp_path.glob("*.o")} == set(first.emit("tir"))
 
@@ -219,6 +363,14 @@ def test_a_kept_target_is_the_one_that_was_parsed(spec, monkeypatch):
     again = cache.target(spec)
     assert again == first and again.features == first.features
     assert cache.target(first) is first
+
+
+@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"nonsense", b'{"cpu": "x"}'])
+def test_a_damaged_target_is_parsed_again(folder, content, monkeypatch):
+    first = cache.target("llvm -mcpu=x86-64-v3")
+    monkeypatch.setattr(cache._TARGETS, "read", lambda *_: (content,))
+    again = cache.target("llvm -mcpu=x86-64-v3")
+    assert again == first and again.features == first.features
 
 
 def test_options_of_a_target_are_told_apart():

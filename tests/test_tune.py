@@ -306,6 +306,43 @@ def test_stopped_with_what_was_found_kept(tmp_path, capsys, monkeypatch):
     assert records.read(path) == [kept]
 
 
+OLD = Record("a" * 16, "conv", "conv2d", EXTENTS, BEST, 1e-3, 2e-3, 2, 9)
+
+
+@pytest.mark.parametrize("before", [[], [OLD]], ids=["nothing", "records"])
+def test_stopped_before_anything_was_found(tmp_path, capsys, monkeypatch, before):
+    """No file is named that is not there."""
+
+    def stopped(*asked):
+        raise KeyboardInterrupt
+        yield
+
+    monkeypatch.setattr("bngen.tune.tune", stopped)
+    monkeypatch.setattr("bngen.tune.work_of", lambda *asked: [])
+    path = tmp_path / "mine" / f"{Target.parse().cpu}.toml"
+    if before:
+        records.write(path, before, {})
+    out = ["--out", str(path.parent)]
+    assert main(["tune", *SMALL, *out]) == tune_command.INTERRUPTED
+    captured = capsys.readouterr()
+    assert "stopped before the first kernel was done" in captured.err
+    assert (str(path) in captured.err) == (str(path) in captured.out) == bool(before)
+    assert main(["tune", *SMALL, *out, "--json"]) == tune_command.INTERRUPTED
+    assert json.loads(capsys.readouterr().out)["file"] == (str(path) if before else None)
+    assert path.parent.exists() == bool(before)
+
+
+@pytest.mark.parametrize("out", ["file", "file/below", "mounted0/below"])
+def test_records_that_could_not_be_kept_are_not_searched_for(
+    tmp_path, capsys, monkeypatch, tmpfs, out
+):
+    monkeypatch.setattr("bngen.tune.work_of", None)
+    (tmp_path / "file").write_text("")
+    tmpfs("ro")
+    assert main(["tune", *SMALL, "--out", str(tmp_path / out)]) == 2
+    assert "nowhere to keep records" in capsys.readouterr().err
+
+
 def test_two_folders_are_refused(capsys):
     assert main(["tune", *SMALL, "--ship", "--out", "x"]) == 2
     assert "--ship and --out name two folders" in capsys.readouterr().err

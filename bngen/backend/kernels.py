@@ -8,23 +8,23 @@ from __future__ import annotations
 
 import contextlib
 import gc
-import tempfile
+import logging
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bngen.errors import ToolchainError
 from bngen.ir.node import Value
 from bngen.ir.plan import Kernel, KernelPlan
-from bngen.runtime import native, toolchain
+from bngen.runtime import memory_file, native, toolchain
 from bngen.runtime.native import Entry
 from bngen.target import Target
 
 if TYPE_CHECKING:
     from bngen.lower.body import Argument  # TVM comes with it, as with the imports of _compile
 
+_LOG = logging.getLogger(__name__)
 Progress = Callable[[int, int, str], None]
 KnobLookup = Callable[[str, str], dict[str, int] | None]
 """(kind, signature) -> knobs of a record, or None for the analytic ones."""
@@ -173,35 +173,23 @@ def _without_collections() -> Iterator[None]:
 
 
 def load(codes: Iterable[Code]) -> dict[str, Entry]:
-    """Kernels to be called in this process, by symbol.
+    """Kernels to be called in this process, by symbol; see `load_library`."""
+    return load_library(codes)[0]
 
-    Without a C compiler, TVM's JIT generates their machine code once more.
+
+def load_library(codes: Iterable[Code]) -> tuple[dict[str, Entry], bytes | None]:
+    """Kernels to be called in this process, by symbol, and the library that they were loaded from.
+
+    Without a C compiler, or where no library can be loaded, TVM's JIT generates their machine code
+    once more, and there is no library.
     """
     distinct = {code.symbol: code for code in codes}
     try:
-        library = link(distinct.values())
-    except ToolchainError:  # The thread pool has said so.
-        return {s: native.entry_of(code.library[s]) for s, code in distinct.items()}
-    with tempfile.TemporaryDirectory(dir=toolchain.session_folder()) as folder:
-        path = Path(folder) / "kernels.so"
-        path.write_bytes(library)
-        return native.load(path, distinct)
-
-
-def link(codes: Iterable[Code]) -> bytes:
-    """A shared library of kernels.
-
-    Raises:
-        ToolchainError: when there is no C compiler, or it fails.
-    """
-    with tempfile.TemporaryDirectory(dir=toolchain.session_folder()) as folder:
-        paths = []
-        for symbol, content in objects(codes).items():
-            paths.append(Path(folder) / f"{symbol}.o")
-            paths[-1].write_bytes(content)
-        library = Path(folder) / "kernels.so"
-        toolchain.link(paths, library)
-        return library.read_bytes()
+        library = toolchain.link(objects(distinct.values()).values())
+        return native.load(library, distinct), library
+    except ToolchainError as error:  # The thread pool may have said so, and all works as before.
+        _LOG.info("kernels are loaded by TVM's JIT: %s", error)
+        return {s: native.entry_of(code.library[s]) for s, code in distinct.items()}, None
 
 
 def objects(codes: Iterable[Code]) -> dict[str, bytes]:
@@ -304,7 +292,8 @@ def _compile(
 
 
 def _machine_code(library: Any) -> bytes:
-    with tempfile.TemporaryDirectory(dir=toolchain.session_folder()) as folder:
-        path = Path(folder) / "kernel.o"
-        library.mod.write_to_file(str(path), "o")
-        return path.read_bytes()
+    # LLVM ends the process when it cannot write: a file in memory is never on a full disk.
+    with memory_file.written() as (path, descriptor):
+        library.mod.write_to_file(path, "o")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()

@@ -147,7 +147,8 @@ def _addresses(table: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    library = ctypes.CDLL(str(toolchain.shared_library(Path(__file__).with_name("dispatch.c"))))
+    source = Path(__file__).with_name("dispatch.c")
+    library = toolchain.shared_library(source, ctypes.CDLL, ("bngen_run", "bngen_idle"))
     library.bngen_run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
     library.bngen_run.restype = ctypes.c_int64
     return library

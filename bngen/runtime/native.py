@@ -7,16 +7,24 @@ installed.
 
 from __future__ import annotations
 
+import _ctypes
 import ctypes
 import functools
 import importlib.util
+import logging
 import os
-from collections.abc import Iterable
+import weakref
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from bngen.errors import ToolchainError
+from bngen.runtime import folders, memory_file
+
+_LOG = logging.getLogger(__name__)
+T = TypeVar("T")
+L = TypeVar("L", bound=ctypes.CDLL)
 
 
 @dataclass(frozen=True)
@@ -39,18 +47,76 @@ def entry_of(function: Any) -> Entry:
     return Entry(address(ffi().TVMFFIFunctionCall), function.__chandle__(), function)
 
 
-def load(library: Path, symbols: Iterable[str]) -> dict[str, Entry]:
+def load(library: bytes, symbols: Iterable[str]) -> dict[str, Entry]:
     """The kernels of a shared library, by symbol; TVM's loader gives them its runtime's functions.
 
-    The thread pool in use when they are loaded is theirs from then on.
+    The thread pool in use when they are loaded is theirs from then on. The library is unloaded when
+    no entry is left.
+
+    Args:
+        library: its content. Code that is damaged may end the process.
+        symbols: of the kernels.
 
     Raises:
-        ToolchainError: for a file that is no library of kernels.
+        ToolchainError: for what is no library of these kernels, or where none can be loaded.
     """
-    module = _call(b"ffi.ModuleLoadFromFile", os.fsencode(library))
-    code = ctypes.CDLL(str(library))
-    owner = (module, code)
-    return {s: Entry(address(getattr(code, f"__tvm_ffi_{s}")), 0, owner) for s in symbols}
+    owner = _loaded(library, _Kernels)
+    return {symbol: Entry(owner.address(symbol), 0, owner) for symbol in symbols}
+
+
+def open_library(library: bytes, kind: type[L], symbols: Iterable[str]) -> L:
+    """A shared library that stays loaded, by ctypes.
+
+    Args:
+        library: its content.
+        kind: `ctypes.CDLL` or `ctypes.PyDLL`.
+        symbols: what it must have.
+
+    Raises:
+        ToolchainError: for what is no such library, or where none can be loaded.
+    """
+    found = _loaded(library, kind)
+    missing = [symbol for symbol in symbols if not hasattr(found, symbol)]
+    if missing:
+        raise ToolchainError(f"a compiled library lacks {missing[0]}")
+    return found
+
+
+def _loaded(library: bytes, load: Callable[[str], T]) -> T:
+    """What ``load`` makes of a path to the library: in memory, or else in a scratch folder."""
+    try:
+        with memory_file.sealed(library) as path:
+            return load(path)
+    except (OSError, ToolchainError) as error:
+        _LOG.info("not loaded from memory: %s", error)
+    with folders.scratch() as folder:
+        path = folder / "library.so"
+        try:
+            path.write_bytes(library)
+            return load(str(path))
+        except OSError as error:
+            raise ToolchainError(f"cannot load a compiled library: {error}") from None
+
+
+class _Kernels:
+    """A library of kernels, loaded by TVM and by ctypes; unloaded when it is no longer referred to.
+
+    Args:
+        path: is not needed any more once this object exists.
+    """
+
+    def __init__(self, path: str):
+        self._code = ctypes.CDLL(path)
+        # At the end of the process there is nobody left to unload it for.
+        weakref.finalize(self, _ctypes.dlclose, self._code._handle).atexit = False
+        self._module = _call(b"ffi.Module.load_from_file.so", os.fsencode(path), b"so")
+
+    def address(self, symbol: str) -> int:
+        """Where a kernel's code lies."""
+        try:
+            return address(getattr(self._code, f"__tvm_ffi_{symbol}"))
+        except AttributeError:
+            raise ToolchainError(f"a library of kernels lacks {symbol}") from None
 
 
 def raised() -> str:
@@ -93,16 +159,18 @@ class _Object:
         ffi().TVMFFIObjectDecRef(ctypes.c_void_p(self._handle))
 
 
-def _call(name: bytes, text: bytes) -> _Object:
-    """The object that a global function of TVM makes of a text."""
+def _call(name: bytes, *texts: bytes) -> _Object:
+    """The object that a global function of TVM makes of texts."""
     function, result = ctypes.c_void_p(), _Any()
     if ffi().TVMFFIFunctionGetGlobal(ctypes.byref(_Bytes(name, len(name))), ctypes.byref(function)):
         raise ToolchainError(raised())
     if not function.value:
         raise ToolchainError(f"TVM has no {name.decode()}", hint="pip install apache-tvm")
+    arguments = (_Any * len(texts))(
+        *(_Any(_RAW_STRING, 0, ctypes.cast(text, ctypes.c_void_p)) for text in texts)
+    )
     try:
-        argument = _Any(_RAW_STRING, 0, ctypes.cast(text, ctypes.c_void_p))
-        if ffi().TVMFFIFunctionCall(function, ctypes.byref(argument), 1, ctypes.byref(result)):
+        if ffi().TVMFFIFunctionCall(function, arguments, len(texts), ctypes.byref(result)):
             raise ToolchainError(raised())
     finally:
         ffi().TVMFFIObjectDecRef(function)

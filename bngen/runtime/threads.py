@@ -32,6 +32,11 @@ from bngen.runtime import host, native, toolchain
 _LOG = logging.getLogger(__name__)
 _MOST_THREADS = 4096
 _OPENMP_SYMBOLS = ("GOMP_parallel", "GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads")
+_OWN_SYMBOLS = (
+    "bngen_bind", "bngen_set_default_threads", "bngen_use_threads", "bngen_num_threads",
+    "bngen_ever_parallel", "bngen_after_fork", "TVMBackendParallelLaunch",
+    "TVMBackendParallelBarrier",
+)  # fmt: skip
 _OPENMP_NAMES = ("libgomp.so.1", "libomp.so.5", "libomp.so", "libiomp5.so")
 
 
@@ -178,7 +183,7 @@ class _OpenMPPool:
         self.name = f"openmp ({_origin(self._runtime.GOMP_parallel)})"
         source = Path(__file__).with_suffix(".c")
         # PyDLL: these functions only set or read a variable, quicker than releasing the GIL.
-        self._library = library = ctypes.PyDLL(str(toolchain.shared_library(source)))
+        self._library = library = toolchain.shared_library(source, ctypes.PyDLL, _OWN_SYMBOLS)
         self._ffi = native.ffi()
         entries = [native.address(getattr(self._runtime, name)) for name in _OPENMP_SYMBOLS]
         entries.append(native.address(self._ffi.TVMFFIErrorSetRaisedFromCStr))

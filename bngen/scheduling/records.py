@@ -14,18 +14,20 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import os
-import tempfile
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from bngen import files
 from bngen.errors import BngenError, ToolchainError
 from bngen.scheduling.knobs import Declined, Knobs, divisors, winograd_rows
 
+_LOG = logging.getLogger(__name__)
 FORMAT = 1
 MOST_REGISTERS = 32
 """Vector registers of the targets that have most."""
@@ -217,13 +219,28 @@ def find(target: Cpu, folder: str | Path | None = None) -> Records:
     if folder and not Path(folder).is_dir():
         raise BngenError(f"no folder of schedule records {folder}", hint="bngen tune makes one")
     found = Records()
-    for place in (folder, user_folder(), shipped_folder()):
+    for place in (folder, _user_folder_if_readable(), shipped_folder()):
         for name in dict.fromkeys((target.cpu, target.psabi, "generic")):
             path = Path(place) / f"{name}.toml" if place else None
             if path and path.is_file():
                 for record in read(path):
                     found.of.setdefault(record.id, record)
     return found
+
+
+def _user_folder_if_readable() -> Path | None:
+    """Nobody has asked for the user's own records in so many words: what cannot be read is left."""
+    try:
+        folder = user_folder()
+        os.listdir(folder)
+        return folder
+    except FileNotFoundError:
+        return None
+    except ToolchainError as error:
+        _LOG.warning("the user's schedule records are not read: %s", error)
+    except OSError as error:
+        _LOG.warning("the user's schedule records are not read: %s: %s", folder, error.strerror)
+    return None
 
 
 def shipped_folder() -> Path:
@@ -234,9 +251,18 @@ def shipped_folder() -> Path:
 
 
 def user_folder() -> Path:
-    """Where `bngen tune` writes: measured at length, so not among what a cache may lose."""
+    """Where `bngen tune` writes: measured at length, so not among what a cache may lose.
+
+    Raises:
+        ToolchainError: when that is in a home that cannot be found.
+    """
     xdg = os.environ.get("XDG_DATA_HOME", "").strip()
-    return (Path(xdg) if xdg else Path("~/.local/share").expanduser()) / "bngen" / "schedules"
+    try:
+        data = Path(xdg) if xdg else Path("~/.local/share").expanduser()
+    except RuntimeError as error:  # No HOME, and no entry for the user either.
+        hint = "set XDG_DATA_HOME"
+        raise ToolchainError(f"no folder for records: {error}", hint=hint) from None
+    return data / "bngen" / "schedules"
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -293,11 +319,7 @@ def write(path: Path, records: Iterable[Record], versions: Mapping[str, str]) ->
     text = render(records, versions)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-")
-        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(name, 0o644)
-        os.replace(name, path)
+        files.write_whole(path, text.encode())
     except OSError as error:
         hint = "choose another --out"
         raise ToolchainError(f"cannot write {path}: {error.strerror}", hint=hint) from error

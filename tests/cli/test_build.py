@@ -104,7 +104,7 @@ def test_a_new_build_replaces_the_old(bngen, compiler, tmp_path):
         (KeyboardInterrupt(), 130, "interrupted"),
         (TargetError("no such CPU", hint="try znver4"), 2, "no such CPU (try znver4)"),
         (ZeroDivisionError("of\nours"), 101, "ZeroDivisionError: of ours"),
-        (OSError(28, "No space left on device"), 101, "No space left"),
+        (OSError(28, "No space left on device"), 2, "No space left"),
     ],
 )
 def test_failure_leaves_the_folder_as_it_was(bngen, compiler, tmp_path, failure, status, words):

@@ -543,16 +543,15 @@ def test_no_warnings_without_a_reason():
 def test_the_thread_pool_is_installed_before_code_is_loaded(monkeypatch):
     """Loaded code keeps the pool it finds: installed later, everything runs on one thread."""
     import bngen.compiler
+    from bngen.runtime import native
 
     order = []
-    install, load = bngen.compiler.thread_pool.install, bngen.compiler.load
+    install, load = bngen.compiler.thread_pool.install, native.load
     monkeypatch.setattr(
         bngen.compiler.thread_pool, "install", lambda: (order.append("install"), install())[1]
     )
     monkeypatch.setattr(
-        bngen.compiler,
-        "load",
-        lambda codes: (order.append("load"), load(codes))[1],
+        native, "load", lambda *library: (order.append("load"), load(*library))[1]
     )
     bngen.build(bngen.trace(lambda x: bngen.relu(x), bngen.Tensor((2, 16, 4, 4)), name="p"))
     assert order[:2] == ["install", "load"]

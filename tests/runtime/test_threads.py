@@ -11,8 +11,8 @@ import threading
 
 import pytest
 
-from bngen.errors import BngenError, ToolchainError, UsageError
-from bngen.runtime import host, threads, toolchain
+from bngen.errors import BngenError, UsageError
+from bngen.runtime import host, threads
 
 # Tasks come from threads that Python does not know: CFUNCTYPE takes the GIL for each.
 TASK = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
@@ -32,7 +32,7 @@ def pool():
 @pytest.fixture
 def library(pool):
     """The launch functions, called as kernels call them: without the GIL."""
-    return ctypes.CDLL(pool._library._name)
+    return ctypes.CDLL(pool._library._name, handle=pool._library._handle)
 
 
 def launch(library, num_task=0, body=lambda task, env: 0):
@@ -338,67 +338,3 @@ def test_without_a_compiler_tvms_own_pool_serves():
     )
     (line,) = done.stderr.splitlines()
     assert line.startswith("kernels run on TVM's thread pool") and "install gcc" in line
-
-
-# --- the cache of compiled sources ------------------------------------------------------------
-
-ANSWER = "int answer(void) { return %d; }\n"
-
-
-@pytest.fixture
-def cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("BNGEN_CACHE_DIR", str(tmp_path / "cache"))
-    return tmp_path / "cache"
-
-
-def answer(path):
-    return ctypes.CDLL(str(path)).answer()
-
-
-def test_a_source_is_compiled_once_and_again_when_it_changes(cache, tmp_path):
-    source = tmp_path / "answer.c"
-    source.write_text(ANSWER % 41)
-    first = toolchain.shared_library(source)
-    stamp = first.stat().st_mtime_ns
-    assert answer(first) == 41
-    assert toolchain.shared_library(source) == first
-    assert first.stat().st_mtime_ns == stamp
-    source.write_text(ANSWER % 42)
-    second = toolchain.shared_library(source)
-    assert second != first and answer(second) == 42
-    assert sorted(cache.glob("native/*")) == sorted([first, second]), "no scratch files stay"
-
-
-def test_a_source_that_does_not_compile_is_one_line(cache, tmp_path):
-    source = tmp_path / "broken.c"
-    source.write_text("int answer(void) { return x; }\n")
-    with pytest.raises(ToolchainError, match="cannot compile broken.c: .*error") as caught:
-        toolchain.shared_library(source)
-    assert "\n" not in str(caught.value)
-    assert list(cache.glob("native/*")) == []
-
-
-def test_a_cache_that_cannot_be_made_is_done_without(tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("")
-    monkeypatch.setenv("BNGEN_CACHE_DIR", str(tmp_path / "file" / "below"))
-    source = tmp_path / "answer.c"
-    source.write_text(ANSWER % 7)
-    assert answer(toolchain.shared_library(source)) == 7
-
-
-def test_cache_folder(monkeypatch, tmp_path):
-    monkeypatch.setenv("BNGEN_CACHE_DIR", str(tmp_path))
-    assert toolchain.cache_dir() == tmp_path
-    monkeypatch.delenv("BNGEN_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert str(toolchain.cache_dir()) == "/somewhere/bngen"
-    monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/user")
-    assert str(toolchain.cache_dir()) == "/home/user/.cache/bngen"
-
-
-def test_no_compiler(monkeypatch):
-    monkeypatch.setenv("CC", "")
-    monkeypatch.setenv("PATH", "/nowhere")
-    with pytest.raises(ToolchainError, match="install gcc, or name a C compiler in CC"):
-        toolchain.find_compiler()

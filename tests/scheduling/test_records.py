@@ -223,3 +223,36 @@ def test_records_change_no_result(tmp_path):
     for name, array in own.items():
         scale = np.abs(array).max()
         np.testing.assert_allclose(tuned[name], array, rtol=1e-4, atol=1e-5 * scale, err_msg=name)
+
+
+# --- where records are kept -------------------------------------------------------------------
+
+
+def test_the_users_own_folder_may_be_out_of_reach(tmp_path, monkeypatch, caplog):
+    """Nobody asked for it in so many words; a folder that was named is another matter."""
+    (tmp_path / "bngen").write_text("")
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    records.find(Target.parse("llvm -mcpu=znver4"))
+    assert "the user's schedule records are not read" in caplog.text
+    with pytest.raises(BngenError, match="no folder of schedule records"):
+        records.find(Target.parse("llvm -mcpu=znver4"), tmp_path / "bngen" / "schedules")
+
+
+def test_a_user_without_a_home(monkeypatch, caplog):
+    def unknown(_):
+        raise KeyError
+
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    records.find(Target.parse("llvm -mcpu=znver4"))
+    assert "set XDG_DATA_HOME" in caplog.text
+
+
+def test_a_full_disk_leaves_the_records_that_were_there(tmpfs):
+    path = tmpfs("size=16k") / "cpu.toml"
+    records.write(path, [], {})
+    before = path.read_bytes()
+    with pytest.raises(ToolchainError, match="No space left on device"):
+        records.write(path, [], {"version": "x" * 20_000})
+    assert path.read_bytes() == before and list(path.parent.iterdir()) == [path]
