@@ -30,8 +30,9 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > 64:
         return f"an integer of {value.bit_length()} bits"
     if isinstance(value, (tuple, list)):
-        rest = ", ..." if len(value) > 8 else ""
-        text = f"[{', '.join(map(shown, value[:8]))}{rest}]"
+        items = [shown(v) for v in value[:8]] + ["..."] * (len(value) > 8)
+        text = ", ".join(items) + "," * (isinstance(value, tuple) and len(items) == 1)
+        text = f"({text})" if isinstance(value, tuple) else f"[{text}]"
     else:
         text = repr(value[:LONGEST] if isinstance(value, str) else value)
     return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
@@ -42,12 +43,12 @@ def type_misfit(type_: TensorType) -> str | None:
     if type_.dtype not in DTYPES:
         return f"unknown element type {shown(type_.dtype)}"
     shape = type_.shape
-    if not isinstance(shape, tuple) or not all(type(s) is int and s > 0 for s in shape):
-        return f"{shown(shape)} is no shape: extents are integers, 1 or more"
+    if not all(type(s) is int and s > 0 for s in shape):
+        return f"{shown([*shape])} is no shape: extents are integers, 1 or more"
     if len(shape) > MOST_AXES:
         return f"a tensor of {len(shape)} axes, of which there are {MOST_AXES} at most"
     if type_.nbytes > MOST_BYTES:
-        return f"{shown(shape)} is too large: it takes 2^63 bytes or more"
+        return f"{shown([*shape])} is too large: it takes 2^63 bytes or more"
     return None
 
 
@@ -107,11 +108,6 @@ def _is_axes(value: Any) -> bool:
     return listed and all(_is_integer(v, -MOST_AXES, MOST_AXES - 1) for v in value)
 
 
-def _is_value(value: Any) -> bool:
-    """NaN is a value like any other; `value_misfit` knows what each element type holds."""
-    return type(value) in (bool, float) or _is_number(value, -math.inf, math.inf)
-
-
 _LARGEST = sys.float_info.max
 _FLAG = Kind("True or False", lambda v: type(v) is bool)
 _PAIR = _integers(2, 1)
@@ -145,7 +141,8 @@ KINDS: dict[str, Kind] = {
     "stride": _PAIR,
     "trans_a": _FLAG,
     "trans_b": _FLAG,
-    "value": Kind("a number, True or False", _is_value),
+    # Which of them, depends on the element type: see `value_misfit`.
+    "value": Kind("a number, True or False", lambda v: type(v) in (bool, int, float)),
 }
 """Attribute -> what it may be, in every op that has it."""
 
@@ -166,14 +163,20 @@ def attribute_misfit(op: str, attrs: Mapping[str, Any]) -> str | None:
     return None
 
 
-_INTEGERS = {"uint8": (0, 255), "int32": (-(2**31), 2**31 - 1), "int64": (-(2**63), 2**63 - 1)}
+_INTEGERS = {
+    "bool": (0, 1),
+    "uint8": (0, 255),
+    "int32": (-(2**31), 2**31 - 1),
+    "int64": (-(2**63), 2**63 - 1),
+}
 
 
-def value_misfit(value: bool | int | float, dtype: str) -> str | None:
+def value_misfit(value: Any, dtype: str) -> str | None:
     """Why a constant of an element type cannot have this value, or None where it can."""
-    if dtype in _INTEGERS:
-        lo, hi = _INTEGERS[dtype]
-        fits = isinstance(value, int) and lo <= value <= hi
-    else:
-        fits = dtype != "bool" or (isinstance(value, int) and value in (0, 1))
-    return None if fits else f"{dtype} cannot hold {shown(value)}"
+    if not isinstance(value, (bool, int, float)):
+        return f"a constant is a number, not {shown(value)}"
+    lo, hi = _INTEGERS.get(dtype, _INTEGERS["int64"])
+    whole = isinstance(value, int)
+    if (whole and not lo <= value <= hi) or (dtype in _INTEGERS and not whole):
+        return f"a constant of {dtype} cannot be {shown(value)}"
+    return None

@@ -1141,5 +1141,5 @@ def complete_attrs(name: str, given: dict[str, Any]) -> Attrs:
         bad = f"unknown attributes {sorted(unknown)}" if unknown else f"missing {missing}"
         raise ShapeError(f"{name}: {bad}; it takes {sorted(row.defaults)}")
     if wrong := attribute_misfit(name, merged):
-        raise ShapeError(f"{name}: {wrong}")
+        raise ShapeError(wrong)
     return Attrs.of(**merged)
