@@ -14,14 +14,16 @@ _NUMBER = re.compile(r"[-+]?[0-9.]+")
 
 EXTREMES = (
     "0", "-1", "1", "2", "3", "7", "64", "-0.0", "0.5", "1e308", "1e999", "inf", "-inf", "nan",
-    "-nan", "255", "256", "65536", "2147483647", "2147483648", "-2147483649", "4294967295", "4294967296",
+    "-nan", "255", "256", "65536", "2147483647", "2147483648", "-2147483649", "4294967295",
+    "4294967296",
     "4611686018427387904", "9223372036854775807", "9223372036854775808", "-9223372036854775809",
     "1" + "0" * 30, "9" * 5000, "1." + "3" * 5000, "0x10", "1_000", "٣", "()", "(1,)", "(1, 2)",
     "(0, 0)", "(1, 1, 1, 1)", "(-1, 1)", "('a',)", "None", "True", "False", "'text'", "''",
 )  # fmt: skip
 WORDS = (
     "f32", "f64", "i32", "i64", "u8", "b1", "f16", "input", "parameter", "buffer", "update",
-    "return", "program", "init", "_", "axes", "stride", "shape", "groups", "value", "dtype", "padding",
+    "return", "program", "init", "_", "axes", "stride", "shape", "groups", "value", "dtype",
+    "padding",
     "conv2d", "conv2d_grad_input", "conv2d_grad_weight", "max_pool2d", "max_pool2d_grad",
     "avg_pool2d", "adaptive_avg_pool2d", "adaptive_avg_pool2d_grad", "reshape", "one_hot", "sum",
     "amax", "cat", "slice", "matmul", "cast", "constant", "random_uniform", "bn_stats", "bn_update",

@@ -54,7 +54,7 @@ def check_text(text: str) -> Graph | None:
     try:
         graph = parse_graph(text)
     except BngenError as error:
-        assert str(error).startswith("line ") and len(str(error)) < 1000
+        assert str(error).startswith(("line ", "a text of ")) and len(str(error)) < 1000
         return None
     finally:
         assert time.process_time() - started < SECONDS
@@ -170,7 +170,8 @@ def test_a_large_program_is_read_in_time():
 WILD = (
     0, -1, 1, 2, 3, 2**31, 2**32, 2**63 - 1, 2**63, 10**30, 10**5000, -(10**5000), 0.5, 1e308,
     math.nan, math.inf, True, None, "x", "float32", "int64", (), (1,), (1, 2), (1, 1, 1, 1),
-    (2.0, 1.0), ((1,),), ("a",), [1, 2], b"x", {}, object(), np.float32(1), np.int64(3), np.zeros(3),
+    (2.0, 1.0), ((1,),), ("a",), [1, 2], b"x", {}, object(), np.float32(1), np.int64(3),
+    np.zeros(3),
 )  # fmt: skip
 SIDES = (0, 1, 2, 3, 4, 5, 7, -1, 2**31 - 1, 2**31, 2**40, 2**62)
 
