@@ -99,8 +99,8 @@ def test_bytes_that_are_turned(path: Path, number: int):
 @given(numbers)
 def test_values_of_another_kind(path: Path, number: int):
     values = (
-        "0", "-1", "1", "3", "true", "nan", "inf", "-inf", "0.5", "-0.0", "1e400", "''", "'x'", "[]",
-        "[1]", "{}", "{ a = 1 }", "2147483647", "2147483648", "9223372036854775807",
+        "0", "-1", "1", "3", "true", "nan", "inf", "-inf", "0.5", "-0.0", "1e400", "''", "'x'",
+        "[]", "[1]", "{}", "{ a = 1 }", "2147483647", "2147483648", "9223372036854775807",
         "9223372036854775808", "1" + "0" * 4000, "1" + "0" * 5000, "0x7fffffff", "1979-05-27",
     )  # fmt: skip
     for rng in (random.Random(f"{number} {i}") for i in range(AT_ONCE)):
