@@ -8,10 +8,11 @@ attribute may be beside operands of given shapes is the rule of the op itself (`
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from bngen.ir.node import DTYPES, TensorType
 
@@ -75,7 +76,7 @@ def _is_integer(value: Any, least: int, most: int) -> bool:
 def _is_number(value: Any, least: float, most: float) -> bool:
     # Integers beyond 64 bits have no text that is read back, and may be no float.
     sized = type(value) is float or _is_integer(value, -(2**63), 2**63 - 1)
-    return sized and least <= value <= most
+    return sized and least <= value <= most and (abs(value) <= _LARGEST or math.isinf(value))
 
 
 def _integer(least: int, most: int = MOST) -> Kind:
@@ -92,9 +93,8 @@ def _integers(count: int, least: int, most: int = MOST) -> Kind:
 
 
 def _number(least: float = -math.inf, most: float = math.inf) -> Kind:
-    what = "a number" if least == -math.inf else f"a number, {least:g} or more"
-    if most < math.inf:
-        what = f"a finite number{what.removeprefix('a number')}"
+    what = "a finite number" if most < math.inf else "a number that float32 holds"
+    what = what if least < 0 else f"{what}, {least:g} or more"
     return Kind(what, lambda v: _is_number(v, least, most))
 
 
@@ -108,7 +108,7 @@ def _is_axes(value: Any) -> bool:
     return listed and all(_is_integer(v, -MOST_AXES, MOST_AXES - 1) for v in value)
 
 
-_LARGEST = sys.float_info.max
+_LARGEST = float(np.finfo(np.float32).max)
 _FLAG = Kind("True or False", lambda v: type(v) is bool)
 _PAIR = _integers(2, 1)
 _SIDES = _integers(4, 0)
@@ -176,7 +176,11 @@ def value_misfit(value: Any, dtype: str) -> str | None:
     if not isinstance(value, (bool, int, float)):
         return f"a constant is a number, not {shown(value)}"
     lo, hi = _INTEGERS.get(dtype, _INTEGERS["int64"])
-    whole = isinstance(value, int)
-    if (whole and not lo <= value <= hi) or (dtype in _INTEGERS and not whole):
+    if isinstance(value, int):
+        fits = lo <= value <= hi
+    else:
+        overflows = dtype == "float32" and math.isfinite(value) and abs(value) > _LARGEST
+        fits = dtype not in _INTEGERS and not overflows
+    if not fits:
         return f"a constant of {dtype} cannot be {shown(value)}"
     return None

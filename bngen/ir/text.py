@@ -394,6 +394,8 @@ class _Parser:
         labels = [label for label, _ in items if label is not None]
         if labels and len(labels) != len(items):
             self.fail("some results have labels and some have none")
+        if len(set(labels)) != len(labels):
+            self.fail("two results have one label")
         return tuple(labels), tuple(v for _, v in items), is_tuple
 
     def returned(self) -> tuple[str | None, Value]:

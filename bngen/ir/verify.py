@@ -97,6 +97,9 @@ def _signature(graph: Graph) -> Iterator[str]:
             yield f"{value.name!r} has no valid type: {wrong}"
     if graph.output_names and len(graph.output_names) != len(graph.outputs):
         yield f"{len(graph.output_names)} labels for {len(graph.outputs)} outputs"
+    for label, times in Counter(graph.output_names).items():
+        if times > 1:
+            yield f"{times} outputs are called {label!r}"
 
 
 def _outputs_defined(graph: Graph) -> Iterator[str]:
