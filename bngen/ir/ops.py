@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from bngen.ir.attributes import attribute_misfit, type_misfit, value_misfit
+from bngen.ir.attributes import attribute_misfit, shown, type_misfit, value_misfit
 from bngen.ir.node import Attrs, TensorType
 
 Types = Sequence[TensorType | None]
@@ -202,7 +202,7 @@ def _infer_merge(count: int):
 def normalize_axes(axes: Sequence[int], rank: int) -> tuple[int, ...]:
     """Non-negative, sorted, distinct axes; raises `ShapeError` when one is out of range."""
     if any(not -rank <= a < rank for a in axes):
-        raise ShapeError(f"axes {list(axes)} are out of range for rank {rank}")
+        raise ShapeError(f"axes {shown([*axes])} are out of range for rank {rank}")
     return tuple(sorted({a % rank for a in axes}))
 
 
