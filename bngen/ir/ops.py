@@ -232,13 +232,13 @@ def _infer_stats(count: int, maps: int = 1):
 
 
 def _infer_fold(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    """A partial reduction of any element type."""
+    """A partial reduction of any element type; each group of rows lies within one image."""
     (x,) = types
-    if len(x.shape) < 2:
-        raise ShapeError(f"needs a channel axis (rank 2 or more), got {x}")
-    rows = math.prod(x.shape[:1] + x.shape[2:3])
-    if rows % attrs["groups"]:
-        raise ShapeError(f"{attrs['groups']} groups do not divide the {rows} rows of {x}")
+    if len(x.shape) != 4:
+        raise ShapeError(f"needs x[N,C,H,W], got {x}")
+    per_image, rest = divmod(attrs["groups"], x.shape[0])
+    if rest or not per_image or x.shape[2] % per_image:
+        raise ShapeError(f"{attrs['groups']} groups do not divide the rows of each image of {x}")
     return (TensorType((attrs["groups"], x.shape[1]), x.dtype),)
 
 

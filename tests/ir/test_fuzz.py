@@ -26,14 +26,21 @@ from bngen.ir.ops import OPS, ShapeError
 from bngen.ir.text import MOST_TEXT, parse_graph, print_graph
 from bngen.ir.verify import verify
 from tests.ir.mutations import mutated, text_of_nothing
-from tests.ir.op_cases import CASES, Case
+from tests.ir.op_cases import CASES, MAP, Case, case, normal, positive
 
 AT_ONCE = 40
 """Mutations that one example of Hypothesis stands for: drawing costs more than parsing."""
 SECONDS = 5.0
 MOST_WORK = 2**22
 """Elements of a node that is still run."""
-SMALL = [print_graph(c.graph) for c in CASES]
+_VECTORS = normal(3), positive(3), normal(3)
+ALL = [
+    *CASES,
+    # Their operands depend on each other, so that meanings are tested elsewhere.
+    case("batch_norm_grad", normal(*MAP), normal(*MAP), *_VECTORS),
+    case("bn_grad_input", normal(*MAP), normal(*MAP), *_VECTORS, normal(3), normal(3), count=40),
+]
+SMALL = [print_graph(c.graph) for c in ALL]
 numbers = st.integers(0, 2**32 - 1)
 
 
@@ -202,14 +209,14 @@ def _other_value(value: object, rng: random.Random) -> object:
     return rng.choice(WILD)
 
 
-def _applied(case: Case, rng: random.Random) -> Graph:
+def _applied(row: Case, rng: random.Random) -> Graph:
     """A case with one to three of its types and attributes changed.
 
     Raises:
         ShapeError: where that is not allowed.
     """
-    types = [o and o.type for o in case.operands]
-    attrs, defaults = dict(case.attrs), OPS[case.op].defaults
+    types = [o and o.type for o in row.operands]
+    attrs, defaults = dict(row.attrs), OPS[row.op].defaults
     for _ in range(rng.randint(1, 3)):
         i = rng.randrange(len(types)) if types else None
         match rng.randrange(5):
@@ -227,9 +234,9 @@ def _applied(case: Case, rng: random.Random) -> Graph:
             case _ if defaults:
                 name = rng.choice(sorted(defaults))
                 attrs[name] = _other_value({**defaults, **attrs}[name], rng)
-    b = GraphBuilder(name=case.op)
+    b = GraphBuilder(name=row.op)
     values = [t and b.input(f"x{i}", t) for i, t in enumerate(types)]
-    results = b.emit(case.op, *values, **attrs)
+    results = b.emit(row.op, *values, **attrs)
     return b.finish(results if isinstance(results, tuple) else (results,))
 
 
@@ -237,7 +244,7 @@ def _applied(case: Case, rng: random.Random) -> Graph:
 def test_mutations_of_types_and_attributes(number: int):
     for rng in (random.Random(f"{number} {i}") for i in range(AT_ONCE)):
         try:
-            graph = _applied(rng.choice(CASES), rng)
+            graph = _applied(rng.choice(ALL), rng)
         except ShapeError as error:
             assert len(str(error)) < 1000
             continue
@@ -246,14 +253,33 @@ def test_mutations_of_types_and_attributes(number: int):
         check_run(graph)
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_every_op_runs_on_an_element_type_or_refuses_it(dtype: str):
+    refused = set()
+    for row in ALL:
+        b = GraphBuilder(name=row.op)
+        types = [o and TensorType(o.type.shape, dtype) for o in row.operands]
+        values = [t and b.input(f"x{i}", t) for i, t in enumerate(types)]
+        try:
+            results = b.emit(row.op, *values, **row.attrs)
+        except ShapeError:
+            refused.add(row.op)
+            continue
+        graph = b.finish(results if isinstance(results, tuple) else (results,))
+        verify(graph)
+        check_run(graph)
+    others = {"max_pool2d_grad", "one_hot", "random_uniform", "where"}  # of several types
+    assert refused == others if dtype.startswith("float") else "conv2d" in refused
+
+
 def test_every_attribute_of_every_op_is_declared():
     assert set(KINDS) == set(chain.from_iterable(row.defaults for row in OPS.values()))
     b = GraphBuilder()
-    for case in CASES:
-        for name in OPS[case.op].defaults:
-            values = [o and b.input("x", o.type) for o in case.operands]
+    for row in ALL:
+        for name in OPS[row.op].defaults:
+            values = [o and b.input("x", o.type) for o in row.operands]
             with pytest.raises(ShapeError, match=f"{name} must be "):
-                b.emit(case.op, *values, **{**case.attrs, name: object()})
+                b.emit(row.op, *values, **{**row.attrs, name: object()})
 
 
 _INPUTS = """program p {
@@ -311,7 +337,10 @@ ILL_SHAPED = [
     ("bn_grad_sums(x, x, u) : f32[5], f32[5]", r"must have shape \[3\]"),
     ("bn_var(x, u) : f32[3]", r"must have shape \[3\]"),
     ("bn_stats(v) : f32[3], f32[3]", "channel axis"),
-    ("partial_sum(v) {groups=1} : f32[1,3]", "channel axis"),
+    ("partial_sum(v) {groups=1} : f32[1,3]", "needs x"),
+    ("partial_sum(x) {groups=3} : f32[3,3]", "3 groups do not divide the rows of each image"),
+    ("bn_partial_stats(x) {groups=8} : f32[8,3], f32[8,3], f32[8,3]", "do not divide the rows"),
+    ("bn_partial_mean(x) {groups=1} : f32[1,3], f32[1,3]", "do not divide the rows"),
     ("bn_partial_var(x, u) {groups=1} : f32[1,3]", r"must have shape \[3\]"),
     ("bn_merge_mean(v, v) {count=3} : f32[]", "partial results"),
     ("bn_merge_stats(g, v, g) {count=3} : f32[3], f32[3]", "one shape"),
