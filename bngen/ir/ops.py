@@ -83,7 +83,7 @@ def broadcast_shapes(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
     return tuple(e.pop() if e else 1 for e in extents)
 
 
-def _promote(types: Types) -> str:
+def promote(types: Types) -> str:
     """PyTorch's promotion: float beats integer beats bool; within each, ranked beats scalar.
 
     So a scalar takes the type of the tensor it meets, unless it is of a higher category.
@@ -98,15 +98,15 @@ def _promote(types: Types) -> str:
 
 
 def _promoted(arrays: Arrays) -> list[np.ndarray]:
-    """The operands in the type that `_promote` gives, so that no scalar widens what it meets."""
-    dtype = _promote([TensorType(a.shape, a.dtype.name) for a in arrays])
+    """The operands in the type that `promote` gives, so that no scalar widens what it meets."""
+    dtype = promote([TensorType(a.shape, a.dtype.name) for a in arrays])
     return [a.astype(dtype, copy=False) for a in arrays]
 
 
 def _check_dtypes(row: OpDef, types: Types) -> None:
     """Raise `ShapeError` where an op has no meaning for what its operands hold."""
     given = [t for t in types if t is not None]
-    if row.takes == "number" and given and _promote(given) == "bool":
+    if row.takes == "number" and given and promote(given) == "bool":
         raise ShapeError(f"not defined for bool, got {given[0]}")
     if row.takes == "float":
         for t in given:
@@ -118,7 +118,7 @@ def _check_dtypes(row: OpDef, types: Types) -> None:
 
 def _infer_pointwise(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     shape = broadcast_shapes([t.shape for t in types if t is not None])
-    return (TensorType(shape, _promote(types)),)
+    return (TensorType(shape, promote(types)),)
 
 
 def _infer_float(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -135,7 +135,7 @@ def _infer_compare(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 def _infer_where(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     if types[0].dtype != "bool":
         raise ShapeError(f"the condition must be bool, got {types[0]}")
-    return (TensorType(broadcast_shapes([t.shape for t in types]), _promote(types[1:])),)
+    return (TensorType(broadcast_shapes([t.shape for t in types]), promote(types[1:])),)
 
 
 def _alike(types: Types) -> None:
@@ -781,7 +781,7 @@ def _random_uniform(arrays, attrs):
     (seed,) = arrays
     with np.errstate(over="ignore"):
         i = np.arange(math.prod(attrs["shape"]), dtype=np.uint32)
-        x = i ^ (np.uint32(int(seed) & 0xFFFFFFFF) * np.uint32(0x9E3779B9))
+        x = i ^ (np.uint32(int(seed.item()) & 0xFFFFFFFF) * np.uint32(0x9E3779B9))
         # lowbias32 (Wellons, "hash-prospector"), twice: one round leaves seeds correlated.
         for _ in range(2):
             x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
@@ -801,15 +801,6 @@ _MOST_DRAWN = 2**32
 """Random numbers of one draw: each is a function of its number, in 32 bits."""
 
 
-def _infer_random(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    (seed,) = types
-    if seed.shape or seed.is_float or seed.dtype == "bool":
-        raise ShapeError(f"the seed must be an integer without axes, got {seed}")
-    if math.prod(attrs["shape"]) > _MOST_DRAWN:
-        raise ShapeError(f"{list(attrs['shape'])} are more than 2^32 numbers")
-    return (TensorType(attrs["shape"]),)
-
-
 def _infer_constant(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     if wrong := value_misfit(attrs["value"], attrs["dtype"]):
         raise ShapeError(wrong)
@@ -824,9 +815,18 @@ def _infer_hardtanh(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 def _infer_one_hot(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     (labels,) = types
-    if labels.is_float or not labels.shape:
+    if labels.is_float or labels.dtype == "bool" or not labels.shape:
         raise ShapeError(f"labels must be integers with a batch axis, got {labels}")
     return (TensorType((labels.shape[0], attrs["classes"], *labels.shape[1:])),)
+
+
+def _infer_random(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (seed,) = types
+    if seed.is_float or seed.dtype == "bool" or seed.size != 1:
+        raise ShapeError(f"the seed must be a single integer, got {seed}")
+    if math.prod(attrs["shape"]) > _MOST_DRAWN:
+        raise ShapeError(f"{list(attrs['shape'])} are more than 2^32 numbers")
+    return (TensorType(tuple(attrs["shape"])),)
 
 
 def _unary(fn):
@@ -891,7 +891,7 @@ _TABLE = (
         )
     ),
     _pointwise("sub", ("a", "b"), _binary(np.subtract), takes="number"),
-    _pointwise("pow", ("a", "b"), _binary(np.power), takes="number"),
+    _pointwise("pow", ("a", "b"), _binary(np.power), _infer_float),
     _pointwise("div", ("a", "b"), _binary(np.divide), _infer_float),
     *(
         _pointwise(name, ("a", "b"), _binary(fn), _infer_compare)
@@ -992,7 +992,10 @@ _TABLE = (
         takes="number",
     ),
     OpDef("mean", "reduce", ("x",), _infer_mean, _reduce(np.mean), _REDUCE, combine="sum"),
-    OpDef("amax", "reduce", ("x",), _infer_reduce, _reduce(np.max), _REDUCE, combine="max"),
+    OpDef(
+        "amax", "reduce", ("x",), _infer_reduce, _reduce(np.max), _REDUCE, combine="max",
+        takes="number",
+    ),
     OpDef(
         "bn_stats", "reduce", ("x",), _infer_stats(2), _bn_stats, combine="moments", takes="float"
     ),
@@ -1012,7 +1015,7 @@ _TABLE = (
     OpDef(
         "partial_max", "reduce", ("x",), _infer_fold,
         lambda a, at: (_row_groups(a[0], at["groups"]).max(axis=1),), {"groups": ...},
-        combine="max",
+        combine="max", takes="number",
     ),
     OpDef(
         "bn_partial_stats", "reduce", ("x",), _infer_partial(3), _bn_partial_stats,
