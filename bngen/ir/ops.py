@@ -781,7 +781,7 @@ def _random_uniform(arrays, attrs):
     (seed,) = arrays
     with np.errstate(over="ignore"):
         i = np.arange(math.prod(attrs["shape"]), dtype=np.uint32)
-        x = i ^ (np.uint32(int(seed.item()) & 0xFFFFFFFF) * np.uint32(0x9E3779B9))
+        x = i ^ (np.uint32(int(seed) & 0xFFFFFFFF) * np.uint32(0x9E3779B9))
         # lowbias32 (Wellons, "hash-prospector"), twice: one round leaves seeds correlated.
         for _ in range(2):
             x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
@@ -822,7 +822,7 @@ def _infer_one_hot(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 def _infer_random(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     (seed,) = types
-    if seed.is_float or seed.dtype == "bool" or seed.size != 1:
+    if seed.is_float or seed.dtype == "bool" or seed.shape:
         raise ShapeError(f"the seed must be a single integer, got {seed}")
     if math.prod(attrs["shape"]) > _MOST_DRAWN:
         raise ShapeError(f"{list(attrs['shape'])} are more than 2^32 numbers")
