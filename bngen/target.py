@@ -25,6 +25,10 @@ from bngen.errors import TargetError
 from bngen.runtime import host
 
 _OPTIONS = ("mcpu", "mattr", "mtriple")
+#: Of a target; LLVM's longest list of features has a third of that.
+_MOST_CHARACTERS = 8192
+#: Characters of a value that a message repeats.
+_LONGEST = 80
 #: What TVM adds when it prints a target; says nothing about the code that we ask for.
 _IGNORED_KEYS = ("tag", "keys", "host", "libs", "device", "model", "num-cores")
 
@@ -104,9 +108,13 @@ class Target:
             TargetError: for what LLVM does not know, with the nearest names.
         """
         options = _options(spec)
+        given = {"mcpu": mcpu or None, "mattr": mattr or None}
+        for key, value in given.items():
+            if value is not None:
+                _check_value(key, value)
         cpu = mcpu or options.get("mcpu") or "generic"
         triple = _check_triple(options.get("mtriple"))
-        attrs = _split_attrs(options.get("mattr", ())) | _split_attrs(mattr)
+        attrs = _split_attrs(options.get("mattr", ())) | _split_attrs(mattr or ())
         if cpu == "native":
             cpu, native_attrs = _native(triple)
             attrs = native_attrs | attrs
@@ -156,24 +164,30 @@ def _options(spec: object) -> dict[str, Any]:
         # A TVM target prints as JSON; asking for its class would import TVM.
         spec = str(spec)
     text = spec.strip()
+    if len(text) > _MOST_CHARACTERS:
+        hint = 'write "llvm -mcpu=native"'
+        raise TargetError(f"a target of {len(text)} characters, {_shown(text)}", hint=hint)
     return _options_of_json(text) if text.startswith("{") else _options_of_flags(text)
 
 
 def _options_of_json(text: str) -> dict[str, Any]:
     try:
         return _options_of_mapping(json.loads(text))
-    except json.JSONDecodeError as error:
+    # ValueError: no JSON, or a number of thousands of digits.
+    except (ValueError, RecursionError) as error:
         raise TargetError(
-            f"target {text!r} is not valid JSON: {error}",
+            f"target {_shown(text)} is not valid JSON: {error}",
             hint='write it like {"kind": "llvm", "mcpu": "native"}',
         ) from None
 
 
 def _options_of_mapping(spec: Mapping[str, Any]) -> dict[str, Any]:
     kind = spec.get("kind", "llvm")
-    _check_kind(kind["kind"] if isinstance(kind, Mapping) else kind)
+    _check_kind(kind.get("kind") if isinstance(kind, Mapping) else kind)
     options = {}
     for key, value in spec.items():
+        if not isinstance(key, str):
+            raise _unknown_option(_shown(key))
         if key in _OPTIONS:
             options[key] = _check_value(key, value)
         elif key != "kind" and key not in _IGNORED_KEYS and not key.startswith("feature."):
@@ -185,7 +199,7 @@ def _options_of_flags(text: str) -> dict[str, Any]:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise TargetError(f"cannot read target {text!r}: {error}") from None
+        raise TargetError(f"cannot read target {_shown(text)}: {error}") from None
     if not words:
         raise TargetError("the target is empty", hint='write "llvm -mcpu=native"')
     if not words[0].startswith("-"):
@@ -196,30 +210,45 @@ def _options_of_flags(text: str) -> dict[str, Any]:
         name, equals, value = word.lstrip("-").partition("=")
         if not word.startswith("-") or name not in _OPTIONS:
             raise _unknown_option(word)
-        options[name] = value if equals else next(rest, "")
-        if not options[name]:
-            raise TargetError(f"target {text!r}: -{name} needs a value", hint=f"write -{name}=...")
+        value = value if equals else next(rest, "")
+        if not value:
+            what = f"target {_shown(text)}: -{name} needs a value"
+            raise TargetError(what, hint=f"write -{name}=...")
+        options[name] = _check_value(name, value)
     return options
 
 
 def _check_value(key: str, value: object) -> object:
-    fits = isinstance(value, str) or (key == "mattr" and isinstance(value, Sequence))
-    if not fits:
-        raise TargetError(f"target option {key!r} cannot be {value!r}", hint="write it as text")
+    """A name, or for ``mattr`` names, of characters that can be printed."""
+    several = key == "mattr" and isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+    names = value if several else [value]
+    # Neither a NUL nor half of a surrogate pair can be handed to LLVM.
+    if not all(isinstance(n, str) and n and n.isprintable() for n in names):
+        what = f"target option {key!r} cannot be {_shown(value)}"
+        raise TargetError(what, hint="write it as text")
     return value
+
+
+def _shown(value: object) -> str:
+    """A value as a message repeats it: never long, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # An integer of thousands of digits, or lists too deep.
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _LONGEST else f"{text[:_LONGEST]}..."
 
 
 def _unknown_option(name: str) -> TargetError:
     bare = name.lstrip("-").partition("=")[0]
     near = difflib.get_close_matches(bare, _OPTIONS, 1)
     hint = f"did you mean -{near[0]}?" if near else "a target takes -mcpu, -mattr and -mtriple"
-    return TargetError(f"unknown target option {name!r}", hint=hint)
+    return TargetError(f"unknown target option {_shown(name)}", hint=hint)
 
 
 def _check_kind(kind: object) -> None:
     if kind != "llvm":
         raise TargetError(
-            f"unknown target kind {kind!r}: bngen emits CPU code through LLVM",
+            f"unknown target kind {_shown(kind)}: bngen emits CPU code through LLVM",
             hint='write "llvm -mcpu=native"',
         )
 
@@ -230,7 +259,7 @@ def _split_attrs(attrs: str | Sequence[str]) -> dict[str, bool]:
     found = {}
     for word in (w.strip() for w in words):
         if word[:1] not in ("+", "-") or len(word) < 2:
-            raise TargetError(f"-mattr: cannot read {word!r}", hint="write -mattr=+a,-b")
+            raise TargetError(f"-mattr: cannot read {_shown(word)}", hint="write -mattr=+a,-b")
         found[word[1:]] = word[0] == "+"
     return found
 
@@ -279,7 +308,7 @@ def _check_triple(triple: str | None) -> str | None:
     if _arch(triple) not in known:
         near = difflib.get_close_matches(triple.split("-")[0], known, 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "write aarch64-linux-gnu"
-        raise TargetError(f"LLVM knows no architecture of {triple!r}", hint=hint)
+        raise TargetError(f"LLVM knows no architecture of {_shown(triple)}", hint=hint)
     return triple
 
 
@@ -289,7 +318,7 @@ def _check_cpu(cpu: str, triple: str | None) -> None:
         return
     near = difflib.get_close_matches(cpu, [*known, "native"], 4)
     hint = f"did you mean {' or '.join(near)}?" if near else "-mcpu=native is this machine"
-    raise TargetError(f"LLVM knows no {_arch(triple)} CPU named {cpu!r}", hint=hint)
+    raise TargetError(f"LLVM knows no {_arch(triple)} CPU named {_shown(cpu)}", hint=hint)
 
 
 def _check_attrs(attrs: Iterable[str], triple: str | None) -> None:
@@ -300,7 +329,7 @@ def _check_attrs(attrs: Iterable[str], triple: str | None) -> None:
             continue
         near = difflib.get_close_matches(name, _llvm_vocabulary(triple), 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "leave it out"
-        raise TargetError(f"-mattr: LLVM knows no feature {name!r} here", hint=hint)
+        raise TargetError(f"-mattr: LLVM knows no feature {_shown(name)} here", hint=hint)
 
 
 # --- resolving --------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from bngen.errors import SourceLoc
+from bngen.ir.attributes import type_misfit
 from bngen.ir.node import Attrs, Graph, Input, Node, TensorType, Value
 from bngen.ir.ops import ShapeError, complete_attrs, infer, op_def
 
@@ -119,7 +120,13 @@ class GraphBuilder:
     def input(
         self, name: str, type: TensorType, kind: str = "input", init: tuple[Any, ...] = ()
     ) -> Value:
-        """Declare an input; arguments of the call come before parameters and buffers."""
+        """Declare an input; arguments of the call come before parameters and buffers.
+
+        Raises:
+            ShapeError: for a type that no tensor can have.
+        """
+        if wrong := type_misfit(type):
+            raise ShapeError(f"{kind} {name!r}: {wrong}")
         value = Value(self.fresh(name), type)
         at = len(self._inputs)
         if kind == "input":
@@ -233,15 +240,22 @@ class GraphBuilder:
 
 
 def with_missing_operands(op: str, inputs: Iterable[Value | None]) -> tuple[Value | None, ...]:
-    """The operands, with None for trailing optional ones that were left out."""
+    """The operands, with None for trailing optional ones that were left out.
+
+    Raises:
+        ShapeError: for too many, and for a missing one that is not optional.
+    """
     row, inputs = op_def(op), tuple(inputs)
-    if row.variadic and len(inputs) >= len(row.operands):
-        return inputs
-    missing = row.operands[len(inputs) :]
-    if len(inputs) > len(row.operands) or not all(o.endswith("?") for o in missing):
-        takes = ", ".join(row.operands)
+    repeated = len(inputs) - len(row.operands) if row.variadic else 0
+    names = row.operands + row.operands[-1:] * repeated
+    full = inputs + (None,) * (len(names) - len(inputs))
+    takes = ", ".join(row.operands)
+    if len(inputs) > len(names):
         raise ShapeError(f"{op} takes ({takes}), got {len(inputs)} operands")
-    return inputs + (None,) * len(missing)
+    for name, value in zip(names, full, strict=True):
+        if value is None and not name.endswith("?"):
+            raise ShapeError(f"{op} takes ({takes}), and {name} is missing")
+    return full
 
 
 def substitute(graph: Graph, mapping: Mapping[Value, Value]) -> Graph:

@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from bngen.ir.attributes import attribute_misfit, shown, type_misfit, value_misfit
 from bngen.ir.node import Attrs, TensorType
 
 Types = Sequence[TensorType | None]
@@ -72,12 +73,14 @@ class OpDef:
 
 
 def broadcast_shapes(shapes: Sequence[tuple[int, ...]]) -> tuple[int, ...]:
-    """NumPy's broadcasting rule; raises `ShapeError` naming the shapes."""
-    try:
-        return tuple(np.broadcast_shapes(*shapes))
-    except ValueError:
+    """NumPy's broadcasting rule, for extents of any size; raises `ShapeError` naming the shapes."""
+    rank = max(map(len, shapes))
+    columns = zip(*((1,) * (rank - len(s)) + tuple(s) for s in shapes), strict=True)
+    extents = [{e for e in column if e != 1} for column in columns]
+    if any(len(e) > 1 for e in extents):
         listed = " and ".join(str(list(s)) for s in shapes)
-        raise ShapeError(f"shapes {listed} do not broadcast") from None
+        raise ShapeError(f"shapes {listed} do not broadcast")
+    return tuple(e.pop() if e else 1 for e in extents)
 
 
 def promote(types: Types) -> str:
@@ -135,21 +138,71 @@ def _infer_where(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return (TensorType(broadcast_shapes([t.shape for t in types]), promote(types[1:])),)
 
 
-def _infer_first(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    """Result like the first operand; the others are vectors along axis 1 (``channel``)."""
+def _alike(types: Types) -> None:
+    """Raise unless all operands that are there have one shape."""
+    present = [t for t in types if t is not None]
+    if any(t.shape != present[0].shape for t in present):
+        raise ShapeError(f"needs operands of one shape, got {', '.join(map(str, present))}")
+
+
+def _check_channels(types: Types, maps: int = 1) -> None:
+    """Raise unless ``maps`` tensors of one shape come first, then vectors along their axis 1."""
     x = types[0]
     if len(x.shape) < 2:
         raise ShapeError(f"needs a channel axis (rank 2 or more), got {x}")
-    for t in types[1:]:
+    _alike(types[:maps])
+    for t in types[maps:]:
         if t is not None and t.shape != (x.shape[1],):
             raise ShapeError(f"per-channel operand must have shape [{x.shape[1]}], got {t}")
-    return (x,)
+
+
+def _infer_first(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    """Result like the first operand; the others are vectors along axis 1 (``channel``)."""
+    _check_channels(types)
+    return (types[0],)
+
+
+def _infer_first_of_two(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    """The same, where the second operand is a map like the first."""
+    _check_channels(types, 2)
+    return (types[0],)
+
+
+def _infer_vectors(count: int):
+    """Per-channel vectors in, ``count`` of their type out; a last scalar may be missing."""
+
+    def infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+        if len(types[0].shape) != 1:
+            raise ShapeError(f"needs vectors [C], got {types[0]}")
+        _alike(types)
+        return (types[0],) * count
+
+    return infer
+
+
+def _infer_update(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    *vectors, momentum = types
+    if momentum is not None and momentum.shape:
+        raise ShapeError(f"the momentum must be a scalar, got {momentum}")
+    return _infer_vectors(2)(vectors, attrs)
+
+
+def _infer_merge(count: int):
+    """Partial results ``[groups, C]`` to ``count`` vectors ``[C]``."""
+
+    def infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+        if len(types[0].shape) != 2:
+            raise ShapeError(f"needs partial results [groups, C], got {types[0]}")
+        _alike(types)
+        return (TensorType(types[0].shape[1:], types[0].dtype),) * count
+
+    return infer
 
 
 def normalize_axes(axes: Sequence[int], rank: int) -> tuple[int, ...]:
     """Non-negative, sorted, distinct axes; raises `ShapeError` when one is out of range."""
     if any(not -rank <= a < rank for a in axes):
-        raise ShapeError(f"axes {list(axes)} are out of range for rank {rank}")
+        raise ShapeError(f"axes {shown([*axes])} are out of range for rank {rank}")
     return tuple(sorted({a % rank for a in axes}))
 
 
@@ -169,23 +222,30 @@ def _infer_mean(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return _infer_reduce(types, attrs)
 
 
-def _infer_stats(count: int):
+def _infer_stats(count: int, maps: int = 1):
     def infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+        _check_channels(types, maps)
         x = types[0]
-        if len(x.shape) < 2:
-            raise ShapeError(f"batch statistics need a channel axis (rank 2 or more), got {x}")
         return (TensorType((x.shape[1],), x.dtype),) * count
 
     return infer
 
 
-def _infer_partial(count: int):
+def _infer_fold(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    """A partial reduction of any element type; each group of rows lies within one image."""
+    (x,) = types
+    if len(x.shape) != 4:
+        raise ShapeError(f"needs x[N,C,H,W], got {x}")
+    per_image, rest = divmod(attrs["groups"], x.shape[0])
+    if rest or not per_image or x.shape[2] % per_image:
+        raise ShapeError(f"{attrs['groups']} groups do not divide the rows of each image of {x}")
+    return (TensorType((attrs["groups"], x.shape[1]), x.dtype),)
+
+
+def _infer_partial(count: int, maps: int = 1):
     def infer(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-        x = types[0]
-        rows = math.prod(x.shape[:1] + x.shape[2:3])
-        if attrs["groups"] < 1 or rows % attrs["groups"]:
-            raise ShapeError(f"{attrs['groups']} groups do not divide the {rows} rows of {x}")
-        return (TensorType((attrs["groups"], x.shape[1]), x.dtype),) * count
+        _check_channels(types, maps)
+        return _infer_fold(types[:1], attrs) * count
 
     return infer
 
@@ -204,6 +264,12 @@ def _conv_spatial(h: int, w: int, r: int, s: int, attrs: Attrs) -> tuple[int, in
     return conv_out(h, r, sh, t, b, dh), conv_out(w, s, sw, le, ri, dw)
 
 
+def _check_padded(x: TensorType) -> None:
+    """Raise when an operand with its padding is no tensor any more."""
+    if wrong := type_misfit(x):
+        raise ShapeError(f"padding {wrong}")
+
+
 def _infer_conv2d(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x, w = types
     if len(x.shape) != 4 or len(w.shape) != 4:
@@ -211,24 +277,60 @@ def _infer_conv2d(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     n, c, h, wd = x.shape
     k, cg, r, s = w.shape
     g = attrs["groups"]
-    if g < 1 or c % g or k % g:
+    if c % g or k % g:
         raise ShapeError(f"groups={g} must divide the channels of {x} and of weight {w}")
     if c // g != cg:
         raise ShapeError(
             f"x {x} has {c} channels in {g} group(s), so the weight's second axis "
             f"must be {c // g}, got {w}"
         )
+    t, b, le, ri = attrs["padding"]
+    _check_padded(TensorType((n, c, h + t + b, wd + le + ri), x.dtype))
     oh, ow = _conv_spatial(h, wd, r, s, attrs)
     if oh < 1 or ow < 1:
         raise ShapeError(f"window {r}x{s} (dilation {list(attrs['dilation'])}) exceeds padded {x}")
     return (TensorType((n, k, oh, ow), x.dtype),)
 
 
+def _infer_gradient(dy: TensorType, forward: TensorType, attrs: Attrs) -> tuple[TensorType, ...]:
+    """A gradient of ``shape``, if ``dy`` is like the result that the op has on it."""
+    if dy != forward:
+        shape = list(attrs["shape"])
+        raise ShapeError(f"on {shape} the op gives {forward}, so dy must be like it, got {dy}")
+    return (TensorType(attrs["shape"], dy.dtype),)
+
+
 def _infer_conv_grad_input(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    return (TensorType(tuple(attrs["shape"]), types[0].dtype),)
+    dy, w = types
+    (forward,) = _infer_conv2d([TensorType(attrs["shape"], dy.dtype), w], attrs)
+    return _infer_gradient(dy, forward, attrs)
 
 
-_infer_conv_grad_weight = _infer_conv_grad_input
+def _infer_conv_grad_weight(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    x, dy = types
+    (forward,) = _infer_conv2d([x, TensorType(attrs["shape"], x.dtype)], attrs)
+    return _infer_gradient(dy, forward, attrs)
+
+
+def _infer_max_pool_grad(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    dy, index = types
+    forward, taps = _infer_max_pool([TensorType(attrs["shape"], dy.dtype)], attrs)
+    if not dy.is_float or index != taps:
+        raise ShapeError(f"needs floating-point dy and an index {taps}, got {dy} and {index}")
+    return _infer_gradient(dy, forward, attrs)
+
+
+def _infer_avg_pool_grad(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (dy,) = types
+    (forward,) = _infer_avg_pool([TensorType(attrs["shape"], dy.dtype)], attrs)
+    return _infer_gradient(dy, forward, attrs)
+
+
+def _infer_adaptive_grad(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (dy,) = types
+    (forward,) = _infer_adaptive([TensorType(attrs["shape"], dy.dtype)], attrs)
+    return _infer_gradient(dy, forward, attrs)
+
 
 POOL = {
     "kernel": ...,
@@ -262,6 +364,8 @@ def _pool_spatial(x: TensorType, attrs: Attrs) -> tuple[int, int]:
     )  # fmt: skip
     if min(out) < 1:
         raise ShapeError(f"window {list(attrs['kernel'])} exceeds padded {x}")
+    sides = (s + 2 * p for s, p in zip(x.shape[2:], attrs["padding"], strict=True))
+    _check_padded(TensorType((*x.shape[:2], *sides), x.dtype))
     return out
 
 
@@ -714,6 +818,22 @@ def _one_hot(arrays, attrs):
     return ((np.expand_dims(labels, 1) == classes).astype(np.float32),)
 
 
+_MOST_DRAWN = 2**32
+"""Random numbers of one draw: each is a function of its number, in 32 bits."""
+
+
+def _infer_constant(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    if wrong := value_misfit(attrs["value"], attrs["dtype"]):
+        raise ShapeError(wrong)
+    return (TensorType((), attrs["dtype"]),)
+
+
+def _infer_hardtanh(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    if attrs["lo"] > attrs["hi"]:
+        raise ShapeError(f"lo {attrs['lo']} exceeds hi {attrs['hi']}")
+    return _infer_float(types, attrs)
+
+
 def _infer_one_hot(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     (labels,) = types
     if labels.is_float or labels.dtype == "bool" or not labels.shape:
@@ -723,16 +843,11 @@ def _infer_one_hot(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 def _infer_random(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     (seed,) = types
-    if seed.is_float or seed.dtype == "bool" or seed.size != 1:
+    if seed.is_float or seed.dtype == "bool" or seed.shape:
         raise ShapeError(f"the seed must be a single integer, got {seed}")
+    if math.prod(attrs["shape"]) > _MOST_DRAWN:
+        raise ShapeError(f"{list(attrs['shape'])} are more than 2^32 numbers")
     return (TensorType(tuple(attrs["shape"])),)
-
-
-def _infer_max_pool_grad(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    dy, index = types
-    if not dy.is_float or index != TensorType(dy.shape, "int32"):
-        raise ShapeError(f"needs a gradient and the int32 index of its shape, got {dy} and {index}")
-    return _infer_conv_grad_input(types, attrs)
 
 
 def _unary(fn):
@@ -826,7 +941,7 @@ _TABLE = (
     ),
     _pointwise(
         "hardtanh", ("x",), lambda a, at: (np.clip(a[0], at["lo"], at["hi"]).astype(a[0].dtype),),
-        _infer_float, defaults={"lo": -1.0, "hi": 1.0},
+        _infer_hardtanh, defaults={"lo": -1.0, "hi": 1.0},
     ),
     _pointwise("where", ("cond", "a", "b"), _where, _infer_where),
     _pointwise(
@@ -835,7 +950,7 @@ _TABLE = (
     ),
     _pointwise("stop_gradient", ("x",), _unary(lambda x: x)),
     _pointwise(
-        "constant", (), _constant, lambda t, at: (TensorType((), at["dtype"]),),
+        "constant", (), _constant, _infer_constant,
         defaults={"value": ..., "dtype": "float32"},
     ),
     _pointwise(
@@ -843,8 +958,8 @@ _TABLE = (
         _infer_broadcast_to, defaults={"shape": ...},
     ),
     _pointwise(
-        "random_uniform", ("seed",), _random_uniform,
-        _infer_random, defaults={"shape": ..., "stream": 0},
+        "random_uniform", ("seed",), _random_uniform, _infer_random,
+        defaults={"shape": ..., "stream": 0},
     ),
     _pointwise("one_hot", ("labels",), _one_hot, _infer_one_hot, defaults={"classes": ...}),
     # per-channel sub-layers
@@ -866,13 +981,12 @@ _TABLE = (
     ),
     _pointwise(
         "bn_grad_input", ("dy", "x", "mean", "var", "weight?", "sum_dy", "sum_dy_centred"),
-        _bn_grad_input,
-        lambda t, at: (t[0],), defaults={"eps": 1e-5, "count": ...},
+        _bn_grad_input, _infer_first_of_two, defaults={"eps": 1e-5, "count": ...},
         channel=("mean", "var", "weight", "sum_dy", "sum_dy_centred"), takes="float",
     ),
     # ... with what depends on the channel alone computed beforehand
     _pointwise(
-        "bn_scale", ("var", "weight?"), _bn_scale, lambda t, at: (t[0],), defaults={"eps": 1e-5},
+        "bn_scale", ("var", "weight?"), _bn_scale, _infer_vectors(1), defaults={"eps": 1e-5},
         takes="float",
     ),
     _pointwise(
@@ -881,7 +995,8 @@ _TABLE = (
     ),
     _pointwise(
         "bn_grad_apply", ("dy", "x", "mean", "scale", "mean_dy", "slope"), _bn_grad_apply,
-        lambda t, at: (t[0],), channel=("mean", "scale", "mean_dy", "slope"), takes="float",
+        _infer_first_of_two, channel=("mean", "scale", "mean_dy", "slope"),
+        takes="float",
     ),
     _pointwise(
         "channel_scale", ("x", "scale"),
@@ -890,7 +1005,7 @@ _TABLE = (
     ),
     _pointwise(
         "bn_update", ("running_mean", "running_var", "mean", "var", "momentum?"), _bn_update,
-        lambda t, at: (t[0], t[1]), defaults={"momentum": 0.1, "count": ...}, takes="float",
+        _infer_update, defaults={"momentum": 0.1, "count": ...}, takes="float",
     ),
     # reductions
     OpDef(
@@ -914,12 +1029,12 @@ _TABLE = (
         combine="sum", takes="float",
     ),
     OpDef(
-        "partial_sum", "reduce", ("x",), _infer_partial(1),
-        lambda a, at: (_row_groups(a[0], at["groups"]).sum(axis=1),), {"groups": ...},
-        combine="sum", takes="number",
+        "partial_sum", "reduce", ("x",), _infer_fold,
+        lambda a, at: (_row_groups(a[0], at["groups"]).sum(axis=1, dtype=a[0].dtype),),
+        {"groups": ...}, combine="sum", takes="number",
     ),
     OpDef(
-        "partial_max", "reduce", ("x",), _infer_partial(1),
+        "partial_max", "reduce", ("x",), _infer_fold,
         lambda a, at: (_row_groups(a[0], at["groups"]).max(axis=1),), {"groups": ...},
         combine="max", takes="number",
     ),
@@ -932,27 +1047,24 @@ _TABLE = (
         combine="sum", takes="float",
     ),
     OpDef(
-        "bn_merge_mean", "reduce", ("sum", "rest"),
-        lambda t, at: (TensorType(t[0].shape[1:], t[0].dtype),), _bn_merge_mean, {"count": ...},
+        "bn_merge_mean", "reduce", ("sum", "rest"), _infer_merge(1), _bn_merge_mean, {"count": ...},
         combine="sum", takes="float",
     ),
     OpDef(
-        "bn_merge_stats", "reduce", ("sum", "m2", "residual"), lambda t, at: (
-            TensorType(t[0].shape[1:], t[0].dtype),) * 2, _bn_merge_stats, {"count": ...},
-        combine="moments", takes="float",
+        "bn_merge_stats", "reduce", ("sum", "m2", "residual"), _infer_merge(2), _bn_merge_stats,
+        {"count": ...}, combine="moments", takes="float",
     ),
     OpDef(
         "bn_partial_var", "reduce", ("x", "mean"), _infer_partial(1), _bn_partial_var,
         {"groups": ...}, channel=("mean",), combine="sum", takes="float",
     ),
     OpDef(
-        "bn_grad_sums", "reduce", ("dy", "x", "mean"),
-        lambda t, at: (t[2], t[2]), _bn_grad_sums, channel=("mean",), combine="sum", takes="float",
+        "bn_grad_sums", "reduce", ("dy", "x", "mean"), _infer_stats(2, maps=2), _bn_grad_sums,
+        channel=("mean",), combine="sum", takes="float",
     ),
     OpDef(
-        "bn_grad_partial_sums", "reduce", ("dy", "x", "mean"),
-        lambda t, at: _infer_partial(2)(t, at), _bn_grad_partial_sums, {"groups": ...},
-        channel=("mean",), combine="sum", takes="float",
+        "bn_grad_partial_sums", "reduce", ("dy", "x", "mean"), _infer_partial(2, maps=2),
+        _bn_grad_partial_sums, {"groups": ...}, channel=("mean",), combine="sum", takes="float",
     ),
     # contractions
     OpDef("conv2d", "contract", ("x", "weight"), _infer_conv2d, _conv2d, CONV, takes="float"),
@@ -976,7 +1088,7 @@ _TABLE = (
     ),
     OpDef("avg_pool2d", "window", ("x",), _infer_avg_pool, _avg_pool2d, AVG_POOL, takes="float"),
     OpDef(
-        "avg_pool2d_grad", "window", ("dy",), _infer_conv_grad_input, _avg_pool2d_grad,
+        "avg_pool2d_grad", "window", ("dy",), _infer_avg_pool_grad, _avg_pool2d_grad,
         {**AVG_POOL, "shape": ...}, takes="float",
     ),
     OpDef(
@@ -984,7 +1096,7 @@ _TABLE = (
         {"output_size": ...}, takes="float",
     ),
     OpDef(
-        "adaptive_avg_pool2d_grad", "window", ("dy",), _infer_conv_grad_input,
+        "adaptive_avg_pool2d_grad", "window", ("dy",), _infer_adaptive_grad,
         _adaptive_avg_pool2d_grad, {"output_size": ..., "shape": ...}, takes="float",
     ),
     # data movement
@@ -1004,12 +1116,12 @@ _TABLE = (
     # coarse
     OpDef(
         "batch_norm", "coarse", ("x", "weight?", "bias?"),
-        lambda t, at: (*_infer_first(t, at), *_infer_stats(2)(t, at)), _batch_norm,
+        lambda t, at: (t[0], *_infer_stats(2)(t, at)), _batch_norm,
         {"eps": 1e-5}, channel=("weight", "bias"), takes="float",
     ),
     OpDef(
         "batch_norm_grad", "coarse", ("dy", "x", "mean", "var", "weight?"),
-        lambda t, at: (t[0], *_infer_stats(2)(t, at)), _batch_norm_grad, {"eps": 1e-5},
+        lambda t, at: (t[0], *_infer_stats(2, maps=2)(t, at)), _batch_norm_grad, {"eps": 1e-5},
         channel=("mean", "var", "weight"), takes="float",
     ),
 )  # fmt: skip
@@ -1032,11 +1144,19 @@ def infer(name: str, types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     """Result types of an op; raises `ShapeError` for operands that do not fit."""
     row = op_def(name)
     _check_dtypes(row, types)
-    return row.infer(types, attrs)
+    results = row.infer(types, attrs)
+    for result in results:
+        if wrong := type_misfit(result):
+            raise ShapeError(wrong)
+    return results
 
 
 def complete_attrs(name: str, given: dict[str, Any]) -> Attrs:
-    """All attributes of an op, defaults filled in; raises `ShapeError` on unknown or missing."""
+    """All attributes of an op, defaults filled in.
+
+    Raises:
+        ShapeError: for one that is unknown, missing, or not what it may be (`attributes`).
+    """
     row = op_def(name)
     unknown = set(given) - set(row.defaults)
     merged = {**row.defaults, **given}
@@ -1044,4 +1164,6 @@ def complete_attrs(name: str, given: dict[str, Any]) -> Attrs:
     if unknown or missing:
         bad = f"unknown attributes {sorted(unknown)}" if unknown else f"missing {missing}"
         raise ShapeError(f"{name}: {bad}; it takes {sorted(row.defaults)}")
+    if wrong := attribute_misfit(name, merged):
+        raise ShapeError(wrong)
     return Attrs.of(**merged)

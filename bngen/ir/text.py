@@ -16,16 +16,22 @@ One node a line; attributes at their defaults are left out; ``_`` is an operand 
 a name that is no dotted identifier stands in quotes; ``#`` starts a comment. ``return (a,)`` is a
 call that returns a tuple of one, ``return a`` one that returns the tensor. Source locations are
 printed as comments on request and are not read back.
+
+What the parser accepts, `verify` accepts. It takes time in proportion to the text, and the sizes
+below bound what it holds; no printed program comes near them.
 """
 
 from __future__ import annotations
 
 import math
 import re
+import sys
+from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
 from bngen.errors import ProgramError
+from bngen.ir.attributes import shown, type_misfit
 from bngen.ir.build import complete, plain, with_missing_operands
 from bngen.ir.node import (
     INPUT_KINDS,
@@ -40,6 +46,14 @@ from bngen.ir.ops import OPS, ShapeError, infer
 
 NAME = re.compile(r"[A-Za-z_]\w*(?:[.:]\w+)*")
 KEYWORDS = (*INPUT_KINDS, "update", "return")
+MOST_TEXT = 8 << 20
+"""Characters of a text."""
+MOST_NESTED = 32
+"""Tuples within tuples."""
+MOST_DIGITS = 400
+"""Characters of a number; a float has no more than 25, as printed."""
+MOST_MESSAGE = 500
+"""Characters of what an error repeats of a line."""
 
 # --- printing -----------------------------------------------------------------------------------
 
@@ -54,7 +68,8 @@ def print_graph(graph: Graph, *, locations: bool = False) -> str:
     lines = [f"program {_name(graph.name)} {{"]
     lines += [f"  {_print_input(i)}" for i in graph.inputs]
     for node in graph.nodes:
-        where = f"  # {node.loc}" if locations and node.loc else ""
+        # A file may have any name, but a comment ends with its line.
+        where = f"  # {' '.join(str(node.loc).split())}" if locations and node.loc else ""
         lines.append(f"  {print_node(node)}{where}")
     lines += [f"  update {_name(old.name)} = {_name(new.name)}" for old, new in graph.updates]
     lines += [f"  {_print_return(graph)}".rstrip(), "}"]
@@ -111,7 +126,7 @@ def _literal(value: Any) -> str:
 TOKEN = re.compile(
     rf"""\s*(?:
       (?P<string>'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*")
-    | (?P<number>[-+](?:inf|nan)\b|[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)
+    | (?P<number>[-+](?:inf|nan)\b|[-+]?(?:[0-9]+\.?[0-9]*|\.[0-9]+)(?:[eE][-+]?[0-9]+)?)
     | (?P<name>{NAME.pattern})
     | (?P<mark>[(){{}}\[\]=:,])
     | (?P<comment>\#.*)
@@ -127,6 +142,10 @@ def parse_graph(text: str) -> Graph:
     Raises:
         ProgramError: naming the line, for text that is not a well-formed, well-typed program.
     """
+    if not isinstance(text, str):
+        raise ProgramError(f"a program's text is a str, not {type(text).__name__}")
+    if len(text) > MOST_TEXT:
+        raise ProgramError(f"a text of {len(text)} characters, which may have {MOST_TEXT}")
     return _Parser(text).graph()
 
 
@@ -136,12 +155,17 @@ class _Parser:
     def __init__(self, text: str):
         self.lines = text.splitlines()
         self.at = -1
-        self.tokens: list[tuple[str, str]] = []
+        self.tokens: deque[tuple[str, str]] = deque()
+        self.depth = 0
         self.values: dict[str, Value] = {}
+        self.inputs: set[Value] = set()
+        self.updated: set[Value] = set()
 
     # Lines and tokens.
 
     def fail(self, what: str, hint: str | None = None) -> NoReturn:
+        if len(what) > MOST_MESSAGE:
+            what = f"{what[:MOST_MESSAGE]}..."
         raise ProgramError(f"line {max(self.at, 0) + 1}: {what}", hint=hint)
 
     def next_line(self) -> bool:
@@ -153,12 +177,12 @@ class _Parser:
                 return True
         return False
 
-    def tokenize(self, line: str) -> list[tuple[str, str]]:
-        tokens, at, line = [], 0, line.rstrip()
+    def tokenize(self, line: str) -> deque[tuple[str, str]]:
+        tokens, at, line = deque(), 0, line.rstrip()
         while at < len(line):
             match = TOKEN.match(line, at)
             if not match:
-                self.fail(f"cannot read {line[at:].strip()!r}")
+                self.fail(f"cannot read {shown(line[at:].strip())}")
             if match.lastgroup != "comment":
                 tokens.append((match.lastgroup, match[match.lastgroup]))
             at = match.end()
@@ -169,13 +193,16 @@ class _Parser:
 
     def accept(self, mark: str) -> bool:
         if self.tokens and self.tokens[0] in (("mark", mark), ("name", mark)):
-            self.tokens.pop(0)
+            self.tokens.popleft()
             return True
         return False
 
     def expect(self, mark: str) -> None:
         if not self.accept(mark):
-            self.fail(f"expected {mark!r}, found {self.peek() or 'the end of the line'!r}")
+            self.fail_expecting(repr(mark), self.peek())
+
+    def fail_expecting(self, what: str, found: str) -> NoReturn:
+        self.fail(f"expected {what}, found {shown(found or 'the end of the line')}")
 
     def listed(self, item: Callable[[], Any], end: str) -> list[Any]:
         """Items separated by commas up to ``end``, which is taken; a trailing comma is allowed."""
@@ -192,11 +219,11 @@ class _Parser:
     def name(self) -> str:
         kind, text = self.tokens[0] if self.tokens else ("", "")
         if kind == "name":
-            self.tokens.pop(0)
+            self.tokens.popleft()
             return text
         if kind == "string":
             return self.literal()
-        self.fail(f"expected a name, found {text or 'the end of the line'!r}")
+        self.fail_expecting("a name", text)
 
     def operand(self) -> Value | None:
         return None if self.accept("_") else self.value()
@@ -204,30 +231,61 @@ class _Parser:
     def value(self) -> Value:
         name = self.name()
         if name not in self.values:
-            self.fail(f"{name!r} is not defined here", "define it on an earlier line")
+            self.fail(f"{shown(name)} is not defined here", "define it on an earlier line")
         return self.values[name]
 
     def type(self) -> TensorType:
         short = self.name()
         if short not in LONG_DTYPE:
-            self.fail(f"unknown element type {short!r}", f"use one of {', '.join(LONG_DTYPE)}")
+            self.fail(f"unknown element type {shown(short)}", f"use one of {', '.join(LONG_DTYPE)}")
         self.expect("[")
-        shape = tuple(self.listed(self.literal, "]"))
-        if not all(type(s) is int and s >= 0 for s in shape):
-            self.fail(f"{list(shape)} is no shape")
-        return TensorType(shape, LONG_DTYPE[short])
+        type_ = TensorType(tuple(self.listed(self.literal, "]")), LONG_DTYPE[short])
+        if wrong := type_misfit(type_):
+            self.fail(wrong)
+        return type_
 
     def literal(self) -> Any:
         if self.accept("("):
-            return tuple(self.listed(self.literal, ")"))
-        kind, text = self.tokens.pop(0) if self.tokens else ("", "")
+            return self.tuple()
+        kind, text = self.tokens.popleft() if self.tokens else ("", "")
         if kind == "string":
-            return unquote(text)
+            return self.unquoted(text)
         if kind == "name" and text in WORDS:
             return WORDS[text]
         if kind == "number":
-            return plain(int(text) if re.fullmatch(r"[-+]?\d+", text) else float(text))
-        self.fail(f"expected a value, found {text or 'the end of the line'!r}")
+            return self.number(text)
+        self.fail_expecting("a value", text)
+
+    def tuple(self) -> tuple[Any, ...]:
+        if self.depth == MOST_NESTED:
+            self.fail(f"more than {MOST_NESTED} tuples within each other")
+        self.depth += 1
+        items = tuple(self.listed(self.literal, ")"))
+        self.depth -= 1
+        return items
+
+    def unquoted(self, text: str) -> str:
+        try:
+            return unquote(text)
+        except ValueError as error:
+            self.fail(f"{shown(text)}: {error}")
+
+    def number(self, text: str) -> int | float:
+        if len(text) > MOST_DIGITS:
+            self.fail(f"a number of {len(text)} characters", f"at most {MOST_DIGITS}")
+        if not re.fullmatch(r"[-+]?[0-9]+", text):
+            return plain(float(text))
+        if not -(2**63) <= int(text) < 2**63:
+            self.fail(f"{shown(int(text))} does not fit into 64 bits")
+        return int(text)
+
+    def attributes(self) -> dict[str, Any]:
+        attrs: dict[str, Any] = {}
+        for key, value in self.listed(self.attribute, "}"):
+            if key in attrs:
+                self.fail(f"attribute {shown(key)} is given twice")
+            attrs[key] = value
+        return attrs
 
     def attribute(self) -> tuple[str, Any]:
         key = self.name()
@@ -251,9 +309,7 @@ class _Parser:
             if self.tokens[0][0] == "name" and self.peek() in INPUT_KINDS:
                 inputs.append(self.input_line())
             elif self.accept("update"):
-                target = self.value()
-                self.expect("=")
-                updates.append((target, self.value()))
+                updates.append(self.update_line())
             elif self.accept("return"):
                 break
             else:
@@ -264,7 +320,7 @@ class _Parser:
 
     def end_of_line(self) -> None:
         if self.tokens:
-            self.fail(f"{self.peek()!r} is left over at the end of the line")
+            self.fail(f"{shown(self.peek())} is left over at the end of the line")
 
     def closing_brace(self) -> None:
         self.end_of_line()
@@ -273,11 +329,11 @@ class _Parser:
         self.expect("}")
         self.end_of_line()
         if self.next_line():
-            self.fail(f"{self.peek()!r} follows the end of the program")
+            self.fail(f"{shown(self.peek())} follows the end of the program")
 
     def define(self, name: str, type_: TensorType) -> Value:
         if name in self.values:
-            self.fail(f"{name!r} is assigned twice", "give each value a name of its own")
+            self.fail(f"{shown(name)} is assigned twice", "give each value a name of its own")
         self.values[name] = Value(name, type_)
         return self.values[name]
 
@@ -289,14 +345,30 @@ class _Parser:
         if self.accept("init"):
             self.expect("=")
             init = self.literal()
+            if not isinstance(init, tuple):
+                self.fail(f"init is {shown(init)}", "write ('name', number, ...)")
+        self.inputs.add(value)
         return Input(value, kind, init)
+
+    def update_line(self) -> tuple[Value, Value]:
+        target = self.value()
+        self.expect("=")
+        new = self.value()
+        if target not in self.inputs:
+            self.fail(f"{shown(target.name)} is no input, so it cannot be updated")
+        if target in self.updated:
+            self.fail(f"{shown(target.name)} is updated twice")
+        self.updated.add(target)
+        if target.type != new.type:
+            self.fail(f"{shown(target.name)} is {target.type}, its new value {new.type}")
+        return target, new
 
     def node_line(self) -> Node:
         names = self.listed(self.name, "=")
         op = self.name()
         self.expect("(")
         operands = self.listed(self.operand, ")")
-        attrs = dict(self.listed(self.attribute, "}")) if self.accept("{") else {}
+        attrs = self.attributes() if self.accept("{") else {}
         self.expect(":")
         types = [self.type()]
         while self.accept(","):
@@ -322,6 +394,8 @@ class _Parser:
         labels = [label for label, _ in items if label is not None]
         if labels and len(labels) != len(items):
             self.fail("some results have labels and some have none")
+        if len(set(labels)) != len(labels):
+            self.fail("two results have one label")
         return tuple(labels), tuple(v for _, v in items), is_tuple
 
     def returned(self) -> tuple[str | None, Value]:
@@ -332,8 +406,26 @@ class _Parser:
         return None, self.value()
 
 
-def unquote(text: str) -> str:
-    """The string that a quoted token, written as Python writes it, stands for."""
-    import ast  # the one reader that knows all of Python's escapes
+_ESCAPE = re.compile(r"\\(x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}|.?)", re.DOTALL)
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t", "\\": "\\", "'": "'", '"': '"'}
 
-    return ast.literal_eval(text)
+
+def unquote(text: str) -> str:
+    """The string that a quoted token, written as `repr` writes it, stands for.
+
+    Raises:
+        ValueError: for another escape, and for what is no character.
+    """
+
+    def character(match: re.Match[str]) -> str:
+        code = match[1]
+        if code in _ESCAPED:
+            return _ESCAPED[code]
+        if len(code) < 3 or int(code[1:], 16) > sys.maxunicode:
+            raise ValueError(f"unknown escape {match[0]!r}")
+        return chr(int(code[1:], 16))
+
+    inner = _ESCAPE.sub(character, text[1:-1])
+    if any("\ud800" <= c <= "\udfff" for c in inner):
+        raise ValueError("half of a surrogate pair is no character")
+    return inner

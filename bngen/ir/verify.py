@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 
+from bngen.ir.attributes import type_misfit
 from bngen.ir.build import prune
-from bngen.ir.node import DTYPES, INPUT_KINDS, Graph, Node
+from bngen.ir.node import INPUT_KINDS, Graph, Node
 from bngen.ir.ops import OPS, ShapeError, complete_attrs, infer
 from bngen.ir.text import print_node
 
@@ -92,10 +93,13 @@ def _signature(graph: Graph) -> Iterator[str]:
         if item.kind not in INPUT_KINDS:
             yield f"input {item.name!r} is of unknown kind {item.kind!r}"
     for value in graph.values():
-        if value.dtype not in DTYPES or any(s < 0 for s in value.shape):
-            yield f"{value.name!r} has no valid type: {value.type!r}"
+        if wrong := type_misfit(value.type):
+            yield f"{value.name!r} has no valid type: {wrong}"
     if graph.output_names and len(graph.output_names) != len(graph.outputs):
         yield f"{len(graph.output_names)} labels for {len(graph.outputs)} outputs"
+    for label, times in Counter(graph.output_names).items():
+        if times > 1:
+            yield f"{times} outputs are called {label!r}"
 
 
 def _outputs_defined(graph: Graph) -> Iterator[str]:

@@ -11,12 +11,16 @@ Sources: ``fan`` and gains are those of ``torch.nn.init`` (He, Zhang, Ren, Sun 2
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from bngen.ir.node import Input
+from bngen.errors import ProgramError
+from bngen.ir.attributes import shown, value_misfit
+from bngen.ir.node import Input, TensorType
 
 Shape = tuple[int, ...]
 
@@ -91,15 +95,45 @@ def default_init(name: str, shape: Shape) -> tuple:
     return ("constant", 1.0 if name.rpartition(".")[2] == "weight" else 0.0)
 
 
+def init_misfit(init: Any, type_: TensorType) -> str | None:
+    """Why an ``init`` cannot fill a tensor of a type, or None where it can."""
+    known = isinstance(init, tuple) and init and isinstance(init[0], str)
+    if not known or init[0] not in INITIALIZERS:
+        hint = f"a number, or a tuple that starts with one of {', '.join(INITIALIZERS)}"
+        return f"{shown(init)} is no initializer ({hint})"
+    name, *given = init
+    wanted = INITIALIZERS[name].arguments
+    if len(given) != wanted:
+        return f"{name!r} takes {wanted} numbers, got {shown(init)}"
+    if name.startswith("kaiming_normal") and len(type_.shape) < 2:
+        return f"{name!r} needs two axes or more, got {type_}"
+    if name == "constant":
+        (value,) = given
+        if type(value) is float and value.is_integer() and not type_.is_float:
+            value = int(value)
+        return value_misfit(value, type_.dtype)
+    if not all(type(v) in (int, float) and abs(v) <= sys.float_info.max for v in given):
+        return f"{name!r} takes finite numbers, got {shown(init)}"
+    if name == "kaiming_uniform" and given[1] <= 0:
+        return f"{name!r} needs a fan-in above 0, got {shown(init)}"
+    return None
+
+
 def fill(inp: Input, rng: np.random.Generator) -> np.ndarray:
     """A fresh array for a parameter or buffer.
 
     Args:
         inp: an input with an ``init``; an empty one means zeros.
         rng: advanced by what is drawn.
+
+    Raises:
+        ProgramError: for an ``init`` that is none; tracing refuses it earlier.
     """
     dtype = np.dtype(inp.value.dtype)
-    name, *numbers = inp.init or ("constant", 0)
+    init = inp.init or ("constant", 0)
+    if wrong := init_misfit(init, inp.value.type):
+        raise ProgramError(f"{inp.kind} {shown(inp.name)}: {wrong}")
+    name, *numbers = init
     if name == "constant":
         return INITIALIZERS[name].draw(rng, inp.value.shape, dtype, tuple(numbers))
     drawn = dtype if dtype.kind == "f" else np.dtype("float32")

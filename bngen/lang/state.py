@@ -6,8 +6,9 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+from bngen.ir.build import plain
 from bngen.ir.node import TensorType
-from bngen.lang.init import INITIALIZERS, default_init
+from bngen.lang.init import default_init, init_misfit
 from bngen.lang.tensor import Tensor, wrap
 from bngen.lang.trace import current_trace, error
 from bngen.lang.types import tensor_type
@@ -84,14 +85,8 @@ def _checked_init(name: str, type_: TensorType, init: Init) -> tuple:
     if init is None:
         return default_init(name, type_.shape)
     if isinstance(init, numbers.Real):
-        return ("constant", init)
-    if not isinstance(init, tuple | list) or not init or init[0] not in INITIALIZERS:
-        hint = f"a number, or a tuple that starts with one of {', '.join(INITIALIZERS)}"
-        raise error(f"{name}: {init!r} is no initializer", hint)
-    if len(init) - 1 != INITIALIZERS[init[0]].arguments:
-        raise error(
-            f"{name}: {init[0]!r} takes {INITIALIZERS[init[0]].arguments} numbers, got {init!r}"
-        )
-    if init[0].startswith("kaiming_normal") and len(type_.shape) < 2:
-        raise error(f"{name}: {init[0]!r} needs two axes or more, got {type_}")
-    return tuple(init)
+        init = ("constant", init)
+    init = plain(init)
+    if wrong := init_misfit(init, type_):
+        raise error(f"{name}: {wrong}")
+    return init

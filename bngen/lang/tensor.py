@@ -14,6 +14,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from bngen.ir.attributes import shown
 from bngen.ir.node import TensorType, Value
 from bngen.ir.ops import ShapeError, normalize_axes
 from bngen.lang.trace import Trace, current_trace, error
@@ -466,7 +467,7 @@ def _integer_power(x: Tensor, exponent: int) -> Tensor:
 def axis_of(label: str, x: Tensor, dim: int) -> int:
     """A non-negative axis; raises `ProgramError` when ``x`` has no such one."""
     if not isinstance(dim, numbers.Integral) or not -x.ndim <= dim < x.ndim:
-        raise error(f"{label}: dim {dim!r} is out of range for {x.type}")
+        raise error(f"{label}: dim {shown(dim)} is out of range for {x.type}")
     return int(dim) % x.ndim
 
 
@@ -487,7 +488,7 @@ def reduction(
     elif isinstance(dim, Sequence) and all(isinstance(d, numbers.Integral) for d in dim):
         dims = tuple(int(d) for d in dim)
     else:
-        raise error(f"{label}: dim must be an int or a tuple of ints, got {dim!r}")
+        raise error(f"{label}: dim must be an int or a tuple of ints, got {shown(dim)}")
     try:
         axes = normalize_axes(dims, x.ndim)
     except ShapeError as e:
@@ -503,14 +504,16 @@ def _largest(label: str, x: Tensor, dim: int | Sequence[int] | None, keepdim: bo
 
 def _reshape(x: Tensor, shape: tuple[Any, ...]) -> Tensor:
     if not all(isinstance(e, numbers.Integral) and e >= -1 and e != 0 for e in shape):
-        raise error(f"reshape: {list(shape)} is no shape", "use positive integers and one -1")
+        raise error(f"reshape: {shown([*shape])} is no shape", "use positive integers and one -1")
     extents = [int(e) for e in shape]
     if extents.count(-1) > 1:
         raise error(f"reshape: {extents} has more than one -1")
     if -1 in extents:
         rest = math.prod(e for e in extents if e != -1)
         if x.type.size % rest:
-            raise error(f"reshape: {x.type} has {x.type.size} elements, no multiple of {rest}")
+            raise error(
+                f"reshape: {x.type} has {x.type.size} elements, no multiple of {shown(rest)}"
+            )
         extents[extents.index(-1)] = x.type.size // rest
     if tuple(extents) == x.shape:
         return x
@@ -535,7 +538,7 @@ def _subscript(x: Tensor, index: tuple[Any, ...]) -> Tensor:
             start, stop = int(item) % extent, int(item) % extent + 1
         else:
             hint = "use integers inside the axis and slices of step 1"
-            raise error(f"subscript: {item!r} does not index axis {axis} of {x.type}", hint)
+            raise error(f"subscript: {shown(item)} does not index axis {axis} of {x.type}", hint)
         if (start, stop) != (0, extent):
             x = emit("slice", x, label="subscript", axis=axis, start=start, stop=stop)
     kept.extend(range(len(index), x.ndim))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bngen.ir.attributes import shown, type_misfit
 from bngen.ir.node import DTYPES, TensorType
 from bngen.lang.trace import error
 
@@ -33,8 +34,11 @@ def tensor_type(shape: Any, dtype: Any = "float32") -> TensorType:
     extents = tuple(shape) if isinstance(shape, Sequence) else (shape,)
     for e in extents:
         if isinstance(e, bool) or not isinstance(e, numbers.Integral) or e < 1:
-            raise error(f"Tensor: {e!r} is no extent, which is a positive integer", hint)
-    return TensorType(tuple(int(e) for e in extents), dtype_name("Tensor", dtype))
+            raise error(f"Tensor: {shown(e)} is no extent, which is a positive integer", hint)
+    type_ = TensorType(tuple(int(e) for e in extents), dtype_name("Tensor", dtype))
+    if wrong := type_misfit(type_):
+        raise error(f"Tensor: {wrong}", hint)
+    return type_
 
 
 def is_scalar(x: Any) -> bool:
@@ -44,20 +48,22 @@ def is_scalar(x: Any) -> bool:
 
 def real(label: str, what: str, x: Any, least: float = -math.inf, most: float = math.inf) -> float:
     """``x`` as a float; raises `ProgramError` when it is no number or lies outside."""
-    ok = isinstance(x, numbers.Real) and not isinstance(x, bool) and least <= x <= most
-    if ok:
-        return float(x)
+    if isinstance(x, numbers.Real) and not isinstance(x, bool) and least <= x <= most:
+        try:
+            return float(x)
+        except OverflowError:
+            raise error(f"{label}: {what} exceeds every float, got {shown(x)}") from None
     if most < math.inf:
         bounds = f" from {least:g} to {most:g}"
     else:
         bounds = f", {least:g} or more" if least > -math.inf else ""
-    raise error(f"{label}: {what} must be a number{bounds}, got {x!r}")
+    raise error(f"{label}: {what} must be a number{bounds}, got {shown(x)}")
 
 
 def integer(label: str, what: str, x: Any, least: int) -> int:
     """``x`` as an int; raises `ProgramError` when it is none or too small."""
     if isinstance(x, bool) or not isinstance(x, numbers.Integral) or x < least:
-        raise error(f"{label}: {what} must be an integer, {least} or more, got {x!r}")
+        raise error(f"{label}: {what} must be an integer, {least} or more, got {shown(x)}")
     return int(x)
 
 

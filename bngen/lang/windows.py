@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from bngen.ir.attributes import shown
 from bngen.lang.tensor import Tensor, check_tensor, emit, same_float_type
 from bngen.lang.trace import error
 from bngen.lang.types import integer
@@ -130,7 +131,7 @@ def pair(label: str, what: str, value: Any, least: int = 1) -> tuple[int, int]:
     """An int or one or two ints in a sequence as a pair; raises when one is below ``least``."""
     both = tuple(value) if isinstance(value, tuple | list) else (value,)
     if len(both) not in (1, 2):
-        raise error(f"{label}: {what} must be an integer or a pair of them, got {value!r}")
+        raise error(f"{label}: {what} must be an integer or a pair of them, got {shown(value)}")
     return integer(label, what, both[0], least), integer(label, what, both[-1], least)
 
 

@@ -2,7 +2,9 @@
 
 In: folders of records and a target. Out: `Records.lookup`, which `compile_plan` asks for each
 kernel. A record is found by the kernel's digest, so that it never meets a kernel other than the one
-it was measured on, and is passed over unless `legal`: it may change speed, never results.
+it was measured on, and is passed over unless `legal`: it may change speed, never results. Whoever
+compiles asks `legal` once more, with the extents of the kernel at hand: those of a file are only
+what the file says. A file is read in bounded time, whatever it holds.
 
 Files are looked for in this order, and a kernel that one lacks may be in the next:
 
@@ -17,20 +19,24 @@ import json
 import logging
 import math
 import os
+import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from bngen import files
 from bngen.errors import BngenError, ToolchainError
+from bngen.ir.attributes import shown
 from bngen.scheduling.knobs import Declined, Knobs, divisors, winograd_rows
 
 _LOG = logging.getLogger(__name__)
 FORMAT = 1
 MOST_REGISTERS = 32
 """Vector registers of the targets that have most."""
+MOST_UNROLLED = 4 * MOST_REGISTERS
+"""Accumulators of a register tile. More spill, and LLVM takes minutes for thousands of them."""
 
 Extents = Mapping[str, int]
 
@@ -53,34 +59,44 @@ def _row_choices(e: Extents, chosen: Knobs) -> list[int]:
 
 def _block_choices(e: Extents, chosen: Knobs) -> list[int]:
     """Output blocks of one group of a grouped convolution."""
-    return divisors(e["out_blocks"] // e.get("groups", 1))
+    return _few(divisors(e["out_blocks"] // e.get("groups", 1)), chosen["columns"])
 
 
-def _columns(e: Extents, chosen: Knobs) -> list[int]:
-    return list(range(1, e["w"] + 1))
+def _few(choices: Sequence[int], other: int) -> list[int]:
+    """Extents of a register tile beside its other one."""
+    return [c for c in choices if c == 1 or c * other <= MOST_UNROLLED]
 
 
-def _phase_columns(e: Extents, chosen: Knobs) -> list[int]:
-    return list(range(1, e["w"] // e["spread_w"] + 1))
+def _columns(e: Extents, chosen: Knobs) -> range:
+    return range(1, min(e["w"], MOST_UNROLLED) + 1)
 
 
-def _tile_columns(e: Extents, chosen: Knobs) -> list[int]:
+def _phase_columns(e: Extents, chosen: Knobs) -> range:
+    return range(1, min(e["w"] // e["spread_w"], MOST_UNROLLED) + 1)
+
+
+def _tile_columns(e: Extents, chosen: Knobs) -> range:
     tiles = (chosen["rows"] // 2) * math.ceil(e["w"] / 2)
-    return list(range(1, min(tiles, MOST_REGISTERS) + 1))
+    return range(1, min(tiles, MOST_REGISTERS) + 1)
+
+
+def _gradient_blocks(e: Extents, chosen: Knobs) -> list[int]:
+    """Output blocks in registers, beside input lanes or, of a plain input, a row of the window."""
+    return _few(divisors(chosen["out_blocks"]), 1 if e["in_lanes"] > 1 else e["s"])
 
 
 def _register_lanes(e: Extents, chosen: Knobs) -> list[int]:
-    return divisors(e["in_lanes"])
+    return _few(divisors(e["in_lanes"]), chosen["blocks"])
 
 
-Choices = Callable[[Extents, Knobs], list[int]]
+Choices = Callable[[Extents, Knobs], Sequence[int]]
 _ROWS = {"rows": _row_choices}
 _WEIGHT_GRADIENT: dict[str, Choices] = {
     "chunks": lambda e, _: divisors(e["n"]),
     "out_blocks": lambda e, _: divisors(e["out_blocks"]),
     "in_blocks": lambda e, _: divisors(e["in_blocks"]),
     "rows": lambda e, _: divisors(e["h"]),
-    "blocks": lambda e, chosen: divisors(chosen["out_blocks"]),
+    "blocks": _gradient_blocks,
 }
 KNOBS: dict[str, dict[str, Choices]] = {
     "conv": {"columns": _columns, "blocks": _block_choices, **_ROWS},
@@ -116,18 +132,24 @@ def legal(kind: str, extents: Extents, knobs: Mapping[str, int]) -> Declined | N
         return Declined(f"the extents lack {missing}")
 
 
+_LISTED = 20
+
+
 def _misfit(
     kind: str, declared: dict[str, Choices], extents: Extents, knobs: Mapping[str, int]
 ) -> Declined | None:
     if not declared:
         return Declined(f"{kind} kernels have no knobs")
     if set(knobs) != set(declared):
-        return Declined(f"{kind} kernels take {', '.join(declared)}, not {', '.join(knobs)}")
+        given = shown(sorted(knobs))
+        return Declined(f"{kind} kernels take {', '.join(declared)}, not {given}")
     chosen: Knobs = {}
     for name, choices in declared.items():
         value, choice = knobs[name], choices(extents, chosen)
         if type(value) is not int or value not in choice:
-            return Declined(f"{name} {value!r} is none of {', '.join(map(str, choice))}")
+            rest = ", ..." if len(choice) > _LISTED else ""
+            listed = f"{', '.join(map(str, choice[:_LISTED]))}{rest}"
+            return Declined(f"{name} {shown(value)} is none of {listed}")
         chosen[name] = value
     return None
 
@@ -267,10 +289,37 @@ def user_folder() -> Path:
 
 # --- files ------------------------------------------------------------------------------------
 
-_FIELDS = {
-    "id": str, "kind": str, "what": str, "extents": dict, "knobs": dict, "seconds": float,
-    "baseline": float, "threads": int, "trials": int,
+MOST_CHARACTERS = 2 << 20
+"""Of a file: some five thousand records."""
+MOST_KEYS = 32
+"""Dots, brackets and braces of a line; TOML's reader takes the square of dotted keys."""
+MOST = 2**31 - 1
+"""Of extents, knobs and counts."""
+_ID = re.compile(r"[0-9a-f]{16}")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and 0 < value <= MOST
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, dict) and all(map(_is_count, value.values()))
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, float) and 0 < value < math.inf
+
+
+_FIELDS: dict[str, Callable[[Any], bool]] = {
+    "id": lambda v: isinstance(v, str) and _ID.fullmatch(v) is not None,
+    "kind": _is_text, "what": _is_text, "extents": _are_counts, "knobs": _are_counts,
+    "seconds": _is_time, "baseline": _is_time, "threads": _is_count, "trials": _is_count,
 }  # fmt: skip
+"""Field of a record -> whether a value can be its."""
 
 
 def read(path: Path) -> list[Record]:
@@ -279,30 +328,48 @@ def read(path: Path) -> list[Record]:
     Raises:
         BngenError: naming the file and the record that is wrong.
     """
+    table = _table(path)
+    found = table.get("format")
+    if type(found) is not int or found != FORMAT:
+        what = f"{path} has format {shown(found)}, this bngen reads {FORMAT}"
+        raise BngenError(what, hint=_TUNE)
+    rows = table.get("kernel", [])
+    if not isinstance(rows, list):
+        raise BngenError(f"{path}: kernel is {shown(rows)}, no list of records", hint=_TUNE)
+    return [_record(path, number, row) for number, row in enumerate(rows, start=1)]
+
+
+_TUNE = "run bngen tune again"
+
+
+def _table(path: Path) -> dict[str, Any]:
+    """What a file says, in TOML of a bounded size and shape."""
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        with path.open(encoding="utf-8") as file:
+            text = file.read(MOST_CHARACTERS + 1)
+        if len(text) > MOST_CHARACTERS:
+            raise ValueError(f"it has more than {MOST_CHARACTERS} characters")
+        for number, line in enumerate(text.split("\n"), start=1):
+            if sum(map(line.count, ".[{")) > MOST_KEYS:
+                raise ValueError(f"line {number} has more than {MOST_KEYS} dots and brackets")
+        return tomllib.loads(text)
+    # ValueError: no UTF-8, no TOML, or a number of thousands of digits.
+    except (OSError, ValueError) as error:
         raise BngenError(f"{path} is no record file: {error}", hint="delete it") from error
-    if table.get("format") != FORMAT:
-        what = f"{path} has format {table.get('format')!r}, this bngen reads {FORMAT}"
-        raise BngenError(what, hint="run bngen tune again")
-    return [_record(path, row) for row in table.get("kernel", [])]
+    except RecursionError:
+        raise BngenError(f"{path} is no record file: brackets too deep", hint="delete it") from None
 
 
-def _record(path: Path, row: Any) -> Record:
-    wrong = [
-        name
-        for name, kind in _FIELDS.items()
-        if not isinstance(row, dict) or type(row.get(name)) is not kind
-    ]
-    if not wrong:
-        numbers = (*row["extents"].values(), *row["knobs"].values())
-        wrong = [] if all(type(n) is int and n > 0 for n in numbers) else ["extents or knobs"]
+def _record(path: Path, number: int, row: Any) -> Record:
+    wrong = [name for name, fits in _FIELDS.items() if not _has(row, name, fits)]
     if wrong:
-        name = row.get("id", "?") if isinstance(row, dict) else "?"
-        hint = "run bngen tune again"
-        raise BngenError(f"{path}: kernel {name}: {', '.join(wrong)} missing or wrong", hint=hint)
+        name = f"number {number}" if "id" in wrong else row["id"]
+        raise BngenError(f"{path}: kernel {name}: {', '.join(wrong)} missing or wrong", hint=_TUNE)
     return Record(**{name: row[name] for name in _FIELDS})
+
+
+def _has(row: Any, name: str, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(row, dict) and name in row and fits(row[name])
 
 
 def write(path: Path, records: Iterable[Record], versions: Mapping[str, str]) -> None:

@@ -63,6 +63,7 @@ BREACHES = {
     "signature": [
         (replace(GOOD, inputs=(Input(X, "weight"), GOOD.inputs[1])), "unknown kind 'weight'"),
         (replace(GOOD, output_names=("a", "b")), "2 labels for 1 outputs"),
+        (replace(GOOD, outputs=(X, S), output_names=("a", "a")), "2 outputs are called 'a'"),
         (replace(GOOD, inputs=(*GOOD.inputs, Input(Value("q", TensorType((1,), "half"))))), "'q'"),
     ],
     "outputs defined": [

@@ -54,6 +54,43 @@ CASES = [
         lambda x, w: bg.conv2d(x, w, stride=0), (X, bg.Tensor[4, 3, 1, 1]),
         "conv2d: stride must be an integer, 1 or more, got 0",
     ),
+    # --- numbers that no kernel, no float or no message holds
+    (
+        lambda x, w: bg.conv2d(x, w, groups=2**31), (X, bg.Tensor[4, 3, 1, 1]),
+        "conv2d: groups must be an integer from 1 to 2147483647, got 2147483648"
+        + _CONV_HINT,
+    ),
+    (
+        lambda x, w: bg.conv2d(x, w, dilation=-(10**5000)), (X, bg.Tensor[4, 3, 1, 1]),
+        "conv2d: dilation must be an integer, 1 or more, got an integer of 16610 bits",
+    ),
+    (
+        lambda x: bg.leaky_relu(x, 10**400), (X,),
+        "leaky_relu: negative_slope exceeds every float, got an integer of 1329 bits",
+    ),
+    (
+        lambda x: bg.batch_norm(x, None, None, training=True, eps=float("inf")), (X,),
+        "batch_norm: eps must be a finite number, 0 or more, got inf" + _BN_HINT,
+    ),
+    (
+        lambda x: bg.parameter("w", (2**40, 2**40)), (X,),
+        "Tensor: [1099511627776, 1099511627776] is too large: it takes 2^63 bytes or more (write "
+        "extents and then the dtype: bg.Tensor[8, 3, 32, 32] or bg.Tensor[8, bg.int64])",
+    ),
+    (
+        lambda x: x + bg.parameter("w", (2**60, 1, 1, 1, 1)), (X,),
+        "add: [1152921504606846976, 8, 3, 8, 8] is too large: it takes 2^63 bytes or more (shapes "
+        "align at the last axis; a per-channel vector needs .view(1, -1, 1, 1))",
+    ),
+    (
+        lambda x: bg.buffer("n", (), bg.int64, init=2**63), (X,),
+        "n: a constant of int64 cannot be 9223372036854775808",
+    ),
+    (
+        lambda x: x.reshape(10**5000), (X,),
+        "reshape: shape must be a tuple of extents, each 1 or more, got "
+        "(an integer of 16610 bits,)",
+    ),
     (
         lambda x, w: bg.conv2d(x, w, None, 1, "full"), (X, bg.Tensor[4, 3, 1, 1]),
         "conv2d: padding 'full' (use an int, a pair, 'same' or 'valid')",
@@ -174,7 +211,7 @@ CASES = [
     ),
     (
         lambda x: bg.bn_stats(x), (bg.Tensor[4],),
-        "bn_stats: batch statistics need a channel axis (rank 2 or more), got f32[4]" + _BN_HINT,
+        "bn_stats: needs a channel axis (rank 2 or more), got f32[4]" + _BN_HINT,
     ),
     # --- dtypes
     (

@@ -163,8 +163,8 @@ def test_a_folder_that_is_not_there():
         (("format = 1", "format = "), "is no record file"),
         (('kind = "conv"', "kind = 3"), "kernel 00112233445566aa: kind missing or wrong"),
         (("threads = 2", ""), "threads missing or wrong"),
-        (("rows = 4", "rows = -4"), "extents or knobs"),
-        (("[[kernel]]", "kernel = [3]\n[x]"), "kernel ?: id, kind"),
+        (("rows = 4", "rows = -4"), "extents, knobs missing or wrong"),
+        (("[[kernel]]", "kernel = [3]\n[x]"), "kernel number 1: id, kind"),
     ],
 )
 def test_what_is_wrong_with_a_file_in_one_line(tmp_path, change, fact):
