@@ -88,14 +88,22 @@ def bound(var: tirx.Var, value: Expr, body: Expr) -> Expr:
 # --- meanings ---------------------------------------------------------------------------------
 
 
+_TWICE = {"int32": "int64", "uint32": "uint64", "int64": "int128", "uint64": "uint128"}
+
+
 def _wrapping(node: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], Expr]:
-    """Signed integers wrap around, as unsigned ones do in LLVM; floats are as they are."""
+    """Integers modulo their range; floats are as they are.
+
+    To LLVM, as TVM asks it, an overflow of 32 or 64 bits cannot happen, and what follows from it is
+    arbitrary. In twice the width there is none; LLVM narrows the operation back.
+    """
 
     def meaning(a: Expr, b: Expr) -> Expr:
-        kind = dtype_of(a)
-        if not kind.startswith("int"):
+        kind, x, lanes = dtype_of(a).partition("x")
+        if kind not in _TWICE:
             return node(a, b)
-        return tirx.Cast(kind, node(tirx.Cast(f"u{kind}", a), tirx.Cast(f"u{kind}", b)))
+        wide = _TWICE[kind] + x + lanes
+        return tirx.Cast(dtype_of(a), node(tirx.Cast(wide, a), tirx.Cast(wide, b)))
 
     return meaning
 
