@@ -19,18 +19,16 @@ alone: all stages between are passed over, and TVM's compiler, which takes secon
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from bngen import cache as caches
 from bngen.backend.kernels import Code, KnobLookup, Progress, compile_plan, load, objects
 from bngen.binding import bind
 from bngen.errors import BngenError
 from bngen.ir.node import Graph
-from bngen.lang.init import fill
+from bngen.lang.init import Filler
 from bngen.options import environment
 from bngen.passes.fusion import LEVELS
 from bngen.passes.pipeline import Dump
@@ -86,6 +84,7 @@ def build(
         cache = not environment("no_cache")
     graph = program.graph if hasattr(program, "graph") else program
     machine = caches.target(target) if cache else Target.parse(target)
+    machine.check_loads_here()
     tuned = records.find(machine, schedules or environment("schedules"))
     work = _Work(
         join_gradient(graph, wrt) if grad else Joint(graph, graph), machine, fusion, tuned.lookup
@@ -93,7 +92,7 @@ def build(
     key = caches.key(graph, machine, fusion, grad, wrt, tuned) if cache else ""
     # Before any code is loaded: what is loaded keeps the pool that it finds.
     thread_pool.install()
-    initialize = _initializer(graph)
+    initialize = Filler.of(graph)
     kept = caches.find(key) if cache and dump is None else None
     if kept:
         if progress and (steps := kept.built.steps):
@@ -161,8 +160,3 @@ class _Kept:
     def objects(self) -> dict[str, bytes]:
         found = self._kept.objects()
         return self._fresh.objects() if found is None else found
-
-
-def _initializer(graph: Graph) -> Callable[[str, np.random.Generator], np.ndarray]:
-    table = {i.name: i for i in graph.inputs}
-    return lambda name, rng: fill(table[name], rng)

@@ -11,12 +11,12 @@ Sources: ``fan`` and gains are those of ``torch.nn.init`` (He, Zhang, Ren, Sun 2
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 
-from bngen.ir.node import Input
+from bngen.ir.node import Graph, Input
 
 Shape = tuple[int, ...]
 
@@ -104,3 +104,23 @@ def fill(inp: Input, rng: np.random.Generator) -> np.ndarray:
         return INITIALIZERS[name].draw(rng, inp.value.shape, dtype, tuple(numbers))
     drawn = dtype if dtype.kind == "f" else np.dtype("float32")
     return INITIALIZERS[name].draw(rng, inp.value.shape, drawn, tuple(numbers)).astype(dtype)
+
+
+@dataclass(frozen=True)
+class Filler:
+    """Draws the values of a program's parameters and buffers; plain data, so it can be pickled.
+
+    Attributes:
+        inputs: of the program, by name.
+    """
+
+    inputs: Mapping[str, Input]
+
+    @classmethod
+    def of(cls, graph: Graph) -> Filler:
+        """That of a graph."""
+        return cls({i.name: i for i in graph.inputs})
+
+    def __call__(self, name: str, rng: np.random.Generator) -> np.ndarray:
+        """A fresh array for one of them; see `fill`."""
+        return fill(self.inputs[name], rng)
