@@ -401,7 +401,7 @@ def _check_indispensable(cpu: str, arch: str, features: frozenset[str]) -> None:
     if missing:
         raise TargetError(
             f"{cpu} as asked for has no {', '.join(missing)}, which code for {arch} needs",
-            hint="name a 64-bit CPU, such as x86-64 or native, and leave these features on",
+            hint="name a 64-bit CPU, and leave these features on",
         )
 
 
