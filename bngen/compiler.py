@@ -19,6 +19,7 @@ alone: all stages between are passed over, and TVM's compiler, which takes secon
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -27,8 +28,8 @@ from bngen import cache as caches
 from bngen.backend.kernels import Code, KnobLookup, Progress, compile_plan, load, objects
 from bngen.binding import bind
 from bngen.errors import BngenError
-from bngen.ir.node import Graph
 from bngen.lang.init import Filler
+from bngen.lang.program import graph_of
 from bngen.options import environment
 from bngen.passes.fusion import LEVELS
 from bngen.passes.pipeline import Dump
@@ -76,13 +77,10 @@ def build(
     Raises:
         BngenError: for a program, target or option that cannot be compiled.
     """
-    if fusion not in LEVELS:
-        raise BngenError(f"unknown fusion level {fusion!r}", hint=f"one of {', '.join(LEVELS)}")
-    if threads is not None:
-        thread_pool.checked_count(threads)
+    _check_options(fusion, threads, grad, wrt, schedules, progress, dump)
     if cache is None:
         cache = not environment("no_cache")
-    graph = program.graph if hasattr(program, "graph") else program
+    graph = graph_of(program, "build")
     machine = caches.target(target) if cache else Target.parse(target)
     machine.check_loads_here()
     tuned = records.find(machine, schedules or environment("schedules"))
@@ -102,6 +100,22 @@ def build(
     kept = caches.keep(key, built, codes) if cache else None
     entries = kept.entries if kept else load(codes)
     return Module(built, entries, initialize, _Fresh(codes), threads)
+
+
+def _check_options(
+    fusion: Any, threads: Any, grad: bool, wrt: Any, schedules: Any, progress: Any, dump: Any
+) -> None:
+    if not isinstance(fusion, str) or fusion not in LEVELS:
+        raise BngenError(f"unknown fusion level {fusion!r}", hint=f"one of {', '.join(LEVELS)}")
+    if threads is not None:
+        thread_pool.checked_count(threads)
+    if wrt is not None and not grad:
+        raise BngenError("wrt chooses gradients, and none are built", hint="add grad=True")
+    if schedules is not None and not isinstance(schedules, str | os.PathLike):
+        raise BngenError(f"schedules={schedules!r} is no folder", hint="give its path")
+    for name, function in (("progress", progress), ("dump", dump)):
+        if function is not None and not callable(function):
+            raise BngenError(f"{name}={function!r} cannot be called", hint="give a function")
 
 
 @dataclass(frozen=True)

@@ -156,7 +156,8 @@ def _prepare_numpy(
     if not array.flags.writeable:
         raise _Unusable("is updated in place, but it is read-only", "pass a copy: .copy()")
     if overlaps_itself(array):
-        raise _Unusable("is updated in place, but its elements share memory", "pass a copy: .copy()")
+        what = "is updated in place, but its elements share memory"
+        raise _Unusable(what, "pass a copy: .copy()")
     scratch = _copy(array, spec, alignment)
     return scratch, functools.partial(np.copyto, array, scratch)
 

@@ -1,4 +1,4 @@
-"""Several threads, calls within calls, and forks: a right result or a `CallError`, never another."""
+"""Several threads, calls within calls, forks: a right result or a `CallError`, nothing else."""
 
 from __future__ import annotations
 
