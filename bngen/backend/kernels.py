@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bngen.errors import ToolchainError
-from bngen.ir.node import Value
+from bngen.errors import ProgramError, SourceLoc, ToolchainError
+from bngen.ir.layout import physical_bytes
+from bngen.ir.node import Node, Value
 from bngen.ir.plan import Kernel, KernelPlan
 from bngen.runtime import native, toolchain
 from bngen.runtime.native import Entry
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
     from bngen.lower.body import Argument  # TVM comes with it, as with the imports of _compile
 
 Progress = Callable[[int, int, str], None]
+MOST_ELEMENTS = 2**31 - 2**20
+"""Elements of a tensor, padding included: TVM's loops and indices are of 32 bits.
+
+A loop that is shared out to threads and cut into vectors counts a little further than its end.
+"""
 KnobLookup = Callable[[str, str], dict[str, int] | None]
 """(kind, signature) -> knobs of a record, or None for the analytic ones."""
 
@@ -128,6 +134,7 @@ def compile_plan(
     groups: dict[str, list[Kernel]] = {}
     keys: list[str] = []
     for kernel in plan.kernels:
+        _check_countable(kernel, plan)
         key = signature(kernel, plan) + _alignment_key(kernel, unaligned)
         key += "".join(f"|{i}={o}" for i, o in overwritten(kernel, places or {}))
         keys.append(key)
@@ -155,6 +162,29 @@ def compile_plan(
         CompiledKernel(kernel, codes[key], _arguments(kernel, codes[key]))
         for kernel, key in zip(plan.kernels, keys, strict=True)
     ]
+
+
+def _check_countable(kernel: Kernel, plan: KernelPlan) -> None:
+    """Raise where a kernel would go over more elements than its loops can count."""
+    stored = {*kernel.inputs, *kernel.outputs}
+    for node in kernel.nodes:
+        for v in (*node.outputs, *node.operands):
+            count = v.type.size
+            if v in stored:
+                count = physical_bytes(v.type, plan.layouts[v]) * count // max(v.type.nbytes, 1)
+            if count > MOST_ELEMENTS:
+                raise ProgramError(
+                    f"{node.op}: {v.type} is {count} elements, and kernels count to {MOST_ELEMENTS}",
+                    loc=node.loc or _line_near(node, plan),
+                    hint="use a smaller batch, or compute it in parts",
+                )
+
+
+def _line_near(node: Node, plan: KernelPlan) -> SourceLoc | None:
+    """The user's line of a neighbour, where a pass has put a node that has none."""
+    near = {*node.operands, *node.outputs}
+    around = (n for n in plan.graph.nodes if not near.isdisjoint((*n.operands, *n.outputs)))
+    return next((n.loc for n in around if n.loc), None)
 
 
 @contextlib.contextmanager

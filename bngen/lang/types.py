@@ -35,7 +35,10 @@ def tensor_type(shape: Any, dtype: Any = "float32") -> TensorType:
     for e in extents:
         if isinstance(e, bool) or not isinstance(e, numbers.Integral) or e < 1:
             raise error(f"Tensor: {e!r} is no extent, which is a positive integer", hint)
-    return TensorType(tuple(int(e) for e in extents), dtype_name("Tensor", dtype))
+    found = TensorType(tuple(int(e) for e in extents), dtype_name("Tensor", dtype))
+    if found.nbytes >= 2**63:
+        raise error(f"Tensor: {found} is larger than any memory", hint)
+    return found
 
 
 def is_scalar(x: Any) -> bool:
