@@ -9,8 +9,9 @@ from __future__ import annotations
 import contextlib
 import gc
 import tempfile
+import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,6 +27,8 @@ from bngen.target import Target
 if TYPE_CHECKING:
     from bngen.lower.body import Argument  # TVM comes with it, as with the imports of _compile
 
+_COMPILER_STACK = 64 << 20
+"""Bytes of address space; what is not touched is no memory."""
 Progress = Callable[[int, int, str], None]
 MOST_ELEMENTS = 2**31 - 2**20
 """Elements of a tensor, padding included: TVM's loops and indices are of 32 bits.
@@ -141,10 +144,10 @@ def compile_plan(
         groups.setdefault(key, []).append(kernel)
     done = 0
     codes: dict[str, Code] = {}
-    with _without_collections(), ThreadPoolExecutor(jobs or target.threads) as pool:
+    with _without_collections(), _deep_stacks(), ThreadPoolExecutor(jobs or target.threads) as pool:
         futures = {
-            pool.submit(
-                _compile, kernels[0], plan, target, unaligned, places or {}, knobs, key
+            _submitted(
+                pool, _compile, kernels[0], plan, target, unaligned, places or {}, knobs, key
             ): key
             for key, kernels in groups.items()
         }
@@ -173,8 +176,9 @@ def _check_countable(kernel: Kernel, plan: KernelPlan) -> None:
             if v in stored:
                 count = physical_bytes(v.type, plan.layouts[v]) * count // max(v.type.nbytes, 1)
             if count > MOST_ELEMENTS:
+                what = f"{v.type} is {count} elements, and kernels count to {MOST_ELEMENTS}"
                 raise ProgramError(
-                    f"{node.op}: {v.type} is {count} elements, and kernels count to {MOST_ELEMENTS}",
+                    f"{node.op}: {what}",
                     loc=node.loc or _line_near(node, plan),
                     hint="use a smaller batch, or compute it in parts",
                 )
@@ -185,6 +189,26 @@ def _line_near(node: Node, plan: KernelPlan) -> SourceLoc | None:
     near = {*node.operands, *node.outputs}
     around = (n for n in plan.graph.nodes if not near.isdisjoint((*n.operands, *n.outputs)))
     return next((n.loc for n in around if n.loc), None)
+
+
+def _submitted(pool: ThreadPoolExecutor, task: Callable[..., Code], *args: Any) -> Future[Code]:
+    """A task in the pool; where the system starts no thread for it, done by this one at once."""
+    try:
+        return pool.submit(task, *args)
+    except RuntimeError:
+        done: Future[Code] = Future()
+        done.set_result(task(*args))
+        return done
+
+
+@contextlib.contextmanager
+def _deep_stacks() -> Iterator[None]:
+    """Give the threads that are started here what LLVM's recursions need, whatever ulimit says."""
+    before = threading.stack_size(_COMPILER_STACK)
+    try:
+        yield
+    finally:
+        threading.stack_size(before)
 
 
 @contextlib.contextmanager

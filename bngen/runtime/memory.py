@@ -85,8 +85,8 @@ class Arena:
 
 
 def _too_much(nbytes: int, error: Exception) -> BngenError:
-    size = f"{nbytes / 2**30:.2f} GiB" if nbytes < 2**60 else f"2^{nbytes.bit_length() - 1} bytes"
-    return BngenError(f"cannot allocate {size}: {error}", hint="use a smaller batch")
+    what = f"cannot allocate {nbytes / 2**30:.2f} GiB: {error}"
+    return BngenError(what, hint="use a smaller batch")
 
 
 def _advise_huge_pages(area: mmap.mmap) -> None:

@@ -1,5 +1,7 @@
 """Tensors that 32-bit loops cannot count are refused before anything is compiled."""
 
+import threading
+
 import numpy as np
 import pytest
 
@@ -67,3 +69,26 @@ def test_just_below_is_planned():
     assert module.manifest()["signature"]["outputs"][0]["shape"] == [MOST_ELEMENTS]
     with pytest.raises(bg.CallError, match="has shape"):
         module(np.zeros(3, np.uint8))
+
+
+# --- the compiler's own threads -----------------------------------------------------------------
+
+
+def test_where_no_thread_starts_the_caller_compiles(monkeypatch):
+    def refuse(self):
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        module = bg.build(bg.trace(lambda x: bg.relu(x) + x.sum(), bg.Tensor[64]))
+    assert (module(np.ones(64, np.float32)) == 65).all()
+
+
+def test_compiling_does_not_depend_on_the_threads_stack_of_the_process():
+    before = threading.stack_size(32 << 10)
+    try:
+        module = bg.build(bg.trace(lambda x: bg.softmax(x, 1), bg.Tensor[64, 8]))
+        assert threading.stack_size() == 32 << 10
+    finally:
+        threading.stack_size(before)
+    np.testing.assert_allclose(module(np.ones((64, 8), np.float32)), 0.125, rtol=1e-6)
