@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 _COMPILER_STACK = 64 << 20
 """Bytes of address space; what is not touched is no memory."""
+_starting = threading.Lock()
 Progress = Callable[[int, int, str], None]
 MOST_ELEMENTS = 2**31 - 2**20
 """Elements of a tensor, padding included: TVM's loops and indices are of 32 bits.
@@ -144,7 +145,7 @@ def compile_plan(
         groups.setdefault(key, []).append(kernel)
     done = 0
     codes: dict[str, Code] = {}
-    with _without_collections(), _deep_stacks(), ThreadPoolExecutor(jobs or target.threads) as pool:
+    with _without_collections(), ThreadPoolExecutor(jobs or target.threads) as pool:
         futures = {
             _submitted(
                 pool, _compile, kernels[0], plan, target, unaligned, places or {}, knobs, key
@@ -192,23 +193,20 @@ def _line_near(node: Node, plan: KernelPlan) -> SourceLoc | None:
 
 
 def _submitted(pool: ThreadPoolExecutor, task: Callable[..., Code], *args: Any) -> Future[Code]:
-    """A task in the pool; where the system starts no thread for it, done by this one at once."""
-    try:
-        return pool.submit(task, *args)
-    except RuntimeError:
-        done: Future[Code] = Future()
-        done.set_result(task(*args))
-        return done
+    """A task in the pool; where the system starts no thread for it, done by this one at once.
 
-
-@contextlib.contextmanager
-def _deep_stacks() -> Iterator[None]:
-    """Give the threads that are started here what LLVM's recursions need, whatever ulimit says."""
-    before = threading.stack_size(_COMPILER_STACK)
-    try:
-        yield
-    finally:
-        threading.stack_size(before)
+    A thread that is started for it has the stack that LLVM's recursions need, whatever ulimit says.
+    """
+    with _starting:
+        before = threading.stack_size(_COMPILER_STACK)
+        try:
+            return pool.submit(task, *args)
+        except RuntimeError:
+            done: Future[Code] = Future()
+        finally:
+            threading.stack_size(before)
+    done.set_result(task(*args))
+    return done
 
 
 @contextlib.contextmanager

@@ -349,7 +349,8 @@ class Module:
     def memory(self) -> dict[str, int]:
         """Bytes: ``parameters``, ``saved`` for backward, ``scratch``, ``arena`` (both), ``peak``.
 
-        The peak counts parameters and buffers, the arena and the results that a step hands out.
+        The peak counts parameters and buffers, the arena and the results that a step hands out;
+        copies of arguments that ``backward`` reads come on top.
         """
         return dict(self.signature.memory)
 

@@ -152,6 +152,18 @@ def test_different_modules_at_once():
     assert all(in_threads(work))
 
 
+def test_modules_built_at_once():
+    stack = threading.stack_size()
+
+    def work(i):
+        program = bg.trace(lambda x: bg.sigmoid(x * float(i)).sum(0), bg.Tensor[N, 8])
+        return bg.build(program)(np.ones((N, 8), np.float32))[0]
+
+    expected = [N / (1 + np.exp(-i)) for i in range(4)]
+    np.testing.assert_allclose(in_threads(work), expected, rtol=1e-5)
+    assert threading.stack_size() == stack
+
+
 # --- calls within calls -----------------------------------------------------------------------
 
 
