@@ -92,9 +92,10 @@ class Recorder:
         """
         mine = getattr(self._mine, "number", None)
         if self._number != mine and (mine is not None or self._tape is not None):
+            since = "" if mine is None else " since this one did"
             raise CallError(
-                f"{self._program}: another thread has called forward since this one did, and "
-                "backward belongs to the thread of the last forward",
+                f"{self._program}: another thread has called forward{since}, and backward belongs "
+                "to the thread of the last forward",
                 hint="give each thread a copy.deepcopy(mod), or hold a lock around both calls",
             )
         if self._tape is None:
