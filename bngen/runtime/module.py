@@ -22,6 +22,7 @@ from bngen.runtime.calls import Operand
 from bngen.runtime.executor import Executor, Step, view
 from bngen.runtime.memory import empty_aligned
 from bngen.runtime.native import Entry
+from bngen.runtime.state import State
 from bngen.runtime.tape import INPUT, Recorder
 from bngen.runtime.turns import Turns, alone
 
@@ -157,12 +158,11 @@ class Module:
         self._initialize, self._inside = initialize, inside
         self._threads = num_threads
         self._foreign = _missing_here(built.manifest)
-        self._state = {spec.name: _zeros(spec.shape, spec.dtype) for spec in self.signature.state}
-        fixed = {INPUT + name: array for name, array in self._state.items()}
+        self._state = State(self.signature.program, self.signature.state)
+        fixed = {INPUT + name: array for name, array in self._state.arrays.items()}
         self._executor = Executor(built.steps, entries, built.nbytes, fixed)
         self._output_bytes = _slot_bytes(self.signature.outputs)
         self._gradient_bytes = _slot_bytes(self.signature.gradients)
-        self._initialized = not self._state
         late = built.steps[self.signature.forward_steps :]
         self._recorder = Recorder(self.signature.program, late, self.signature.arguments)
         self._turns = Turns()
@@ -189,7 +189,7 @@ class Module:
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all parameters and buffers by name."""
         self._check_whole()
-        return {name: array.copy() for name, array in self._state.items()}
+        return self._state.copies()
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Module:
         """Copy parameters and buffers in: NumPy arrays or PyTorch tensors by name.
@@ -202,7 +202,7 @@ class Module:
         Raises:
             CallError: for names, shapes or dtypes that do not fit; nothing is changed then.
         """
-        self._take(self._fitting(state, strict))
+        self._take(self._state.fitting(state, strict))
         return self
 
     @alone
@@ -218,51 +218,30 @@ class Module:
             raise CallError(f"init: {seed!r} is no seed: {error}", hint="init(0)") from None
         for spec in self.signature.state:
             self._set(spec.name, self._initialize(spec.name, rng))
-        self._initialized, self._turns.cut_short = True, False
+        self._state.initialized, self._turns.cut_short = True, False
         return self
-
-    def _fitting(self, state: Mapping[str, Any], strict: bool) -> dict[str, np.ndarray]:
-        """The arrays of a state that are the module's, checked."""
-        if not isinstance(state, Mapping):
-            raise CallError(
-                f"{self.signature.program}: a state is a dict of arrays by name, not a "
-                f"{type(state).__name__}",
-                hint="load_state_dict(network.state_dict())",
-            )
-        missing = sorted(set(self._state) - set(state))
-        unknown = sorted(map(str, set(state) - set(self._state)))
-        if strict and (missing or unknown):
-            what = f"missing {missing[:3]}" if missing else f"unknown {unknown[:3]}"
-            count = len(missing or unknown)
-            raise CallError(
-                f"{self.signature.program}: {count} names of the state do not match: {what}",
-                hint="mod.state_dict() lists the names; strict=False takes what fits",
-            )
-        specs = [spec for spec in self.signature.state if spec.name in state]
-        return {s.name: _state_array(self.signature.program, s, state[s.name]) for s in specs}
 
     @alone
     def _take(self, arrays: Mapping[str, np.ndarray]) -> None:
         for name, array in arrays.items():
             self._set(name, array)
-        self._initialized = True
-        if arrays.keys() == self._state.keys():
+        self._state.initialized = True
+        if arrays.keys() == self._state.arrays.keys():
             self._turns.cut_short = False
 
     def _set(self, name: str, value: np.ndarray) -> None:
         self._recorder.changed(name)
-        np.copyto(self._state[name], value)
+        np.copyto(self._state.arrays[name], value)
 
     @alone
     def _values(self) -> dict[str, np.ndarray] | None:
         """Copies of parameters and buffers; None where they have no values yet."""
         self._check_whole()
-        copies = {name: array.copy() for name, array in self._state.items()}
-        return copies if self._initialized else None
+        return self._state.copies() if self._state.initialized else None
 
     def _check_whole(self) -> None:
         """Refuse values that a thread was writing when this process was forked from it."""
-        if self._state and self._turns.cut_short:
+        if self._state.arrays and self._turns.cut_short:
             raise CallError(
                 f"{self.signature.program}: this process was forked in the middle of a call, whose "
                 "parameters and buffers may be half written",
@@ -383,7 +362,7 @@ class Module:
                 f"{', '.join(self._foreign)}",
                 hint="build it with -mcpu=native here",
             )
-        if not self._initialized:
+        if not self._state.initialized:
             raise CallError(
                 f"{self.signature.program}: parameters have no values yet",
                 hint="call mod.init(seed) or mod.load_state_dict(state) first",
@@ -418,14 +397,15 @@ class Module:
 
     def _input(self, name: str, slots: Mapping[str, np.ndarray]) -> np.ndarray:
         """An argument of the call that runs, or a parameter or buffer."""
-        return self._state[name] if name in self._state else slots[INPUT + name]
+        return self._state.arrays[name] if name in self._state.arrays else slots[INPUT + name]
 
     def _value(self, operand: Operand, slots: Mapping[str, np.ndarray]) -> np.ndarray:
         """A view of what kernels wrote: in the arena, in a result or over an input."""
         if operand.slot is None:
             return self._executor.read(operand)
         name = operand.slot.removeprefix(INPUT)
-        buffer = self._state[name] if name in self._state else slots[operand.slot]
+        held = self._state.arrays
+        buffer = held[name] if name in held else slots[operand.slot]
         return view(buffer, operand.offset, operand.shape, operand.dtype)
 
     def _packed(self, results: list[Any]) -> Any:
@@ -458,26 +438,6 @@ def _missing_here(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     return host.missing_features(target["arch"], target["features"])
 
 
-def _state_array(program: str, spec: ArgSpec, value: Any) -> np.ndarray:
-    """A value for a parameter or buffer; raises `CallError` unless it fits as it is."""
-    try:
-        array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
-    except (TypeError, ValueError, RuntimeError, NotImplementedError) as error:
-        raise CallError(
-            f"{program}: {spec.name!r} cannot become an array: {error}",
-            hint=f"pass {spec.dtype}{list(spec.shape)}",
-        ) from None
-    if isinstance(value, np.ma.MaskedArray):
-        raise CallError(f"{program}: {spec.name!r} is masked", hint="fill it first: .filled(0)")
-    if array.shape != spec.shape or array.dtype != spec.numpy_dtype:
-        raise CallError(
-            f"{program}: {spec.name!r} is {array.dtype}{list(array.shape)}, "
-            f"not {spec.dtype}{list(spec.shape)}",
-            hint="convert it first",
-        )
-    return array
-
-
 def _slot_bytes(specs: Sequence[OutputSpec]) -> dict[str, int]:
     """The size of each slot that results are written to."""
     sizes: dict[str, int] = {}
@@ -499,9 +459,3 @@ def _by_label(results: dict[str, Any]) -> Any:
     if first != "value" or not rest or not all(n.startswith("grad:") for n in rest):
         return results
     return results[first], {n.removeprefix("grad:"): results[n] for n in rest}
-
-
-def _zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    array = empty_aligned(shape, dtype)
-    array.fill(0)
-    return array
