@@ -163,8 +163,8 @@ class Module:
         self._executor = Executor(built.steps, entries, built.nbytes, fixed)
         self._output_bytes = _slot_bytes(self.signature.outputs)
         self._gradient_bytes = _slot_bytes(self.signature.gradients)
-        late = built.steps[self.signature.forward_steps :]
-        self._recorder = Recorder(self.signature.program, late, self.signature.arguments)
+        read = _read_late(built)
+        self._recorder = Recorder(self.signature.program, read, self.signature.arguments)
         self._turns = Turns()
 
     def __deepcopy__(self, memo: dict[int, Any] | None) -> Module:
@@ -436,6 +436,15 @@ def _missing_here(manifest: Mapping[str, Any]) -> tuple[str, ...]:
     """The instruction-set extensions that a program uses and this machine lacks."""
     target = manifest["target"]
     return host.missing_features(target["arch"], target["features"])
+
+
+def _read_late(built: Built) -> set[str]:
+    """The slots that ``backward`` reads: those of its steps, and of gradients that are inputs."""
+    signature = built.signature
+    late = [o for step in built.steps[signature.forward_steps :] for o in step.operands]
+    late += [g.operand for g in signature.gradients if g.operand is not None]
+    sources = {INPUT + g.source for g in signature.gradients if g.source is not None}
+    return sources | {o.slot for o in late if o.slot is not None}
 
 
 def _slot_bytes(specs: Sequence[OutputSpec]) -> dict[str, int]:

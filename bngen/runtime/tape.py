@@ -16,7 +16,6 @@ import numpy as np
 
 from bngen.errors import CallError
 from bngen.runtime.arguments import ArgSpec
-from bngen.runtime.executor import Step
 from bngen.runtime.memory import empty_aligned
 
 INPUT = "in:"
@@ -43,13 +42,12 @@ class Recorder:
 
     Args:
         program: its name, for messages.
-        steps: of ``backward``.
+        read: slots that ``backward`` reads, among others.
         arguments: of ``forward``.
     """
 
-    def __init__(self, program: str, steps: Iterable[Step], arguments: Sequence[ArgSpec]):
+    def __init__(self, program: str, read: Iterable[str], arguments: Sequence[ArgSpec]):
         self._program = program
-        read = {o.slot for step in steps for o in step.operands if o.slot is not None}
         self._inputs = {slot.removeprefix(INPUT) for slot in read if slot.startswith(INPUT)}
         # Of an argument that the program updates, `backward` reads a copy in the arena.
         self._kept = [s for s in arguments if s.name in self._inputs and not s.inplace]
