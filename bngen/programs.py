@@ -169,8 +169,10 @@ def _keywords(function: Callable, spec: str) -> set[str]:
         if p.default is p.empty and p.kind not in kinds and p.name not in ("batch", "image")
     ]  # fmt: skip
     if needed:
+        code = getattr(function, "__code__", None)
         raise UsageError(
             f"{spec} is no program, but a function that needs {', '.join(needed)}",
+            loc=SourceLoc(code.co_filename, code.co_firstlineno) if code else None,
             hint="write @bg.program above it, or name a function that returns a program",
         )
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):

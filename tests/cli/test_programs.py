@@ -105,7 +105,11 @@ def test_modules_beside_the_file_can_be_imported(bngen, compiler, tmp_path):
         (["net.py:dubble"], ["no 'dubble'", "did you mean double"]),
         (["net.py:not_a_program"], ["is a int, neither a program nor a function"]),
         (["net.py:returns_text"], ["returned a str", "@bg.program"]),
-        (["net.py:plain"], ["is no program, but a function that needs x, w", "@bg.program"]),
+        (
+            ["net.py:plain"],
+            ["net.py:21: net.py:plain is no program, but a function that needs x, w",
+             "write @bg.program above it"],
+        ),
         (["net.py:plain", "--batch", "2"], ["a function that needs x, w", "@bg.program"]),
         (["net.py:nameless"], ["a function that needs x", "@bg.program"]),
         (["net.py:Network"], ["returned a Network", "@bg.program"]),
@@ -115,7 +119,7 @@ def test_modules_beside_the_file_can_be_imported(bngen, compiler, tmp_path):
         (["net.py:fixed", "--image", "9"], ["takes no image", "--image"]),
         (["densenet121", "--image", "4"], ["densenet121: image=4", "or more"]),
     ],
-)
+)  # fmt: skip
 def test_bad_names_in_one_line(bngen, compiler, good, words, facts):
     outcome = bngen("build", *words)
     assert (outcome.status, outcome.out) == (2, "")
