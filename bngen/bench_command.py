@@ -63,6 +63,7 @@ def run(request: BenchRequest) -> int:
     from bngen.target import Target
 
     target = Target.parse(request.target, mcpu=request.mcpu, mattr=request.mattr or ())
+    target.check_runs_here()
     report = new_report(machine.describe(target))
     interrupt: KeyboardInterrupt | None = None
     try:

@@ -87,17 +87,19 @@ class Binding:
         """Results that a kernel writes straight into the caller's fresh memory: slot and offset.
 
         Not so a gradient that ``forward`` happens to compute: its memory comes with ``backward``.
+        Nor what ``backward`` reads: callers may change what they were given.
         Small results of a call share a slot, since hundreds of allocations take their time.
         """
         direct: dict[Value, tuple[str, int]] = {}
         shared_bytes = {"out:small": 0, "grad:small": 0}
         early = {v for c in self.compiled[: self.forward_steps] for v in c.kernel.outputs}
+        read_late = {v for c in self.compiled[self.forward_steps :] for v in c.kernel.inputs}
         roots = [p.root for p in self.memory.places.values()]
         for i, v in enumerate(self.graph.outputs):
             place = self.memory.places[v]
             shared = roots.count(v) > 1
             plain = same_bytes(v.type, self.plan.layouts[v], PLAIN)
-            if i >= own_outputs and v in early:
+            if (i >= own_outputs and v in early) or (i < own_outputs and v in read_late):
                 continue
             if place.root != v or v in self.inputs or not plain or shared or v in direct:
                 continue

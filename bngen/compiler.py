@@ -19,11 +19,10 @@ alone: all stages between are passed over, and TVM's compiler, which takes secon
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
-
-import numpy as np
 
 from bngen import cache as caches
 from bngen.backend.kernels import (
@@ -36,8 +35,8 @@ from bngen.backend.kernels import (
 )
 from bngen.binding import bind
 from bngen.errors import BngenError
-from bngen.ir.node import Graph
-from bngen.lang.init import fill
+from bngen.lang.init import Filler
+from bngen.lang.program import graph_of
 from bngen.options import environment
 from bngen.passes.fusion import LEVELS
 from bngen.passes.pipeline import Dump
@@ -85,14 +84,12 @@ def build(
     Raises:
         BngenError: for a program, target or option that cannot be compiled.
     """
-    if fusion not in LEVELS:
-        raise BngenError(f"unknown fusion level {fusion!r}", hint=f"one of {', '.join(LEVELS)}")
-    if threads is not None:
-        thread_pool.checked_count(threads)
+    _check_options(fusion, threads, grad, wrt, schedules, progress, dump)
     if cache is None:
         cache = not environment("no_cache")
-    graph = program.graph if hasattr(program, "graph") else program
+    graph = graph_of(program, "build")
     machine = caches.target(target) if cache else Target.parse(target)
+    machine.check_loads_here()
     tuned = records.find(machine, schedules or environment("schedules"))
     work = _Work(
         join_gradient(graph, wrt) if grad else Joint(graph, graph), machine, fusion, tuned.lookup
@@ -100,7 +97,7 @@ def build(
     key = caches.key(graph, machine, fusion, grad, wrt, tuned) if cache else ""
     # Before any code is loaded: what is loaded keeps the pool that it finds.
     thread_pool.install()
-    initialize = _initializer(graph)
+    initialize = Filler.of(graph)
     kept = caches.find(key) if cache and dump is None else None
     if kept:
         if progress and (steps := kept.built.steps):
@@ -111,6 +108,22 @@ def build(
     if cache and library is not None:
         caches.keep(key, built, library, objects(codes))
     return Module(built, entries, initialize, _Fresh(codes), threads)
+
+
+def _check_options(
+    fusion: Any, threads: Any, grad: bool, wrt: Any, schedules: Any, progress: Any, dump: Any
+) -> None:
+    if not isinstance(fusion, str) or fusion not in LEVELS:
+        raise BngenError(f"unknown fusion level {fusion!r}", hint=f"one of {', '.join(LEVELS)}")
+    if threads is not None:
+        thread_pool.checked_count(threads)
+    if wrt is not None and not grad:
+        raise BngenError("wrt chooses gradients, and none are built", hint="add grad=True")
+    if schedules is not None and not isinstance(schedules, str | os.PathLike):
+        raise BngenError(f"schedules={schedules!r} is no folder", hint="give its path")
+    for name, function in (("progress", progress), ("dump", dump)):
+        if function is not None and not callable(function):
+            raise BngenError(f"{name}={function!r} cannot be called", hint="give a function")
 
 
 @dataclass(frozen=True)
@@ -169,8 +182,3 @@ class _Kept:
     def objects(self) -> dict[str, bytes]:
         found = self._kept.objects()
         return self._fresh.objects() if found is None else found
-
-
-def _initializer(graph: Graph) -> Callable[[str, np.random.Generator], np.ndarray]:
-    table = {i.name: i for i in graph.inputs}
-    return lambda name, rng: fill(table[name], rng)

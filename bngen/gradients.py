@@ -14,7 +14,7 @@ from typing import Any
 from bngen.ir.build import prune
 from bngen.ir.node import Graph, TensorType, Value
 from bngen.lang.optim import SGD, update
-from bngen.lang.program import Program
+from bngen.lang.program import Program, graph_of
 from bngen.lang.state import buffer, parameters, scope
 from bngen.lang.trace import error
 from bngen.passes.autodiff import differentiate
@@ -75,7 +75,7 @@ def training_step(program: Any, optimizer: SGD) -> Program:
     Raises:
         ProgramError: for a program without parameters, or a result that is no scalar.
     """
-    graph = _graph_of(program, "training_step")
+    graph = graph_of(program, "training_step")
     if not isinstance(optimizer, SGD):
         what = f"training_step: optimizer is {type(optimizer).__name__}"
         raise error(what, "pass bg.SGD(lr=0.1)")
@@ -128,13 +128,5 @@ def _move(optimizer: SGD, gradients: dict[str, Any], lr: Any) -> None:
 
 def _joint(program: Any, wrt: Sequence[str] | None, label: str) -> Graph:
     """The program's value, labelled ``value``, then the gradients, labelled ``grad:<name>``."""
-    joint = differentiate(_graph_of(program, label), wrt, cotangents="ones")
+    joint = differentiate(graph_of(program, label), wrt, cotangents="ones")
     return replace(joint, output_names=("value", *joint.output_names[1:]))
-
-
-def _graph_of(program: Any, label: str) -> Graph:
-    graph = getattr(program, "graph", program)
-    if not isinstance(graph, Graph):
-        got = type(program).__name__
-        raise error(f"{label}: takes a program, got {got}", "mark the function with @bg.program")
-    return graph

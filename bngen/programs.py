@@ -34,6 +34,8 @@ def load_program(spec: str, batch: int | None = None, image: int | None = None) 
             ``batch`` or ``image`` when these are given.
         ProgramError: for an error in the user's own code, with its file and line.
     """
+    import bngen.lang  # before a file called numpy.py can take NumPy's place  # noqa: F401
+
     sizes = {k: v for k, v in (("batch", batch), ("image", image)) if v is not None}
     path, _, function = spec.partition(":")
     if not path.endswith(".py"):
@@ -115,7 +117,7 @@ def _called(chosen: Any, spec: str, sizes: dict[str, int]) -> Any:
     if _is_program(chosen):
         taken: set[str] = set()
     elif callable(chosen):
-        taken = _keywords(chosen)
+        taken = _keywords(chosen, spec)
     else:
         raise UsageError(f"{spec} is a {type(chosen).__name__}, neither a program nor a function")
     for name in sizes:
@@ -151,9 +153,28 @@ def _is_own_function(thing: Any, module: ModuleType) -> bool:
     return inspect.isfunction(thing) and thing.__module__ == module.__name__
 
 
-def _keywords(function: Callable) -> set[str]:
-    """Which of batch and image a function takes by keyword."""
-    parameters = inspect.signature(function).parameters
+def _keywords(function: Callable, spec: str) -> set[str]:
+    """Which of batch and image a function takes by keyword.
+
+    Raises:
+        UsageError: when it cannot be called with these alone.
+    """
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # Written in C.
+        parameters = {}
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = [
+        p.name for p in parameters.values()
+        if p.default is p.empty and p.kind not in kinds and p.name not in ("batch", "image")
+    ]  # fmt: skip
+    if needed:
+        code = getattr(function, "__code__", None)
+        raise UsageError(
+            f"{spec} is no program, but a function that needs {', '.join(needed)}",
+            loc=SourceLoc(code.co_filename, code.co_firstlineno) if code else None,
+            hint="write @bg.program above it, or name a function that returns a program",
+        )
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return {"batch", "image"}
     return {"batch", "image"} & set(parameters)
@@ -172,12 +193,24 @@ def _blaming(path: Path) -> Iterator[None]:
     except SyntaxError as error:
         where = SourceLoc(error.filename or str(path), error.lineno or 1)
         raise ProgramError(f"syntax error: {error.msg}", loc=where) from error
-    except (Exception, SystemExit) as error:
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
         where = _last_line_in(path, error)
+        if where is None and not _raised_by_bngen(error):
+            where = SourceLoc(str(path), 1)  # a file that cannot be read, say
         if where is None:
             raise
         text = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         raise ProgramError(text, loc=where) from error
+
+
+def _raised_by_bngen(error: BaseException) -> bool:
+    """Whether one of bngen's own lines raised it, but for those that import and call."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    package = Path(__file__).resolve().parent
+    file = Path(frame.f_code.co_filename).resolve()
+    return package in file.parents and file != Path(__file__).resolve()
 
 
 def _last_line_in(path: Path, error: BaseException) -> SourceLoc | None:
@@ -187,7 +220,8 @@ def _last_line_in(path: Path, error: BaseException) -> SourceLoc | None:
     lines = [
         SourceLoc(frame.filename, frame.lineno or 1)
         for frame in traceback.extract_tb(error.__traceback__)
-        if folder in Path(frame.filename).resolve().parents
+        if not frame.filename.startswith("<")
+        and folder in Path(frame.filename).resolve().parents
         and package not in Path(frame.filename).resolve().parents
     ]
     return lines[-1] if lines else None

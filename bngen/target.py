@@ -16,6 +16,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import platform
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,6 +46,12 @@ _TYPICAL_CACHES = {
     "aarch64": host.Caches(64 << 10, 1 << 20, 1 << 20),
 }
 _SMALLEST_CACHES = host.Caches(32 << 10, 256 << 10, 1 << 20)
+#: What generated code cannot do without: 64-bit addresses, floats in vector registers. LLVM ends
+#: the process where one is missing.
+_INDISPENSABLE = {
+    "x86_64": ("64bit", "64bit-mode", "sse", "sse2"),
+    "aarch64": ("fp-armv8", "neon"),
+}
 
 
 @dataclass(frozen=True)
@@ -147,6 +154,34 @@ class Target:
     def runs_here(self) -> bool:
         """Whether this machine can run code for this target without an illegal instruction."""
         return not self.missing_here()
+
+    def check_runs_here(self) -> None:
+        """Refuses to go on where the next step is to run code that this machine cannot run.
+
+        Raises:
+            TargetError: names what the machine lacks.
+        """
+        if missing := self.missing_here():
+            raise TargetError(
+                f"code for {self.cpu} needs what this machine lacks: {', '.join(missing)}",
+                hint="use -mcpu=native here, or such a CPU",
+            )
+
+    def check_loads_here(self) -> None:
+        """Refuses objects that this machine's loader cannot take, be its CPU what it may.
+
+        Raises:
+            TargetError: for another architecture, system or binary interface.
+        """
+        words = (self.triple or self.arch).split("-")
+        system = platform.system().lower()
+        alike = len(words) == 1 or any(w.startswith(system) for w in words[1:])
+        if words[0] != host.architecture() or not alike or words[-1].endswith("x32"):
+            raise TargetError(
+                f"code for {self.triple} cannot be loaded on this {host.architecture()} "
+                f"{platform.system()} machine",
+                hint="leave -mtriple out",
+            )
 
 
 # --- reading what users write -----------------------------------------------------------------
@@ -309,6 +344,10 @@ def _check_triple(triple: str | None) -> str | None:
         near = difflib.get_close_matches(triple.split("-")[0], known, 3)
         hint = f"did you mean {' or '.join(near)}?" if near else "write aarch64-linux-gnu"
         raise TargetError(f"LLVM knows no architecture of {_shown(triple)}", hint=hint)
+    if _arch(triple) not in (*_INDISPENSABLE, host.architecture()):
+        raise TargetError(
+            f"bngen generates no code for {_arch(triple)}", hint="x86_64 and aarch64 it does"
+        )
     return triple
 
 
@@ -359,6 +398,7 @@ def _describe(cpu: str, wanted: Mapping[str, bool], triple: str | None) -> Targe
     arch = _arch(triple)
     attrs = _effective_attrs(cpu, wanted, triple)
     features = _llvm_features(cpu, attrs, triple)
+    _check_indispensable(cpu, arch, features)
     if "avx512f" in features and "prefer-256-bit" in features and "prefer-256-bit" not in wanted:
         # LLVM avoids 512-bit registers on many Intel CPUs for code it vectorizes itself; kernels
         # that are laid out in blocks of 16 lanes want them throughout.
@@ -383,6 +423,15 @@ def _describe(cpu: str, wanted: Mapping[str, bool], triple: str | None) -> Targe
         threads=host.cpu_count(),
         features=features,
     )
+
+
+def _check_indispensable(cpu: str, arch: str, features: frozenset[str]) -> None:
+    missing = [name for name in _INDISPENSABLE.get(arch, ()) if name not in features]
+    if missing:
+        raise TargetError(
+            f"{cpu} as asked for has no {', '.join(missing)}, which code for {arch} needs",
+            hint="name a 64-bit CPU, and leave these features on",
+        )
 
 
 def _effective_attrs(cpu: str, wanted: Mapping[str, bool], triple: str | None) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ import numpy as np
 from bngen.backend.kernels import compile_plan, signature
 from bngen.bench.lone import LoneKernel
 from bngen.ir.plan import Kernel, KernelPlan
+from bngen.lang.program import graph_of
 from bngen.lower.kernel import lower
 from bngen.runtime import threads as thread_pool
 from bngen.scheduling.knobs import Knobs
@@ -316,6 +317,6 @@ def work_of(program: Any, target: Target, fusion: str, wrt: Sequence[str]) -> li
     """The jobs of a training step of a program."""
     from bngen.passes.prepare import join_gradient, prepare
 
-    graph = program.graph if hasattr(program, "graph") else program
+    graph = graph_of(program, "tune")
     thread_pool.install()
     return jobs(prepare(join_gradient(graph, wrt), target.lanes, fusion).planned.plan, target)

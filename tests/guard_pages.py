@@ -193,8 +193,6 @@ def _on_fault(number: int, info: int, context: int) -> None:
     block.open(address)
 
 
-
-
 def _protect(address: int, nbytes: int, protection: int) -> None:
     if _LIBC.mprotect(address, nbytes, protection):
         raise OSError(ctypes.get_errno(), "mprotect")

@@ -9,13 +9,15 @@ from __future__ import annotations
 import contextlib
 import gc
 import logging
+import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from bngen.errors import ToolchainError
-from bngen.ir.node import Value
+from bngen.errors import ProgramError, SourceLoc, ToolchainError
+from bngen.ir.layout import physical_bytes
+from bngen.ir.node import Node, Value
 from bngen.ir.plan import Kernel, KernelPlan
 from bngen.runtime import memory_file, native, toolchain
 from bngen.runtime.native import Entry
@@ -25,7 +27,15 @@ if TYPE_CHECKING:
     from bngen.lower.body import Argument  # TVM comes with it, as with the imports of _compile
 
 _LOG = logging.getLogger(__name__)
+_COMPILER_STACK = 64 << 20
+"""Bytes of address space; what is not touched is no memory."""
+_starting = threading.Lock()
 Progress = Callable[[int, int, str], None]
+MOST_ELEMENTS = 2**31 - 2**20
+"""Elements of a tensor, padding included: TVM's loops and indices are of 32 bits.
+
+A loop that is shared out to threads and cut into vectors counts a little further than its end.
+"""
 KnobLookup = Callable[[str, str], dict[str, int] | None]
 """(kind, signature) -> knobs of a record, or None for the analytic ones."""
 
@@ -128,6 +138,7 @@ def compile_plan(
     groups: dict[str, list[Kernel]] = {}
     keys: list[str] = []
     for kernel in plan.kernels:
+        _check_countable(kernel, plan)
         key = signature(kernel, plan) + _alignment_key(kernel, unaligned)
         key += "".join(f"|{i}={o}" for i, o in overwritten(kernel, places or {}))
         keys.append(key)
@@ -136,8 +147,8 @@ def compile_plan(
     codes: dict[str, Code] = {}
     with _without_collections(), ThreadPoolExecutor(jobs or target.threads) as pool:
         futures = {
-            pool.submit(
-                _compile, kernels[0], plan, target, unaligned, places or {}, knobs, key
+            _submitted(
+                pool, _compile, kernels[0], plan, target, unaligned, places or {}, knobs, key
             ): key
             for key, kernels in groups.items()
         }
@@ -155,6 +166,47 @@ def compile_plan(
         CompiledKernel(kernel, codes[key], _arguments(kernel, codes[key]))
         for kernel, key in zip(plan.kernels, keys, strict=True)
     ]
+
+
+def _check_countable(kernel: Kernel, plan: KernelPlan) -> None:
+    """Raise where a kernel would go over more elements than its loops can count."""
+    stored = {*kernel.inputs, *kernel.outputs}
+    for node in kernel.nodes:
+        for v in (*node.outputs, *node.operands):
+            count = v.type.size
+            if v in stored:
+                count = physical_bytes(v.type, plan.layouts[v]) * count // max(v.type.nbytes, 1)
+            if count > MOST_ELEMENTS:
+                what = f"{v.type} is {count} elements, and kernels count to {MOST_ELEMENTS}"
+                raise ProgramError(
+                    f"{node.op}: {what}",
+                    loc=node.loc or _line_near(node, plan),
+                    hint="use a smaller batch, or compute it in parts",
+                )
+
+
+def _line_near(node: Node, plan: KernelPlan) -> SourceLoc | None:
+    """The user's line of a neighbour, where a pass has put a node that has none."""
+    near = {*node.operands, *node.outputs}
+    around = (n for n in plan.graph.nodes if not near.isdisjoint((*n.operands, *n.outputs)))
+    return next((n.loc for n in around if n.loc), None)
+
+
+def _submitted(pool: ThreadPoolExecutor, task: Callable[..., Code], *args: Any) -> Future[Code]:
+    """A task in the pool; where the system starts no thread for it, done by this one at once.
+
+    A thread that is started for it has the stack that LLVM's recursions need, whatever ulimit says.
+    """
+    with _starting:
+        before = threading.stack_size(_COMPILER_STACK)
+        try:
+            return pool.submit(task, *args)
+        except RuntimeError:
+            done: Future[Code] = Future()
+        finally:
+            threading.stack_size(before)
+    done.set_result(task(*args))
+    return done
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from bngen.errors import ProgramError
 from bngen.ir.attributes import shown, value_misfit
-from bngen.ir.node import Input, TensorType
+from bngen.ir.node import Graph, Input, TensorType
 
 Shape = tuple[int, ...]
 
@@ -138,3 +138,23 @@ def fill(inp: Input, rng: np.random.Generator) -> np.ndarray:
         return INITIALIZERS[name].draw(rng, inp.value.shape, dtype, tuple(numbers))
     drawn = dtype if dtype.kind == "f" else np.dtype("float32")
     return INITIALIZERS[name].draw(rng, inp.value.shape, drawn, tuple(numbers)).astype(dtype)
+
+
+@dataclass(frozen=True)
+class Filler:
+    """Draws the values of a program's parameters and buffers; plain data, so it can be pickled.
+
+    Attributes:
+        inputs: of the program, by name.
+    """
+
+    inputs: Mapping[str, Input]
+
+    @classmethod
+    def of(cls, graph: Graph) -> Filler:
+        """That of a graph."""
+        return cls({i.name: i for i in graph.inputs})
+
+    def __call__(self, name: str, rng: np.random.Generator) -> np.ndarray:
+        """A fresh array for one of them; see `fill`."""
+        return fill(self.inputs[name], rng)

@@ -12,7 +12,7 @@ from bngen.lang.normalization import batch_norm as _batch_norm
 from bngen.lang.state import Init, buffer, parameter, scope
 from bngen.lang.tensor import Tensor, check_tensor
 from bngen.lang.trace import error
-from bngen.lang.types import integer
+from bngen.lang.types import flag, integer
 from bngen.lang.windows import Pair, pair
 
 
@@ -83,10 +83,10 @@ def batch_norm(
     channels, dtype = input.shape[1], input.dtype
     weight = bias = mean = var = tracked = None
     with scope(name):
-        if affine:
+        if flag("batch_norm", "affine", affine):
             weight = parameter("weight", channels, dtype, 1.0)
             bias = parameter("bias", channels, dtype, 0.0)
-        if track_running_stats:
+        if flag("batch_norm", "track_running_stats", track_running_stats):
             mean = buffer("running_mean", channels, dtype, 0.0)
             var = buffer("running_var", channels, dtype, 1.0)
             tracked = buffer("num_batches_tracked", (), "int64", 0)

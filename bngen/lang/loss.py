@@ -58,7 +58,7 @@ def _check(
     reduction: str,
     label_smoothing: float,
 ) -> None:
-    same_float_type("cross_entropy", input=logits, weight=weight)
+    same_float_type("cross_entropy", ("weight",), input=logits, weight=weight)
     check_tensor("cross_entropy", "target", labels)
     if labels.type.is_float or labels.dtype == "bool":
         hint = "labels are class numbers: bg.Tensor[8, bg.int64]"
@@ -68,6 +68,6 @@ def _check(
         raise error(what, "input is [N,C] or [N,C,H,W], target the same without C")
     if weight is not None and weight.shape != (logits.shape[1],):
         raise error(f"cross_entropy: weight is {weight.type} for {logits.shape[1]} classes")
-    if reduction not in ("mean", "sum", "none"):
+    if not isinstance(reduction, str) or reduction not in ("mean", "sum", "none"):
         raise error(f"cross_entropy: reduction {reduction!r}", "use 'mean', 'sum' or 'none'")
     real("cross_entropy", "label_smoothing", label_smoothing, 0, 1)

@@ -6,9 +6,9 @@ In training mode `batch_norm` is one coarse node, which the compiler splits; `bn
 
 from __future__ import annotations
 
-from bngen.lang.tensor import Tensor, emit, emit_all, same_float_type, wrap
+from bngen.lang.tensor import Tensor, check_tensor, emit, emit_all, same_float_type, wrap
 from bngen.lang.trace import Trace, current_trace, error
-from bngen.lang.types import real
+from bngen.lang.types import flag, real
 
 _HINT = "x is [N,C,...]; weight, bias and statistics are vectors [C]"
 
@@ -47,14 +47,14 @@ def batch_norm(
             single value per channel in training.
     """
     same_float_type(
-        "batch_norm", input=input, running_mean=running_mean, running_var=running_var,
-        weight=weight, bias=bias,
+        "batch_norm", ("running_mean", "running_var", "weight", "bias"), input=input,
+        running_mean=running_mean, running_var=running_var, weight=weight, bias=bias,
     )  # fmt: skip
     eps = real("batch_norm", "eps", eps, 0)
     trace = current_trace("batch_norm")
     if (running_mean is None) != (running_var is None):
         raise error("batch_norm: only one running statistic", "give both or neither")
-    if not training:
+    if not flag("batch_norm", "training", training):
         return _evaluate(trace, input, running_mean, running_var, weight, bias, eps)
     if input.ndim >= 2 and input.numel() == input.shape[1]:
         raise error(
@@ -85,7 +85,10 @@ def bn_normalize(
     eps: float = 1e-5,
 ) -> Tensor:
     """``(input - mean) / sqrt(var + eps) * weight + bias`` by channel: BN's second sub-layer."""
-    same_float_type("bn_normalize", input=input, mean=mean, var=var, weight=weight, bias=bias)
+    same_float_type(
+        "bn_normalize", ("weight", "bias"), input=input, mean=mean, var=var, weight=weight,
+        bias=bias,
+    )  # fmt: skip
     eps = real("bn_normalize", "eps", eps, 0)
     return emit("bn_normalize", input, mean, var, weight, bias, hint=_HINT, eps=eps)
 
@@ -109,6 +112,7 @@ def _evaluate(
 def _momentum(trace: Trace, momentum: float | None, tracked: Tensor | None) -> float | Tensor:
     """Count the batch; the weight it has in the running statistics."""
     if tracked is not None:
+        check_tensor("batch_norm", "num_batches_tracked", tracked)
         if tracked.type.is_float or tracked.shape or tracked.dtype == "bool":
             hint = "declare it as bg.Tensor[bg.int64]"
             raise error(f"batch_norm: num_batches_tracked is {tracked.type}", hint)

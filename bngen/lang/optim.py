@@ -59,7 +59,9 @@ def sgd(
         New values of ``param`` and ``momentum_buffer`` (``None`` without momentum); hand them to
         `update`.
     """
-    same_float_type("sgd", param=param, grad=grad, momentum_buffer=momentum_buffer)
+    same_float_type(
+        "sgd", ("momentum_buffer",), param=param, grad=grad, momentum_buffer=momentum_buffer
+    )
     _check(param, grad, momentum_buffer, lr, momentum, dampening, weight_decay, nesterov)
     if weight_decay:
         grad = grad + param * weight_decay

@@ -19,7 +19,7 @@ from bngen.lang.tensor import (
     same_float_type,
 )
 from bngen.lang.trace import current_trace, error
-from bngen.lang.types import Scalar, real, wrapped
+from bngen.lang.types import Scalar, flag, real, wrapped
 
 Operand = Tensor | Scalar
 
@@ -195,7 +195,7 @@ def dropout(
     """
     same_float_type("dropout", input=input)
     p = real("dropout", "p", p, 0, 1)
-    if not training or p == 0:
+    if not flag("dropout", "training", training) or p == 0:
         return input
     if p == 1:
         return arithmetic("mul", input, 0.0, label="dropout")

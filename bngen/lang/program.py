@@ -8,17 +8,16 @@ while another program is being traced, a program becomes part of it.
 from __future__ import annotations
 
 import inspect
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bngen.errors import BngenError, ProgramError, SourceLoc
 from bngen.ir.node import Graph, TensorType
+from bngen.lang.mistakes import blame, check_function, name_and_loc, not_a_program
 from bngen.lang.tensor import Tensor, check_tensor, wrap
 from bngen.lang.trace import Trace, check_name, current_trace, error, is_tracing, running
-
-PACKAGE = os.path.dirname(os.path.dirname(os.path.abspath(__file__))) + os.sep
+from bngen.lang.types import kind_of
 
 
 class Program:
@@ -50,6 +49,7 @@ class Program:
         Called inside a trace it is inlined: its parameters and buffers are declared there by
         their names, its updates become the trace's.
         """
+        graph = graph_of(graph, "Program.from_graph")
         arguments = {i.name: i.value.type for i in graph.inputs if i.kind == "input"}
         return cls(None, graph.name, arguments, graph)
 
@@ -116,10 +116,10 @@ class Program:
             except BngenError:
                 raise
             except Exception as e:
-                at = _innermost_line(e)
-                if at.file.startswith(PACKAGE):
+                told = blame(self.name, e)
+                if told is None:
                     raise  # not the user's to mend
-                raise ProgramError(f"{self.name}: {type(e).__name__}: {e}", loc=at) from e
+                raise told from e
             outputs, names, is_tuple = _check_result(self, result, trace)
             return trace.finish([t.value for t in outputs], names, is_tuple)
 
@@ -136,9 +136,12 @@ def program(fn: Callable[..., Any]) -> Program:
         ProgramError: an annotation is missing or is no tensor type.
     """
     scope = sys._getframe(1).f_locals
-    name, loc = _name_and_loc(fn)
+    if isinstance(fn, Program):
+        return fn
+    check_function(fn)
+    name, loc = name_and_loc(fn)
     arguments: dict[str, TensorType] = {}
-    for arg in inspect.signature(fn).parameters.values():
+    for arg in _parameters(name, fn):
         if arg.kind in (arg.VAR_POSITIONAL, arg.VAR_KEYWORD):
             raise ProgramError(
                 f"{name}: *{arg.name} has no fixed types", loc=loc,
@@ -150,6 +153,8 @@ def program(fn: Callable[..., Any]) -> Program:
         elif arg.default is arg.empty:
             got = "has no type" if type_ is arg.empty else f"is annotated with {type_!r}"
             hint = f"write {arg.name}: bg.Tensor[8, 64, 56, 56]"
+            if arg.name in ("self", "cls") and not arguments:
+                hint = "a method is a program of its object: bg.trace(obj.method, *types)"
             raise ProgramError(f"{name}: argument {arg.name!r} {got}", loc=loc, hint=hint)
     return Program(fn, name, arguments)
 
@@ -163,14 +168,15 @@ def trace(fn: Callable[..., Any], *types: TensorType, name: str | None = None) -
     Raises:
         ProgramError: the number of types does not fit the function, or one is no tensor type.
     """
-    own_name, loc = _name_and_loc(fn)
-    name = name or own_name
+    check_function(fn, "trace")
+    own_name, loc = name_and_loc(fn)
+    name = own_name if name is None else name
     check_name("program", name)
     for t in types:
         if not isinstance(t, TensorType):
             raise error(f"{name}: {t!r} is no tensor type", "write bg.Tensor[8, 64, 56, 56]")
     names: list[str] = []
-    for arg in inspect.signature(fn).parameters.values():
+    for arg in _parameters(name, fn):
         room = len(types) - len(names)
         if arg.kind is arg.VAR_POSITIONAL:
             names += [f"{arg.name}_{i}" for i in range(room)]
@@ -223,16 +229,28 @@ def _by_label(results: dict[str, Tensor]) -> Any:
     return results[first], {n.removeprefix("grad:"): results[n] for n in rest}
 
 
+def graph_of(program: Any, label: str) -> Graph:
+    """The graph of what was passed as a program to the function called ``label``.
+
+    Raises:
+        ProgramError: for what is none, with what to do about it, and for a mistake in it.
+    """
+    # By type: whether `graph` is there cannot be asked of a program whose trace fails.
+    if isinstance(program, Program):
+        return program.graph
+    if not isinstance(program, Graph):
+        raise not_a_program(label, program)
+    return program
+
+
 # --- helpers ----------------------------------------------------------------------------------
 
 
-def _name_and_loc(fn: Callable[..., Any]) -> tuple[str, SourceLoc | None]:
-    if not callable(fn):
-        raise error(f"program: {fn!r} is no function")
-    name = getattr(fn, "__name__", type(fn).__name__)
-    code = getattr(fn, "__code__", None)
-    loc = SourceLoc(code.co_filename, code.co_firstlineno) if code else None
-    return ("program" if name == "<lambda>" else name), loc
+def _parameters(name: str, fn: Callable[..., Any]) -> list[inspect.Parameter]:
+    try:
+        return list(inspect.signature(fn).parameters.values())
+    except ValueError:
+        raise error(f"{name}: has no signature", "wrap it in a function of your own") from None
 
 
 def _evaluate(
@@ -260,19 +278,11 @@ def _call_by_name(fn: Callable[..., Any], tensors: Mapping[str, Tensor]) -> Any:
     return fn(*(tensors[name] for name in first), **rest)
 
 
-def _innermost_line(e: Exception) -> SourceLoc:
-    """The line that raised."""
-    tb = e.__traceback__
-    while tb.tb_next is not None:
-        tb = tb.tb_next
-    return SourceLoc(tb.tb_frame.f_code.co_filename, tb.tb_lineno)
-
-
 def _check_result(
     program_: Program, result: Any, trace_: Trace
 ) -> tuple[list[Tensor], tuple[str, ...], bool]:
     """What the function returned, as (tensors, labels, whether it is a tuple)."""
-    _, loc = _name_and_loc(program_.fn)
+    _, loc = name_and_loc(program_.fn)
     if isinstance(result, Tensor):
         found, names, is_tuple = [result], (), False
     elif isinstance(result, Mapping):
@@ -288,7 +298,7 @@ def _check_result(
         raise ProgramError(f"{program_.name}: returns a dict with keys that are no text", loc=loc)
     for x in found:
         if not isinstance(x, Tensor):
-            what = f"{program_.name}: returns {type(x).__name__}, which is no tensor"
+            what = f"{program_.name}: returns {kind_of(x)}, which is no tensor"
             raise ProgramError(what, loc=loc, hint=hint)
         if x.trace is not trace_:
             what = f"{program_.name}: returns {x.name!r}, which belongs to a trace of "

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from bngen.ir.attributes import shown
@@ -21,8 +21,10 @@ from bngen.lang.trace import Trace, current_trace, error
 from bngen.lang.types import (
     Scalar,
     dtype_name,
+    flag,
     holds,
     is_scalar,
+    kind_of,
     meet,
     scalar_dtype,
     tensor_type,
@@ -118,7 +120,43 @@ class Tensor:
             "keep computing with tensors",
         )
 
-    __int__ = __index__ = __float__
+    __int__ = __index__ = __complex__ = __round__ = __float__
+
+    def __array__(self, dtype: Any = None, copy: Any = None) -> NoReturn:
+        raise error(
+            f"{self.name} has no value while the program is traced, so it is no array",
+            "compute with bg's functions in place of NumPy's",
+        )
+
+    def __array_function__(self, func: Any, types: Any, args: Any, kwargs: Any) -> NoReturn:
+        raise error(
+            f"np.{func.__name__}: NumPy cannot compute with {self.name}, which has no value yet",
+            "use bg's functions",
+        )
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter([self[i] for i in range(len(self))])
+
+    def __contains__(self, item: Any) -> NoReturn:
+        self.__bool__()
+
+    def __setitem__(self, index: Any, value: Any) -> NoReturn:
+        raise error(
+            f"nothing changes a tensor, so no part of {self.name} can be assigned to",
+            "make a new one with bg.where or bg.cat",
+        )
+
+    def __delitem__(self, index: Any) -> NoReturn:
+        self.__setitem__(index, None)
+
+    def __copy__(self) -> Tensor:
+        return self
+
+    def __deepcopy__(self, memo: Any) -> Tensor:
+        return self
+
+    def __format__(self, spec: str) -> str:
+        return repr(self)
 
     # --- operators ------------------------------------------------------------------------
 
@@ -292,7 +330,7 @@ def check_tensor(label: str, operand: str, x: Any) -> Tensor:
     trace = current_trace(label)
     if not isinstance(x, Tensor):
         hint = "arrays enter a program as arguments, bg.parameter or bg.buffer"
-        raise error(f"{label}: {operand} must be a tensor, got {type(x).__name__}", hint)
+        raise error(f"{label}: {operand} must be a tensor, got {kind_of(x)}", hint)
     if x.trace is not trace:
         raise error(
             f"{label}: {operand} {x.name!r} belongs to a trace of {x.trace.name!r}, "
@@ -302,11 +340,17 @@ def check_tensor(label: str, operand: str, x: Any) -> Tensor:
     return x
 
 
-def same_float_type(label: str, **operands: Tensor | None) -> None:
-    """Raise unless all operands that are there are tensors of one floating-point dtype."""
+def same_float_type(label: str, optional: Sequence[str] = (), **operands: Tensor | None) -> None:
+    """Raise unless all operands are tensors of one floating-point dtype.
+
+    Args:
+        label: what the user called.
+        optional: names of the operands that may be ``None``.
+        **operands: by name.
+    """
     first = None
     for name, x in operands.items():
-        if x is None:
+        if x is None and name in optional:
             continue
         check_tensor(label, name, x)
         first = first or (name, x)
@@ -359,7 +403,13 @@ def emit(op: str, *operands: Tensor | None, **kwargs: Any) -> Tensor:
 def constant(value: Scalar, dtype: str) -> Tensor:
     """A zero-dimensional constant."""
     kind = {"bool": bool, "float32": float, "float64": float}.get(dtype, int)
-    return emit("constant", value=kind(value), dtype=dtype)
+    try:
+        value = kind(value)
+    except (OverflowError, ValueError):  # An integer too large for a float, NaN for an integer.
+        raise error(f"a number cannot be {dtype}", "use smaller ones") from None
+    if kind is int and not -(2**63) <= value < 2**63:
+        raise error("a number cannot be int64", "use smaller ones")
+    return emit("constant", value=value, dtype=dtype)
 
 
 def _number(label: str, x: Scalar, dtype: str) -> Tensor:
@@ -389,7 +439,7 @@ def coerce(label: str, operands: Sequence[Any]) -> list[Tensor]:
             check_tensor(label, "operand", x)
         elif not is_scalar(x):
             raise error(
-                f"{label}: takes tensors and numbers, got {type(x).__name__}",
+                f"{label}: takes tensors and numbers, got {kind_of(x)}",
                 "arrays enter a program as arguments, bg.parameter or bg.buffer",
             )
     dtype = meet(
@@ -493,7 +543,7 @@ def reduction(
         axes = normalize_axes(dims, x.ndim)
     except ShapeError as e:
         raise error(f"{label}: {e} ({x.type})") from None
-    return emit(op, x, label=label, axes=axes, keepdims=bool(keepdim))
+    return emit(op, x, label=label, axes=axes, keepdims=flag(label, "keepdim", keepdim))
 
 
 def _largest(label: str, x: Tensor, dim: int | Sequence[int] | None, keepdim: bool) -> Tensor:

@@ -21,7 +21,7 @@ def dtype_name(label: str, dtype: Any) -> str:
     """An element type's name, from its name or from NumPy's type object."""
     try:
         name = np.dtype(dtype).name if dtype is not None else ""
-    except TypeError:
+    except (TypeError, ValueError):
         name = ""
     if name not in DTYPES:
         raise error(f"{label}: {dtype!r} is no dtype", f"use one of {', '.join(DTYPES)}")
@@ -67,6 +67,13 @@ def integer(label: str, what: str, x: Any, least: int) -> int:
     return int(x)
 
 
+def flag(label: str, what: str, x: Any) -> bool:
+    """``x`` as a bool; raises `ProgramError` when it is no bool or number."""
+    if not isinstance(x, bool | np.bool_ | numbers.Integral):
+        raise error(f"{label}: {what} must be True or False, got {x!r}")
+    return bool(x)
+
+
 def scalar_dtype(x: Scalar) -> str:
     """What a number counts as when it meets tensors."""
     if isinstance(x, bool | np.bool_):
@@ -103,3 +110,11 @@ def meet(tiers: Sequence[Iterable[str]]) -> str:
 
 def _category(dtype: str) -> int:
     return {"bool": 0, "float32": 2, "float64": 2}.get(dtype, 1)
+
+
+def kind_of(x: Any) -> str:
+    """The type of a thing that is none of bngen's tensors, as messages call it."""
+    if callable(x) and hasattr(x, "__name__") and not isinstance(x, type):
+        return f"the function {x.__name__} itself"
+    kind = type(x)
+    return f"{kind.__module__}.{kind.__name__}" if kind.__name__ == "Tensor" else kind.__name__

@@ -7,7 +7,7 @@ from typing import Any
 from bngen.ir.attributes import shown
 from bngen.lang.tensor import Tensor, check_tensor, emit, same_float_type
 from bngen.lang.trace import error
-from bngen.lang.types import integer
+from bngen.lang.types import flag, integer
 
 Pair = int | tuple[int, int]
 
@@ -36,7 +36,7 @@ def conv2d(
         dilation: distance between the taps of the window.
         groups: blocks of channels that do not mix.
     """
-    same_float_type("conv2d", input=input, weight=weight, bias=bias)
+    same_float_type("conv2d", ("bias",), input=input, weight=weight, bias=bias)
     strides, dilations = pair("conv2d", "stride", stride), pair("conv2d", "dilation", dilation)
     groups = integer("conv2d", "groups", groups, 1)
     window = weight.shape[2:] if weight.ndim == 4 else (1, 1)
@@ -57,7 +57,7 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         weight: ``[out, in]``.
         bias: ``[out]``.
     """
-    same_float_type("linear", input=input, weight=weight, bias=bias)
+    same_float_type("linear", ("bias",), input=input, weight=weight, bias=bias)
     hint = "input is [..., in], weight [out, in], bias [out]"
     if weight.ndim != 2 or not input.shape or input.shape[-1] != weight.shape[1]:
         raise error(f"linear: input {input.type} does not fit weight {weight.type}", hint)
@@ -107,7 +107,7 @@ def avg_pool2d(
     return emit(
         "avg_pool2d", input, hint=_POOL_HINT,
         **_pool("avg_pool2d", kernel_size, stride, padding, ceil_mode),
-        count_include_pad=bool(count_include_pad),
+        count_include_pad=flag("avg_pool2d", "count_include_pad", count_include_pad),
     )  # fmt: skip
 
 
@@ -157,9 +157,10 @@ def _pool(
     label: str, kernel_size: Pair, stride: Pair | None, padding: Pair, ceil_mode: bool
 ) -> dict[str, Any]:
     kernel = pair(label, "kernel_size", kernel_size)
+    as_kernel = stride is None or (isinstance(stride, tuple) and not stride)
     return {
         "kernel": kernel,
-        "stride": kernel if stride is None or stride == () else pair(label, "stride", stride),
+        "stride": kernel if as_kernel else pair(label, "stride", stride),
         "padding": pair(label, "padding", padding, least=0),
-        "ceil_mode": bool(ceil_mode),
+        "ceil_mode": flag(label, "ceil_mode", ceil_mode),
     }

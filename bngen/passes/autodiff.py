@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from bngen.errors import ProgramError
@@ -82,6 +82,9 @@ def _targets(graph: Graph, wrt: Sequence[str] | None) -> list[Value]:
     if wrt is None:
         trained = {i.name for i in graph.inputs if i.kind != "buffer"}
         wrt = [name for name in inputs if name in trained]
+    listed = isinstance(wrt, Iterable) and not isinstance(wrt, str)
+    if not listed or not all(isinstance(name, str) for name in wrt):
+        raise ProgramError(f"wrt={wrt!r} is no list of names", hint='write wrt=["weight"]')
     if not wrt:
         raise ProgramError(
             f"{graph.name} has nothing to differentiate with respect to",

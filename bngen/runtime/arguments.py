@@ -21,6 +21,7 @@ import numpy as np
 
 from bngen.errors import CallError
 from bngen.runtime.memory import ALIGNMENT, empty_aligned
+from bngen.runtime.overlap import check_overlap, memory_of, overlaps_itself
 
 WriteBack = Callable[[], object]
 
@@ -65,6 +66,7 @@ def prepare_all(
         CallError: for an argument that cannot be used, or memory that is both updated in place and
             passed as another argument.
     """
+    values = list(values)
     arrays, write_backs = [], []
     for spec, value in zip(specs, values, strict=True):
         array, write_back = prepare(value, spec, alignment, program)
@@ -72,7 +74,7 @@ def prepare_all(
         if write_back is not None:
             write_backs.append(write_back)
     if any(spec.inplace for spec in specs):
-        _check_overlap(program, specs, arrays)
+        check_overlap(program, specs, values)
     return arrays, write_backs
 
 
@@ -145,12 +147,17 @@ def _prepare_numpy(
         raise _wrong_dtype(array.dtype.name, spec.dtype, f".astype(np.{spec.dtype})")
     if array.shape != spec.shape:
         raise _wrong_shape(array.shape, spec.shape)
+    if isinstance(array, np.ma.MaskedArray):
+        raise _Unusable("is masked, and kernels would read what the mask hides", "call .filled(0)")
     if _usable(array, alignment) and (array.flags.writeable or not spec.inplace):
         return np.asarray(array), None
     if not spec.inplace:
         return _copy(array, spec, alignment), None
     if not array.flags.writeable:
         raise _Unusable("is updated in place, but it is read-only", "pass a copy: .copy()")
+    if overlaps_itself(array):
+        what = "is updated in place, but its elements share memory"
+        raise _Unusable(what, "pass a copy: .copy()")
     scratch = _copy(array, spec, alignment)
     return scratch, functools.partial(np.copyto, array, scratch)
 
@@ -173,6 +180,41 @@ def _copy(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
 def _prepare_torch(
     tensor: Any, spec: ArgSpec, alignment: int, torch: Any
 ) -> tuple[np.ndarray, WriteBack | None]:
+    _check_tensor(tensor, spec, torch)
+    with torch._C.DisableTorchFunctionSubclass():
+        detached = tensor.detach()
+        # What lies there negated, by a bit alone, has to be made first.
+        plain = None if detached.is_neg() else detached.numpy()
+        shared = plain is not None and _usable(plain, alignment)
+        if not spec.inplace:
+            return (plain if shared else _contiguous(detached, spec, torch)), None
+        if not shared and overlaps_itself(memory_of(tensor, spec)):
+            raise _Unusable(
+                "is updated in place, but its elements share memory", "call .contiguous()"
+            )
+        scratch = plain if shared else _contiguous(detached, spec, torch)
+        return scratch, functools.partial(_write_tensor, tensor, None if shared else scratch, torch)
+
+
+def _contiguous(tensor: Any, spec: ArgSpec, torch: Any) -> np.ndarray:
+    """A copy; PyTorch's memory lies on 64 bytes, always."""
+    return torch.empty(spec.shape, dtype=tensor.dtype).copy_(tensor).numpy()
+
+
+def _write_tensor(tensor: Any, new: np.ndarray | None, torch: Any) -> None:
+    """Give a tensor its new value, unless it has it, and tell autograd that it has another."""
+    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
+        if new is not None:
+            tensor.detach().copy_(torch.from_numpy(new))
+        elif not tensor.is_inference():
+            torch.autograd.graph.increment_version(tensor)
+
+
+def _check_tensor(tensor: Any, spec: ArgSpec, torch: Any) -> None:
+    """Refuse a tensor that is no dense one in this process's memory, or of another type."""
+    kind = type(tensor)
+    if tensor.is_nested:
+        raise _Unusable("is a nested tensor, expected a dense one", "call .to_padded_tensor(0.0)")
     if tensor.device.type != "cpu":
         raise _Unusable(
             f"is on {tensor.device}, but bngen's code runs on the CPU", "move it: .cpu()"
@@ -182,17 +224,27 @@ def _prepare_torch(
     if tensor.dtype is not getattr(torch, spec.dtype, None):
         name = str(tensor.dtype).removeprefix("torch.")
         raise _wrong_dtype(name, spec.dtype, f".to(torch.{spec.dtype})")
-    if tensor.shape != spec.shape:
+    if tuple(tensor.shape) != spec.shape:
         raise _wrong_shape(tuple(tensor.shape), spec.shape)
-    detached = tensor.detach()
-    if not detached.is_neg() and _usable(detached.numpy(), alignment):
-        return detached.numpy(), None
+    if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ or not _stored(tensor):
+        raise _Unusable(f"is a {kind.__name__} without memory of its own", "pass a plain tensor")
+    if tensor.requires_grad and torch.is_grad_enabled():
+        raise _Unusable(
+            "requires grad, but autograd does not see through a bngen module: its results would "
+            "come back detached",
+            "pass .detach(), or call it under torch.no_grad(); gradients are mod.backward's, with "
+            "bngen.build(..., grad=True)",
+        )
+
+
+def _stored(tensor: Any) -> bool:
+    """Whether all elements are there: not inside ``torch.func``, nor where storage was given up."""
     steps = zip(tensor.stride(), tensor.shape, strict=True)
-    if spec.inplace and any(step == 0 and size > 1 for step, size in steps):
-        raise _Unusable("is updated in place, but its elements share memory", "call .contiguous()")
-    scratch = torch.empty(spec.shape, dtype=tensor.dtype).copy_(detached)  # On 64 bytes, always.
-    write_back = functools.partial(detached.copy_, scratch) if spec.inplace else None
-    return scratch.numpy(), write_back
+    last = tensor.storage_offset() + sum(step * (extent - 1) for step, extent in steps)
+    try:
+        return tensor.untyped_storage().nbytes() >= (last + 1) * tensor.element_size()
+    except (RuntimeError, NotImplementedError):
+        return False
 
 
 # --- lists, numbers, other libraries' arrays --------------------------------------------------
@@ -228,8 +280,10 @@ def _converted(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
     integers = array.dtype.kind in "iu" and wanted.kind in "iu"
     if not integers and not np.can_cast(array.dtype, wanted, "same_kind"):
         raise _wrong_dtype(array.dtype.name, spec.dtype, f"np.asarray(x, np.{spec.dtype})")
-    np.copyto(scratch, array, casting="unsafe")
-    if integers and not np.array_equal(scratch, array):
+    with np.errstate(over="ignore"):
+        np.copyto(scratch, array, casting="unsafe")
+    too_large = wanted.kind == "f" and (np.isinf(scratch) & np.isfinite(array)).any()
+    if too_large or (integers and not np.array_equal(scratch, array)):
         raise _Unusable(f"holds numbers that {spec.dtype} cannot hold", "check its values")
     return scratch
 
@@ -260,25 +314,3 @@ def _shape_hint(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
     if np.prod(got) == np.prod(expected):
         return "reshape it"
     return "a program is built for one shape"
-
-
-def _check_overlap(program: str, specs: Sequence[ArgSpec], arrays: Sequence[np.ndarray]) -> None:
-    """Refuses memory that one kernel would read and write under two names."""
-    spans = []
-    for spec, array in zip(specs, arrays, strict=True):
-        start = array.ctypes.data
-        spans.append((start, start + array.nbytes, spec))
-    spans.sort(key=lambda span: span[:2])
-    # The span that reaches furthest so far, among all of them and among those written to.
-    furthest = furthest_written = (0, None)
-    for start, end, spec in spans:
-        reach, other = furthest if spec.inplace else furthest_written
-        if start < reach:
-            raise CallError(
-                f"{program}: arguments {other.name!r} and {spec.name!r} share memory, and "
-                f"{(spec if spec.inplace else other).name!r} is updated in place",
-                hint="pass a copy of one of them",
-            )
-        furthest = max(furthest, (end, spec), key=lambda pair: pair[0])
-        if spec.inplace:
-            furthest_written = max(furthest_written, (end, spec), key=lambda pair: pair[0])

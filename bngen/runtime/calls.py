@@ -27,6 +27,8 @@ _TENSOR = np.dtype([
 _ANY = np.dtype([("type", "i4"), ("padding", "i4"), ("value", "u8")])
 _CALL = np.dtype([("call", "u8"), ("handle", "u8"), ("arguments", "u8"), ("count", "i8")])
 _CPU, _TENSOR_POINTER = 1, 7
+NO_STACK = -2
+"""What dispatch.c returns where the calling thread has no room for the tiles of kernels."""
 _TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 
 
@@ -89,7 +91,8 @@ class CallTable:
             stop: the call after the last.
 
         Returns:
-            The position of the call that failed, and where the calls ended; -1 when none did.
+            The position of the call that failed, and where the calls ended; -1 when none did;
+            `NO_STACK` when none was made for want of stack.
         """
         self._open.fill(self._tensors, slots)
         return _dispatch()(self._calls.ctypes.data, start, stop)

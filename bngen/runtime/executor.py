@@ -13,7 +13,7 @@ import numpy as np
 
 from bngen.errors import BngenError
 from bngen.runtime import native
-from bngen.runtime.calls import CallTable, Operand
+from bngen.runtime.calls import NO_STACK, CallTable, Operand
 from bngen.runtime.memory import Arena
 from bngen.runtime.native import Entry
 
@@ -69,10 +69,15 @@ class Executor:
             stop: the step after the last; all by default.
 
         Raises:
-            BngenError: when a kernel fails.
+            BngenError: when a kernel fails, or the thread has too little stack.
         """
         stop = len(self._steps) if stop is None else stop
         failed = self._calls.run(slots, start, stop)
+        if failed == NO_STACK:
+            raise BngenError(
+                "kernels need 512 KiB of stack, and this thread has less",
+                hint="raise ulimit -s, or threading.stack_size before it is started",
+            )
         if failed >= 0:
             raise BngenError(f"kernel {self._steps[failed].name} failed: {native.raised()}")
 

@@ -27,15 +27,17 @@ X86_FEATURES: Mapping[str, str] = {
         name: name
         for name in (
             "adx aes avx avx2 avx512bw avx512cd avx512dq avx512f avx512ifma avx512vbmi avx512vl "
-            "bmi2 cmov cx16 cx8 f16c fma fma4 gfni mmx movbe popcnt sse sse2 sse4a ssse3 tbm vaes "
-            "vpclmulqdq xop"
+            "bmi2 cmov cmpccxadd cx16 cx8 f16c fma fma4 gfni mmx movbe movrs popcnt sha512 sm3 sm4 "
+            "sse sse2 sse4a ssse3 tbm vaes vpclmulqdq xop"
         ).split()
     },
+    **{name: "apx" for name in "ccmp egpr ndd nf ppx push2pop2 zu".split()},
+    **{
+        f"amx-{name}": f"amx_{name}"
+        for name in "avx512 bf16 complex fp16 fp8 int8 movrs tf32 tile".split()
+    },
     "64bit": "lm",
-    "amx-bf16": "amx_bf16",
-    "amx-fp16": "amx_fp16",
-    "amx-int8": "amx_int8",
-    "amx-tile": "amx_tile",
+    "avx10.2": "avx10_2",
     "avx512bf16": "avx512_bf16",
     "avx512bitalg": "avx512_bitalg",
     "avx512fp16": "avx512_fp16",

@@ -21,10 +21,17 @@ _HUGE_PAGE = 2 << 20
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: str, align: int = ALIGNMENT) -> np.ndarray:
-    """A fresh uninitialized array whose first element lies on a multiple of `align` bytes."""
+    """A fresh uninitialized array whose first element lies on a multiple of `align` bytes.
+
+    Raises:
+        BngenError: if the system does not give that much memory.
+    """
     kind = np.dtype(dtype)
     nbytes = math.prod(shape) * kind.itemsize
-    raw = np.empty(nbytes + align, np.uint8)
+    try:
+        raw = np.empty(nbytes + align, np.uint8)
+    except (MemoryError, OverflowError, ValueError) as error:
+        raise _too_much(nbytes, error) from None
     return np.ndarray(shape, kind, raw, -raw.ctypes.data % align)
 
 
@@ -55,9 +62,7 @@ class Arena:
                 -1, max(nbytes, 1) + boundary, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS
             )
         except (OSError, OverflowError, ValueError) as error:
-            raise BngenError(
-                f"cannot allocate {nbytes / 2**30:.2f} GiB: {error}", hint="use a smaller batch"
-            ) from None
+            raise _too_much(nbytes, error) from None
         if huge:
             _advise_huge_pages(area)
         whole = np.frombuffer(area, np.uint8)
@@ -77,6 +82,11 @@ class Arena:
         if offset % MINIMUM_ALIGNMENT:
             raise ValueError(f"offset {offset} is no multiple of {MINIMUM_ALIGNMENT}")
         return self._bytes[offset:end].view(kind).reshape(shape)
+
+
+def _too_much(nbytes: int, error: Exception) -> BngenError:
+    what = f"cannot allocate {nbytes / 2**30:.2f} GiB: {error}"
+    return BngenError(what, hint="use a smaller batch")
 
 
 def _advise_huge_pages(area: mmap.mmap) -> None:

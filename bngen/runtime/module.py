@@ -15,13 +15,16 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bngen.errors import CallError
-from bngen.runtime import threads
+from bngen.errors import CallError, TargetError
+from bngen.runtime import host, pickled, threads
 from bngen.runtime.arguments import ArgSpec, deliver, is_torch, prepare_all
 from bngen.runtime.calls import Operand
 from bngen.runtime.executor import Executor, Step, view
 from bngen.runtime.memory import empty_aligned
 from bngen.runtime.native import Entry
+from bngen.runtime.state import State
+from bngen.runtime.tape import INPUT, Recorder
+from bngen.runtime.turns import Turns, alone
 
 
 @dataclass(frozen=True)
@@ -125,7 +128,14 @@ class Module:
     """A compiled program.
 
     Call it with the program's arguments, NumPy arrays or PyTorch CPU tensors (NCHW); it returns
-    arrays of the same kind. Not re-entrant: one call at a time.
+    arrays of the same kind. Several threads may call it: one call runs at a time, the others wait,
+    and ``backward`` belongs to the last ``forward`` of all threads. What ``backward`` reads of the
+    arguments is copied by ``forward``, so they may be changed between the two. PyTorch's autograd
+    does not see through a call: tensors that require grad are refused, but under
+    ``torch.no_grad()``.
+
+    A copy (`copy.copy` and `copy.deepcopy` alike) shares the machine code and nothing else; a
+    pickle holds machine code and state. A call that waits for its ``backward`` is in neither.
 
     Args:
         built: what it runs.
@@ -144,21 +154,42 @@ class Module:
         num_threads: int | None = None,
     ):
         self.signature = built.signature
-        self._manifest, self._initialize, self._inside = built.manifest, initialize, inside
+        self._built, self._entries = built, entries
+        self._initialize, self._inside = initialize, inside
         self._threads = num_threads
-        self._state = {spec.name: _zeros(spec.shape, spec.dtype) for spec in self.signature.state}
-        fixed = {f"in:{name}": array for name, array in self._state.items()}
+        self._foreign = _missing_here(built.manifest)
+        self._state = State(self.signature.program, self.signature.state)
+        fixed = {INPUT + name: array for name, array in self._state.arrays.items()}
         self._executor = Executor(built.steps, entries, built.nbytes, fixed)
         self._output_bytes = _slot_bytes(self.signature.outputs)
         self._gradient_bytes = _slot_bytes(self.signature.gradients)
-        self._initialized = not self._state
-        self._tape: list[Any] | None = None
+        read = _read_late(built)
+        self._recorder = Recorder(self.signature.program, read, self.signature.arguments)
+        self._turns = Turns()
+
+    def __deepcopy__(self, memo: dict[int, Any] | None) -> Module:
+        initialize, inside = self._initialize, self._inside
+        copied = Module(self._built, self._entries, initialize, inside, self._threads)
+        state = self._values()
+        return copied if state is None else copied.load_state_dict(state)
+
+    def __copy__(self) -> Module:
+        return self.__deepcopy__(None)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        files = dict(self._inside.objects())
+        return pickled.restore, (
+            Module, pickled.versions(), self._built, files, self._initialize, self._threads,
+            self._values(),
+        )  # fmt: skip
 
     # --- state --------------------------------------------------------------------------------
 
+    @alone
     def state_dict(self) -> dict[str, np.ndarray]:
         """Copies of all parameters and buffers by name."""
-        return {name: array.copy() for name, array in self._state.items()}
+        self._check_whole()
+        return self._state.copies()
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> Module:
         """Copy parameters and buffers in: NumPy arrays or PyTorch tensors by name.
@@ -171,40 +202,51 @@ class Module:
         Raises:
             CallError: for names, shapes or dtypes that do not fit; nothing is changed then.
         """
-        missing = sorted(set(self._state) - set(state))
-        unknown = sorted(set(state) - set(self._state))
-        if strict and (missing or unknown):
-            what = f"missing {missing[:3]}" if missing else f"unknown {unknown[:3]}"
-            count = len(missing or unknown)
-            raise CallError(
-                f"{self.signature.program}: {count} names of the state do not match: {what}",
-                hint="mod.state_dict() lists the names; strict=False takes what fits",
-            )
-        arrays = {}
-        for spec in self.signature.state:
-            if spec.name not in state:
-                continue
-            value = state[spec.name]
-            array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
-            if array.shape != spec.shape or array.dtype != np.dtype(spec.dtype):
-                raise CallError(
-                    f"{self.signature.program}: {spec.name!r} is {array.dtype}{list(array.shape)}, "
-                    f"not {spec.dtype}{list(spec.shape)}",
-                    hint="convert it first",
-                )
-            arrays[spec.name] = array
-        for name, array in arrays.items():
-            np.copyto(self._state[name], array)
-        self._initialized = True
+        self._take(self._state.fitting(state, strict))
         return self
 
+    @alone
     def init(self, seed: int = 0) -> Module:
-        """Fill parameters and buffers as PyTorch's layers do, from one seed."""
-        rng = np.random.default_rng(seed)
+        """Fill parameters and buffers as PyTorch's layers do, from one seed.
+
+        Raises:
+            CallError: for what is no seed of `numpy.random.default_rng`.
+        """
+        try:
+            rng = np.random.default_rng(seed)
+        except (TypeError, ValueError) as error:
+            raise CallError(f"init: {seed!r} is no seed: {error}", hint="init(0)") from None
         for spec in self.signature.state:
-            np.copyto(self._state[spec.name], self._initialize(spec.name, rng))
-        self._initialized = True
+            self._set(spec.name, self._initialize(spec.name, rng))
+        self._state.initialized, self._turns.cut_short = True, False
         return self
+
+    @alone
+    def _take(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for name, array in arrays.items():
+            self._set(name, array)
+        self._state.initialized = True
+        if arrays.keys() == self._state.arrays.keys():
+            self._turns.cut_short = False
+
+    def _set(self, name: str, value: np.ndarray) -> None:
+        self._recorder.changed(name)
+        np.copyto(self._state.arrays[name], value)
+
+    @alone
+    def _values(self) -> dict[str, np.ndarray] | None:
+        """Copies of parameters and buffers; None where they have no values yet."""
+        self._check_whole()
+        return self._state.copies() if self._state.initialized else None
+
+    def _check_whole(self) -> None:
+        """Refuse values that a thread was writing when this process was forked from it."""
+        if self._state.arrays and self._turns.cut_short:
+            raise CallError(
+                f"{self.signature.program}: this process was forked in the middle of a call, whose "
+                "parameters and buffers may be half written",
+                hint="load_state_dict or init them again, or fork between calls",
+            )
 
     # --- calls --------------------------------------------------------------------------------
 
@@ -212,6 +254,7 @@ class Module:
         """Run the program; see `forward`."""
         return self.forward(*args, **named)
 
+    @alone
     def forward(self, *args: Any, **named: Any) -> Any:
         """Run the program.
 
@@ -224,17 +267,15 @@ class Module:
 
         Raises:
             CallError: for arguments that cannot be used; nothing has run then.
+            TargetError: when this machine cannot run what was compiled.
         """
-        if not self._initialized:
-            raise CallError(
-                f"{self.signature.program}: parameters have no values yet",
-                hint="call mod.init(seed) or mod.load_state_dict(state) first",
-            )
+        self._check_ready()
         values = self._positional(args, named)
         slots, write_backs = self._prepare(self.signature.arguments, values)
         self._check_labels(slots)
         as_torch = any(is_torch(v) for v in values)
         slots.update(_fresh(self._output_bytes))
+        self._recorder.begin(slots)
         with threads.using(self._threads or 0):
             self._executor.run(slots, 0, self.signature.forward_steps)
         results = [self._result(spec, slots, as_torch) for spec in self.signature.outputs]
@@ -243,9 +284,10 @@ class Module:
         for write_back in write_backs:
             write_back()
         if self.signature.gradients:
-            self._tape = [slots, as_torch]
+            self._recorder.end(slots, as_torch)
         return self._packed(results)
 
+    @alone
     def backward(self, *grad_outputs: Any) -> dict[str, Any]:
         """Gradients of the last ``forward`` call.
 
@@ -256,17 +298,14 @@ class Module:
             Gradients by input name.
 
         Raises:
-            CallError: before ``forward``, a second time, or with the wrong shapes.
+            CallError: before ``forward``, a second time, with the wrong shapes, in another thread,
+                or after parameters were changed.
         """
         program = self.signature.program
         if not self.signature.gradients:
             hint = "bngen.build(..., grad=True)"
             raise CallError(f"{program}: built without gradients", hint=hint)
-        if self._tape is None:
-            raise CallError(
-                f"{program}: backward needs a forward call first, and one for each backward",
-                hint="call mod.forward(...) before mod.backward(...)",
-            )
+        tape = self._recorder.look()
         specs = self.signature.cotangents
         if not grad_outputs and all(s.shape == () for s in specs):
             grad_outputs = tuple(np.ones((), s.dtype) for s in specs)
@@ -276,12 +315,11 @@ class Module:
                 hint="one for each floating-point output, in order",
             )
         cotangents, _ = self._prepare(specs, grad_outputs)
-        slots, as_torch = self._tape
-        slots = {**slots, **cotangents, **_fresh(self._gradient_bytes)}
-        as_torch = as_torch or any(is_torch(v) for v in grad_outputs)
+        slots = {**tape.slots, **cotangents, **_fresh(self._gradient_bytes)}
+        as_torch = tape.as_torch or any(is_torch(v) for v in grad_outputs)
+        self._recorder.lose()
         with threads.using(self._threads or 0):
             self._executor.run(slots, self.signature.forward_steps, None)
-        self._tape = None
         return {spec.name: self._result(spec, slots, as_torch) for spec in self.signature.gradients}
 
     # --- what it is ---------------------------------------------------------------------------
@@ -290,13 +328,14 @@ class Module:
     def memory(self) -> dict[str, int]:
         """Bytes: ``parameters``, ``saved`` for backward, ``scratch``, ``arena`` (both), ``peak``.
 
-        The peak counts parameters and buffers, the arena and the results that a step hands out.
+        The peak counts parameters and buffers, the arena and the results that a step hands out;
+        copies of arguments that ``backward`` reads come on top.
         """
         return dict(self.signature.memory)
 
     def manifest(self) -> dict[str, Any]:
         """Signature, layouts, kernels with the sub-layers each holds, counts, target."""
-        return copy.deepcopy(dict(self._manifest))
+        return copy.deepcopy(dict(self._built.manifest))
 
     def emit(self, kind: str) -> dict[str, str]:
         """Texts by kernel: ``tir`` (scheduled TIR), ``ll`` (LLVM IR), ``asm``."""
@@ -307,12 +346,28 @@ class Module:
         for symbol, content in self._inside.objects().items():
             (folder / f"{symbol}.o").write_bytes(content)
 
+    @alone
     def without_work(self) -> Module:
         """Let every kernel return at once, to time what else a step costs; results mean nothing."""
         self._executor.without_work()
         return self
 
     # --- inside -------------------------------------------------------------------------------
+
+    def _check_ready(self) -> None:
+        if self._foreign:
+            cpu = self._built.manifest["target"]["cpu"]
+            raise TargetError(
+                f"{self.signature.program} was compiled for {cpu}, and this machine lacks "
+                f"{', '.join(self._foreign)}",
+                hint="build it with -mcpu=native here",
+            )
+        if not self._state.initialized:
+            raise CallError(
+                f"{self.signature.program}: parameters have no values yet",
+                hint="call mod.init(seed) or mod.load_state_dict(state) first",
+            )
+        self._check_whole()
 
     def _positional(self, args: Sequence[Any], named: Mapping[str, Any]) -> list[Any]:
         specs = self.signature.arguments
@@ -328,7 +383,7 @@ class Module:
 
     def _prepare(self, specs: Sequence[ArgSpec], values: Sequence[Any]):
         arrays, write_backs = prepare_all(self.signature.program, specs, values, USER_ALIGNMENT)
-        slots = {f"in:{s.name}": array for s, array in zip(specs, arrays, strict=True)}
+        slots = {INPUT + s.name: array for s, array in zip(specs, arrays, strict=True)}
         return slots, write_backs
 
     def _result(self, spec: OutputSpec, slots: Mapping[str, np.ndarray], as_torch: bool) -> Any:
@@ -342,14 +397,15 @@ class Module:
 
     def _input(self, name: str, slots: Mapping[str, np.ndarray]) -> np.ndarray:
         """An argument of the call that runs, or a parameter or buffer."""
-        return self._state[name] if name in self._state else slots[f"in:{name}"]
+        return self._state.arrays[name] if name in self._state.arrays else slots[INPUT + name]
 
     def _value(self, operand: Operand, slots: Mapping[str, np.ndarray]) -> np.ndarray:
         """A view of what kernels wrote: in the arena, in a result or over an input."""
         if operand.slot is None:
             return self._executor.read(operand)
-        name = operand.slot.removeprefix("in:")
-        buffer = self._state[name] if name in self._state else slots[operand.slot]
+        name = operand.slot.removeprefix(INPUT)
+        held = self._state.arrays
+        buffer = held[name] if name in held else slots[operand.slot]
         return view(buffer, operand.offset, operand.shape, operand.dtype)
 
     def _packed(self, results: list[Any]) -> Any:
@@ -362,7 +418,7 @@ class Module:
 
     def _check_labels(self, slots: Mapping[str, np.ndarray]) -> None:
         for check in self.signature.labels:
-            labels = slots[f"in:{check.name}"]
+            labels = slots[INPUT + check.name]
             wrong = (labels < 0) | (labels >= check.classes)
             also = ""
             if check.ignore is not None:
@@ -374,6 +430,21 @@ class Module:
                     f"are {check.classes} classes",
                     hint=f"labels run from 0 to {check.classes - 1}{also}",
                 )
+
+
+def _missing_here(manifest: Mapping[str, Any]) -> tuple[str, ...]:
+    """The instruction-set extensions that a program uses and this machine lacks."""
+    target = manifest["target"]
+    return host.missing_features(target["arch"], target["features"])
+
+
+def _read_late(built: Built) -> set[str]:
+    """The slots that ``backward`` reads: those of its steps, and of gradients that are inputs."""
+    signature = built.signature
+    late = [o for step in built.steps[signature.forward_steps :] for o in step.operands]
+    late += [g.operand for g in signature.gradients if g.operand is not None]
+    sources = {INPUT + g.source for g in signature.gradients if g.source is not None}
+    return sources | {o.slot for o in late if o.slot is not None}
 
 
 def _slot_bytes(specs: Sequence[OutputSpec]) -> dict[str, int]:
@@ -397,9 +468,3 @@ def _by_label(results: dict[str, Any]) -> Any:
     if first != "value" or not rest or not all(n.startswith("grad:") for n in rest):
         return results
     return results[first], {n.removeprefix("grad:"): results[n] for n in rest}
-
-
-def _zeros(shape: tuple[int, ...], dtype: str) -> np.ndarray:
-    array = empty_aligned(shape, dtype)
-    array.fill(0)
-    return array

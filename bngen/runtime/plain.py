@@ -156,8 +156,7 @@ def _columns(kind: type) -> _Form:
 
     def write(rows: tuple) -> dict[str, list]:
         return {
-            name: form.write([getattr(row, name) for row in rows])
-            for name, form in columns.items()
+            name: form.write([getattr(row, name) for row in rows]) for name, form in columns.items()
         }
 
     return _Form(write, read)

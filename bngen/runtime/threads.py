@@ -18,6 +18,7 @@ import importlib.util
 import logging
 import operator
 import os
+import re
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -149,7 +150,23 @@ def default_threads() -> int:
     # The first number of OMP_NUM_THREADS is that of the outermost loops. torchrun sets it, to keep
     # the processes it starts from getting in each other's way.
     shared = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
-    return int(shared) if shared.isdecimal() and int(shared) else host.cpu_count()
+    # What is no number of threads is nobody's wish, as OpenMP's own runtimes have it.
+    sensible = shared.isdecimal() and len(shared) < 9 and 1 <= int(shared) <= _MOST_THREADS
+    if shared and not sensible:
+        _LOG.warning(
+            "OMP_NUM_THREADS=%s is passed over: it is no number from 1 to %d",
+            shared[:40], _MOST_THREADS,
+        )  # fmt: skip
+    return int(shared) if sensible else host.cpu_count()
+
+
+def worker_stack() -> int:
+    """Bytes of stack that OMP_STACKSIZE asks for, of each of OpenMP's threads; 0 if it does not."""
+    for name in ("OMP_STACKSIZE", "GOMP_STACKSIZE"):
+        found = re.fullmatch(r"\s*(\d{1,15})\s*([bkmgBKMG]?)\s*", os.environ.get(name, ""))
+        if found:
+            return int(found[1]) << {"b": 0, "k": 10, "m": 20, "g": 30}[found[2].lower() or "k"]
+    return 0
 
 
 def _installed() -> _Pool:
@@ -188,6 +205,7 @@ class _OpenMPPool:
         entries = [native.address(getattr(self._runtime, name)) for name in _OPENMP_SYMBOLS]
         entries.append(native.address(self._ffi.TVMFFIErrorSetRaisedFromCStr))
         library.bngen_bind(*map(ctypes.c_void_p, entries))
+        library.bngen_set_worker_stack(ctypes.c_size_t(worker_stack()))
         self.use: Callable[[int], int] = library.bngen_use_threads
         self.num_threads: Callable[[], int] = library.bngen_num_threads
         self.set_default(count)

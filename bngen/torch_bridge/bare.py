@@ -35,15 +35,11 @@ def bare_convolution(node: Node, layout: str) -> Callable[[], None] | None:
         return None
     window = (list(attrs["stride"]), [top, left], list(attrs["dilation"]), False, [0, 0])
     groups = attrs["groups"]
-    x, weight, dy = (
-        torch.rand(shape).to(memory_format=LAYOUTS[layout]) for shape in shapes(node)
-    )
+    x, weight, dy = (torch.rand(shape).to(memory_format=LAYOUTS[layout]) for shape in shapes(node))
     if node.op == "conv2d":
         return lambda: torch.ops.aten.convolution(x, weight, None, *window, groups)
     wanted = [node.op == "conv2d_grad_input", node.op == "conv2d_grad_weight", False]
-    return lambda: torch.ops.aten.convolution_backward(
-        dy, x, weight, None, *window, groups, wanted
-    )
+    return lambda: torch.ops.aten.convolution_backward(dy, x, weight, None, *window, groups, wanted)
 
 
 def shapes(node: Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:

@@ -184,8 +184,9 @@ def test_kernels_that_fail_leave_the_race(monkeypatch, tmp_path):
         raise UsageError("tiny_resnet has no convolutions")
 
     monkeypatch.setattr("bngen.bench.kernels.measure_kernels", no_convolutions)
-    monkeypatch.setattr("bngen.bench.limits.measure_limits", lambda *args: {"gflops": 1.0,
-                                                                             "gbytes": 1.0})
+    monkeypatch.setattr(
+        "bngen.bench.limits.measure_limits", lambda *args: {"gflops": 1.0, "gbytes": 1.0}
+    )
     path = tmp_path / "r.json"
     assert bench_command.run(request(kernels=True, json_file=str(path))) == 2
     report = json.loads(path.read_text())
@@ -273,9 +274,7 @@ def test_the_level_that_bngen_runs_at_is_nobody_to_race_against():
 
 def test_rivals_that_all_fail_are_no_success(monkeypatch, tmp_path, capsys):
     stage = Stage(fail={"eager": 0, "none": 2})
-    monkeypatch.setattr(
-        "bngen.bench.process.Process", lambda entry, variables: stage.runner(entry)
-    )
+    monkeypatch.setattr("bngen.bench.process.Process", lambda entry, variables: stage.runner(entry))
     path = tmp_path / "r.json"
     assert bench_command.run(request(against=("eager", "none"), json_file=str(path))) == 2
     assert "tiny_resnet: none of the rivals could run" in capsys.readouterr().err

@@ -44,9 +44,7 @@ def test_worker_answers_each_line(monkeypatch):
     answers, calls = [], []
     lines = io.StringIO("peak\nturn\noverhead\n")
     rule = Rule(window=2, span=0.0, tolerance=1e9)
-    worker.serve(
-        Entry("net", "bngen"), lines, answers.append, lambda e: FakeContender(calls), rule
-    )
+    worker.serve(Entry("net", "bngen"), lines, answers.append, lambda e: FakeContender(calls), rule)
     first, peak, turn, overhead = answers
     assert first["loss"] == 2.5 and set(peak) == {"peak"}
     assert (turn["steps"], turn["discarded"], turn["stationary"]) == (2, 2, True)

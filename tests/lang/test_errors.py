@@ -1,9 +1,17 @@
 """What users are told: the whole text is pinned, and the line is theirs."""
 
+import copy
+import functools
+import inspect
+import random
+import warnings
+
 import numpy as np
 import pytest
+import torch
 
 import bngen as bg
+from bngen.lang import layers
 from tests.lang.meaning import traced
 
 X = bg.Tensor[8, 3, 8, 8]
@@ -380,7 +388,120 @@ CASES = [
         lambda x: bg.relu(x, inplace=True), (X,),
         "f: TypeError: relu() got an unexpected keyword argument 'inplace'",
     ),
+    (lambda x: x * qwertz, (X,),  # noqa: F821
+     "f: NameError: name 'qwertz' is not defined"),
+    (lambda x: prnt(x), (X,),  # noqa: F821
+     "f: NameError: name 'prnt' is not defined (did you mean print?)"),
+    (lambda x: x * (1 / 0), (X,), "f: ZeroDivisionError: division by zero"),
+    (lambda x: {}["a"], (X,), "f: KeyError: 'a'"),
+    (
+        lambda x: {"a": {"b": x}}, (X,),
+        "f: returns dict, which is no tensor (return a tensor, or a tuple, list or dict of "
+        "tensors)",
+    ),
+    (
+        lambda x: (x, None), (X,),
+        "f: returns NoneType, which is no tensor (return a tensor, or a tuple, list or dict of "
+        "tensors)",
+    ),
+    (
+        lambda x: x.size, (X,),
+        "f: returns the function size itself, which is no tensor (return a tensor, or a tuple, "
+        "list or dict of tensors)",
+    ),
+    # --- what tensors do not have
+    (lambda x: x.vew(2, 12), (MATRIX,),
+     "f: AttributeError: 'Tensor' object has no attribute 'vew' (did you mean view?)"),
+    (
+        lambda x: bg.layers.conv(x), (X,),
+        "f: AttributeError: module 'bngen.lang.layers' has no attribute 'conv' (did you mean "
+        "conv2d?)",
+    ),
+    (
+        lambda x: x.numpy(), (X,),
+        "f: AttributeError: 'Tensor' object has no attribute 'numpy' (a tensor has no value while "
+        "the program is traced; compute with bg's functions)",
+    ),
+    (
+        lambda x: x.sum().backward(), (X,),
+        "f: AttributeError: 'Tensor' object has no attribute 'backward' (gradients come from "
+        "bg.build(..., grad=True), bg.grad or bg.value_and_grad)",
+    ),
+    (
+        lambda x: x.relu_(), (X,),
+        "f: AttributeError: 'Tensor' object has no attribute 'relu_' (nothing changes a tensor: "
+        "write x = x.relu(...))",
+    ),
+    (
+        lambda x: x.double(), (X,),
+        "f: AttributeError: 'Tensor' object has no attribute 'double' (write .to(bg.float64))",
+    ),
+    (
+        lambda x: x.__setitem__(0, 1.0), (X,),
+        "nothing changes a tensor, so no part of x can be assigned to (make a new one with "
+        "bg.where or bg.cat)",
+    ),
+    (
+        lambda x: x * int(x), (X,),
+        "x has no value while the program is traced, so it is no Python number (keep computing "
+        "with tensors)",
+    ),
+    (
+        lambda x: x if 3 in x else -x, (X,),
+        "x has no value while the program is traced, so Python cannot branch on it (select with "
+        "bg.where(condition, a, b), or branch on shapes and Python values)",
+    ),
+    (
+        lambda x: bg.where(x > 0, np.asarray(x), 0), (X,),
+        "x has no value while the program is traced, so it is no array (compute with bg's "
+        "functions in place of NumPy's)",
+    ),
+    (
+        lambda x: np.sum(x), (X,),
+        "np.sum: NumPy cannot compute with x, which has no value yet (use bg's functions)",
+    ),
+    (lambda x: [row for row in x.sum()], (X,), "len: sum_0 has no axes"),
+    # --- operands and settings of the wrong kind
+    (lambda x: bg.relu6(None), (X,), "relu6: input must be a tensor, got NoneType" + _ARRAY_HINT),
+    (
+        lambda x: bg.conv2d(x, None), (X,),
+        "conv2d: weight must be a tensor, got NoneType" + _ARRAY_HINT,
+    ),
+    (lambda x: bg.softmax(None, 0), (X,), "softmax: input must be a tensor, got NoneType"
+     + _ARRAY_HINT),
+    (
+        lambda x: x + torch.ones(8), (X,),
+        "add: takes tensors and numbers, got torch.Tensor" + _ARRAY_HINT,
+    ),
+    (
+        lambda x: x + bg.relu, (X,),
+        "add: takes tensors and numbers, got the function relu itself" + _ARRAY_HINT,
+    ),
+    (lambda x: x + 10**400, (X,), "a number cannot be float32 (use smaller ones)"),
+    (lambda x: x + 2**70, (LABELS,), "a number cannot be int64 (use smaller ones)"),
+    (
+        lambda x: x.sum(0, np.ones(3)), (X,),
+        "sum: keepdim must be True or False, got array([1., 1., 1.])",
+    ),
+    (
+        lambda x: bg.batch_norm(x, None, None, training=None), (X,),
+        "batch_norm: training must be True or False, got None",
+    ),
+    (
+        lambda x: bg.cross_entropy(x, x, reduction=np.ones(3)), (MATRIX,),
+        "cross_entropy: target is f32[4,6] (labels are class numbers: bg.Tensor[8, bg.int64])",
+    ),
 ]  # fmt: skip
+
+
+def test_endless_recursion_is_the_users_wherever_it_is_noticed():
+    def endless(x):
+        return endless(x + 1.0)
+
+    with pytest.raises(bg.ProgramError) as caught:
+        _ = bg.trace(endless, X).graph
+    line = endless.__code__.co_firstlineno + 1
+    assert str(caught.value).startswith(f"{__file__}:{line}: endless: RecursionError: maximum rec")
 
 
 @pytest.mark.parametrize(("fn", "types", "message"), CASES, ids=[c[2][:40] for c in CASES])
@@ -496,3 +617,202 @@ def _in_package(fn):
     source = "def raising(*_, **__):\n    raise KeyError('a bug')\n"
     exec(compile(source, bg.__file__.replace("__init__", "pretended"), "exec"), namespace)
     return namespace["raising"]
+
+
+# --- what is no program -----------------------------------------------------------------------
+
+
+def plain(x: MATRIX):
+    return x + 1.0
+
+
+def generator(x: MATRIX):
+    yield x
+
+
+async def coroutine(x: MATRIX):
+    return x
+
+
+class Network:
+    def __call__(self, x: MATRIX):
+        return x + 1.0
+
+    def method(self, x: MATRIX):
+        return x * 2.0
+
+
+def _complaint(call, *args, **named):
+    with pytest.raises(bg.ProgramError) as caught:
+        call(*args, **named)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "take",
+    [bg.build, bg.grad, bg.value_and_grad, functools.partial(bg.training_step, optimizer=bg.SGD())],
+)
+def test_a_function_that_is_no_program_yet(take):
+    label = getattr(take, "__name__", "training_step")
+    line = plain.__code__.co_firstlineno
+    what = f"{label}: plain is a function, not a program (write @bg.program above it)"
+    assert _complaint(take, plain) == f"{__file__}:{line}: {what}"
+
+
+@pytest.mark.parametrize(
+    ("thing", "what"),
+    [
+        (5, "got int (mark the function with @bg.program)"),
+        (None, "got NoneType (mark the function with @bg.program)"),
+        (Network, "got the class Network (mark the function with @bg.program)"),
+        (Network(), "got Network (mark the function with @bg.program)"),
+        (MATRIX, "got TensorType (mark the function with @bg.program)"),
+        (np.ones(3), "got ndarray (mark the function with @bg.program)"),
+        ([plain], "got list (mark the function with @bg.program)"),
+        (bg, "got module (mark the function with @bg.program)"),
+        ("resnet18", "got str (a built-in network is bg.models.make('resnet18'))"),
+        (torch.nn.Linear(2, 2), "got Linear (networks are written in bngen's own language: see "
+         "bg.program, and bg.models)"),
+    ],
+)  # fmt: skip
+def test_a_thing_that_is_no_program(thing, what):
+    for take in (bg.build, bg.grad):
+        where, _, told = _complaint(take, thing).partition(": ")
+        assert where.startswith(f"{__file__}:")
+        assert told == f"{take.__name__}: takes a program, {what}"
+
+
+def test_a_lambda_is_told_about_trace():
+    told = _complaint(bg.build, lambda x: x)
+    what = "<lambda> is a function, not a program (write bg.trace(it, *types))"
+    assert told.endswith(f"build: {what}")
+
+
+def test_a_compiled_module_is_no_program():
+    built = bg.build(bg.trace(lambda x: x + 1.0, bg.Tensor[3]))
+    assert "got Module (this one is compiled already: call it)" in _complaint(bg.build, built)
+
+
+def test_a_misspelling_is_named_by_whoever_needs_the_graph():
+    """It is an AttributeError, too, which `hasattr` and `getattr` would swallow."""
+
+    def f(x: MATRIX):
+        return bg.gelu(x)
+
+    line = f.__code__.co_firstlineno + 1
+    for take in (bg.build, bg.grad, lambda p: bg.build(p, grad=True)):
+        told = _complaint(take, bg.program(f))
+        assert told == f"{__file__}:{line}: bngen has no 'gelu' (did you mean relu or relu6?)"
+
+
+@pytest.mark.parametrize(
+    ("fn", "what"),
+    [
+        (generator, "generator: is a generator (a program is a plain function that returns"),
+        (coroutine, "coroutine: is async (a program is a plain function that returns tensors)"),
+        (staticmethod(generator), "generator: is a generator"),
+        (Network, "program: Network is a class (decorate a function)"),
+        (Network.method, "method: argument 'self' has no type (a method is a program of its "
+         "object: bg.trace(obj.method, *types))"),
+        (property(plain), "is no function"),
+        (classmethod(plain), "is no function"),
+        (5, "program: 5 is no function"),
+        (print, "print: *args has no fixed types"),
+        (np.exp, "argument"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_decorated(fn, what):
+    assert what in _complaint(bg.program, fn)
+
+
+def test_what_else_can_be_called_is_a_program():
+    for fn in (Network(), Network().method, functools.partial(plain), staticmethod(plain)):
+        assert bg.program(fn).graph.outputs[0].shape == (4, 6)
+    program = bg.program(plain)
+    assert bg.program(program) is program
+
+
+@pytest.mark.parametrize(
+    ("named", "what"),
+    [
+        ({"fusion": []}, "unknown fusion level []"),
+        ({"fusion": 3}, "unknown fusion level 3"),
+        ({"threads": "2"}, "cannot run on '2' threads"),
+        ({"threads": 0}, "cannot run on 0 threads"),
+        ({"grad": True, "wrt": "x"}, "wrt='x' is no list of names (write wrt=[\"weight\"])"),
+        ({"grad": True, "wrt": 5}, "wrt=5 is no list of names"),
+        ({"grad": True, "wrt": [5]}, "wrt=[5] is no list of names"),
+        ({"wrt": ["x"]}, "wrt chooses gradients, and none are built (add grad=True)"),
+        ({"schedules": 5}, "schedules=5 is no folder"),
+        ({"progress": 5}, "progress=5 cannot be called"),
+        ({"dump": "all"}, "dump='all' cannot be called"),
+        ({"target": 5}, "unknown target kind '5'"),
+    ],
+)
+def test_wrong_settings_of_a_build(named, what):
+    with pytest.raises(bg.BngenError) as caught:
+        bg.build(bg.program(plain), **named)
+    assert what in str(caught.value)
+
+
+def test_rows_of_a_tensor():
+    def f(x):
+        a, b, c, d = x
+        return sum(x) - (a + b + c + d), copy.deepcopy(x), f"{x:.2f}" and a
+
+    graph = bg.trace(f, MATRIX).graph
+    assert [v.shape for v in graph.outputs] == [(6,), (4, 6), (6,)]
+
+
+# --- anything at all --------------------------------------------------------------------------
+
+OPS = {
+    name: getattr(bg, name)
+    for name in bg.__all__
+    if inspect.isfunction(getattr(bg, name))
+    and getattr(bg, name).__module__.startswith("bngen.lang.")
+    and name not in ("program", "trace")
+}
+OPS |= {
+    f"layers.{name}": f
+    for name, f in vars(layers).items()
+    if inspect.isfunction(f) and f.__module__ == layers.__name__ and not name.startswith("_")
+}
+
+
+def _anything(rng, tensors):
+    """An operand or a setting, sensible or not."""
+    other = (
+        None, 5, -1, 0, 1, 2, True, False, 2.5, 0.0, float("nan"), float("inf"), "a", "", b"x",
+        (1, 2), (1, 2, 3), [2, 2], (-1, 2), (), {}, {"a": 1}, set(), object(), int, len, plain,
+        np.ones(3), np.float32(2), np.int64(3), np.array(2), 2**70, 10**400, 1e300, slice(None),
+        Ellipsis, [None], ("normal", 1), ("constant", None), "valid", "mean", bg.float64, "float16",
+        range(2), 1j, [tensors], list(tensors), torch.ones(2),
+    )  # fmt: skip
+    return rng.choice(tensors) if rng.random() < 0.4 else rng.choice(other)
+
+
+@pytest.mark.parametrize("name", OPS)
+def test_whatever_an_op_is_given_it_gives_a_tensor_or_an_error_at_the_users_line(name):
+    op, rng = OPS[name], random.Random(name)
+    parameters = inspect.signature(op).parameters.values()
+
+    def f(*tensors):
+        args = [
+            _anything(rng, tensors) for p in parameters
+            if p.default is p.empty and p.kind is not p.VAR_POSITIONAL
+        ]  # fmt: skip
+        chosen = (p for p in parameters if p.default is not p.empty and rng.random() < 0.4)
+        op(*args, **{p.name: _anything(rng, tensors) for p in chosen})
+        return tensors[0]
+
+    types = bg.Tensor[2, 3, 4, 4], bg.Tensor[4, 6], bg.Tensor[3], bg.Tensor[4, bg.int64]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(150):
+            try:
+                _ = bg.trace(f, *types).graph
+            except bg.ProgramError as error:
+                text = str(error)
+                assert text.startswith(f"{__file__}:") and "\n" not in text, text

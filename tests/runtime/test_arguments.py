@@ -174,7 +174,8 @@ SHARED = ["plain", "requires grad", "parameter", "no leaf"]
 @pytest.mark.parametrize("make", TENSORS.values(), ids=TENSORS)
 def test_tensors_simply_work(make, torch):
     value = make(torch)
-    tensor, write_back = prepare(value, X)
+    with torch.no_grad():
+        tensor, write_back = prepare(value, X)
     assert write_back is None and is_kernel_ready(tensor, 64)
     np.testing.assert_array_equal(tensor, value.detach().resolve_neg().numpy())
 
@@ -182,7 +183,8 @@ def test_tensors_simply_work(make, torch):
 @pytest.mark.parametrize("kind", SHARED)
 def test_plain_tensors_are_shared(kind, torch):
     value = TENSORS[kind](torch)
-    assert address(prepare(value, X)[0]) == value.data_ptr()
+    with torch.no_grad():
+        assert address(prepare(value, X)[0]) == value.data_ptr()
 
 
 def test_channels_last_is_copied_unless_it_is_the_same_thing(torch):
@@ -199,11 +201,41 @@ def test_channels_last_is_copied_unless_it_is_the_same_thing(torch):
 @pytest.mark.parametrize("kind", [k for k in TENSORS if k not in ("expanded", "no leaf")])
 def test_in_place_tensors_take_the_new_value(kind, torch):
     value = TENSORS[kind](torch)
-    tensor, write_back = prepare(value, ArgSpec("state", (4, 6), "float32", inplace=True))
+    with torch.no_grad():
+        tensor, write_back = prepare(value, ArgSpec("state", (4, 6), "float32", inplace=True))
     tensor[...] = 7
-    if write_back is not None:
-        write_back()
+    write_back()
     assert (value == 7).all()
+
+
+def test_autograd_is_told_of_an_update(torch):
+    weight = torch.ones(6, requires_grad=True)
+    held = torch.arange(6.0)
+    product = (weight * held).sum()
+    tensor, write_back = prepare(held, STATE, alignment=1)
+    assert address(tensor) == held.data_ptr()
+    tensor[...] = 7
+    write_back()
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        product.backward()
+
+
+def test_an_update_of_an_inference_tensor(torch):
+    with torch.inference_mode():
+        held = torch.arange(6.0)
+    tensor, write_back = prepare(held, STATE, alignment=1)
+    tensor[...] = 7
+    write_back()
+    assert (held == 7).all()
+
+
+def test_detached_results_are_refused_and_not_handed_out(torch):
+    """`requires_grad` would be lost: PyTorch would train without what lies behind the module."""
+    for kind in ("requires grad", "parameter", "no leaf"):
+        value = TENSORS[kind](torch)
+        with pytest.raises(CallError, match=r"'x' requires grad, but autograd .*\.detach\(\)"):
+            prepare(value, X)
+        assert prepare(value.detach(), X)[1] is None
 
 
 def test_results_are_delivered_in_the_callers_kind(torch):
@@ -272,6 +304,13 @@ WRONG = [
     (np.zeros((9, 6), "float32"), X, "build it with 9 in place of 4"),
     (np.zeros((8, 56, 40, 64), "float32"), MAP, "transpose it by (0, 3, 1, 2)"),
     (np.zeros((4, 6), object), X, "is object, expected float32"),
+    (np.zeros((4, 6), "float16"), X, "is float16, expected float32"),
+    (np.zeros((4, 6), [("a", "float32")]), X, "is void32, expected float32"),
+    (np.zeros((4, 6), "M8[s]"), X, "is datetime64[s], expected float32"),
+    (np.ma.masked_array(np.zeros((4, 6), "float32")), X, "is masked, and kernels would read"),
+    ([[2**70] * 6] * 4, X, "is a list, expected float32[4, 6]"),
+    ([[1e300] * 6] * 4, X, "holds numbers that float32 cannot hold"),
+    ({1, 2}, X, "is a set, expected float32[4, 6]"),
     (None, X, "is a NoneType, expected float32[4, 6] (pass a NumPy array)"),
     ("weights", X, "is a str, expected float32[4, 6]"),
     ([[1.0], [1.0, 2.0]], X, "cannot become an array"),
@@ -311,6 +350,82 @@ def test_a_wrong_tensor_is_one_line_with_a_remedy(message, torch):
     assert message in str(caught.value) and "\n" not in str(caught.value)
 
 
+class Subclass:
+    """Made where PyTorch is there: subclasses that only override functions have memory."""
+
+    def __new__(cls, torch):
+        kind = type("Subclass", (torch.Tensor,), {})
+        return torch.arange(24.0).reshape(4, 6).as_subclass(kind)
+
+
+def test_a_tensor_of_a_subclass(torch):
+    tensor, _ = prepare(Subclass(torch), X)
+    np.testing.assert_array_equal(tensor, arange((4, 6)))
+
+
+def without_storage(torch):
+    tensor = torch.zeros(4, 6)
+    tensor.untyped_storage().resize_(0)
+    return tensor
+
+
+def fake(torch):
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    return FakeTensorMode().from_tensor(torch.zeros(4, 6))
+
+
+def masked(torch):
+    from torch.masked import masked_tensor
+
+    return masked_tensor(torch.zeros(4, 6), torch.zeros(4, 6, dtype=torch.bool))
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API")
+@pytest.mark.parametrize(
+    "make, what",
+    [
+        (without_storage, "without memory of its own"),
+        (fake, "without memory of its own"),
+        (masked, "without memory of its own"),
+        (lambda t: t.nested.nested_tensor([t.zeros(6)] * 4), "is a nested tensor"),
+        (lambda t: t.zeros(4, 6).to_mkldnn(), "expected a dense tensor"),
+        (lambda t: t.zeros(4, 6, dtype=t.cfloat).conj(), "is complex64, expected float32"),
+    ],
+)
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_tensor_without_dense_memory(make, what, inplace, torch):
+    with pytest.raises(CallError, match=what):
+        prepare(make(torch), ArgSpec("x", (4, 6), "float32", inplace), alignment=1)
+
+
+@pytest.mark.parametrize("transform", ["vmap", "grad"])
+def test_a_tensor_inside_a_transformation(transform, torch):
+    def traced(x):
+        with pytest.raises(CallError, match="without memory of its own"):
+            prepare(x, ArgSpec("x", tuple(x.shape), "float32"))
+        return x.sum()
+
+    value = torch.ones(4, 6)
+    torch.vmap(traced)(value) if transform == "vmap" else torch.func.grad(traced)(value)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: np.lib.stride_tricks.as_strided(np.zeros(32, np.float32), (4, 6), (4, 4)),
+        lambda: np.lib.stride_tricks.as_strided(np.zeros(32, np.float32), (4, 6), (0, 4)),
+        lambda: np.lib.stride_tricks.as_strided(np.zeros(32, np.float32)[8:], (4, 6), (4, -4)),
+        lambda: np.lib.stride_tricks.as_strided(np.zeros(32, np.float32), (4, 6), (24, 2)),
+    ],
+)
+def test_an_array_that_overlaps_itself_cannot_be_updated(make):
+    spec = ArgSpec("state", (4, 6), "float32", inplace=True)
+    with pytest.raises(CallError, match="its elements share memory"):
+        prepare(make(), spec, alignment=1)
+    assert prepare(make(), X)[1] is None
+
+
 def test_an_expanded_tensor_cannot_be_updated(torch):
     with pytest.raises(CallError, match="its elements share memory"):
         prepare(torch.zeros(1).expand(6), STATE)
@@ -345,3 +460,53 @@ def test_memory_that_is_updated_must_be_passed_once():
         check([long, middle, reader], [buffer[:20], buffer[24:26], buffer[14:20]])
     check([STATE, other, reader], [buffer[:6], buffer[6:12], buffer[12:18]])
     check([reader, reader], [buffer[:6], buffer[:6]])
+
+
+PAIRS = {
+    "rows": lambda m: (m[::2], m[1::2]),
+    "columns": lambda m: (m[:, ::2], m[:, 1::2]),
+    "the same rows": lambda m: (m[::2], m[::2]),
+    "the same columns": lambda m: (m[:, ::2], m[:, ::2]),
+    "some columns": lambda m: (m[:, 0:8:2], m[:, 4:12:2]),
+    "other columns": lambda m: (m[:, 0:8:2], m[:, 5:13:2]),
+    "reversed": lambda m: (m[::2], m[::-2][::-1][:6]),
+    "transposed": lambda m: (m[:6, :6], m[:6, :6].T),
+}
+
+
+@pytest.mark.parametrize("kind", PAIRS)
+@pytest.mark.parametrize("written", [0, 1])
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_views_of_one_matrix_are_refused_only_where_they_meet(kind, written, library, torch):
+    matrix = np.zeros((12, 14), np.float32)
+    views = PAIRS[kind](matrix)
+    if library == "torch" and kind != "reversed":
+        views = PAIRS[kind](torch.from_numpy(matrix))
+    specs = [
+        ArgSpec(name, tuple(v.shape), "float32", i == written)
+        for i, (name, v) in enumerate(zip("ab", views, strict=True))
+    ]
+    if np.shares_memory(*map(np.asarray, views)):
+        with pytest.raises(CallError, match=f"'{'ab'[written]}' is updated in place"):
+            prepare_all("net", specs, views, alignment=1)
+    else:
+        prepare_all("net", specs, views, alignment=1)
+
+
+def test_what_cannot_be_told_apart_in_time_is_refused():
+    """Whether two such views meet is a knapsack problem; nobody waits for its solution."""
+    memory = np.zeros(1 << 20, np.uint8)
+    steps = [2 * 3**k + 2 for k in range(9)]
+    views = [np.lib.stride_tricks.as_strided(memory[start:], (3,) * 9, steps) for start in (0, 1)]
+    specs = [ArgSpec("a", (3,) * 9, "uint8", True), ArgSpec("b", (3,) * 9, "uint8")]
+    with pytest.raises(CallError, match="share memory"):
+        prepare_all("net", specs, views, alignment=1)
+
+
+def test_a_tensor_and_the_array_it_was_made_from(torch):
+    array = np.zeros(6, np.float32)
+    reader = ArgSpec("bias", (6,), "float32")
+    with pytest.raises(CallError, match="share memory"):
+        prepare_all("net", [STATE, reader], [torch.from_numpy(array), array], alignment=1)
+    with pytest.raises(CallError, match="share memory"):
+        prepare_all("net", [STATE, reader], [array, memoryview(array)], alignment=1)

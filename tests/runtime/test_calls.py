@@ -1,6 +1,7 @@
 """The table of calls: what kernels are handed, in what order, and what happens when one fails."""
 
 import ctypes
+import threading
 
 import numpy as np
 import pytest
@@ -155,3 +156,31 @@ def test_the_arena_and_what_never_moves_are_bound_once():
     (_, _, (fixed, scratch)) = recorder.seen[0]
     assert fixed[0] == weight.ctypes.data + 16
     assert scratch[0] == executor.read(operands[1]).ctypes.data
+
+
+def test_a_thread_with_little_stack_makes_no_call(request):
+    if "in Python" in request.node.name:
+        pytest.skip("without a C compiler nobody looks")
+    recorder = Recorder()
+    executor = Executor([Step("k", "s", ())], {"s": recorder.entry(0)}, 0, {})
+    told = []
+
+    def run():
+        try:
+            executor.run({})
+        except BngenError as error:
+            told.append(str(error))
+
+    for size in (128 << 10, 4 << 20):
+        before = threading.stack_size(size)
+        try:
+            thread = threading.Thread(target=run)
+            thread.start()
+            thread.join()
+        finally:
+            threading.stack_size(before)
+    assert told == [
+        "kernels need 512 KiB of stack, and this thread has less (raise ulimit -s, or "
+        "threading.stack_size before it is started)"
+    ]
+    assert len(recorder.seen) == 1

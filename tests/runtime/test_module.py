@@ -132,6 +132,21 @@ def test_tensors_in_tensors_out(pair):
     assert isinstance(y, np.ndarray)
 
 
+def test_results_would_come_back_detached(pair):
+    """Autograd would train without what lies behind the module, and not say so."""
+    x, w = map(torch.tensor, PAIR)
+    x, w = x.requires_grad_(), torch.nn.Parameter(w)
+    for args in ((x, w.detach()), (x.detach(), w), (x * 2, w)):
+        with pytest.raises(CallError, match="requires grad, but autograd does not see through"):
+            pair(*args)
+    with torch.no_grad():
+        y, mean = pair(x, w)
+    ones = torch.ones_like(y), torch.ones_like(mean)
+    with pytest.raises(CallError, match="argument 'grad_0' requires grad"):
+        pair.backward(ones[0].requires_grad_(), ones[1])
+    assert pair.backward(ones[0].detach(), ones[1])["x"].shape == x.shape
+
+
 def test_results_are_the_callers_own(pair):
     first = pair(*PAIR)[0]
     kept = first.copy()
@@ -185,6 +200,18 @@ def test_state_goes_in_and_out(trained):
             lambda s: s.update({"fc.bias": s["fc.bias"].astype(np.float64)}),
             "'fc.bias' is float64[4], not float32[4]",
         ),
+        (lambda s: s.update({"fc.bias": "text"}), "'fc.bias' is <U4[], not float32[4]"),
+        (lambda s: s.update({"fc.bias": [[1.0], 2.0]}), "'fc.bias' cannot become an array"),
+        (
+            lambda s: s.update({"fc.bias": torch.zeros(4, device="meta")}),
+            "'fc.bias' cannot become an array",
+        ),
+        (
+            lambda s: s.update({"fc.bias": torch.zeros(4, dtype=torch.bfloat16)}),
+            "'fc.bias' cannot become an array",
+        ),
+        (lambda s: s.update({"fc.bias": np.ma.zeros(4, np.float32)}), "'fc.bias' is masked"),
+        (lambda s: s.update({3: s["fc.bias"]}), "do not match: unknown ['3']"),
     ],
 )
 def test_a_state_that_does_not_fit_changes_nothing(trained, change, what):
@@ -195,6 +222,25 @@ def test_a_state_that_does_not_fit_changes_nothing(trained, change, what):
         trained.load_state_dict(state)
     for name, array in trained.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
+
+
+@pytest.mark.parametrize("state", [None, 5, [1, 2], "weights.pt"])
+def test_what_is_no_state(trained, state):
+    with pytest.raises(CallError, match="a state is a dict of arrays by name"):
+        trained.load_state_dict(state)
+
+
+@pytest.mark.parametrize("seed", ["one", -1, 1.5, object()])
+def test_what_is_no_seed(trained, seed):
+    with pytest.raises(CallError, match="is no seed"):
+        trained.init(seed)
+
+
+def test_a_state_of_parameters_that_require_grad(trained):
+    state = trained.state_dict()
+    trained.load_state_dict({n: torch.tensor(a) for n, a in state.items()})
+    leaves = {n: torch.tensor(a, requires_grad=a.dtype.kind == "f") for n, a in state.items()}
+    trained.load_state_dict(leaves)
 
 
 def test_a_part_of_the_state():
@@ -550,9 +596,7 @@ def test_the_thread_pool_is_installed_before_code_is_loaded(monkeypatch):
     monkeypatch.setattr(
         bngen.compiler.thread_pool, "install", lambda: (order.append("install"), install())[1]
     )
-    monkeypatch.setattr(
-        native, "load", lambda *library: (order.append("load"), load(*library))[1]
-    )
+    monkeypatch.setattr(native, "load", lambda *library: (order.append("load"), load(*library))[1])
     bngen.build(bngen.trace(lambda x: bngen.relu(x), bngen.Tensor((2, 16, 4, 4)), name="p"))
     assert order[:2] == ["install", "load"]
 

@@ -216,14 +216,18 @@ def test_bad_counts_are_refused(count):
         threads.checked_count(count)
 
 
-def test_default_number_of_threads(monkeypatch):
+def test_default_number_of_threads(monkeypatch, caplog):
     monkeypatch.delenv("BNGEN_NUM_THREADS", raising=False)
     monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     assert threads.default_threads() == host.cpu_count()
     monkeypatch.setenv("OMP_NUM_THREADS", "3,2")
     assert threads.default_threads() == 3
-    monkeypatch.setenv("OMP_NUM_THREADS", "nonsense")
-    assert threads.default_threads() == host.cpu_count()
+    for passed_over in ("nonsense", "1000000", "9" * 30, "-3", "0", "²", "1e3"):
+        monkeypatch.setenv("OMP_NUM_THREADS", passed_over)
+        with caplog.at_level("WARNING", logger="bngen.runtime.threads"):
+            assert threads.default_threads() == host.cpu_count()
+        assert f"OMP_NUM_THREADS={passed_over} is passed over" in caplog.text
+        caplog.clear()
     monkeypatch.setenv("BNGEN_NUM_THREADS", "5")
     assert threads.default_threads() == 5
     for bad in ("zero", "0", "-2", "1.5"):
@@ -338,3 +342,83 @@ def test_without_a_compiler_tvms_own_pool_serves():
     )
     (line,) = done.stderr.splitlines()
     assert line.startswith("kernels run on TVM's thread pool") and "install gcc" in line
+
+
+LOOP = """
+    import collections, ctypes, threading
+    task = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+
+    def loop(count):
+        seen = collections.Counter()
+        @task
+        def body(number, env, data):
+            seen[number] += 1
+            return 0
+        library = ctypes.CDLL(threads._installed()._library._name)
+        with threads.using(count):
+            assert library.TVMBackendParallelLaunch(body, None, 0) == 0
+        assert set(seen.values()) == {1}
+        return len(seen)
+"""
+
+
+@pytest.mark.parametrize(
+    ("env", "tasks", "said"),
+    [
+        ({"OMP_STACKSIZE": "16k"}, 1, "kernels run on 1 thread here: threads have less than 512"),
+        ({"OMP_STACKSIZE": "100000G"}, 1, "kernels run on 1 thread here: the system starts no"),
+        ({"OMP_STACKSIZE": "1M"}, 3 * 16, ""),
+        ({"OMP_STACKSIZE": "nonsense"}, 3 * 16, ""),
+        ({"OMP_THREAD_LIMIT": "1"}, 16, ""),
+        ({"BNGEN_NUM_THREADS": "", "OMP_NUM_THREADS": "1000000"}, None, "is passed over"),
+        ({"BNGEN_NUM_THREADS": "", "OMP_NUM_THREADS": "3,2"}, 3 * 16, ""),
+    ],
+    ids=str,
+)
+def test_what_the_environment_says_of_threads(env, tasks, said):
+    """OpenMP's own runtime would end the process, and a kernel would leave a stack too small."""
+    done = run_alone(
+        LOOP
+        + f"""
+    threads.install()
+    for _ in range(3):
+        found = loop(0)
+        assert {tasks} in (None, found), found
+        """,
+        **env,
+    )
+    lines = [line for line in done.stderr.splitlines() if "libgomp" not in line and line]
+    assert len(lines) == bool(said), done.stderr
+    assert said in done.stderr
+
+
+def test_a_team_of_many_threads_needs_no_more_stack_than_one_of_few():
+    run_alone(
+        LOOP
+        + """
+    threads.install()
+    threading.stack_size(1 << 19)
+    counts = []
+    thread = threading.Thread(target=lambda: counts.append(loop(200)))
+    thread.start()
+    thread.join()
+    assert counts == [800], counts
+        """
+    )
+
+
+def test_a_limit_of_threads_is_found_before_it_is_met():
+    """Address space stands in for a limit of threads, which does not hold for the superuser."""
+    done = run_alone(
+        LOOP
+        + """
+    import resource
+    threads.install()
+    used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (400 << 20), resource.RLIM_INFINITY))
+    assert 4 <= loop(1000) < 4000
+    assert loop(2) == 32
+        """,
+        OMP_STACKSIZE="16M",
+    )
+    assert "the system starts no more" in done.stderr and done.stderr.count("\n") == 1

@@ -1,0 +1,104 @@
+"""Whether memory that a program updates is also the memory of another argument, or of itself twice.
+
+In: arguments as their callers lay them out, before anything is copied. Out: a `CallError`, or
+nothing. A kernel that reads and writes one array under two names, and a copy that is written back
+over another's update, would both lose values without a word.
+"""
+
+from __future__ import annotations
+
+import numbers
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from bngen.errors import CallError
+
+if TYPE_CHECKING:
+    from bngen.runtime.arguments import ArgSpec
+
+_MAX_WORK = 1 << 12
+"""Steps after which NumPy gives up on two arrays whose elements interleave: some microseconds."""
+
+
+class _Memory:
+    """What NumPy needs to know of memory to make an array of it."""
+
+    def __init__(self, address: int, shape: Sequence[int], strides: Sequence[int], kind: str):
+        self.__array_interface__ = {
+            "version": 3, "data": (address, True), "typestr": kind, "shape": tuple(shape),
+            "strides": tuple(strides),
+        }  # fmt: skip
+
+
+def memory_of(value: Any, spec: ArgSpec) -> np.ndarray | None:
+    """An array over the memory of an argument, for its address and strides alone.
+
+    Args:
+        value: an argument that `arguments.prepare` has accepted.
+        spec: what the program declares of it.
+
+    Returns:
+        None for what has no memory that could be updated: lists and numbers.
+    """
+    if isinstance(value, np.ndarray):
+        return value
+    if hasattr(value, "data_ptr"):
+        strides = [step * spec.numpy_dtype.itemsize for step in value.stride()]
+        return np.asarray(_Memory(value.data_ptr(), value.shape, strides, spec.numpy_dtype.str))
+    return None if isinstance(value, list | tuple | numbers.Number) else np.asarray(value)
+
+
+def check_overlap(program: str, specs: Sequence[ArgSpec], values: Sequence[Any]) -> None:
+    """Refuse memory that is updated and passed under another name, too.
+
+    Raises:
+        CallError: names both arguments.
+    """
+    spans = []
+    for spec, value in zip(specs, values, strict=True):
+        array = memory_of(value, spec)
+        if array is not None and array.size:
+            low, high = _bounds(array)
+            spans.append((low, high, spec, array))
+    spans.sort(key=lambda span: span[:2])
+    reaching: list[tuple[int, int, ArgSpec, np.ndarray]] = []
+    for span in spans:
+        low, _, spec, array = span
+        reaching = [other for other in reaching if other[1] > low]
+        for _, _, other, there in reaching:
+            if (spec.inplace or other.inplace) and _shared(array, there):
+                updated = spec if spec.inplace else other
+                raise CallError(
+                    f"{program}: arguments {other.name!r} and {spec.name!r} share memory, and "
+                    f"{updated.name!r} is updated in place",
+                    hint="pass a copy of one of them",
+                )
+        reaching.append(span)
+
+
+def overlaps_itself(array: np.ndarray) -> bool:
+    """Whether two elements may lie in one place; some arrays whose axes interleave count, too."""
+    reach = array.itemsize
+    axes = ((abs(step), extent) for step, extent in zip(array.strides, array.shape, strict=True))
+    for step, extent in sorted(axis for axis in axes if axis[1] > 1):
+        if step < reach:
+            return True
+        reach += step * (extent - 1)
+    return False
+
+
+def _bounds(array: np.ndarray) -> tuple[int, int]:
+    """Addresses of the first byte of any element, and after the last."""
+    ends = [step * (extent - 1) for step, extent in zip(array.strides, array.shape, strict=True)]
+    start = array.ctypes.data
+    low, high = sum(e for e in ends if e < 0), sum(e for e in ends if e > 0)
+    return start + low, start + high + array.itemsize
+
+
+def _shared(a: np.ndarray, b: np.ndarray) -> bool:
+    try:
+        return np.shares_memory(a, b, max_work=_MAX_WORK)
+    except np.exceptions.TooHardError:
+        return True

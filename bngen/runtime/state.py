@@ -1,0 +1,92 @@
+"""Parameters and buffers of a module: arrays that kernels are bound to, filled from outside.
+
+In: what the program declares, then states by name, as users have them. Out: arrays that never move.
+Whether it is a good moment to change them is the module's to know.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bngen.errors import CallError
+from bngen.runtime.arguments import ArgSpec, is_torch
+from bngen.runtime.memory import empty_aligned
+
+
+class State:
+    """Values by name, zeros at first.
+
+    Args:
+        program: its name, for messages.
+        specs: what it declares.
+
+    Attributes:
+        arrays: where kernels find them.
+        initialized: whether they were given values.
+    """
+
+    def __init__(self, program: str, specs: Sequence[ArgSpec]):
+        self._program, self._specs = program, tuple(specs)
+        self.arrays = {spec.name: _zeros(spec) for spec in specs}
+        self.initialized = not self.arrays
+
+    def copies(self) -> dict[str, np.ndarray]:
+        """Copies of all values."""
+        return {name: array.copy() for name, array in self.arrays.items()}
+
+    def fitting(self, state: Mapping[str, Any], strict: bool) -> dict[str, np.ndarray]:
+        """The values of a state that are this one's, checked; nothing is changed yet.
+
+        Args:
+            state: arrays or tensors by name.
+            strict: whether the names must be the same.
+
+        Raises:
+            CallError: for names, shapes or dtypes that do not fit.
+        """
+        if not isinstance(state, Mapping):
+            raise CallError(
+                f"{self._program}: a state is a dict of arrays by name, not a "
+                f"{type(state).__name__}",
+                hint="load_state_dict(network.state_dict())",
+            )
+        missing = sorted(set(self.arrays) - set(state))
+        unknown = sorted(map(str, set(state) - set(self.arrays)))
+        if strict and (missing or unknown):
+            what = f"missing {missing[:3]}" if missing else f"unknown {unknown[:3]}"
+            count = len(missing or unknown)
+            raise CallError(
+                f"{self._program}: {count} names of the state do not match: {what}",
+                hint="mod.state_dict() lists the names; strict=False takes what fits",
+            )
+        known = (spec for spec in self._specs if spec.name in state)
+        return {spec.name: self._checked(spec, state[spec.name]) for spec in known}
+
+    def _checked(self, spec: ArgSpec, value: Any) -> np.ndarray:
+        """One value as an array; raises `CallError` unless it fits as it is."""
+        try:
+            array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise CallError(
+                f"{self._program}: {spec.name!r} cannot become an array: {error}",
+                hint=f"pass {spec.dtype}{list(spec.shape)}",
+            ) from None
+        if isinstance(value, np.ma.MaskedArray):
+            hint = "fill it first: .filled(0)"
+            raise CallError(f"{self._program}: {spec.name!r} is masked", hint=hint)
+        if array.shape != spec.shape or array.dtype != spec.numpy_dtype:
+            raise CallError(
+                f"{self._program}: {spec.name!r} is {array.dtype}{list(array.shape)}, "
+                f"not {spec.dtype}{list(spec.shape)}",
+                hint="convert it first",
+            )
+        return array
+
+
+def _zeros(spec: ArgSpec) -> np.ndarray:
+    array = empty_aligned(spec.shape, spec.dtype)
+    array.fill(0)
+    return array
