@@ -44,6 +44,8 @@ _TWICE = {"int32": "int64", "uint32": "uint64", "int64": "int128", "uint64": "ui
 
 
 def _relu(e: Element, x: Expr) -> Expr:
+    if e.dtype == "uint8":
+        return x
     # Not max: NaN and -0 pass through, as in PyTorch. To vector units this is one instruction.
     return bind(x, lambda v: tirx.Select(v < e.const(0), e.const(0), v))
 
