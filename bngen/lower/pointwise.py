@@ -15,7 +15,7 @@ from typing import Any
 from tvm import te, tirx
 
 from bngen.ir.node import Node
-from bngen.ir.ops import MIX, ROUND, STREAM, promote
+from bngen.ir.ops import MIX, ROUND, STREAM, promote, random_key
 from bngen.lower import transcendental
 from bngen.lower.coords import Coord, Expr, dtype_of, logical, unless_better
 from bngen.lower.transcendental import bind
@@ -97,6 +97,8 @@ def _where(e: Element, cond: Expr, a: Expr, b: Expr) -> Expr:
 def _as(x: Expr, dtype: str) -> Expr:
     if dtype_of(x) == dtype:
         return x
+    if dtype == "uint8" and isinstance(x, tirx.IntImm):  # TVM has no negative number for it.
+        return tirx.const(x.value % 256, dtype)
     return tirx.Cast(dtype, x.var if isinstance(x, tirx.IterVar) else x)
 
 
@@ -134,18 +136,24 @@ def _random_uniform(e: Element, seed: Expr) -> Expr:
         number = number * extent + logical(axis)
     # Coordinates outside a padded image are negative; what is computed there is never used.
     number = tirx.Cast("uint32", number & 0x7FFFFFFF)
-    stream = tirx.const(e.node.attrs["stream"] * STREAM % 2**64, "uint64")
 
-    def drawn(key: Expr) -> Expr:
-        low, high = (tirx.Cast("uint32", k) for k in (key, key >> tirx.const(32, "uint64")))
+    def drawn(low: Expr, high: Expr) -> Expr:
         return bind(
             _hashed(number ^ low, ROUND),
             lambda first: bind(_hashed(first ^ high, ROUND), _uniform),
         )
 
+    def halves(key: Expr) -> Expr:
+        high = key >> tirx.const(32, "uint64")
+        return drawn(tirx.Cast("uint32", key), tirx.Cast("uint32", high))
+
+    stream = e.node.attrs["stream"]
+    if isinstance(seed, tirx.IntImm):
+        return drawn(*(tirx.const(half, "uint32") for half in random_key(seed.value, stream)))
+    offset = tirx.const(stream * STREAM % 2**64, "uint64")
     return bind(
         _hashed(tirx.Cast("uint64", tirx.Cast("int64", seed)), MIX),
-        lambda mixed: bind(_hashed(_wrapping(operator.add, mixed, stream), MIX), drawn),
+        lambda mixed: bind(_hashed(_wrapping(operator.add, mixed, offset), MIX), halves),
     )
 
 
