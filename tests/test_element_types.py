@@ -207,10 +207,29 @@ def test_every_function(dtype, part, level):
 def test_floats_that_are_folded(name, dtype):
     functions = {
         "not_equal": [f for f in FUNCTIONS if f.name in FOLDED],
-        "times zero": [same("mul 0", lambda x: x * 0), same("mul 0.0", lambda x: x * 0.0)],
+        "times zero": [
+            same(f"mul {s}", lambda x, s=s: x * s) for s in (0, 0.0, -0.0, False, 1e-400)
+        ],
         "equal to itself": [same("eq", lambda x: x == x)],
     }
     check(functions[name], dtype, "icf")
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32", "bool"])
+def test_numbers_at_the_ends_of_floats(dtype):
+    """What a type cannot hold is infinite, subnormal or rounded, as in PyTorch."""
+    numbers = (1e300, -3.5e38, 1e-40, inf, -inf, nan, float(2**24 + 1))
+    operators = (operator.add, operator.mul, operator.truediv, operator.lt)
+    functions = [
+        same(f"{fn.__name__} {s}", lambda x, f=fn, s=s: f(x, s)) for fn in operators for s in numbers
+    ]
+    check(functions, dtype, "icf")
+
+
+def test_numbers_that_no_type_holds_are_refused():
+    for number, dtype in ((10**400, "float32"), (2**64, "int64"), (-1, "uint8")):
+        compare = Function("gt", lambda x, s=number: x > s, None)
+        assert not accepted(compare, dtype)
 
 
 # --- gradients ----------------------------------------------------------------------------------

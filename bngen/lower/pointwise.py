@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import te, tirx
 
 from bngen.ir.node import Node
@@ -34,7 +35,10 @@ class Element:
         return self.node.out.dtype
 
     def const(self, value: float) -> Expr:
-        """A constant of the result's type."""
+        """A constant of the result's type; what exceeds it is infinite."""
+        if self.dtype in FLOATS:
+            with np.errstate(over="ignore"):
+                value = float(np.dtype(self.dtype).type(value))
         return tirx.const(value, self.dtype)
 
 
