@@ -108,6 +108,36 @@ def test_an_infinity_in_a_channel(shape, dtype, level):
     np.testing.assert_array_equal(np.isnan(y), np.isnan(theirs.numpy()))
 
 
+# --- float64 ------------------------------------------------------------------------------------
+
+
+def network(lib, x, w, v, depthwise, gamma, beta, fc, labels):
+    """Every kind of layer, in either library."""
+    cat, sigmoid = (bg.cat, bg.sigmoid) if lib is bg else (torch.cat, torch.sigmoid)
+    y = lib.conv2d(x, w, padding=1)
+    y = lib.relu(lib.batch_norm(y, None, None, gamma, beta, training=True))
+    y = lib.max_pool2d(y, 3, 2, 1)
+    z = lib.silu(lib.conv2d(y, depthwise, padding=1, groups=24))
+    z = lib.relu6(lib.conv2d(z, v, padding=1)) + y
+    z = lib.conv2d(z, v, padding=1, stride=2)
+    z = cat([lib.avg_pool2d(z, 3, 1, 1), lib.adaptive_avg_pool2d(z, (4, 4)), sigmoid(z)], 1)
+    return lib.cross_entropy(lib.linear(z.mean((2, 3)), fc), labels, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("level", FUSION_LEVELS)
+def test_a_network_in_double_precision(level):
+    """No kernel of any kind rounds to float32 on the way."""
+    rng = np.random.default_rng(0)
+    shapes = (4, 20, 14, 14), (24, 20, 3, 3), (24, 24, 3, 3), (24, 1, 3, 3), (24,), (24,), (10, 72)
+    arrays = [rng.standard_normal(s) * (0.3 if s[-1] == 3 else 1) for s in shapes]
+    labels = rng.integers(0, 10, 4)
+    y, gradients = forward_and_backward(lambda *xs: network(bg, *xs), *arrays, labels, level=level)
+    theirs, exact = in_torch(lambda *xs: network(F, *xs), *arrays, labels)
+    np.testing.assert_allclose(y, theirs, rtol=1e-13)
+    for ours, reference in zip(gradients, exact, strict=True):
+        np.testing.assert_allclose(ours, reference, rtol=0, atol=1e-13 * np.abs(reference).max())
+
+
 # --- long sums ----------------------------------------------------------------------------------
 
 
