@@ -151,7 +151,7 @@ class GuardedExecutor(Executor):
         prepared: Prepared,
         lanes: int,
     ):
-        fixed = {f"in:{name}": array for name, array in module._state.items()}
+        fixed = {f"in:{name}": array for name, array in module._state.arrays.items()}
         super().__init__(built.steps, entries, built.nbytes, fixed)
         self.layout: Run | None = RUNS[0]
         self.findings: list[str] = []
@@ -309,7 +309,7 @@ class _Scratch:
     def _imports(self, entries: Mapping[str, Entry]) -> list[tuple[ctypes.c_void_p, int, int]]:
         """Where libraries of kernels keep the functions that they call; TVM's address, and ours."""
         found = []
-        libraries = {id(e.owner): e.owner[1] for e in entries.values()}
+        libraries = {id(e.owner): e.owner._code for e in entries.values()}
         for code in libraries.values():
             for name, function in zip(("Alloc", "Free"), self._functions, strict=True):
                 with contextlib.suppress(ValueError):  # No kernel in it has any scratch.

@@ -794,16 +794,21 @@ def _mixed(z: int) -> int:
     return z
 
 
+def random_key(seed: int, stream: int) -> tuple[int, int]:
+    """What elements are hashed with: the low and the high half of 64 bits."""
+    key = _mixed((_mixed(seed % 2**64) + stream * STREAM) % 2**64)
+    return key % 2**32, key >> 32
+
+
 def _random_uniform(arrays, attrs):
     """Numbers in [0, 1): each element's row-major number, hashed with 64 bits of seed and stream.
 
     Their grid is 2**-24, and 2**-32 below that, so that rare events keep their probability.
     """
     (seed,) = arrays
-    key = _mixed((_mixed(int(seed.item()) % 2**64) + attrs["stream"] * STREAM) % 2**64)
     with np.errstate(over="ignore"):
         x = np.arange(math.prod(attrs["shape"]), dtype=np.uint32)
-        for half in (key % 2**32, key >> 32):
+        for half in random_key(int(seed.item()), attrs["stream"]):
             x = x ^ np.uint32(half)
             for shift, factor in ROUND:
                 x = (x ^ (x >> np.uint32(shift))) * np.uint32(factor)

@@ -13,10 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from tvm import te, tirx
 
 from bngen.ir.node import Node
-from bngen.ir.ops import MIX, ROUND, STREAM, promote
+from bngen.ir.ops import MIX, ROUND, STREAM, promote, random_key
 from bngen.lower import opaque, transcendental
 from bngen.lower.coords import Coord, Expr, logical
 from bngen.lower.opaque import add, bind, div, dtype_of, greater, less, mul, scaled
@@ -36,7 +37,10 @@ class Element:
         return self.node.out.dtype
 
     def const(self, value: float) -> Expr:
-        """A constant of the result's type."""
+        """A constant of the result's type; what exceeds it is infinite."""
+        if self.dtype in FLOATS:
+            with np.errstate(over="ignore"):
+                value = float(np.dtype(self.dtype).type(value))
         return tirx.const(value, self.dtype)
 
 
@@ -44,6 +48,8 @@ FLOATS = ("float32", "float64")
 
 
 def _relu(e: Element, x: Expr) -> Expr:
+    if e.dtype == "uint8":
+        return x
     # Not max: NaN and -0 pass through, as in PyTorch. To vector units this is one instruction.
     return bind(x, lambda v: tirx.Select(less(v, e.const(0)), e.const(0), v))
 
@@ -79,7 +85,11 @@ def _where(e: Element, cond: Expr, a: Expr, b: Expr) -> Expr:
 
 
 def _as(x: Expr, dtype: str) -> Expr:
-    return x if dtype_of(x) == dtype else tirx.Cast(dtype, opaque.scalar(x))
+    if dtype_of(x) == dtype:
+        return x
+    if dtype == "uint8" and isinstance(x, tirx.IntImm):  # TVM has no negative number for it.
+        return tirx.const(x.value % 256, dtype)
+    return tirx.Cast(dtype, opaque.scalar(x))
 
 
 def _inverse_std(e: Element, var: Expr, weight: Expr | None) -> Expr:
@@ -120,18 +130,24 @@ def _random_uniform(e: Element, seed: Expr) -> Expr:
         number = number * extent + logical(axis)
     # Coordinates outside a padded image are negative; what is computed there is never used.
     number = tirx.Cast("uint32", number & 0x7FFFFFFF)
-    stream = tirx.const(e.node.attrs["stream"] * STREAM % 2**64, "uint64")
 
-    def drawn(key: Expr) -> Expr:
-        low, high = (tirx.Cast("uint32", k) for k in (key, key >> tirx.const(32, "uint64")))
+    def drawn(low: Expr, high: Expr) -> Expr:
         return bind(
             _hashed(number ^ low, ROUND),
             lambda first: bind(_hashed(first ^ high, ROUND), _uniform),
         )
 
+    def halves(key: Expr) -> Expr:
+        high = key >> tirx.const(32, "uint64")
+        return drawn(tirx.Cast("uint32", key), tirx.Cast("uint32", high))
+
+    stream = e.node.attrs["stream"]
+    if isinstance(seed, tirx.IntImm):
+        return drawn(*(tirx.const(half, "uint32") for half in random_key(seed.value, stream)))
+    offset = tirx.const(stream * STREAM % 2**64, "uint64")
     return bind(
         _hashed(tirx.Cast("uint64", tirx.Cast("int64", seed)), MIX),
-        lambda mixed: bind(_hashed(add(mixed, stream), MIX), drawn),
+        lambda mixed: bind(_hashed(add(mixed, offset), MIX), halves),
     )
 
 

@@ -81,11 +81,15 @@ def _larger_or_nan(best: Expr, new: Expr, a: Expr, b: Expr) -> Expr:
     return tirx.Select(new > best, b, tirx.Select(is_number, a, b))
 
 
-_nan_argmax = te.comm_reducer(
-    lambda a, b: tuple(_larger_or_nan(a[0], b[0], old, new) for old, new in zip(a, b, strict=True)),
-    lambda t, i: (tirx.const(-math.inf, t), tirx.const(-1, i)),
-    name="nan_argmax",
-)
+def _nan_argmax(nobody: int):
+    """Maximum and the tap that won; ``nobody`` where all are -inf."""
+    return te.comm_reducer(
+        lambda a, b: tuple(
+            _larger_or_nan(a[0], b[0], old, new) for old, new in zip(a, b, strict=True)
+        ),
+        lambda t, i: (tirx.const(-math.inf, t), tirx.const(nobody, i)),
+        name="nan_argmax",
+    )
 
 
 def _max_pool(body: Body, node: Node) -> None:
@@ -98,14 +102,18 @@ def _max_pool(body: Body, node: Node) -> None:
         best = te.compute(shape, lambda *i: largest(tap(*i, r, s), axis=[r, s]), name="window")
         body.define(value, best)
         return
-    kw = node.attrs["kernel"][1]
+    kw, padded = node.attrs["kernel"][1], any(node.attrs["padding"])
+    argmax = _nan_argmax(-1 if padded else 0)
 
     def element(*i):
         number = tirx.Cast("int32", r.var * kw + s.var)
-        return _nan_argmax((tap(*i, r, s), number), axis=[r, s])
+        return argmax((tap(*i, r, s), number), axis=[r, s])
 
     best, which = te.compute(shape, element, name="window")
     body.define(value, best)
+    if not padded:
+        body.results[index] = which
+        return
     first = _first_tap(node)
 
     def winner(cb, n, h, w, lane):

@@ -72,7 +72,7 @@ HOSTILE = [
     "llvm -mcpu=" + "x" * 8000, "llvm " * 100_000, "llvm -mcpu=\ud800",
     "llvm -mtriple=x86_64-\ud800", "llvm -mcpu=\x00", "llvm -mattr=+\x00",
     "llvm -mattr=" + ",".join(f"+{i}" for i in range(10_000)), "--", "llvm -mcpu",
-    "llvm -mcpu=-mattr", b"llvm", 3, [], ["llvm"], object(), {3: 4}, {None: None},
+    "llvm -mcpu=-mattr", b"llvm", 3, [], ["llvm"], object, {3: 4}, {None: None},
     {"mcpu": None}, {"mcpu": b"native"}, {"mattr": (1, 2)}, {"mattr": b"+avx2"}, {"mtriple": b"x"},
 ]  # fmt: skip
 
