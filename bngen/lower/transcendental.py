@@ -5,6 +5,10 @@ the C library once an element. Here they are polynomials and bit patterns, withi
 last place of the exact result over the whole range: subnormal results, zeros' signs, infinities
 and NaN included.
 
+Only the argument is bound to a name. What is used more than once in between is one object, written
+out wherever it stands, which LLVM computes once; TVM's passes take twice as long for each further
+binding within a binding.
+
 Sources: reductions and coefficients are those of Moshier's Cephes (exp, expf, tanh, tanhf); the
 scaling in two steps, which rounds a subnormal result once, is that of musl's and SLEEF's ldexp.
 """
@@ -74,33 +78,18 @@ def bind(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
 
 def exp(x: Expr) -> Expr:
     """``e ** x``: with ``x = n*log(2) + r``, the reduced ``exp(r)`` times two to the ``n``."""
-    dtype = dtype_of(x)
-    form, const = FORMATS[dtype], functools.partial(tirx.const, dtype=dtype)
-    least, most = (const(v) for v in form.range)
-    high, low = (const(v) for v in form.log2)
-
-    def scaled(v: Expr, n: Expr) -> Expr:
-        reduced = bind((v - n * high) - n * low, lambda r: _exp_reduced(r, form, const))
-        half = tirx.nearbyint(n * const(0.5))
-        return bind(half, lambda h: reduced * _power_of_two(h, form) * _power_of_two(n - h, form))
-
-    def clamped(v: Expr) -> Expr:  # A NaN is neither less nor more, and stays.
-        return tirx.Select(v < least, least, tirx.Select(v > most, most, v))
-
-    def whole(v: Expr) -> Expr:
-        return bind(tirx.nearbyint(v * const(1.4426950408889634)), lambda n: scaled(v, n))
-
-    return bind(x, lambda v: bind(clamped(v), whole))
+    return bind(x, _exp)
 
 
 def sigmoid(x: Expr) -> Expr:
     """``1 / (1 + exp(-x))``, by the exp that cannot overflow; small results keep their digits."""
     one, zero = tirx.const(1, dtype_of(x)), tirx.const(0, dtype_of(x))
 
-    def quotient(v: Expr, tail: Expr) -> Expr:
+    def quotient(v: Expr) -> Expr:
+        tail = _exp(zero - tirx.abs(v))
         return tirx.Select(v >= zero, one, tail) / (one + tail)
 
-    return bind(x, lambda v: bind(exp(zero - tirx.abs(v)), lambda tail: quotient(v, tail)))
+    return bind(x, quotient)
 
 
 def tanh(x: Expr) -> Expr:
@@ -108,20 +97,28 @@ def tanh(x: Expr) -> Expr:
     dtype = dtype_of(x)
     form, const = FORMATS[dtype], functools.partial(tirx.const, dtype=dtype)
 
-    def small(a: Expr) -> Expr:
-        ratio = bind(a * a, lambda z: z * _ratio(z, form.tanh, const))
-        return ratio * a + a
-
-    def unsigned(a: Expr) -> Expr:
-        large = const(1) - const(2) / (exp(a + a) + const(1))
-        return tirx.Select(a < const(TANH_SMALL), small(a), large)
-
     def signed(v: Expr) -> Expr:
+        a = tirx.abs(v)
+        small = (a * a) * _ratio(a * a, form.tanh, const) * a + a
+        large = const(1) - const(2) / (_exp(a + a) + const(1))
+        unsigned = tirx.Select(a < const(TANH_SMALL), small, large)
         sign = tirx.const(-(1 << (form.mantissa + form.bias.bit_length() + 1)), form.integer)
-        bits = [tirx.reinterpret(form.integer, w) for w in (bind(tirx.abs(v), unsigned), v)]
+        bits = [tirx.reinterpret(form.integer, w) for w in (unsigned, v)]
         return tirx.reinterpret(dtype, bits[0] | (bits[1] & sign))
 
     return bind(x, signed)
+
+
+def _exp(v: Expr) -> Expr:
+    dtype = dtype_of(v)
+    form, const = FORMATS[dtype], functools.partial(tirx.const, dtype=dtype)
+    (least, most), (high, low) = ([const(c) for c in pair] for pair in (form.range, form.log2))
+    # A NaN is neither less nor more, and stays.
+    clamped = tirx.Select(v < least, least, tirx.Select(v > most, most, v))
+    n = tirx.nearbyint(clamped * const(1.4426950408889634))
+    reduced = _exp_reduced((clamped - n * high) - n * low, form, const)
+    half = tirx.nearbyint(n * const(0.5))
+    return reduced * _power_of_two(half, form) * _power_of_two(n - half, form)
 
 
 def _polynomial(x: Expr, coefficients: Sequence[float], const: Callable[..., Expr]) -> Expr:
@@ -142,11 +139,8 @@ def _exp_reduced(r: Expr, form: Format, const: Callable[..., Expr]) -> Expr:
     if not below:
         return _polynomial(r, above, const) * (r * r) + r + const(1)
 
-    def quotient(z: Expr) -> Expr:
-        top = r * _polynomial(z, above, const)
-        return bind(top, lambda p: p / (_polynomial(z, below, const) - p))
-
-    return bind(r * r, quotient) * const(2) + const(1)
+    top = r * _polynomial(r * r, above, const)
+    return top / (_polynomial(r * r, below, const) - top) * const(2) + const(1)
 
 
 def _power_of_two(n: Expr, form: Format) -> Expr:
