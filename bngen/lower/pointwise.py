@@ -65,7 +65,7 @@ def _hardtanh(e: Element, x: Expr) -> Expr:
 
 
 def _silu(e: Element, x: Expr) -> Expr:
-    return bind(x, lambda v: v * transcendental.sigmoid(v))
+    return bind(x, lambda v: v / (e.const(1) + tirx.exp(e.const(0) - v)))
 
 
 def maximum_over(dtype: str) -> Callable[..., Expr]:
@@ -252,12 +252,12 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "less_equal": _compare(lambda a, b: a <= b),
     "equal": _compare(tirx.EQ),
     "not_equal": _compare(tirx.NE),
-    "exp": lambda e, x: transcendental.exp(x),
+    "exp": lambda e, x: tirx.exp(x),
     "log": lambda e, x: tirx.log(x),
     "sqrt": lambda e, x: tirx.sqrt(x),
     "rsqrt": lambda e, x: e.const(1) / tirx.sqrt(x),
     "tanh": lambda e, x: transcendental.tanh(x),
-    "sigmoid": lambda e, x: transcendental.sigmoid(x),
+    "sigmoid": lambda e, x: e.const(1) / (e.const(1) + tirx.exp(e.const(0) - x)),
     "silu": _silu,
     "neg": _negative,
     "abs": _abs,

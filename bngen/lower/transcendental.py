@@ -1,16 +1,9 @@
-"""exp, sigmoid, tanh as arithmetic, so that loops over them vectorize.
+"""tanh as arithmetic: LLVM has none, and TVM's loses the digits of small results.
 
-In and out: TIR expressions of float32 or float64. LLVM has no vectors of these functions: it calls
-the C library once an element. Here they are polynomials and bit patterns, within 2 units in the
-last place of the exact result over the whole range: subnormal results, zeros' signs, infinities
-and NaN included.
+In and out: TIR expressions of float32 or float64, within 2 units in the last place of the exact
+result over the whole range: subnormal results, the sign of zero, infinities and NaN included.
 
-Only the argument is bound to a name. What is used more than once in between is one object, written
-out wherever it stands, which LLVM computes once; TVM's passes take twice as long for each further
-binding within a binding.
-
-Sources: reductions and coefficients are those of Moshier's Cephes (exp, expf, tanh, tanhf); the
-scaling in two steps, which rounds a subnormal result once, is that of musl's and SLEEF's ldexp.
+Source: the reduction and the coefficients are those of Moshier's Cephes (tanh, tanhf).
 """
 
 from __future__ import annotations
@@ -32,34 +25,23 @@ class Format:
         integer: the integer type of its bits.
         mantissa: bits after the point.
         bias: of the exponent.
-        range: beyond these arguments exp is zero and infinite.
-        log2: log(2) as a sum whose first part times any exponent is exact.
-        exp: numerator and denominator of the reduced exp's rational part.
         tanh: numerator and denominator of ``tanh(x) / x - 1`` over ``x * x``.
     """
 
     integer: str
     mantissa: int
     bias: int
-    range: tuple[float, float]
-    log2: tuple[float, float]
-    exp: tuple[tuple[float, ...], tuple[float, ...]]
     tanh: tuple[tuple[float, ...], tuple[float, ...]]
 
 
 FORMATS = {
     "float32": Format(
-        "int32", 23, 127, (-104.0, 89.0), (0.693359375, -2.12194440e-4),
-        ((1.9875691500e-4, 1.3981999507e-3, 8.3334519073e-3, 4.1665795894e-2, 1.6666665459e-1,
-          5.0000001201e-1), ()),
+        "int32", 23, 127,
         ((-5.70498872745e-3, 2.06390887954e-2, -5.37397155531e-2, 1.33314422036e-1,
           -3.33332819422e-1), ()),
     ),
     "float64": Format(
-        "int64", 52, 1023, (-746.0, 710.0), (6.93145751953125e-1, 1.42860682030941723212e-6),
-        ((1.26177193074810590878e-4, 3.02994407707441961300e-2, 9.99999999999999999910e-1),
-         (3.00198505138664455042e-6, 2.52448340349684104192e-3, 2.27265548208155028766e-1,
-          2.00000000000000000005e0)),
+        "int64", 52, 1023,
         ((-9.64399179425052238628e-1, -9.92877231001918586564e1, -1.61468768441708447952e3),
          (1.0, 1.12811678491632931402e2, 2.23548839060100448583e3, 4.84406305325125486048e3)),
     ),
@@ -76,22 +58,6 @@ def bind(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
     return tirx.Let(var, value, body(var))
 
 
-def exp(x: Expr) -> Expr:
-    """``e ** x``: with ``x = n*log(2) + r``, the reduced ``exp(r)`` times two to the ``n``."""
-    return bind(x, _exp)
-
-
-def sigmoid(x: Expr) -> Expr:
-    """``1 / (1 + exp(-x))``, by the exp that cannot overflow; small results keep their digits."""
-    one, zero = tirx.const(1, dtype_of(x)), tirx.const(0, dtype_of(x))
-
-    def quotient(v: Expr) -> Expr:
-        tail = _exp(zero - tirx.abs(v))
-        return tirx.Select(v >= zero, one, tail) / (one + tail)
-
-    return bind(x, quotient)
-
-
 def tanh(x: Expr) -> Expr:
     """A polynomial near zero, else ``1 - 2 / (exp(2|x|) + 1)``; odd to the sign of zero."""
     dtype = dtype_of(x)
@@ -100,25 +66,13 @@ def tanh(x: Expr) -> Expr:
     def signed(v: Expr) -> Expr:
         a = tirx.abs(v)
         small = (a * a) * _ratio(a * a, form.tanh, const) * a + a
-        large = const(1) - const(2) / (_exp(a + a) + const(1))
+        large = const(1) - const(2) / (tirx.exp(a + a) + const(1))
         unsigned = tirx.Select(a < const(TANH_SMALL), small, large)
         sign = tirx.const(-(1 << (form.mantissa + form.bias.bit_length() + 1)), form.integer)
         bits = [tirx.reinterpret(form.integer, w) for w in (unsigned, v)]
         return tirx.reinterpret(dtype, bits[0] | (bits[1] & sign))
 
     return bind(x, signed)
-
-
-def _exp(v: Expr) -> Expr:
-    dtype = dtype_of(v)
-    form, const = FORMATS[dtype], functools.partial(tirx.const, dtype=dtype)
-    (least, most), (high, low) = ([const(c) for c in pair] for pair in (form.range, form.log2))
-    # A NaN is neither less nor more, and stays.
-    clamped = tirx.Select(v < least, least, tirx.Select(v > most, most, v))
-    n = tirx.nearbyint(clamped * const(1.4426950408889634))
-    reduced = _exp_reduced((clamped - n * high) - n * low, form, const)
-    half = tirx.nearbyint(n * const(0.5))
-    return reduced * _power_of_two(half, form) * _power_of_two(n - half, form)
 
 
 def _polynomial(x: Expr, coefficients: Sequence[float], const: Callable[..., Expr]) -> Expr:
@@ -131,25 +85,3 @@ def _ratio(x: Expr, parts: tuple[Sequence[float], Sequence[float]], const: Calla
     above, below = parts
     top = _polynomial(x, above, const)
     return top / _polynomial(x, below, const) if below else top
-
-
-def _exp_reduced(r: Expr, form: Format, const: Callable[..., Expr]) -> Expr:
-    """The exponential of what lies between ``-log(2) / 2`` and ``log(2) / 2``."""
-    above, below = form.exp
-    if not below:
-        return _polynomial(r, above, const) * (r * r) + r + const(1)
-
-    top = r * _polynomial(r * r, above, const)
-    return top / (_polynomial(r * r, below, const) - top) * const(2) + const(1)
-
-
-def _power_of_two(n: Expr, form: Format) -> Expr:
-    """Two to the power of a float that is a whole number.
-
-    Added to a number so large that floats beside it are whole, it is the low bits of the sum. That
-    is no conversion, which has no meaning for NaN and infinity.
-    """
-    dtype = dtype_of(n)
-    shifter = tirx.const(1.5 * 2.0**form.mantissa, dtype)
-    bits = tirx.reinterpret(form.integer, n + shifter) + tirx.const(form.bias, form.integer)
-    return tirx.reinterpret(dtype, bits << tirx.const(form.mantissa, form.integer))
