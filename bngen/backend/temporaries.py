@@ -25,9 +25,9 @@ from typing import Any
 
 import tvm_ffi
 from tvm import tirx
-from tvm.ir import Call, Expr, Op, Var
+from tvm.ir import Call, Expr, Var
 
-from bngen.lower.opaque import dtype_of
+from bngen.lower.opaque import dtype_of, has_names, is_branch, unnested
 
 LONGEST = 1000
 """Nodes of a stored value, names spelled out, up to which it is left alone."""
@@ -46,7 +46,8 @@ def flatten(let: tirx.Let, mutator: tvm_ffi.StructuralMutator) -> Expr:
     """
     names: list[tuple[Var, Expr]] = []
     while isinstance(let, tirx.Let):
-        names += _lifted(let.var, mutator.mutate(let.value))
+        inner, value = unnested(mutator.mutate(let.value))
+        names += [*inner, (let.var, value)]
         let = let.body
     result = mutator.mutate(let)
     for var, value in reversed(names):
@@ -54,33 +55,14 @@ def flatten(let: tirx.Let, mutator: tvm_ffi.StructuralMutator) -> Expr:
     return result
 
 
-def _lifted(var: Var, value: Expr) -> list[tuple[Var, Expr]]:
-    """A name after the names that were defined in its value."""
-    if not _has_names(value):
-        return [(var, value)]
-    names: list[tuple[Var, Expr]] = []
-
-    def leave(call: Call, mutator: tvm_ffi.StructuralMutator) -> Expr:
-        return call if _is_branch(call) else mutator.default_mutate(call)
-
-    def lift(let: tirx.Let, mutator: tvm_ffi.StructuralMutator) -> Expr:
-        while isinstance(let, tirx.Let):
-            names.append((let.var, let.value))
-            let = let.body
-        return mutator.mutate(let)
-
-    value = tvm_ffi.structural_mutate(value, [(Call, leave), (tirx.Let, lift)])
-    return [*names, (var, value)]
-
-
 def shorten_chains(store: tirx.BufferStore) -> tirx.Stmt:
     """A store, or the same in several steps if the chain of names in its value is long."""
     sizes: dict[Var, int] = {}
-    if _has_names(store.value) and _size(store.value, sizes) > LONGEST:
+    if has_names(store.value) and _size(store.value, sizes) > LONGEST:
         steps = _Steps()
         value = steps.flat(store.value)
         last = tirx.BufferStore(store.buffer, value, store.indices)
-        return tirx.SeqStmt([*steps.done, last])
+        return _sequence([*steps.done, last])
     return store
 
 
@@ -113,7 +95,7 @@ class _Steps:
         """A value without names of its own: those inside it become steps, too."""
 
         def branch(call: Call, mutator: tvm_ffi.StructuralMutator) -> Expr:
-            if not (_is_branch(call) and any(map(_has_names, call.args[1:]))):
+            if not (is_branch(call) and any(map(has_names, call.args[1:]))):
                 return mutator.default_mutate(call)
             return self.guarded(*call.args)
 
@@ -134,7 +116,7 @@ class _Steps:
         for value in (then, other):
             outer, self.done = self.done, []
             value = self.flat(value)
-            branches.append(tirx.SeqStmt([*self.done, _store(result, value)]))
+            branches.append(_sequence([*self.done, _store(result, value)]))
             self.done = outer
         self.done.append(tirx.IfThenElse(condition, *branches))
         return _load(result)
@@ -144,6 +126,10 @@ class _Steps:
         result = _temporary(dtype_of(value))
         self.done += [_allocation(result), _store(result, value)]
         return _load(result)
+
+
+def _sequence(statements: list[tirx.Stmt]) -> tirx.Stmt:
+    return statements[0] if len(statements) == 1 else tirx.SeqStmt(statements)
 
 
 def _temporary(dtype: str) -> Any:
@@ -167,16 +153,6 @@ def _store(buffer: Any, value: Expr) -> tirx.Stmt:
 
 def _load(buffer: Any) -> Expr:
     return tirx.BufferLoad(buffer, _index(buffer))
-
-
-def _is_branch(call: Call) -> bool:
-    return isinstance(call.op, Op) and call.op.name == "tirx.if_then_else"
-
-
-def _has_names(value: Expr) -> bool:
-    found: list[tirx.Let] = []
-    tvm_ffi.structural_walk(value, (tirx.Let, found.append))
-    return bool(found)
 
 
 def _size(value: Expr, sizes: dict[Var, int]) -> int:

@@ -19,6 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, Op, _ffi_api
 
@@ -83,6 +84,44 @@ def bound(var: tirx.Var, value: Expr, body: Expr) -> Expr:
     the name, and so spells out at each use what was to be computed once.
     """
     return tirx.Let(var, held(value), body)
+
+
+def unnested(value: Expr) -> tuple[list[tuple[Any, Expr]], Expr]:
+    """A value without names of its own, and those that were defined in it, in order.
+
+    TVM makes no vectors of a name that is defined in the value of another. What is defined in a
+    branch stays there, since it may be gone through only where the branch is.
+    """
+    names: list[tuple[Any, Expr]] = []
+    if not has_names(value):
+        return names, value
+
+    def leave(call: Call, mutator: tvm_ffi.StructuralMutator) -> Expr:
+        return call if is_branch(call) else mutator.default_mutate(call)
+
+    def lift(let: tirx.Let, mutator: tvm_ffi.StructuralMutator) -> Expr:
+        while isinstance(let, tirx.Let):
+            names.append((let.var, mutator.mutate(let.value)))
+            let = let.body
+        return mutator.mutate(let)
+
+    value = tvm_ffi.structural_mutate(value, [(Call, leave), (tirx.Let, lift)])
+    return names, value
+
+
+def has_names(value: Expr) -> bool:
+    """Whether an expression defines names."""
+    found: list[tirx.Let] = []
+    tvm_ffi.structural_walk(value, (tirx.Let, found.append))
+    return bool(found)
+
+
+def is_branch(call: Call) -> bool:
+    """Whether a call evaluates only one of its operands."""
+    return call.op.same_as(_BRANCH)
+
+
+_BRANCH = tirx.if_then_else(tirx.Var("c", "bool"), *(tirx.const(v, "int32") for v in (0, 1))).op
 
 
 # --- meanings ---------------------------------------------------------------------------------

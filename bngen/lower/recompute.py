@@ -49,8 +49,9 @@ def element_of(v: Value, coord: Coord, producer: Mapping[Value, Node], stored: S
         if is_atom(element) or (is_bool and all(o.dtype != "bool" for o in node.operands)):
             return element  # Comparing again is cheaper than keeping a mask.
         value = tirx.Select(element, *map(_number, (1, 0))) if is_bool else element
-        bound.append((tirx.Var("v", dtype_of(value)), value))
-        var = bound[-1][0]
+        inner, value = opaque.unnested(value)
+        var = tirx.Var("v", dtype_of(value))
+        bound.extend([*inner, (var, opaque.held(value))])
         return opaque.not_equal(var, _number(0)) if is_bool else var
 
     work = [(v, coord)]
@@ -84,9 +85,9 @@ def _number(value: int) -> Expr:
 def _in_scope(bound: list[tuple[tirx.Var, Expr]], result: Expr) -> Expr:
     """``result`` with every name defined."""
     if bound and result.same_as(bound[-1][0]):
-        _, result = bound.pop()
+        result = bound.pop()[1].args[0]  # What was held need not be any longer.
     for var, value in reversed(bound):
-        result = opaque.bound(var, value, result)
+        result = tirx.Let(var, value, result)
     return result
 
 

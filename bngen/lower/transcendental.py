@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from tvm import tirx
 
-from bngen.lower.opaque import Expr, bind, dtype_of
+from bngen.lower.opaque import Expr, add, bind, dtype_of
+from bngen.lower.opaque import sub as minus
 
 
 @dataclass(frozen=True)
@@ -73,14 +74,14 @@ def exp(x: Expr) -> Expr:
 
     def scaled(v: Expr, n: Expr) -> Expr:
         reduced = bind((v - n * high) - n * low, lambda r: _exp_reduced(r, form, const))
-        half = tirx.nearbyint(n * const(0.5))
+        half = _whole(n * const(0.5), form)
         return bind(half, lambda h: reduced * _power_of_two(h, form) * _power_of_two(n - h, form))
 
     def clamped(v: Expr) -> Expr:  # A NaN is neither less nor more, and stays.
         return tirx.Select(v < least, least, tirx.Select(v > most, most, v))
 
     def whole(v: Expr) -> Expr:
-        return bind(tirx.nearbyint(v * const(1.4426950408889634)), lambda n: scaled(v, n))
+        return bind(_whole(v * const(1.4426950408889634), form), lambda n: scaled(v, n))
 
     return bind(x, lambda v: bind(clamped(v), whole))
 
@@ -141,13 +142,24 @@ def _exp_reduced(r: Expr, form: Format, const: Callable[..., Expr]) -> Expr:
     return bind(r * r, quotient) * const(2) + const(1)
 
 
+def _shifter(form: Format, dtype: str) -> Expr:
+    """A number so large that floats beside it are whole."""
+    return tirx.const(1.5 * 2.0**form.mantissa, dtype)
+
+
+def _whole(x: Expr, form: Format) -> Expr:
+    """The nearest whole number, if it is of few digits. TVM makes no vectors of `nearbyint`."""
+    shifter = _shifter(form, dtype_of(x))
+    return minus(add(x, shifter), shifter)
+
+
 def _power_of_two(n: Expr, form: Format) -> Expr:
     """Two to the power of a float that is a whole number.
 
-    Added to a number so large that floats beside it are whole, it is the low bits of the sum. That
-    is no conversion, which has no meaning for NaN and infinity.
+    Added to the shifter, it is the low bits of the sum. That is no conversion, which has no meaning
+    for NaN and infinity.
     """
     dtype = dtype_of(n)
-    shifter = tirx.const(1.5 * 2.0**form.mantissa, dtype)
-    bits = tirx.reinterpret(form.integer, n + shifter) + tirx.const(form.bias, form.integer)
+    shifted = tirx.reinterpret(form.integer, n + _shifter(form, dtype))
+    bits = shifted + tirx.const(form.bias, form.integer)
     return tirx.reinterpret(dtype, bits << tirx.const(form.mantissa, form.integer))
