@@ -307,11 +307,13 @@ def test_gradients(names, dtype, level):
         assert_equal(y, result.detach().numpy(), f.name)
         for leaf in leaves:
             theirs = leaf.grad.numpy()
-            # Theirs are one less what is close to one: there the last digit is all that is left.
+            eps, tiny = np.finfo(dtype).eps, np.finfo(dtype).smallest_subnormal
+            # Both are one less what is close to one: of that the last digit may be another.
+            lost = eps * np.abs(dy).max() if f.name == "tanh" else 0
             loose = 2**10 if f.name in ("tanh", "log_softmax", "softmax") else 8
             np.testing.assert_allclose(
-                next(gradients), theirs, rtol=loose * np.finfo(dtype).eps,
-                atol=loose * np.finfo(dtype).smallest_subnormal, err_msg=f"gradient of {f.name}",
+                next(gradients), theirs, rtol=loose * eps, atol=loose * tiny + 2 * lost,
+                err_msg=f"gradient of {f.name}",
             )  # fmt: skip
 
 

@@ -259,7 +259,10 @@ VECTOR = bg.Tensor[3]
 @pytest.mark.parametrize(
     ("make", "what"),
     [
-        (lambda: bg.grad(quadratic), "grad: takes a program, got function (mark the function"),
+        (
+            lambda: bg.grad(quadratic),
+            "grad: quadratic is a function, not a program (write bg.trace(it, *types)",
+        ),
         (lambda: bg.grad(bg.trace(lambda x: x * x, VECTOR)), "must return a single scalar"),
         (
             lambda: bg.value_and_grad(bg.trace(quadratic, VECTOR), ["v"]),

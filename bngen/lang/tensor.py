@@ -409,7 +409,13 @@ def constant(value: Scalar, dtype: str) -> Tensor:
         raise error(f"a number cannot be {dtype}", "use smaller ones") from None
     if kind is int and not -(2**63) <= value < 2**63:
         raise error("a number cannot be int64", "use smaller ones")
+    if dtype == "float32" and math.isfinite(value) and abs(value) >= _BEYOND_FLOAT32:
+        value = math.copysign(math.inf, value)  # As in PyTorch, and as rounding gives it.
     return emit("constant", value=value, dtype=dtype)
+
+
+_BEYOND_FLOAT32 = 2.0**128 - 2.0**103
+"""The least number that rounds to infinity."""
 
 
 def _number(label: str, x: Scalar, dtype: str) -> Tensor:
@@ -423,13 +429,13 @@ def _number(label: str, x: Scalar, dtype: str) -> Tensor:
         try:
             return constant(float(x), dtype)
         except OverflowError:
-            raise error(f"{label}: {x} exceeds every floating-point number") from None
+            raise error(f"{label}: {shown(x)} exceeds every floating-point number") from None
     if dtype == "bool" or holds(dtype, x):
         return constant(x, dtype)
     if label in ("add", "sub", "mul") and holds("int64", x):
         return constant(wrapped(int(x), dtype), dtype)
     hint = "convert the tensor to a wider type first, such as .to(bg.int64) or .float()"
-    raise error(f"{label}: {x} is no {dtype}, which the tensor beside it is", hint)
+    raise error(f"{label}: {shown(x)} is no {dtype}, which the tensor beside it is", hint)
 
 
 def coerce(label: str, operands: Sequence[Any]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from typing import Any
 from tvm import IRModule, s_tir
 
 from bngen.lower.body import Lowered
-from bngen.scheduling.tools import extent, vectorize_last
+from bngen.scheduling.tools import extent, set_apart, vectorize_last
 
 SERIAL_BELOW = 16384
 """Iterations under which waking threads costs more than it gains."""
@@ -40,9 +40,13 @@ def _schedule_block(sch: s_tir.Schedule, block: Any, lanes: int) -> None:
         return
     *outer, last = spatial
     size = extent(sch, last)
-    if size > lanes and size % lanes == 0:
+    ragged = bool(size > lanes and size % lanes and outer and not reduction)
+    if size > lanes and (ragged or size % lanes == 0):
         more, last = sch.split(last, [None, lanes])
-        outer.append(more)
+        if ragged:  # The last vector has code of its own; LLVM makes none of a fenced product.
+            set_apart(sch, more)
+        else:
+            outer.append(more)
         size = lanes
     wide = 1 < size <= lanes
     if not wide:

@@ -477,8 +477,15 @@ CASES = [
         lambda x: x + bg.relu, (X,),
         "add: takes tensors and numbers, got the function relu itself" + _ARRAY_HINT,
     ),
-    (lambda x: x + 10**400, (X,), "a number cannot be float32 (use smaller ones)"),
-    (lambda x: x + 2**70, (LABELS,), "a number cannot be int64 (use smaller ones)"),
+    (
+        lambda x: x + 10**400, (X,),
+        "add: an integer of 1329 bits exceeds every floating-point number",
+    ),
+    (
+        lambda x: x + 2**70, (LABELS,),
+        "add: an integer of 71 bits is no int64, which the tensor beside it is (convert the "
+        "tensor to a wider type first, such as .to(bg.int64) or .float())",
+    ),
     (
         lambda x: x.sum(0, np.ones(3)), (X,),
         "sum: keepdim must be True or False, got array([1., 1., 1.])",
