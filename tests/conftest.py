@@ -61,3 +61,15 @@ def golden(request):
         assert text == path.read_text()
 
     return check
+
+
+@pytest.fixture
+def homeless(monkeypatch):
+    """A user of whom the system knows no home."""
+
+    def unknown(_):
+        raise KeyError
+
+    for name in ("HOME", "XDG_CACHE_HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)

@@ -6,8 +6,7 @@ coordinate is a `Lane` (block, lane) and stays so: reading another blocked value
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -111,24 +110,6 @@ def guarded(condition: Expr, element: Expr) -> Expr:
     Never a `tirx.Select`, which evaluates both of its sides.
     """
     return tirx.if_then_else(condition, element, zero(dtype_of(element)))
-
-
-def unless_better(best: Expr, new: Expr, better: Callable[[Expr, Expr], Expr], a: Expr, b: Expr):
-    """``b`` where ``new`` is better than ``best`` or NaN, else ``a``; a NaN in ``best`` stays.
-
-    Spelled with comparisons that are true for numbers: TVM 0.27 folds ``x != x``, turns a negated
-    comparison into its opposite, and gives garbage for `tirx.isnan` in vectorized loops.
-
-    Args:
-        best: what is held.
-        new: what comes.
-        better: ``operator.ge`` or ``operator.le``: whether its first operand is no worse.
-        a: result while ``best`` is held.
-        b: result of moving on.
-    """
-    worst_infinity = tirx.const(math.inf if better(1, 0) else -math.inf, dtype_of(best))
-    is_number = better(worst_infinity, best)
-    return tirx.Select(better(best, new), a, tirx.Select(is_number, b, a))
 
 
 def zero(dtype: str) -> Expr:

@@ -70,20 +70,15 @@ def is_atom(value: Expr) -> bool:
 
 
 def bind(value: Expr, body: Callable[[Expr], Expr]) -> Expr:
-    """``body(value)`` with the value computed once."""
+    """``body(value)`` with the value computed once.
+
+    The name's value is `held`: TVM's analyzer puts the value of a name that is bound to a pure
+    expression wherever it reads the name, and so spells out what was to be computed once.
+    """
     if is_atom(value):
         return body(value)
     var = tirx.Var("v", dtype_of(value))
-    return bound(var, value, body(var))
-
-
-def bound(var: tirx.Var, value: Expr, body: Expr) -> Expr:
-    """``body`` in which ``var`` stands for ``value``.
-
-    TVM's analyzer puts the value of a name that is bound to a pure expression wherever it reads
-    the name, and so spells out at each use what was to be computed once.
-    """
-    return tirx.Let(var, held(value), body)
+    return tirx.Let(var, held(value), body(var))
 
 
 def unnested(value: Expr) -> tuple[list[tuple[Any, Expr]], Expr]:

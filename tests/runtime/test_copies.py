@@ -14,23 +14,15 @@ import pytest
 import bngen as bg
 from bngen.errors import BngenError, CallError
 from bngen.runtime import pickled
+from tests import networks
 
 X = np.random.default_rng(0).standard_normal((2, 3, 6, 6), dtype=np.float32)
 LABELS = np.array([1, 3])
 
 
-def network():
-    def net(x, labels):
-        y = bg.layers.conv2d(x, "conv", 5, 3, padding=1)
-        y = bg.relu(bg.layers.batch_norm(y, "norm"))
-        return bg.cross_entropy(bg.layers.linear(y.mean((2, 3)), "fc", 4), labels)
-
-    return bg.trace(net, bg.Tensor[2, 3, 6, 6], bg.Tensor[2, bg.int64])
-
-
 @pytest.fixture(scope="module")
 def module():
-    return bg.build(network(), grad=True, threads=2).init(0)
+    return bg.build(networks.small(), grad=True, threads=2).init(0)
 
 
 COPIES = {
@@ -65,7 +57,7 @@ def test_a_copy_computes_the_same_and_shares_nothing(module, kind):
 
 
 def test_copies_of_a_module_without_values():
-    module = bg.build(network())
+    module = bg.build(networks.small())
     for make in COPIES.values():
         with pytest.raises(CallError, match="parameters have no values yet"):
             make(module)(X, LABELS)

@@ -185,14 +185,8 @@ def test_where_the_cache_lies(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("own", ["", "~/cache", "~nobody-of-that-name/cache"])
-def test_without_a_home(monkeypatch, own):
-    def unknown(_):
-        raise KeyError
-
-    monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+def test_without_a_home(homeless, monkeypatch, own):
     monkeypatch.setenv("BNGEN_CACHE_DIR", own)
-    monkeypatch.setattr("pwd.getpwuid", unknown)
     with pytest.raises(ToolchainError, match="set BNGEN_CACHE_DIR"):
         folders.cache_dir()
 

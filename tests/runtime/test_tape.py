@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 import bngen as bg
 from bngen.errors import CallError
+from tests import networks
 
 
 def normal(*shape, seed=0):
@@ -102,18 +103,9 @@ def test_small_results_share_memory_with_nothing_that_backward_reads():
     np.testing.assert_allclose(module.backward(*cotangents)["x"], expected, 1e-5)
 
 
-def network():
-    def net(x, labels):
-        y = bg.layers.conv2d(x, "conv", 5, 3, padding=1)
-        y = bg.relu(bg.layers.batch_norm(y, "norm"))
-        return bg.cross_entropy(bg.layers.linear(y.mean((2, 3)), "fc", 4), labels)
-
-    return bg.trace(net, bg.Tensor[2, 3, 6, 6], bg.Tensor[2, bg.int64])
-
-
 @pytest.fixture(scope="module")
 def trained():
-    return bg.build(network(), grad=True).init(0)
+    return bg.build(networks.small(), grad=True).init(0)
 
 
 LABELS = np.array([1, 3])

@@ -238,13 +238,7 @@ def test_the_users_own_folder_may_be_out_of_reach(tmp_path, monkeypatch, caplog)
         records.find(Target.parse("llvm -mcpu=znver4"), tmp_path / "bngen" / "schedules")
 
 
-def test_a_user_without_a_home(monkeypatch, caplog):
-    def unknown(_):
-        raise KeyError
-
-    monkeypatch.delenv("HOME", raising=False)
-    monkeypatch.delenv("XDG_DATA_HOME", raising=False)
-    monkeypatch.setattr("pwd.getpwuid", unknown)
+def test_a_user_without_a_home(homeless, caplog):
     records.find(Target.parse("llvm -mcpu=znver4"))
     assert "set XDG_DATA_HOME" in caplog.text
 
