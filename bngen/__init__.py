@@ -26,7 +26,7 @@ int32, int64, uint8, bool_ = "int32", "int64", "uint8", "bool"
 
 _HOMES = {
     "compiler": "build",
-    "gradients": "grad training_step value_and_grad",
+    "lang.gradients": "grad training_step value_and_grad",
     "lang.loss": "cross_entropy",
     "lang.normalization": "batch_norm bn_normalize bn_stats",
     "lang.optim": "SGD sgd update",

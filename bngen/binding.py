@@ -10,18 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from bngen.backend.kernels import CompiledKernel
-from bngen.ir.layout import PLAIN, same_bytes
+from bngen.codegen.compile import CompiledKernel
 from bngen.ir.node import Graph, Input, Node, Value
-from bngen.passes.fusion import late_nodes
+from bngen.passes.fusion.cut import late_nodes
 from bngen.passes.pipeline import Planned
 from bngen.passes.prepare import Joint, Prepared
+from bngen.plan.layout import PLAIN, same_bytes
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.calls import Operand
 from bngen.runtime.executor import Step
 from bngen.runtime.memory import ALIGNMENT
 from bngen.runtime.module import Built, LabelCheck, OutputSpec, Signature
-from bngen.target import Target
+from bngen.target.parse import Target
 
 SMALL = 1 << 14
 """Bytes up to which a result shares memory with others of its call: one kept keeps them all."""

@@ -26,8 +26,8 @@ from bngen.runtime.module import Built
 from bngen.runtime.native import Entry
 from bngen.runtime.plain import PlainError
 from bngen.runtime.store import Store
-from bngen.scheduling.records import Records
-from bngen.target import Target
+from bngen.target.parse import Target
+from bngen.tuning.records import Records
 
 _LOG = logging.getLogger(__name__)
 _LIMIT = 1 << 30

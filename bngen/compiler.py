@@ -25,7 +25,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from bngen import cache as caches
-from bngen.backend.kernels import (
+from bngen.binding import bind
+from bngen.codegen.compile import (
     Code,
     KnobLookup,
     Progress,
@@ -33,18 +34,17 @@ from bngen.backend.kernels import (
     load_library,
     objects,
 )
-from bngen.binding import bind
 from bngen.errors import BngenError
 from bngen.lang.init import Filler
 from bngen.lang.program import graph_of
 from bngen.options import environment
-from bngen.passes.fusion import LEVELS
+from bngen.passes.fusion.cut import LEVELS
 from bngen.passes.pipeline import Dump
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.runtime import threads as thread_pool
 from bngen.runtime.module import Built, Module
-from bngen.scheduling import records
-from bngen.target import Target
+from bngen.target.parse import Target
+from bngen.tuning import records
 
 FUSION_LEVELS = tuple(LEVELS)
 """Names for ``fusion=``; cumulative in this order."""

@@ -25,19 +25,19 @@ from functools import cache
 
 import numpy as np
 
-from bngen.backend.kernels import CompiledKernel, KnobLookup, compile_plan, load, overwritten
 from bngen.binding import bind
-from bngen.ir.layout import Blocked, Layout, PackedWeight
+from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan, load, overwritten
 from bngen.ir.node import Graph, TensorType, Value
-from bngen.ir.plan import KernelPlan
 from bngen.passes.prepare import Joint, Prepared, join_gradient, prepare
+from bngen.plan.kernel import KernelPlan
+from bngen.plan.layout import Blocked, Layout, PackedWeight
 from bngen.runtime import native, threads
 from bngen.runtime.calls import CallTable, Operand
 from bngen.runtime.executor import Executor
 from bngen.runtime.module import Built, Module
 from bngen.runtime.native import Entry
-from bngen.scheduling import records
-from bngen.target import Target
+from bngen.target.parse import Target
+from bngen.tuning import records
 from tests.guard_pages import NANS, NOISE, Block, Poison, watching
 from tests.passes.memory_simulation import addresses
 

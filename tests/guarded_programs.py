@@ -22,15 +22,15 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import bngen as bg
-from bngen.backend.kernels import KnobLookup, signature
+from bngen.codegen.compile import KnobLookup, signature
 from bngen.compiler import FUSION_LEVELS
 from bngen.ir.interp import run
 from bngen.ir.node import Graph
-from bngen.ir.plan import KernelPlan
 from bngen.lower.kernel import lower
+from bngen.plan.kernel import KernelPlan
 from bngen.runtime.module import Module
-from bngen.scheduling.records import knobs_of
-from bngen.target import Target
+from bngen.scheduling.legality import knobs_of
+from bngen.target.parse import Target
 from tests.compiled import Arrays, cotangents_for, forward
 from tests.guarded import RUNS, guarded
 from tests.odd_programs import odd_programs

@@ -13,10 +13,10 @@ import pytest
 
 import bngen as bg
 from bngen import cache, compiler
-from bngen.bench.lone import fill
 from bngen.errors import BngenError, TargetError
 from bngen.runtime import store, toolchain
-from bngen.target import Target
+from bngen.target.parse import Target
+from bngen.tuning.lone import fill
 
 CHANNELS = 16
 
@@ -100,7 +100,7 @@ def test_another_program_is_not_taken(compiled):
 
 
 def test_other_records_are_another_build(compiled, tmp_path, monkeypatch):
-    from bngen.scheduling import records
+    from bngen.tuning import records
 
     bg.build(program())
     target = Target.parse()

@@ -330,6 +330,7 @@ def test_signs_of_zero():
 
 # --- graphs -------------------------------------------------------------------------------------
 
+
 @pytest.mark.parametrize("dtype", ["bool", "uint8", "int64"])
 @pytest.mark.parametrize(
     "op", ["bn_stats", "bn_mean", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d", "batch_norm"]

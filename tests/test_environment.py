@@ -104,7 +104,7 @@ def test_neither_compiler_nor_folder(world, numbers, tmp_path):
 
 def test_files_that_may_not_grow_are_one_line(world):
     """LLVM would end the process."""
-    command = [sys.executable, "-m", "bngen.cli", "build", "net.py:net", "--no-cache"]
+    command = [sys.executable, "-m", "bngen.cli.main", "build", "net.py:net", "--no-cache"]
     done = subprocess.run(
         ["sh", "-c", 'ulimit -f 8; exec "$@"', "-", *command], cwd=world.folder,
         capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": str(ROOT)},

@@ -197,7 +197,7 @@ def test_wheel_carries_the_schedules(tmp_path):
     (name,) = WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"])
     files = set(zipfile.ZipFile(name).namelist())
     assert f"bngen-{__version__}" in Path(name).name
-    assert {"bngen/cli.py", "bngen/_schedules/README.md"} <= files
+    assert {"bngen/cli/main.py", "bngen/_schedules/README.md"} <= files
     records = {f"bngen/_schedules/{p.name}" for p in (ROOT / "schedules").glob("*.toml")}
     assert records <= files
     assert not any(f.startswith(("schedules/", "tests/")) for f in files)

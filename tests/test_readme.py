@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from bngen.bench import page
-from bngen.cli import cli
+from bngen.cli.main import cli
 from bngen.ir import interp
 from bngen.ir.text import parse_graph
-from bngen.target import Target
+from bngen.target.parse import Target
 from tests.oracle import assert_close, torch_run
 
 ROOT = Path(__file__).parents[1]

@@ -11,20 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bngen.backend.kernels import CompiledKernel, KnobLookup, compile_plan
 from bngen.bench.contenders import Entry, step_program, trained
 from bngen.bench.limits import highest, measure_limits
-from bngen.bench.lone import LoneKernel, timed
 from bngen.bench.samples import geometric_mean, ratios, roofline, summary
 from bngen.bench.turns import CALLS, take
+from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan
 from bngen.errors import UsageError
-from bngen.ir.plan import KernelPlan
 from bngen.lower.winograd import products
 from bngen.passes.prepare import join_gradient, prepare
+from bngen.plan.kernel import KernelPlan
 from bngen.runtime import threads as thread_pool
-from bngen.scheduling import records
-from bngen.target import Target
+from bngen.target.parse import Target
 from bngen.torch_bridge.bare import DIRECTIONS, LAYOUTS, bare_convolution, flops, shapes
+from bngen.tuning import records
+from bngen.tuning.lone import LoneKernel, timed
 
 Progress = Callable[[int, int, str], None]
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from bngen.runtime import threads as thread_pool
 from bngen.runtime.memory import ALIGNMENT, Arena
-from bngen.target import Target
+from bngen.target.parse import Target
 
 CHAINS = 12
 """Independent sums a thread: two units times four or five cycles of latency, and some to spare."""

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bngen.runtime import host
-from bngen.target import Target
+from bngen.target.parse import Target
 
 _PACKAGES = ("apache-tvm", "torch", "numpy")
 _VARIABLES = ("OMP_", "GOMP_", "KMP_", "MALLOC_", "GLIBC_TUNABLES", "LD_PRELOAD")

@@ -19,7 +19,7 @@ from bngen.errors import ProgramError, SourceLoc
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Input, TensorType, Value
 
-OURS = ("bngen.lang.", "bngen.gradients", "bngen.compiler", "bngen.runtime.")
+OURS = ("bngen.lang.", "bngen.lang.gradients", "bngen.compiler", "bngen.runtime.")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*\Z")
 
 _active = threading.local()  # its ``stack``: the running traces, innermost last

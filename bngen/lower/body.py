@@ -12,14 +12,14 @@ from dataclasses import dataclass, field
 
 from tvm import te, tirx
 
-from bngen.ir.layout import Blocked, Layout, physical_shape
 from bngen.ir.node import Node, Value
 from bngen.ir.ops import OPS
-from bngen.ir.plan import Kernel
 from bngen.lower.coords import Coord, Expr, Lane, logical_coord, read
 from bngen.lower.opaque import bind, chooses
 from bngen.lower.pointwise import maximum_over
 from bngen.lower.recompute import element_of
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import Blocked, Layout, physical_shape
 
 
 @dataclass(frozen=True)

@@ -18,13 +18,13 @@ from copy import copy
 
 from tvm import te, tirx
 
-from bngen.ir.layout import Blocked, PackedWeight, Plain, physical_shape
 from bngen.ir.node import Value
-from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered
 from bngen.lower.coords import Expr, Lane, zero
 from bngen.lower.phased import is_phased, lower_phased
 from bngen.lower.winograd import TILE, convolved, is_winograd
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import Blocked, PackedWeight, Plain, physical_shape
 
 
 class Geometry:

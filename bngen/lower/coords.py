@@ -12,9 +12,9 @@ from typing import Any
 
 from tvm import te, tirx
 
-from bngen.ir.layout import Blocked, Layout, Plain, channel_axis
 from bngen.ir.node import TensorType
 from bngen.lower.opaque import Expr, dtype_of, holds
+from bngen.plan.layout import Blocked, Layout, Plain, channel_axis
 
 
 @dataclass(frozen=True)

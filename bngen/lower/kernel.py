@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from bngen.ir.layout import Layout
 from bngen.ir.node import Value
 from bngen.ir.ops import OPS
-from bngen.ir.plan import Kernel
 from bngen.lower.body import Lowered
 from bngen.lower.conv import lower_conv
 from bngen.lower.plain import (
@@ -17,6 +15,8 @@ from bngen.lower.plain import (
 )
 from bngen.lower.wgrad import lower_weight_gradient
 from bngen.lower.window import lower_window
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import Layout
 
 
 def lower(kernel: Kernel, layouts: dict[Value, Layout]) -> Lowered:

@@ -5,7 +5,7 @@ TVM takes floats for real numbers, and machine integers for whole ones: ``x * 0`
 ``x + 1 > x`` is true though it may wrap. It also drops the test around a load where an enclosing
 `tirx.Select` asks the same, though a `Select` evaluates both its sides. So the operations here are
 calls of ops that TVM knows nothing of but that they are pure and go lane by lane: they can be
-moved, shared and vectorized. After TVM's last pass `bngen.backend.pipeline` puts their meaning in
+moved, shared and vectorized. After TVM's last pass `bngen.codegen.pipeline` puts their meaning in
 their place; LLVM is told nothing that would let it take floats for reals.
 
 A product stands behind a fence, since code generation may else contract it and a sum into one

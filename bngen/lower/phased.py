@@ -17,11 +17,11 @@ from dataclasses import dataclass
 
 from tvm import te, tirx
 
-from bngen.ir.layout import Blocked, PackedWeight, physical_shape
 from bngen.ir.node import Value
-from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered
 from bngen.lower.coords import Expr, Lane, zero
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import Blocked, PackedWeight, physical_shape
 
 
 @dataclass(frozen=True)

@@ -6,14 +6,14 @@ import math
 
 from tvm import te, tirx
 
-from bngen.ir.layout import PLAIN, Blocked, PackedWeight, physical_shape
 from bngen.ir.node import Node, Value
 from bngen.ir.ops import normalize_axes
-from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered, identifier
 from bngen.lower.coords import Lane, guard, guarded, logical, logical_coord
 from bngen.lower.opaque import bind, dtype_of
 from bngen.lower.pointwise import maximum_over
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import PLAIN, Blocked, PackedWeight, physical_shape
 
 LONG_SUM = 2048
 """Products that a matrix product sums in the element's own type, one after the other."""

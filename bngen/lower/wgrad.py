@@ -15,13 +15,13 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
-from bngen.ir.layout import Blocked, physical_shape
 from bngen.ir.node import Value
-from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered
 from bngen.lower.conv import Geometry, operand
 from bngen.lower.coords import Lane, lane_of, logical_coord, zero
 from bngen.lower.winograd import POINTS, TILE, is_winograd, weight_sums, windows_of
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import Blocked, physical_shape
 
 
 def lower_weight_gradient(kernel: Kernel, layouts: dict) -> Lowered:

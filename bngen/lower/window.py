@@ -11,13 +11,13 @@ import math
 import numpy as np
 from tvm import te, tirx
 
-from bngen.ir.layout import Blocked, physical_shape
 from bngen.ir.node import Node, Value
 from bngen.ir.ops import adaptive_bounds
-from bngen.ir.plan import Kernel
 from bngen.lower.body import Body, Lowered, identifier
 from bngen.lower.coords import Expr, Lane, dtype_of, zero
 from bngen.lower.pointwise import maximum_over
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import Blocked, physical_shape
 
 LONG_WINDOW = 64
 """Taps that are summed in the element's own type: they lose no more than 4e-6."""

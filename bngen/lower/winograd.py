@@ -32,10 +32,10 @@ from typing import Any
 
 from tvm import te, tirx
 
-from bngen.ir.layout import physical_shape
-from bngen.ir.plan import Kernel
 from bngen.lower.body import Body
 from bngen.lower.coords import Expr
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import physical_shape
 
 TILE = 2
 """Rows and columns of outputs in a tile."""

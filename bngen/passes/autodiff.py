@@ -16,8 +16,8 @@ from typing import Literal
 from bngen.errors import ProgramError
 from bngen.ir.build import GraphBuilder, prune
 from bngen.ir.node import Graph, Node, TensorType, Value
+from bngen.passes.concatenations import nest_concatenations
 from bngen.passes.grad_rules import GRAD_RULES, NO_GRADIENT
-from bngen.passes.nest_cats import nest_concatenations
 
 Adjoints = dict[Value, Value]
 

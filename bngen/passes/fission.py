@@ -21,12 +21,9 @@ Terms follow Jung et al. (SysML 2019); the gradient formula is that of Ioffe and
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node, TensorType, Value
-
-Rule = Callable[[GraphBuilder, Node], tuple[Value, ...] | None]
+from bngen.passes.rewrite import rewrite
 
 ROWS_PER_GROUP_TARGET = 128
 """Pixels after which a group of rows is closed: float32 sums of so few lose no more than 1e-5."""
@@ -54,21 +51,6 @@ def row_groups(x: TensorType) -> int:
     choices = [r for r in whole if r * w <= 2 * ROWS_PER_GROUP_TARGET] or divisors
     fitting = [r for r in choices if r * w <= ROWS_PER_GROUP_TARGET]
     return n * (h // (max(fitting) if fitting else min(choices)))
-
-
-def rewrite(graph: Graph, rules: dict[str, Rule]) -> Graph:
-    """Replace every node whose op has a rule that does not decline (return None)."""
-    b = GraphBuilder.rewriting(graph)
-    for node in graph.nodes:
-        rule = rules.get(node.op)
-        resolved = node.with_inputs(v and b.resolve(v) for v in node.inputs)
-        results = rule(b, resolved) if rule else None
-        if results is None:
-            b.add(node)
-            continue
-        for old, new in zip(node.outputs, results, strict=True):
-            b.replace(old, new)
-    return b.finish()
 
 
 def _inverse_std(b: GraphBuilder, var: Value, eps: float) -> Value:

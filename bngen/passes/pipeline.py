@@ -11,21 +11,22 @@ from dataclasses import dataclass
 
 from bngen.ir.build import prune
 from bngen.ir.node import Graph, Value
-from bngen.ir.plan import KernelPlan
 from bngen.ir.verify import verify
+from bngen.passes.concatenations import nest_concatenations
 from bngen.passes.deferral import defer_affine_gradients
 from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, split_reductions
-from bngen.passes.fusion import LEVELS, FusionLevel, fuse, place_concatenations
+from bngen.passes.fusion.cut import LEVELS, FusionLevel, fuse, place_concatenations
 from bngen.passes.layout import assign_layouts
-from bngen.passes.memory import MemoryPlan, plan_memory
-from bngen.passes.nest_cats import nest_concatenations
-from bngen.passes.plan_check import check_plan
+from bngen.passes.memory import plan_memory
 from bngen.passes.simplify import (
     forward_slices,
     pool_before_convolution,
     share_common_subexpressions,
     share_statistics,
 )
+from bngen.plan.check import check_plan
+from bngen.plan.kernel import KernelPlan
+from bngen.plan.memory import MemoryPlan
 
 Dump = Callable[[str, Graph], None]
 

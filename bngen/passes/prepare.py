@@ -13,7 +13,7 @@ from typing import NamedTuple
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node, Value
 from bngen.passes.autodiff import differentiate
-from bngen.passes.fusion import late_nodes
+from bngen.passes.fusion.cut import late_nodes
 from bngen.passes.pipeline import Dump, Planned, plan_program
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bngen.ir.build import GraphBuilder, prune
 from bngen.ir.node import Graph, Node, Value
-from bngen.passes.fission import rewrite
+from bngen.passes.rewrite import rewrite
 
 
 def share_common_subexpressions(graph: Graph) -> Graph:

@@ -35,7 +35,7 @@ from tvm.sym import Analyzer
 
 from bngen.lower.body import Lowered
 from bngen.lower.coords import Expr
-from bngen.scheduling.nests import COLUMN, Access, Nest, mentions, nests, replaced
+from bngen.scheduling.reading import COLUMN, Access, Nest, mentions, nests, replaced
 
 KINDS = ("conv", "wgrad", "winograd")
 """Kernels with enough arithmetic between their slots to hide anything behind."""

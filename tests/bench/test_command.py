@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bngen import bench_command
 from bngen.bench.process import Unavailable
+from bngen.cli import bench as bench_command
 from bngen.errors import BngenError, ToolchainError, UsageError
 from tests.bench.stage import START, FakeRunner, Stage
 

@@ -18,12 +18,12 @@ from bngen.bench.kernels import (
     report,
     shape_text,
 )
-from bngen.bench.lone import LoneKernel, fill, timed
 from bngen.errors import UsageError
-from bngen.gradients import value_and_grad
+from bngen.lang.gradients import value_and_grad
 from bngen.runtime.memory import Arena
-from bngen.target import Target
+from bngen.target.parse import Target
 from bngen.torch_bridge.bare import DIRECTIONS, LAYOUTS, bare_convolution, flops, shapes
+from bngen.tuning.lone import LoneKernel, fill, timed
 
 LIMITS = {"gflops": 100.0, "gbytes": 10.0, "threads": 2}
 
@@ -209,7 +209,7 @@ def test_inputs_that_any_kernel_can_take():
 
 
 def test_a_real_network(monkeypatch):
-    monkeypatch.setattr("bngen.bench.lone._SHORTEST", 0.0)
+    monkeypatch.setattr("bngen.tuning.lone._SHORTEST", 0.0)
     entry = Entry("tiny_mobilenet", "bngen", batch=1, image=16)
     told = []
     part = measure_kernels(entry, Target.parse(), LIMITS, 1, lambda *state: told.append(state))

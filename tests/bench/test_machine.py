@@ -1,7 +1,7 @@
 """What the machine is, and what of it is free."""
 
 from bngen.bench import machine
-from bngen.target import Target
+from bngen.target.parse import Target
 
 
 def test_available_memory_is_the_least_of_machine_and_group(monkeypatch, tmp_path):

@@ -12,7 +12,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 
-from bngen import cli
+from bngen.cli import main as cli
 from bngen.ir import interp
 from bngen.lang.init import fill
 
@@ -92,7 +92,7 @@ def compiler(monkeypatch):
     module = ModuleType("bngen.compiler")
     module.build = stand_in.build
     monkeypatch.setitem(sys.modules, "bngen.compiler", module)
-    monkeypatch.setattr("bngen.target.Target.parse", stand_in.parse)
+    monkeypatch.setattr("bngen.target.parse.Target.parse", stand_in.parse)
     return stand_in
 
 
@@ -135,7 +135,7 @@ def bngen_process(tmp_path):
     """``bngen_process(code_or_args)``: the same in a process of its own."""
 
     def run(*argv, **kw):
-        command = [sys.executable, "-m", "bngen.cli", *argv]
+        command = [sys.executable, "-m", "bngen.cli.main", *argv]
         return subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, **kw)
 
     return run

@@ -8,11 +8,11 @@ import pytest
 
 import bngen as package
 from bngen import options
-from bngen.bench_command import BenchRequest
-from bngen.build_command import BuildRequest
+from bngen.cli.bench import BenchRequest
+from bngen.cli.build import BuildRequest
+from bngen.cli.tune import TuneRequest
+from bngen.cli.verify import VerifyRequest
 from bngen.errors import UsageError
-from bngen.tune_command import TuneRequest
-from bngen.verify_command import VerifyRequest
 
 SMALL = ("tiny_densenet", "--batch", "2", "--image", "32")
 
@@ -50,7 +50,7 @@ def test_every_variable_bngen_reads_is_in_the_table():
 
 
 def test_fusion_levels_are_the_compilers():
-    from bngen.passes.fusion import LEVELS
+    from bngen.passes.fusion.cut import LEVELS
 
     assert tuple(LEVELS) == options.FUSION_CHOICES
 

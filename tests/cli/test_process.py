@@ -14,7 +14,7 @@ HEAVY = {"tvm", "torch", "numpy", "rich"}
 @pytest.mark.parametrize("words", [[], ["build"], ["verify"]])
 def test_help_imports_nothing_heavy(words):
     code = (
-        "import sys\nfrom bngen.cli import main\n"
+        "import sys\nfrom bngen.cli.main import main\n"
         f"assert main([*{words!r}, '--help']) == 0\n"
         "print(*sorted({name.split('.')[0] for name in sys.modules}), file=sys.stderr)\n"
     )
@@ -34,7 +34,7 @@ def test_reader_that_leaves_is_no_error(tmp_path):
     os.close(read)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "bngen.cli", "--help"],
+            [sys.executable, "-m", "bngen.cli.main", "--help"],
             cwd=tmp_path, stdout=write, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
     finally:
@@ -49,7 +49,7 @@ def test_signals_clean_up(tmp_path, number):
         "import time\ndef net():\n    print('tracing', flush=True)\n    time.sleep(60)\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-u", "-m", "bngen.cli", "build", "slow.py:net", "--out", "out"],
+        [sys.executable, "-u", "-m", "bngen.cli.main", "build", "slow.py:net", "--out", "out"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
     try:

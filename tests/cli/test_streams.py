@@ -16,13 +16,13 @@ STAND_IN = """
 import sys
 from types import ModuleType
 from tests.cli.conftest import StandInCompiler
-import bngen.target
+import bngen.target.parse
 stand_in = StandInCompiler()
 module = ModuleType("bngen.compiler")
 module.build = stand_in.build
 sys.modules["bngen.compiler"] = module
-bngen.target.Target.parse = stand_in.parse
-from bngen.cli import run
+bngen.target.parse.Target.parse = stand_in.parse
+from bngen.cli.main import run
 run()
 """
 

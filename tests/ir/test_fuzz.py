@@ -17,7 +17,6 @@ from hypothesis import strategies as st
 
 from bngen import models
 from bngen.errors import BngenError
-from bngen.gradients import grad
 from bngen.ir import interp
 from bngen.ir.attributes import KINDS
 from bngen.ir.build import GraphBuilder
@@ -25,6 +24,7 @@ from bngen.ir.node import DTYPES, Graph, Node, TensorType
 from bngen.ir.ops import OPS, ShapeError
 from bngen.ir.text import MOST_TEXT, parse_graph, print_graph
 from bngen.ir.verify import verify
+from bngen.lang.gradients import grad
 from tests.ir.mutations import mutated, text_of_nothing
 from tests.ir.op_cases import CASES, MAP, Case, case, normal, positive
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bngen as bg
-from bngen.backend import kernels
+from bngen.codegen import compile as kernels
 from tests.test_compiled import AVX2, NATIVE
 
 ULPS = 3

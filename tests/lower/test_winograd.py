@@ -11,7 +11,7 @@ from bngen.ir.interp import run
 from bngen.lower import conv, wgrad
 from bngen.lower.kernel import lower
 from bngen.passes.prepare import join_gradient, prepare
-from bngen.target import Target
+from bngen.target.parse import Target
 from tests.compiled import check
 from tests.strategies import random_args
 

@@ -15,10 +15,10 @@ from functools import cache
 import numpy as np
 
 from bngen.ir.interp import Results, evaluate
-from bngen.ir.layout import Blocked, Layout, PackedWeight, channel_axis, physical_shape
 from bngen.ir.node import TensorType, Value
-from bngen.ir.plan import Kernel
 from bngen.passes.pipeline import Planned
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import Blocked, Layout, PackedWeight, channel_axis, physical_shape
 
 SCALE = 2
 CELL = {1: np.int16, 4: np.float64, 8: np.longdouble}

@@ -11,9 +11,9 @@ from bngen.models import make
 from bngen.models.common import Options
 from bngen.models.densenet import DenseNet
 from bngen.models.resnet import ResNet
-from bngen.passes.fusion import LEVELS
+from bngen.passes.fusion.cut import LEVELS
 from bngen.passes.pipeline import Planned, plan_program
-from bngen.passes.traffic import KernelTraffic, kernel_traffic, saved_for_backward, total
+from bngen.plan.traffic import KernelTraffic, kernel_traffic, saved_for_backward, total
 from tests.passes.meaning import joint_program
 
 LANES = 16

@@ -11,7 +11,7 @@ import pytest
 from bngen.ir.text import parse_graph
 from bngen.models import make
 from bngen.passes.autodiff import differentiate
-from bngen.passes.fusion import LEVELS, late_nodes
+from bngen.passes.fusion.cut import LEVELS, late_nodes
 from bngen.passes.pipeline import plan_program
 from tests.passes.meaning import joint_program
 

@@ -7,15 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bngen.ir.build import GraphBuilder, prune
-from bngen.ir.layout import Blocked, Plain
 from bngen.ir.node import Graph, TensorType
 from bngen.ir.ops import OPS
 from bngen.ir.verify import verify
 from bngen.passes.deferral import defer_affine_gradients
 from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, split_reductions
-from bngen.passes.fusion import LEVELS, place_concatenations
+from bngen.passes.fusion.cut import LEVELS, place_concatenations
 from bngen.passes.layout import assign_layouts
 from bngen.passes.pipeline import graph_passes
+from bngen.plan.layout import Blocked, Plain
 from tests.passes.meaning import joint_program, reference, same_meaning, same_results
 from tests.strategies import programs, random_args
 

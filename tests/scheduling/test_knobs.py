@@ -14,7 +14,7 @@ from bngen.scheduling.knobs import (
     winograd_knobs,
     winograd_wgrad_knobs,
 )
-from bngen.scheduling.records import legal
+from bngen.scheduling.legality import legal
 
 
 @dataclass(frozen=True)

@@ -10,17 +10,17 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from bngen.backend.kernels import compile_plan
-from bngen.bench.lone import LoneKernel
+from bngen.codegen.compile import compile_plan
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, TensorType
 from bngen.passes.prepare import join_gradient, prepare
 from bngen.runtime import threads as thread_pool
-from bngen.scheduling import records
 from bngen.scheduling.knobs import Knobs
-from bngen.scheduling.records import candidates, legal
-from bngen.target import Target
-from bngen.tune import Job, agree, compile_candidate, jobs
+from bngen.scheduling.legality import candidates, legal
+from bngen.target.parse import Target
+from bngen.tuning import records
+from bngen.tuning.lone import LoneKernel
+from bngen.tuning.search import Job, agree, compile_candidate, jobs
 
 HUGE = (0, -1, 10**9, 2**31, 2**63, 10**30)
 sides = st.integers(1, 20)

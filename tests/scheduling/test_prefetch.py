@@ -10,14 +10,14 @@ from tvm.ir import Call
 from tvm.sym import Analyzer
 
 import bngen as bg
-from bngen.backend.kernels import compile_plan
-from bngen.bench.lone import LoneKernel
+from bngen.codegen.compile import compile_plan
+from bngen.codegen.nests import schedule
 from bngen.lower.kernel import lower
 from bngen.passes.prepare import join_gradient, prepare
-from bngen.scheduling.nests import replaced
 from bngen.scheduling.prefetch import KINDS, add_prefetches
-from bngen.scheduling.rule import schedule
-from bngen.target import Target
+from bngen.scheduling.reading import replaced
+from bngen.target.parse import Target
+from bngen.tuning.lone import LoneKernel
 
 TARGET = Target.parse()
 

@@ -4,7 +4,7 @@ import pytest
 from tvm import tirx
 
 import bngen as bg
-from bngen.scheduling.nests import nests
+from bngen.scheduling.reading import nests
 from tests.scheduling.test_prefetch import plan_of, scheduled, traced
 
 # One tile a row and several; direct, at Winograd's points, strided; odd maps.

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from bngen.runtime import host
-from bngen.target import Target
+from bngen.target.parse import Target
 
 pytestmark = pytest.mark.skipif(host.architecture() != "x86_64", reason="reads x86-64 assembly")
 

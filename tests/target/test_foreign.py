@@ -10,7 +10,7 @@ import pytest
 
 import bngen as bg
 from bngen.runtime import host
-from bngen.target import Target
+from bngen.target.parse import Target
 
 pytestmark = pytest.mark.skipif(host.architecture() != "x86_64", reason="names x86-64 CPUs")
 

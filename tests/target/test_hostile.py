@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bngen.errors import TargetError
-from bngen.target import Target
+from bngen.target.parse import Target
 
 AT_ONCE = 10
 SECONDS = 30.0  # LLVM is asked about each of its CPUs once, where a feature is unknown

@@ -9,7 +9,7 @@ import pytest
 
 from bngen.errors import TargetError
 from bngen.runtime import host
-from bngen.target import Target
+from bngen.target.parse import Target
 
 x86_only = pytest.mark.skipif(host.architecture() != "x86_64", reason="names of x86-64 CPUs")
 
@@ -180,7 +180,7 @@ def test_a_wrong_target_is_one_line_with_a_remedy(spec, message, capfd):
 
 def test_importing_the_module_does_not_import_tvm():
     code = (
-        "import bngen.target, bngen.runtime.host, sys, json;"
+        "import bngen.target.parse, bngen.runtime.host, sys, json;"
         "print(json.dumps([m for m in ('tvm', 'torch', 'numpy') if m in sys.modules]))"
     )
     out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

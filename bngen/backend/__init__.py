@@ -1,1 +1,0 @@
-"""Scheduled kernels become machine code through TVM's LLVM backend."""

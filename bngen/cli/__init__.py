@@ -1,0 +1,1 @@
+"""The command line: flags and printing; decisions are made elsewhere."""

@@ -1,0 +1,351 @@
+"""Kernels of a plan to machine code: lowered, scheduled and compiled, each distinct one once.
+
+In: a `KernelPlan`, a target, knobs. Out: a `CompiledKernel` for every kernel of the plan; equal
+kernels share one function.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import threading
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bngen.errors import ProgramError, SourceLoc, ToolchainError
+from bngen.ir.node import Node, Value
+from bngen.plan.kernel import Kernel, KernelPlan
+from bngen.plan.layout import physical_bytes
+from bngen.runtime import memory_file, native, toolchain
+from bngen.runtime.native import Entry
+from bngen.target.parse import Target
+
+if TYPE_CHECKING:
+    from bngen.lower.body import Argument  # TVM comes with it, as with the imports of _compile
+
+_LOG = logging.getLogger(__name__)
+_COMPILER_STACK = 64 << 20
+"""Bytes of address space; what is not touched is no memory."""
+_starting = threading.Lock()
+Progress = Callable[[int, int, str], None]
+MOST_ELEMENTS = 2**31 - 2**20
+"""Elements of a tensor, padding included: TVM's loops and indices are of 32 bits.
+
+A loop that is shared out to threads and cut into vectors counts a little further than its end.
+"""
+KnobLookup = Callable[[str, str], dict[str, int] | None]
+"""(kind, signature) -> knobs of a record, or None for the analytic ones."""
+
+
+@dataclass(frozen=True)
+class Code:
+    """One distinct kernel: its machine code, and what can be shown of it.
+
+    Attributes:
+        symbol: its name.
+        module: the scheduled TIR.
+        library: LLVM's form of it.
+        machine_code: an object file.
+        arguments: shapes of the signature.
+        dropped: positions among the kernel's inputs that lie where an output does and left the
+            signature: one buffer, read and overwritten element by element.
+        rule: the schedule rule that was applied.
+        knobs: with these knobs.
+        why: why no other rule applied.
+    """
+
+    symbol: str
+    module: Any
+    library: Any
+    machine_code: bytes
+    arguments: tuple[tuple[int, ...], ...]
+    dropped: tuple[int, ...]
+    rule: str
+    knobs: dict[str, int]
+    why: str = ""
+
+    def text(self, kind: str) -> str:
+        """Its scheduled TIR (``tir``), LLVM IR (``ll``) or assembly (``asm``)."""
+        if kind == "tir":
+            return self.module.script()
+        return self.library.mod.inspect_source({"ll": "ll", "asm": "s"}[kind])
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    """A kernel of the plan and the code it runs."""
+
+    kernel: Kernel
+    code: Code
+    arguments: tuple[Argument, ...]
+
+
+def signature(kernel: Kernel, plan: KernelPlan) -> str:
+    """A text equal for kernels that do the same on tensors of the same types and layouts."""
+    names: dict[Value, str] = {}
+
+    def name(v: Value | None) -> str:
+        if v is None:
+            return "_"
+        if v not in names:
+            layout = plan.layouts.get(v)
+            stored = v in kernel.inputs or v in kernel.outputs or not kernel_defines(kernel, v)
+            names[v] = f"v{len(names)}:{v.type}:{layout if stored or layout else ''}"
+        return names[v]
+
+    parts = [",".join(map(name, kernel.inputs))]
+    for node in kernel.nodes:
+        mark = "*" if node is kernel.anchor else ""
+        attrs = ",".join(f"{k}={v}" for k, v in node.attrs.items_)
+        inputs, outputs = ",".join(map(name, node.inputs)), ",".join(map(name, node.outputs))
+        parts.append(f"{outputs}={mark}{node.op}({inputs}){{{attrs}}}")
+    parts.append(",".join(map(name, kernel.outputs)))
+    return ";".join(parts)
+
+
+def kernel_defines(kernel: Kernel, v: Value) -> bool:
+    """Whether a node of the kernel computes ``v``."""
+    return any(v in n.outputs for n in kernel.nodes)
+
+
+def compile_plan(
+    plan: KernelPlan,
+    target: Target,
+    *,
+    unaligned: frozenset[Value] = frozenset(),
+    places: Mapping[Value, Hashable] | None = None,
+    knobs: KnobLookup | None = None,
+    progress: Progress | None = None,
+    jobs: int | None = None,
+) -> list[CompiledKernel]:
+    """Compile every kernel of a plan.
+
+    Args:
+        plan: kernels and layouts.
+        target: the CPU.
+        unaligned: values in users' memory, which starts anywhere.
+        places: where values lie; an input in an output's place becomes the same parameter.
+        knobs: tuned knobs, looked up by rule and signature.
+        progress: called after each kernel with (done, total, name).
+        jobs: compiler threads; the target's threads by default.
+
+    Returns:
+        A compiled kernel for each of the plan's, in its order.
+    """
+    groups: dict[str, list[Kernel]] = {}
+    keys: list[str] = []
+    for kernel in plan.kernels:
+        _check_countable(kernel, plan)
+        key = signature(kernel, plan) + _alignment_key(kernel, unaligned)
+        key += "".join(f"|{i}={o}" for i, o in overwritten(kernel, places or {}))
+        keys.append(key)
+        groups.setdefault(key, []).append(kernel)
+    done = 0
+    codes: dict[str, Code] = {}
+    with _without_collections(), ThreadPoolExecutor(jobs or target.threads) as pool:
+        futures = {
+            _submitted(
+                pool, _compile, kernels[0], plan, target, unaligned, places or {}, knobs, key
+            ): key
+            for key, kernels in groups.items()
+        }
+        try:
+            for future in as_completed(futures):
+                key = futures[future]
+                codes[key] = future.result()
+                done += len(groups[key])
+                if progress:
+                    progress(done, len(plan.kernels), groups[key][0].name)
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+    return [
+        CompiledKernel(kernel, codes[key], _arguments(kernel, codes[key]))
+        for kernel, key in zip(plan.kernels, keys, strict=True)
+    ]
+
+
+def _check_countable(kernel: Kernel, plan: KernelPlan) -> None:
+    """Raise where a kernel would go over more elements than its loops can count."""
+    stored = {*kernel.inputs, *kernel.outputs}
+    for node in kernel.nodes:
+        for v in (*node.outputs, *node.operands):
+            count = v.type.size
+            if v in stored:
+                count = physical_bytes(v.type, plan.layouts[v]) * count // max(v.type.nbytes, 1)
+            if count > MOST_ELEMENTS:
+                what = f"{v.type} is {count} elements, and kernels count to {MOST_ELEMENTS}"
+                raise ProgramError(
+                    f"{node.op}: {what}",
+                    loc=node.loc or _line_near(node, plan),
+                    hint="use a smaller batch, or compute it in parts",
+                )
+
+
+def _line_near(node: Node, plan: KernelPlan) -> SourceLoc | None:
+    """The user's line of a neighbour, where a pass has put a node that has none."""
+    near = {*node.operands, *node.outputs}
+    around = (n for n in plan.graph.nodes if not near.isdisjoint((*n.operands, *n.outputs)))
+    return next((n.loc for n in around if n.loc), None)
+
+
+def _submitted(pool: ThreadPoolExecutor, task: Callable[..., Code], *args: Any) -> Future[Code]:
+    """A task in the pool; where the system starts no thread for it, done by this one at once.
+
+    A thread that is started for it has the stack that LLVM's recursions need, whatever ulimit says.
+    """
+    with _starting:
+        before = threading.stack_size(_COMPILER_STACK)
+        try:
+            return pool.submit(task, *args)
+        except RuntimeError:
+            done: Future[Code] = Future()
+        finally:
+            threading.stack_size(before)
+    done.set_result(task(*args))
+    return done
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Pause the garbage collector: it walks all graphs again for each few kernels, 7 % of the time.
+
+    Nothing that compiling makes waits for it: what refers to itself is small.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+def load(codes: Iterable[Code]) -> dict[str, Entry]:
+    """Kernels to be called in this process, by symbol; see `load_library`."""
+    return load_library(codes)[0]
+
+
+def load_library(codes: Iterable[Code]) -> tuple[dict[str, Entry], bytes | None]:
+    """Kernels to be called in this process, by symbol, and the library that they were loaded from.
+
+    Without a C compiler, or where no library can be loaded, TVM's JIT generates their machine code
+    once more, and there is no library.
+    """
+    distinct = {code.symbol: code for code in codes}
+    try:
+        library = toolchain.link(objects(distinct.values()).values())
+        return native.load(library, distinct), library
+    except ToolchainError as error:  # The thread pool may have said so, and all works as before.
+        _LOG.info("kernels are loaded by TVM's JIT: %s", error)
+        return {s: native.entry_of(code.library[s]) for s, code in distinct.items()}, None
+
+
+def objects(codes: Iterable[Code]) -> dict[str, bytes]:
+    """Object files of the distinct kernels, by symbol."""
+    return {code.symbol: code.machine_code for code in codes}
+
+
+def _alignment_key(kernel: Kernel, unaligned: frozenset[Value]) -> str:
+    flags = [v in unaligned for v in (*kernel.inputs, *kernel.outputs)]
+    return f"|{''.join('u' if f else '.' for f in flags)}" if any(flags) else ""
+
+
+def _arguments(kernel: Kernel, code: Code) -> tuple[Argument, ...]:
+    from bngen.lower.body import Argument
+
+    values = (*kernel.inputs, *kernel.outputs)
+    kept = [v for i, v in enumerate(values) if i not in code.dropped]
+    return tuple(Argument(v, s) for v, s in zip(kept, code.arguments, strict=True))
+
+
+def overwritten(kernel: Kernel, places: Mapping[Value, Hashable]) -> list[tuple[int, int]]:
+    """Positions (input, output) in the signature of values that share one place."""
+    first = len(kernel.inputs)
+    return [
+        (i, first + o)
+        for o, out in enumerate(kernel.outputs)
+        for i, v in enumerate(kernel.inputs)
+        if out in places and places.get(v) == places[out]
+    ]
+
+
+def _merged(
+    function: Any, pairs: list[tuple[int, int]], shapes: list[tuple[int, ...]]
+) -> tuple[Any, tuple[int, ...]]:
+    """Make one parameter of each pair that shares memory and has one shape in the kernel.
+
+    A pair that is read in another statement than the one that writes stays two parameters: the
+    memory plan has made sure that each element is read before it is written.
+    """
+    from bngen.codegen.alignment import merge_parameters
+
+    dropped: list[int] = []
+    for i, o in pairs:
+        if i in dropped or shapes[i] != shapes[o]:
+            continue
+        before = [sum(d < p for d in dropped) for p in (i, o)]
+        try:
+            function = merge_parameters(function, keep=o - before[1], drop=i - before[0])
+        except ValueError:
+            continue
+        dropped.append(i)
+    return function, tuple(dropped)
+
+
+def _compile(
+    kernel: Kernel,
+    plan: KernelPlan,
+    target: Target,
+    unaligned: frozenset[Value],
+    places: Mapping[Value, Hashable],
+    knobs: KnobLookup | None,
+    key: str,
+) -> Code:
+    import tvm
+
+    from bngen.codegen.alignment import relax_alignment
+    from bngen.codegen.nests import schedule
+    from bngen.codegen.pipeline import compile_module
+    from bngen.lower.kernel import lower
+    from bngen.scheduling.legality import legal
+    from bngen.scheduling.prefetch import add_prefetches
+
+    tvm_target = target.tvm()
+    with tvm_target:
+        low = lower(kernel, plan.layouts)
+        asked = knobs(low.kind, key) if knobs else None
+        if asked and legal(low.kind, low.extents, asked):
+            asked = None  # A record for other extents: the rule's own choice stands.
+        scheduled = schedule(low, target, asked)
+        values = (*kernel.inputs, *kernel.outputs)
+        loose = [i for i, v in enumerate(values) if v in unaligned]
+        function = scheduled.module[low.name]
+        if loose:
+            function = relax_alignment(function, loose)
+        shapes = [a.shape for a in low.arguments]
+        function, dropped = _merged(function, overwritten(kernel, places), shapes)
+        module = tvm.IRModule({low.name: add_prefetches(function, low)})
+        library = compile_module(module, tvm_target)
+    return Code(
+        low.name,
+        module,
+        library,
+        _machine_code(library),
+        tuple(shape for i, shape in enumerate(shapes) if i not in dropped),
+        dropped,
+        scheduled.rule,
+        dict(scheduled.knobs),
+        "; ".join(d.reason for d in scheduled.declined),
+    )
+
+
+def _machine_code(library: Any) -> bytes:
+    # LLVM ends the process when it cannot write: a file in memory is never on a full disk.
+    with memory_file.written() as (path, descriptor):
+        library.mod.write_to_file(path, "o")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read()

@@ -1,0 +1,91 @@
+"""TVM's lowering pipeline for scheduled kernels, but for three things.
+
+In: a scheduled IRModule. Out: a library.
+
+- TVM puts an allocation of more than 1 KiB into a workspace that the runtime hands out,
+  accumulators of a register tile included. To LLVM such a tile is memory that anything may point
+  to: it cannot always promote it to registers. A tile allocated on the stack it can.
+- TVM checks every argument of every call against the signature. bngen makes all arguments itself,
+  from what the user's have been checked to be; the checks were most of a small kernel's code, and
+  two fifths of the time that a network took to compile.
+- Floats are computed as written: what was hidden from TVM's algebra (`bngen.lower.opaque`) appears
+  once that has nothing more to say.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import tvm
+import tvm_ffi
+from tvm import tirx
+from tvm.ir import Call
+from tvm.ir.transform import PassContext, Sequential
+
+from bngen.codegen.temporaries import ON_STACK, flatten, shorten_chains
+from bngen.lower.opaque import revealed
+
+NAME = "bngen"
+
+STACK_LIMIT = 1 << 16
+"""Bytes of an allocation in local scope that stays on the stack, which a thread has 8 MiB of."""
+
+
+def compile_module(module: tvm.IRModule, target: Any) -> Any:
+    """Machine code of scheduled kernels for a target."""
+    tirx.register_tir_pipeline(NAME, _pipeline)
+    with PassContext(config={"tirx.disable_cse_tir": True}):
+        return tvm.compile(module, target=target, tir_pipeline=NAME)
+
+
+def _pipeline() -> tuple[Any, Any, Any]:
+    passes, finish_host, finish_device = tirx.get_tir_pipeline("s_tir")
+
+    def finish() -> Sequential:
+        passes = [_tiles_on_stack(), tirx.transform.SkipAssert(), finish_host(), _reveal()]
+        return Sequential(passes)
+
+    return passes, finish, finish_device
+
+
+def _reveal() -> Any:
+    """The last pass: nothing that simplifies sees floats as what they are."""
+
+    @tirx.transform.prim_func_pass(opt_level=0, name="bngen.Reveal")
+    def reveal(func: tirx.PrimFunc, _module: Any, _context: Any) -> tirx.PrimFunc:
+        return tvm_ffi.structural_mutate(
+            func, [(Call, _revealed), (tirx.Let, flatten), (tirx.BufferStore, _shortened)]
+        )
+
+    return reveal
+
+
+def _revealed(call: Call, mutator: tvm_ffi.StructuralMutator) -> Any:
+    return revealed(mutator.default_mutate(call))
+
+
+def _shortened(store: tirx.BufferStore, mutator: tvm_ffi.StructuralMutator) -> tirx.Stmt:
+    return shorten_chains(mutator.default_mutate(store))
+
+
+def _tiles_on_stack() -> Any:
+    @tirx.transform.prim_func_pass(opt_level=0, name="bngen.TilesOnStack")
+    def mark(func: tirx.PrimFunc, _module: Any, _context: Any) -> tirx.PrimFunc:
+        return tvm_ffi.structural_mutate(func, (tirx.AllocBuffer, _mark))
+
+    return mark
+
+
+def _mark(allocation: tirx.AllocBuffer, mutator: tvm_ffi.StructuralMutator) -> tirx.AllocBuffer:
+    ty = allocation.buffer.ty
+    if ty.storage_scope != "local" or _nbytes(ty) > STACK_LIMIT:
+        return mutator.default_mutate(allocation)
+    marks = {**dict(allocation.annotations or {}), ON_STACK: tirx.const(1, "bool")}
+    return tirx.AllocBuffer(allocation.buffer, marks)
+
+
+def _nbytes(ty: Any) -> int:
+    total = tvm.DataType(ty.dtype).itemsize
+    for extent in ty.shape:
+        total *= int(extent)
+    return total

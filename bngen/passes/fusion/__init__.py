@@ -1,0 +1,1 @@
+"""Which sub-layer joins which convolution."""

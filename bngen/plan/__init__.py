@@ -1,0 +1,1 @@
+"""What has been decided of a program, as data: kernels, layouts, places."""

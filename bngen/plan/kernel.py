@@ -1,0 +1,78 @@
+"""KernelPlan: a graph cut into kernels with load and store slots, and where each value lies.
+
+A kernel is a set of the graph's own nodes around at most one *anchor* (a convolution, a pool, a
+reduction, a copy). Nodes that its load slots recompute may appear in several kernels; every other
+node appears in exactly one. Views belong to no kernel: the memory plan turns them into offsets.
+
+In: nothing (nouns only). Out: what fusion, layout and memory planning decide, what lowering reads.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from bngen.ir.node import Graph, Node, Value
+from bngen.plan.layout import Layout, physical_bytes
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A group of nodes that one loop nest computes.
+
+    Attributes:
+        name: unique in the plan, made of the sub-layers it holds.
+        anchor: the node whose loop nest this is; None for a purely pointwise kernel.
+        load: nodes recomputed wherever the anchor (or the store slot) reads, in graph order.
+        store: nodes computed where the anchor's result is stored, in graph order.
+        inputs: values read from memory, in order of first use.
+        outputs: values written to memory.
+    """
+
+    name: str
+    anchor: Node | None
+    load: tuple[Node, ...]
+    store: tuple[Node, ...]
+    inputs: tuple[Value, ...]
+    outputs: tuple[Value, ...]
+
+    @property
+    def nodes(self) -> tuple[Node, ...]:
+        """Everything computed here: load slots, anchor, store slots."""
+        return (*self.load, *((self.anchor,) if self.anchor else ()), *self.store)
+
+    @property
+    def sublayers(self) -> tuple[str, ...]:
+        """Names of the ops held, load slots first."""
+        return tuple(n.op for n in self.nodes)
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """Why two nodes were not joined, for people who ask."""
+
+    producer: str
+    consumer: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class KernelPlan:
+    """The cut of a graph into kernels, in execution order.
+
+    Attributes:
+        graph: the graph that was cut.
+        kernels: in execution order.
+        views: view nodes that move no data.
+        layouts: physical layout of every value that lies in memory.
+        refused: fusions that were declined, with reasons.
+    """
+
+    graph: Graph
+    kernels: tuple[Kernel, ...]
+    views: tuple[Node, ...]
+    layouts: dict[Value, Layout] = field(default_factory=dict)
+    refused: tuple[Refusal, ...] = ()
+
+    def nbytes(self, value: Value) -> int:
+        """Bytes that a value takes in memory."""
+        return physical_bytes(value.type, self.layouts[value])

@@ -1,0 +1,323 @@
+"""The tuner: which legal knobs make each distinct kernel of a program fastest on this CPU.
+
+In: a program, a target, the records so far. Out: a `Record` for each kernel, as soon as it is
+known. The search is optuna's (every candidate where there are few of them); here is what a
+candidate is, how it is checked against the kernel with the rule's own knobs, and how it is timed.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+
+from bngen.codegen.compile import compile_plan, signature
+from bngen.codegen.nests import RULES
+from bngen.lang.program import graph_of
+from bngen.lower.kernel import lower
+from bngen.plan.kernel import Kernel, KernelPlan
+from bngen.runtime import threads as thread_pool
+from bngen.scheduling.knobs import Knobs
+from bngen.scheduling.legality import candidates, legal
+from bngen.target.parse import Target
+from bngen.tuning.lone import LoneKernel
+from bngen.tuning.records import Record, digest
+
+WORTHWHILE = 0.98
+"""A candidate replaces the rule's own knobs when it takes at most this share of their time."""
+
+_ROUNDS = 5
+
+
+@dataclass(frozen=True)
+class Job:
+    """A distinct kernel that has knobs.
+
+    Attributes:
+        id: its digest.
+        kind: the rule's kind.
+        kernel: one of the kernels that are equal.
+        plan: what it belongs to.
+        extents: what its knobs must fit.
+        own: the rule's own knobs.
+        calls: how many kernels of the plan are equal to it.
+    """
+
+    id: str
+    kind: str
+    kernel: Kernel
+    plan: KernelPlan
+    extents: dict[str, int]
+    own: Knobs
+    calls: int
+
+    @property
+    def what(self) -> str:
+        """The sub-layers, for people."""
+        return " ".join(self.kernel.sublayers)
+
+
+def jobs(plan: KernelPlan, target: Target) -> list[Job]:
+    """The distinct kernels of a plan that have knobs, those of many calls first."""
+    found: dict[str, Job] = {}
+    with target.tvm():
+        for kernel in plan.kernels:
+            low = lower(kernel, plan.layouts)
+            rule = RULES.get(low.kind)
+            if rule is None or not low.extents.get("lanes"):
+                continue
+            key = digest(low.kind, signature(kernel, plan))
+            if key in found:
+                found[key] = replace(found[key], calls=found[key].calls + 1)
+                continue
+            own = rule.knobs(low.extents, target)
+            # A kind without declared knobs has no candidate but the rule's own.
+            if legal(low.kind, low.extents, own) is None:
+                extents = dict(low.extents)
+                found[key] = Job(key, low.kind, kernel, plan, extents, dict(own), 1)
+    return sorted(found.values(), key=lambda j: -j.calls)
+
+
+def promising(kind: str, e: Mapping[str, int], knobs: Knobs, registers: int) -> bool:
+    """Whether legal knobs deserve a trial: not those whose accumulators spill."""
+    if kind in ("conv", "phased", "winograd"):
+        columns, blocks = knobs["columns"], knobs["blocks"]
+        return columns * blocks + blocks + 1 <= registers
+    if kind in ("wgrad", "winograd_wgrad"):
+        side = knobs["in_lanes"] if "in_lanes" in knobs else e["s"]
+        return knobs["blocks"] * (side + 1) + 1 <= registers
+    return True
+
+
+# --- one kernel, runnable by itself -----------------------------------------------------------
+
+
+class Candidate(Protocol):
+    """A kernel compiled with some knobs, on buffers of its own."""
+
+    def results(self) -> list[np.ndarray]:
+        """Run it once; copies of what it writes."""
+
+    def seconds(self) -> float:
+        """Time of one call, measured over several."""
+
+
+def compile_candidate(job: Job, target: Target, knobs: Knobs, threads: int = 0) -> LoneKernel:
+    """The job's kernel with given knobs."""
+    plan = replace(job.plan, kernels=(job.kernel,))
+    (compiled,) = compile_plan(plan, target, knobs=lambda kind, key: knobs, jobs=1)
+    return LoneKernel(compiled, threads)
+
+
+def agree(ours: Sequence[np.ndarray], reference: Sequence[np.ndarray]) -> bool:
+    """Whether results differ by no more than another order of summation explains."""
+    for a, b in zip(ours, reference, strict=True):
+        if a.dtype.kind != "f":
+            same = np.array_equal(a, b)
+        else:
+            scale = float(np.max(np.abs(b), initial=0.0, where=np.isfinite(b)))
+            same = np.allclose(a, b, rtol=1e-4, atol=1e-5 * scale, equal_nan=True)
+        if not same:
+            return False
+    return True
+
+
+# --- the search -------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Found:
+    """The outcome of a search.
+
+    Attributes:
+        knobs: the fastest.
+        seconds: their time.
+        baseline: the time of the rule's own knobs.
+        trials: how many candidates were tried.
+    """
+
+    knobs: Knobs
+    seconds: float
+    baseline: float
+    trials: int
+
+
+Seconds = Callable[[Knobs], float | None]
+"""Knobs to seconds; None for a candidate that cannot be compiled or computes something else."""
+
+Told = Callable[[int, int, Found], None]
+
+
+def search(
+    space: Sequence[Knobs],
+    first: Sequence[Knobs],
+    trials: int,
+    seconds: Seconds,
+    tell: Told = lambda done, total, best: None,
+) -> Found:
+    """The fastest knobs of a space.
+
+    Args:
+        space: what may be tried; perhaps not the rule's own knobs.
+        first: tried before all others; the first of them is the rule's own.
+        trials: how many to try; where there are no more choices than that, all are tried.
+        seconds: time of a candidate.
+        tell: called after each trial with (done, total, best so far).
+
+    Raises:
+        RuntimeError: when the rule's own knobs have no time: there is nothing to compare with.
+    """
+    baseline = seconds(first[0])
+    if baseline is None:
+        raise RuntimeError(f"the rule's own knobs {first[0]} do not run")
+    best = Found(first[0], baseline, baseline, 1)
+    tried = {_key(first[0])}
+    total = min(trials, len({*map(_key, space)} | tried))
+
+    def attempt(knobs: Knobs) -> float | None:
+        nonlocal best
+        taken = seconds(knobs)
+        tried.add(_key(knobs))
+        best = replace(best, trials=len(tried))
+        if taken is not None and taken < best.seconds:
+            best = replace(best, knobs=knobs, seconds=taken)
+        tell(len(tried), total, best)
+        return taken
+
+    tell(1, total, best)
+    for knobs in first[1:]:
+        if _key(knobs) not in tried:
+            attempt(knobs)
+    if len(space) <= trials:
+        for knobs in space:
+            if _key(knobs) not in tried:
+                attempt(knobs)
+    else:
+        _optimise(space, tried, total, attempt)
+    return best
+
+
+def _key(knobs: Mapping[str, int]) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(knobs.items()))
+
+
+def _optimise(
+    space: Sequence[Knobs], tried: set, total: int, attempt: Callable[[Knobs], float | None]
+) -> None:
+    """Let optuna choose: one integer a knob, its place among the values that the knob can take."""
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    values = {name: sorted({k[name] for k in space}) for name in space[0]}
+    legal_ones = set(map(_key, space))
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=0))
+    # Knobs depend on each other, so that not every proposal is legal; those cost next to nothing.
+    for _ in range(100 * total):
+        if len(tried) >= total:
+            return
+        trial = study.ask()
+        knobs = {n: v[trial.suggest_int(n, 0, len(v) - 1)] for n, v in values.items()}
+        taken = None
+        if _key(knobs) in legal_ones and _key(knobs) not in tried:
+            taken = attempt(knobs)
+        if taken is None:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            study.tell(trial, math.log(taken))
+
+
+# --- a whole program --------------------------------------------------------------------------
+
+Compile = Callable[[Job, Knobs], Candidate]
+Report = Callable[[Job, int, int, Found], None]
+
+
+def tune(
+    work: Iterable[Job],
+    known: Mapping[str, Record],
+    trials: int,
+    threads: int,
+    registers: int,
+    compile: Compile,
+    report: Report = lambda job, done, total, best: None,
+) -> Iterator[Record]:
+    """Search for each job; a record comes as soon as its kernel is done.
+
+    Args:
+        work: see `jobs`.
+        known: records so far, by digest: at least as many trials are not made again, fewer are
+            where the search starts.
+        trials: candidates for each kernel.
+        threads: threads that candidates run on.
+        registers: vector registers of the target.
+        compile: job and knobs to a candidate.
+        report: called after each trial.
+    """
+    for job in work:
+        legal_ones = candidates(job.kind, job.extents)
+        space = [k for k in legal_ones if promising(job.kind, job.extents, k, registers)]
+        old = known.get(job.id)
+        if old and (legal(job.kind, job.extents, old.knobs) or old.threads != threads):
+            old = None
+        if old and old.trials >= min(trials, len(space)):
+            continue
+        yield _tune_one(job, space, old, trials, threads, compile, report)
+
+
+def _tune_one(
+    job: Job,
+    space: list[Knobs],
+    old: Record | None,
+    trials: int,
+    threads: int,
+    compile: Compile,
+    report: Report,
+) -> Record:
+    own = compile(job, job.own)
+    reference = own.results()
+
+    def seconds(knobs: Knobs) -> float | None:
+        if knobs == job.own:
+            return statistics.median(own.seconds() for _ in range(_ROUNDS))
+        try:
+            candidate = compile(job, knobs)
+        except Exception:  # TVM raises many kinds; knobs it cannot apply are no candidate
+            return None
+        # A wrong candidate has no time, however fast it is.
+        if not agree(candidate.results(), reference):
+            return None
+        return statistics.median(candidate.seconds() for _ in range(_ROUNDS))
+
+    first = [job.own, *([old.knobs] if old else [])]
+    best = search(space, first, trials, seconds, lambda *state: report(job, *state))
+    knobs, taken, baseline = _confirmed(job, best, own, compile)
+    return Record(
+        job.id, job.kind, job.what, job.extents, knobs, taken, baseline, threads, best.trials
+    )
+
+
+def _confirmed(
+    job: Job, best: Found, own: Candidate, compile: Compile
+) -> tuple[Knobs, float, float]:
+    """The winner and the rule's own knobs once more, in turn: the best of many is partly luck."""
+    if best.knobs == job.own:
+        return job.own, best.baseline, best.baseline
+    winner = compile(job, best.knobs)
+    pairs = [(own.seconds(), winner.seconds()) for _ in range(_ROUNDS)]
+    baseline, taken = (statistics.median(side) for side in zip(*pairs, strict=True))
+    if taken > WORTHWHILE * baseline:
+        return job.own, baseline, baseline
+    return best.knobs, taken, baseline
+
+
+def work_of(program: Any, target: Target, fusion: str, wrt: Sequence[str]) -> list[Job]:
+    """The jobs of a training step of a program."""
+    from bngen.passes.prepare import join_gradient, prepare
+
+    graph = graph_of(program, "tune")
+    thread_pool.install()
+    return jobs(prepare(join_gradient(graph, wrt), target.lanes, fusion).planned.plan, target)
