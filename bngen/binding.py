@@ -20,7 +20,7 @@ from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.calls import Operand
 from bngen.runtime.executor import Step
 from bngen.runtime.memory import ALIGNMENT
-from bngen.runtime.module import Built, LabelCheck, OutputSpec, Signature
+from bngen.runtime.signature import Built, LabelCheck, OutputSpec, Signature
 from bngen.target.parse import Target
 
 SMALL = 1 << 14

@@ -22,9 +22,9 @@ from bngen.errors import ToolchainError
 from bngen.ir.node import Graph
 from bngen.ir.text import print_graph
 from bngen.runtime import bundle, host, native, plain
-from bngen.runtime.module import Built
 from bngen.runtime.native import Entry
 from bngen.runtime.plain import PlainError
+from bngen.runtime.signature import Built
 from bngen.runtime.store import Store
 from bngen.target.parse import Target
 from bngen.tuning.records import Records

@@ -42,7 +42,8 @@ from bngen.passes.fusion.cut import LEVELS
 from bngen.passes.pipeline import Dump
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.runtime import threads as thread_pool
-from bngen.runtime.module import Built, Module
+from bngen.runtime.module import Module
+from bngen.runtime.signature import Built
 from bngen.target.parse import Target
 from bngen.tuning import records
 

@@ -34,8 +34,9 @@ from bngen.plan.layout import Blocked, Layout, PackedWeight
 from bngen.runtime import native, threads
 from bngen.runtime.calls import CallTable, Operand
 from bngen.runtime.executor import Executor
-from bngen.runtime.module import Built, Module
+from bngen.runtime.module import Module
 from bngen.runtime.native import Entry
+from bngen.runtime.signature import Built
 from bngen.target.parse import Target
 from bngen.tuning import records
 from tests.guard_pages import NANS, NOISE, Block, Poison, watching

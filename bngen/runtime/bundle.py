@@ -20,8 +20,8 @@ import numpy as np
 from bngen.runtime import plain
 from bngen.runtime.calls import Operand
 from bngen.runtime.executor import Step
-from bngen.runtime.module import Built, Signature
 from bngen.runtime.plain import PlainError
+from bngen.runtime.signature import Built, Signature
 
 BUILT, MANIFEST, LIBRARY = "built.json", "manifest.json", "kernels.so"
 DATA = (BUILT, MANIFEST)

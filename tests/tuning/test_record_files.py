@@ -15,13 +15,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tests.tuning.test_records import EXTENTS
 
 from bngen.errors import BngenError
 from bngen.scheduling.legality import candidates, legal
 from bngen.tuning import records
 from bngen.tuning.records import Record, Records, read, render, shipped_folder
 from tests.ir.mutations import mutated
+from tests.tuning.test_records import EXTENTS
 
 AT_ONCE = 10
 SECONDS = 8.0
