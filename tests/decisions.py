@@ -25,16 +25,16 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from unittest import mock
 
-from bngen.backend.kernels import overwritten, signature
+from bngen.codegen import nests as rules
+from bngen.codegen.compile import overwritten, signature
 from bngen.ir.node import Graph, Node
-from bngen.ir.plan import Kernel, KernelPlan
 from bngen.lower.body import Lowered
 from bngen.lower.kernel import lower
-from bngen.passes.fusion import LEVELS
+from bngen.passes.fusion.cut import LEVELS
 from bngen.passes.memory import MemoryPlan
 from bngen.passes.prepare import Joint, join_gradient, prepare
-from bngen.passes.traffic import backward_kernels, saved_for_backward
-from bngen.scheduling import rule as rules
+from bngen.plan.kernel import Kernel, KernelPlan
+from bngen.plan.traffic import backward_kernels, saved_for_backward
 
 
 @dataclass(frozen=True)
