@@ -43,16 +43,17 @@ MAY_IMPORT = {
     "binding": {"codegen", "ir", "passes", "plan", "runtime", "target"},
     "cache": {"ir", "runtime", "target", "tuning"},
     "compiler": PLANNING | GENERATING | {"binding", "cache", "runtime", "tuning"},
-    "torch_bridge": PLANNING | {"compiler"},
+    "torch_bridge": {"ir", "models"},
+    "verification": {"ir", "torch_bridge"},
     "bench": PLANNING | GENERATING | {"compiler", "programs", "runtime", "torch_bridge", "tuning"},
     "cli": {
         "bench", "cache", "compiler", "ir", "models", "programs", "runtime", "target",
-        "torch_bridge", "tuning",
+        "tuning", "verification",
     },
     "": PLANNING | {"compiler", "runtime"},  # bngen/__init__.py: public names
 }  # fmt: skip
 
-NUMPY_ONLY = {"ir", "lang", "plan", "passes", "models"}
+NUMPY_ONLY = {"ir", "lang", "plan", "passes", "models", "verification"}
 ONLY_THERE = {
     # In the bench, for the multiply-add loop that measures the machine's peak.
     "tvm": {"target", "lower", "scheduling", "codegen", "runtime", "bench"},
