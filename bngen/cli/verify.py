@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bngen.cli import console
-from bngen.cli.build import CompileRequest, compile_program
+from bngen import options
+from bngen.cli import console, ladder
+from bngen.cli.build import CompileRequest, compiler_options
 from bngen.errors import ToolchainError
 from bngen.programs import load_program
 from bngen.verification.judge import Finding, instrument
@@ -35,7 +36,7 @@ def run(request: VerifyRequest) -> int:
         progress.stage(f"tracing {request.program}")
         program = load_program(request.program, request.batch, request.image)
         graph, tensors = instrument(program.graph)
-        module = compile_program(type(program).from_graph(graph), request, progress)
+        module = _built(type(program).from_graph(graph), request, progress)
         findings = verify(
             module, graph, tensors, request.seed,
             lambda case: progress.stage(f"checking: {case}"),
@@ -46,6 +47,15 @@ def run(request: VerifyRequest) -> int:
     else:
         console.result(_text(program.name, findings))
     return 0 if report["agrees"] else 1
+
+
+def _built(program: Any, request: VerifyRequest, progress: console.Progress) -> Any:
+    asked = compiler_options(request, progress)
+    from bngen.compiler import build
+
+    module = build(program, threads=request.threads, **asked)
+    ladder.show(module, options.debug_level())
+    return module
 
 
 def _require_torch() -> None:
