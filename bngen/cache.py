@@ -20,7 +20,6 @@ from typing import Any
 
 from bngen.errors import ToolchainError
 from bngen.ir.node import Graph
-from bngen.ir.text import print_graph
 from bngen.runtime import bundle, host, native, plain
 from bngen.runtime.native import Entry
 from bngen.runtime.plain import PlainError
@@ -96,7 +95,7 @@ def key(
     records = sorted(repr(record) for record in tuned.of.values())
     features = sorted(machine.features)
     asked = (fusion, grad, None if wrt is None else tuple(wrt))
-    return _digest(print_graph(program), repr(machine), repr((features, asked, records)))
+    return _digest(str(program), repr(machine), repr((features, asked, records)))
 
 
 def find(key: str) -> Kept | None:

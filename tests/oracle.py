@@ -303,14 +303,14 @@ def _rows(x, groups):
 
 
 def _partial_stats(t, attrs):
-    rows = _rows(t[0], attrs["groups"])
+    rows = _rows(t[0], attrs["row_groups"])
     total = rows.sum(1)
     residual = (rows - total[:, None] / rows.shape[1]).sum(1)
     return total, rows.var(1, unbiased=False) * rows.shape[1], residual
 
 
 def _partial_mean(t, attrs):
-    total = _rows(t[0], attrs["groups"]).double().sum(1)
+    total = _rows(t[0], attrs["row_groups"]).double().sum(1)
     rounded = total.to(t[0].dtype)
     return rounded, (total - rounded).to(t[0].dtype)
 
@@ -321,7 +321,7 @@ def _merge_mean(t, attrs):
 
 def _partial_var(t, attrs):
     x, mean = t
-    return _rows(x - _along(mean, x), attrs["groups"]).square().sum(1)
+    return _rows(x - _along(mean, x), attrs["row_groups"]).square().sum(1)
 
 
 def _merge_stats(t, attrs):
@@ -337,7 +337,7 @@ def _merge_stats(t, attrs):
 def _partial_sums(t, attrs):
     dy, x, mean = t
     centred = x - _along(mean, x)
-    return _rows(dy, attrs["groups"]).sum(1), _rows(dy * centred, attrs["groups"]).sum(1)
+    return _rows(dy, attrs["row_groups"]).sum(1), _rows(dy * centred, attrs["row_groups"]).sum(1)
 
 
 def _matmul(t, attrs):
@@ -417,8 +417,8 @@ TORCH_OPS: dict[str, Callable] = {
     "bn_merge_mean": _merge_mean,
     "bn_partial_var": _partial_var,
     "bn_merge_stats": _merge_stats,
-    "partial_sum": lambda t, a: _rows(t[0], a["groups"]).sum(1),
-    "partial_max": lambda t, a: _rows(t[0], a["groups"]).amax(1),
+    "partial_sum": lambda t, a: _rows(t[0], a["row_groups"]).sum(1),
+    "partial_max": lambda t, a: _rows(t[0], a["row_groups"]).amax(1),
     "batch_norm": _batch_norm,
     "batch_norm_grad": _batch_norm_grad,
     "conv2d": lambda t, a: _conv(*t, a),

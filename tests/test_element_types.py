@@ -23,8 +23,8 @@ import bngen as bg
 from bngen.compiler import FUSION_LEVELS
 from bngen.ir.build import GraphBuilder
 from bngen.ir.interp import run
-from bngen.ir.node import TensorType
 from bngen.ir.ops import ShapeError
+from bngen.ir.types import TensorType
 
 LEVELS = ("none", "icf") if settings.default.derandomize else FUSION_LEVELS
 nan, inf = np.nan, np.inf

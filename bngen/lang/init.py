@@ -21,7 +21,8 @@ import numpy as np
 from bngen.dtypes import FLOAT
 from bngen.errors import ProgramError
 from bngen.ir.attributes import shown, value_misfit
-from bngen.ir.node import Graph, Input, TensorType
+from bngen.ir.node import Graph, Input
+from bngen.ir.types import TensorType
 
 Shape = tuple[int, ...]
 

@@ -212,7 +212,7 @@ class Body:
         x = node.inputs[0]
         layout: Blocked = self.layouts[x]
         n, _, h, w = x.shape
-        per_image = node.attrs["groups"] // n
+        per_image = node.attrs["row_groups"] // n
         rows = h // per_image
         shape = (layout.blocks, n, per_image, layout.lanes)
         self.lowered.extents["group_rows"] = rows

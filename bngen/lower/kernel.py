@@ -31,7 +31,7 @@ def lower(kernel: Kernel, layouts: dict[Value, Layout]) -> Lowered:
         return lower_pointwise(kernel, layouts)
     row = OPS[anchor.op]
     if row.kind == "reduce":
-        return (lower_partial if "groups" in anchor.attrs else lower_reduce)(kernel, layouts)
+        return (lower_partial if row.is_partial else lower_reduce)(kernel, layouts)
     by_op = {
         "conv2d": lower_conv,
         "conv2d_grad_input": lower_conv,

@@ -50,7 +50,7 @@ def is_phased(kernel: Kernel) -> bool:
     strides = node.attrs["stride"]
     n, _, h, _ = node.out.shape
     whole = all(e % s == 0 for e, s in zip(node.out.shape[2:], strides, strict=True))
-    rows = [h // (r.attrs["groups"] // n) for r in kernel.store if "groups" in r.attrs]
+    rows = [h // (r.attrs["row_groups"] // n) for r in kernel.store if r.row.is_partial]
     aligned = all(r % strides[0] == 0 for r in rows)
     return strides != (1, 1) and node.attrs["dilation"] == (1, 1) and whole and aligned
 

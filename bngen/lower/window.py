@@ -12,7 +12,7 @@ import numpy as np
 from tvm import te, tirx
 
 from bngen.ir.node import Node, Value
-from bngen.ir.ops import adaptive_bounds
+from bngen.ir.ops.pool import adaptive_bounds
 from bngen.lower.body import Body, Lowered, identifier
 from bngen.lower.coords import Expr, Lane, dtype_of, zero
 from bngen.lower.pointwise import maximum_over

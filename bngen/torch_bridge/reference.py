@@ -19,8 +19,10 @@ import torch.nn.functional as F
 
 from bngen.errors import ProgramError
 from bngen.ir.interp import Results
-from bngen.ir.node import Graph, Node, TensorType
-from bngen.ir.ops import normalize_axes, op_def
+from bngen.ir.node import Graph, Node
+from bngen.ir.ops import op_def
+from bngen.ir.ops.reduce import normalize_axes
+from bngen.ir.types import TensorType
 
 Tensors = Sequence["torch.Tensor | None"]
 Attributes = Mapping[str, object]

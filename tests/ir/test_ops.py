@@ -8,8 +8,8 @@ import torch
 
 from bngen.ir.build import GraphBuilder
 from bngen.ir.interp import run
-from bngen.ir.node import TensorType
 from bngen.ir.ops import OPS, ShapeError, complete_attrs, infer
+from bngen.ir.types import TensorType
 from bngen.ir.verify import verify
 from tests.ir.op_cases import CASES, Case, normal
 from tests.oracle import assert_same, torch_run

@@ -10,7 +10,7 @@ from bngen import models
 from bngen.errors import ProgramError, SourceLoc
 from bngen.ir import interp
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import TensorType
+from bngen.ir.types import TensorType
 from bngen.torch_bridge import reference
 from tests.ir.op_cases import CASES, case, normal
 

@@ -6,7 +6,7 @@ import pytest
 import bngen as bg
 from bngen import models
 from bngen.ir import interp
-from bngen.ir.node import TensorType, Value
+from bngen.ir.types import TensorType, Value
 from bngen.torch_bridge import verification
 from bngen.torch_bridge.verification import FEW_ULPS, TIMES_TORCH, ULP, Case, Tensor
 

@@ -70,7 +70,7 @@ def is_small(v: Value) -> bool:
 
 def is_partial_reduction(node: Node) -> bool:
     """A reduction that a store loop can hold: over the pixels of each group of rows."""
-    return OPS[node.op].kind == "reduce" and "groups" in node.attrs
+    return node.row.is_partial
 
 
 def moves_no_data(node: Node, layouts: dict[Value, Layout], inputs: frozenset[Value]) -> bool:
