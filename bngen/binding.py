@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from bngen.codegen.compile import CompiledKernel
-from bngen.ir.node import Graph, Input, Node, Value
+from bngen.ir.node import Graph, Input, Node
+from bngen.ir.types import Value
 from bngen.passes.fusion.cut import late_nodes
 from bngen.passes.pipeline import Planned
 from bngen.passes.prepare import Joint, Prepared

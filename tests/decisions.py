@@ -31,9 +31,9 @@ from bngen.ir.node import Graph, Node
 from bngen.lower.body import Lowered
 from bngen.lower.kernel import lower
 from bngen.passes.fusion.cut import LEVELS
-from bngen.passes.memory import MemoryPlan
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.plan.kernel import Kernel, KernelPlan
+from bngen.plan.memory import MemoryPlan
 from bngen.plan.traffic import backward_kernels, saved_for_backward
 
 

@@ -27,7 +27,8 @@ import numpy as np
 
 from bngen.binding import bind
 from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan, load, overwritten
-from bngen.ir.node import Graph, TensorType, Value
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType, Value
 from bngen.passes.prepare import Joint, Prepared, join_gradient, prepare
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.layout import Blocked, Layout, PackedWeight

@@ -15,7 +15,8 @@ from typing import Literal
 
 from bngen.errors import ProgramError
 from bngen.ir.build import GraphBuilder, prune
-from bngen.ir.node import Graph, Node, TensorType, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import TensorType, Value
 from bngen.passes.concatenations import nest_concatenations
 from bngen.passes.grad_rules import GRAD_RULES, NO_GRADIENT
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
 from bngen.passes.autodiff import differentiate
 from bngen.passes.fusion.cut import late_nodes
 from bngen.passes.pipeline import Dump, Planned, plan_program
