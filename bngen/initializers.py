@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from bngen.dtypes import FLOAT
+
 Shape = tuple[int, ...]
 
 
@@ -104,7 +106,7 @@ class Initializer:
         row = DISTRIBUTIONS[self.name]
         if self.name == "constant" or kind.kind == "f":
             return row.draw(rng, shape, kind, self.numbers)
-        return row.draw(rng, shape, np.dtype("float32"), self.numbers).astype(kind)
+        return row.draw(rng, shape, np.dtype(FLOAT), self.numbers).astype(kind)
 
 
 def misfit(name: str, numbers: Sequence[Any], shape: Shape) -> str | None:

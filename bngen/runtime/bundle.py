@@ -31,6 +31,7 @@ from typing import Any
 
 import numpy as np
 
+from bngen.dtypes import DTYPES
 from bngen.errors import BngenError, ToolchainError
 from bngen.initializers import Initializer, misfit
 from bngen.runtime import artifact, plain
@@ -239,7 +240,6 @@ class _Form:
 
 _FORMAT = 2
 """Grows when a field changes its meaning."""
-_ELEMENT = re.compile(r"bool|(int|uint|float)[0-9]{1,2}")
 _SYMBOL = re.compile(r"\w{1,200}", re.ASCII)
 
 
@@ -379,8 +379,8 @@ def _check_form(form: _Form) -> None:
         raise PlainError("a file has a name that no kernel has")
     if missing := {call.symbol for call in form.calls} - form.objects.keys():
         raise PlainError(f"there is no code of {min(missing):.80}")
-    _check_initializers(form.signature.state, form.initializers)
     _check(form.signature, operands, len(form.calls), form.nbytes)
+    _check_initializers(form.signature.state, form.initializers)
 
 
 def _check_initializers(state: Sequence[ArgSpec], initializers: Sequence[Initializer]) -> None:
@@ -390,7 +390,6 @@ def _check_initializers(state: Sequence[ArgSpec], initializers: Sequence[Initial
         if wrong := misfit(found.name, found.numbers, spec.shape):
             raise PlainError(f"{spec.name}: {found.name!r:.40} {wrong}")
         if found.name == "constant":
-            _itemsize(spec.dtype)
             try:
                 np.full((), found.numbers[0], spec.dtype)
             except (OverflowError, ValueError) as error:
@@ -432,15 +431,6 @@ def _end(offset: int, shape: tuple[int, ...], dtype: str) -> int:
 def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
     if shape and min(shape) < 0:
         raise PlainError(f"shape {shape}")
-    return math.prod(shape) * _itemsize(dtype)
-
-
-@functools.cache
-def _itemsize(dtype: str) -> int:
-    # NumPy knows many more types, objects among them, and many names for each.
-    if _ELEMENT.fullmatch(dtype):
-        try:
-            return np.dtype(dtype).itemsize
-        except TypeError:
-            pass
-    raise PlainError(f"{dtype!r:.40} is no element type")
+    if dtype not in DTYPES:
+        raise PlainError(f"{dtype!r:.40} is no element type")
+    return math.prod(shape) * DTYPES[dtype].nbytes
