@@ -166,7 +166,8 @@ def _asked(
     # What are no names differentiating refuses; nothing is kept of it.
     keepable = cache and (names is None or _are_names(names))
     key = caches.key(graph, machine, fusion, grad, names, tuned) if keepable else None
-    return _Work(graph, machine, fusion, grad, names, tuned.lookup, key, progress, dump)
+    wrt = names if _are_names(names) else wrt
+    return _Work(graph, machine, fusion, grad, wrt, tuned.lookup, key, progress, dump)
 
 
 def _check_options(

@@ -379,8 +379,8 @@ def _check_form(form: _Form) -> None:
         raise PlainError("a file has a name that no kernel has")
     if missing := {call.symbol for call in form.calls} - form.objects.keys():
         raise PlainError(f"there is no code of {min(missing):.80}")
-    _check_initializers(form.signature.state, form.initializers)
     _check(form.signature, operands, len(form.calls), form.nbytes)
+    _check_initializers(form.signature.state, form.initializers)
 
 
 def _check_initializers(state: Sequence[ArgSpec], initializers: Sequence[Initializer]) -> None:
@@ -390,7 +390,6 @@ def _check_initializers(state: Sequence[ArgSpec], initializers: Sequence[Initial
         if wrong := misfit(found.name, found.numbers, spec.shape):
             raise PlainError(f"{spec.name}: {found.name!r:.40} {wrong}")
         if found.name == "constant":
-            _itemsize(spec.dtype)
             try:
                 np.full((), found.numbers[0], spec.dtype)
             except (OverflowError, ValueError) as error:
