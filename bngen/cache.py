@@ -79,7 +79,7 @@ class Kept:
 
     def objects(self) -> dict[str, bytes] | None:
         """The kernels' object files by symbol, or None where they are gone by now."""
-        symbols = sorted({step.symbol for step in self.built.steps})
+        symbols = sorted({step.symbol for step in self.built.kernels})
         found = _PROGRAMS.read(self.key, *map(bundle.object_file, symbols))
         return None if found is None else dict(zip(symbols, found, strict=True))
 
@@ -108,7 +108,7 @@ def find(key: str) -> Kept | None:
     contents = dict(zip(names, found, strict=True))
     try:
         built = bundle.built_of(contents)
-        entries = native.load(contents[bundle.LIBRARY], {step.symbol for step in built.steps})
+        entries = native.load(contents[bundle.LIBRARY], {step.symbol for step in built.kernels})
     except (PlainError, ToolchainError) as error:
         _LOG.info("entry %s is made again: %s", key, error)
         return None

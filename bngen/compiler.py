@@ -101,8 +101,8 @@ def build(
     initialize = Filler.of(graph)
     kept = caches.find(key) if cache and dump is None else None
     if kept:
-        if progress and (steps := kept.built.steps):
-            progress(len(steps), len(steps), steps[-1].name)
+        if progress and (kernels := kept.built.kernels):
+            progress(len(kernels), len(kernels), kernels[-1].name)
         return Module(kept.built, kept.entries, initialize, _Kept(kept, work), threads)
     built, codes = work.done(progress, dump)
     entries, library = load_library(codes)

@@ -74,6 +74,6 @@ def restore(
         )
     threads.install()  # before any code is loaded: what is loaded keeps the pool that it finds
     library = toolchain.link(files.values())
-    entries = native.load(library, {step.symbol for step in built.steps})
+    entries = native.load(library, {step.symbol for step in built.kernels})
     module = make(built, entries, initialize, Loose(files), num_threads)
     return module if state is None else module.load_state_dict(state)
