@@ -10,6 +10,7 @@ import importlib
 import sys
 from typing import Any
 
+from bngen.dtypes import DTYPES
 from bngen.errors import (
     BngenError,
     CallError,
@@ -21,8 +22,8 @@ from bngen.errors import (
 )
 from bngen.version import __version__
 
-float32, float64 = "float32", "float64"
-int32, int64, uint8, bool_ = "int32", "int64", "uint8", "bool"
+_DTYPES = {row.public: row.name for row in DTYPES.values()}
+globals().update(_DTYPES)  # bngen.float32, bngen.bool_, ...
 
 _HOMES = {
     "compiler": "build",
@@ -47,9 +48,9 @@ _MODULES = {"layers": "bngen.lang.layers", "models": "bngen.models"}
 
 __all__ = [
     "BngenError", "CallError", "ProgramError", "SourceLoc", "TargetError", "ToolchainError",
-    "UsageError", "__version__", "bool_", "float32", "float64", "int32", "int64", "uint8",
+    "UsageError", "__version__",
 ]  # fmt: skip
-__all__ += [*_HOME_OF, *_MODULES]
+__all__ += [*_DTYPES, *_HOME_OF, *_MODULES]
 
 
 class UnknownNameError(ProgramError, AttributeError):

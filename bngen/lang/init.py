@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from bngen.dtypes import FLOAT
 from bngen.errors import ProgramError
 from bngen.ir.attributes import shown, value_misfit
 from bngen.ir.node import Graph, Input, TensorType
@@ -136,7 +137,7 @@ def fill(inp: Input, rng: np.random.Generator) -> np.ndarray:
     name, *numbers = init
     if name == "constant":
         return INITIALIZERS[name].draw(rng, inp.value.shape, dtype, tuple(numbers))
-    drawn = dtype if dtype.kind == "f" else np.dtype("float32")
+    drawn = dtype if dtype.kind == "f" else np.dtype(FLOAT)
     return INITIALIZERS[name].draw(rng, inp.value.shape, drawn, tuple(numbers)).astype(dtype)
 
 

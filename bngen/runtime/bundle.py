@@ -8,15 +8,12 @@ code itself is another matter; whoever loads it must know where it comes from.
 
 from __future__ import annotations
 
-import functools
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
+from bngen.dtypes import DTYPES
 from bngen.runtime import plain
 from bngen.runtime.plain import PlainError
 from bngen.runtime.signature import BACKWARD, FORWARD, Built, Signature, input_slot
@@ -76,7 +73,6 @@ class _Form:
     """As in the manifest, which is long and seldom asked for."""
 
 
-_ELEMENT = re.compile(r"bool|(int|uint|float)[0-9]{1,2}")
 _FORMAT = 2
 """Grows when a field changes its meaning."""
 
@@ -182,15 +178,6 @@ def _end(offset: int, shape: tuple[int, ...], dtype: str) -> int:
 def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
     if shape and min(shape) < 0:
         raise PlainError(f"shape {shape}")
-    return math.prod(shape) * _itemsize(dtype)
-
-
-@functools.cache
-def _itemsize(dtype: str) -> int:
-    # NumPy knows many more types, objects among them, and many names for each.
-    if _ELEMENT.fullmatch(dtype):
-        try:
-            return np.dtype(dtype).itemsize
-        except TypeError:
-            pass
-    raise PlainError(f"{dtype!r:.40} is no element type")
+    if dtype not in DTYPES:
+        raise PlainError(f"{dtype!r:.40} is no element type")
+    return math.prod(shape) * DTYPES[dtype].nbytes
