@@ -19,8 +19,8 @@ import pytest
 
 from bngen.dtypes import DTYPES
 from bngen.runtime.bundle import Bundle, object_file
-from bngen.runtime.calls import Operand
-from bngen.runtime.signature import OutputSpec
+from bngen.runtime.signature import OutputSpec, input_slot
+from bngen.runtime.steps import CopyStep, Operand
 
 Arrays = Mapping[str, np.ndarray]
 
@@ -90,12 +90,11 @@ def _memory(bundle: Bundle, args: Arrays) -> dict[str | None, np.ndarray]:
     for spec in (*signature.arguments, *signature.state, *signature.cotangents):
         array = np.array(args[spec.name], spec.dtype, order="C")
         assert array.shape == spec.shape
-        memory[f"in:{spec.name}"] = array
+        memory[input_slot(spec.name)] = array
     sizes: dict[str, int] = {}
     for spec in (*signature.outputs, *signature.gradients):
-        if spec.slot is not None:
-            end = spec.offset + _nbytes(spec.shape, spec.dtype)
-            sizes[spec.slot] = max(end, sizes.get(spec.slot, 0))
+        end = spec.offset + _nbytes(spec.shape, spec.dtype)
+        sizes[spec.slot] = max(end, sizes.get(spec.slot, 0))
     return memory | {slot: np.full(nbytes, 0xFF, np.uint8) for slot, nbytes in sizes.items()}
 
 
@@ -106,23 +105,22 @@ def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
 def _results(bundle: Bundle, memory: Mapping[str | None, np.ndarray]) -> Ran:
     signature = bundle.built.signature
 
-    def at(operand: Operand) -> np.ndarray:
-        nbytes = _nbytes(operand.shape, operand.dtype)
-        held = memory[operand.slot][operand.offset : operand.offset + nbytes]
-        return held.view(operand.dtype).reshape(operand.shape)
+    def at(slot: str, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        held = memory[slot][offset : offset + _nbytes(shape, dtype)]
+        return held.view(dtype).reshape(shape)
 
     def result(spec: OutputSpec) -> np.ndarray:
-        if spec.operand is not None:
-            return at(spec.operand)
-        slot = spec.slot if spec.slot is not None else f"in:{spec.source}"
-        return at(Operand(slot, spec.offset, spec.shape, spec.dtype))
+        return at(spec.slot, spec.offset, spec.shape, spec.dtype)
 
-    updates = {name: at(operand) for name, operand in signature.update_copies}
-    for spec in (*signature.arguments, *signature.state):
-        if spec.inplace and spec.name not in updates:
-            updates[spec.name] = at(Operand(f"in:{spec.name}", 0, spec.shape, spec.dtype))
-    gradients = {spec.name: result(spec) for spec in signature.gradients}
-    return Ran([result(spec) for spec in signature.outputs], gradients, updates)
+    return Ran(
+        [result(spec) for spec in signature.outputs],
+        {spec.name: result(spec) for spec in signature.gradients},
+        {
+            spec.name: at(input_slot(spec.name), 0, spec.shape, spec.dtype)
+            for spec in (*signature.arguments, *signature.state)
+            if spec.inplace
+        },
+    )
 
 
 # --- the C program ----------------------------------------------------------------------------
@@ -131,6 +129,7 @@ _HEAD = """
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct {
   void *data; int32_t device, device_id, ndim; uint8_t code, bits; uint16_t lanes;
@@ -174,17 +173,18 @@ int main(void) {
 
 
 def _driver(bundle: Bundle, memory: Arrays) -> str:
-    steps = bundle.built.steps
+    steps, pointers = bundle.built.steps, bundle.manifest()["imports"]["pointers"]
     operands = list(dict.fromkeys(o for step in steps for o in step.operands))
     number = {operand: i for i, operand in enumerate(operands)}
     names = list(memory)
-    pointers = bundle.manifest()["imports"]["pointers"]
-    arguments = [number[o] for step in steps for o in step.operands]
-    calls, first = [], 0
+    arguments: list[int] = []
+    calls = [f"{p} = (void *){p.removeprefix('__')};" for p in pointers]
     for step in steps:
-        calls.append(f"RUN(__tvm_ffi_{step.symbol}, {first}, {len(step.operands)})")
-        first += len(step.operands)
-    calls = [f"{p} = (void *){p.removeprefix('__')};" for p in pointers] + calls
+        if isinstance(step, CopyStep):
+            calls.append(_copy(number, step))
+            continue
+        calls.append(f"RUN(__tvm_ffi_{step.symbol}, {len(arguments)}, {len(step.operands)})")
+        arguments += [number[o] for o in step.operands]
     lines = [
         _HEAD,
         *(f"extern Kernel __tvm_ffi_{symbol};" for symbol in bundle.objects),
@@ -199,6 +199,11 @@ def _driver(bundle: Bundle, memory: Arrays) -> str:
         _MAIN.replace("STEPS", "\n  ".join(calls)),
     ]
     return "\n".join(lines)
+
+
+def _copy(number: Mapping[Operand, int], step: CopyStep) -> str:
+    target, source = (f"tensors[{number[o]}].data" for o in (step.target, step.source))
+    return f"memmove({target}, {source}, {_nbytes(step.source.shape, step.source.dtype)});"
 
 
 def _table(declared: str, rows) -> str:

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "bngen"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "_schedules" not in p.parts)
 
 # Leaves that anyone may import; they import nothing of bngen but each other.
-LEAVES = {"dtypes", "errors", "files", "initializers", "options", "version"}
+LEAVES = {"dtypes", "errors", "files", "initializers", "labels", "options", "version"}
 PLANNING = {"ir", "lang", "plan", "passes", "models"}
 GENERATING = {"codegen", "lower", "scheduling", "target"}
 # What a room (a folder or a top-level module) may import, besides itself and the leaves.
@@ -26,6 +26,7 @@ MAY_IMPORT = {
     "errors": set(),
     "files": set(),
     "initializers": set(),
+    "labels": set(),
     "options": set(),
     "version": set(),
     "ir": set(),
@@ -43,16 +44,17 @@ MAY_IMPORT = {
     "binding": {"codegen", "ir", "passes", "plan", "runtime", "target"},
     "cache": {"ir", "runtime", "target", "tuning"},
     "compiler": PLANNING | GENERATING | {"binding", "cache", "runtime", "tuning"},
-    "torch_bridge": PLANNING | {"compiler"},
+    "torch_bridge": {"ir", "models"},
+    "verification": {"ir", "torch_bridge"},
     "bench": PLANNING | GENERATING | {"compiler", "programs", "runtime", "torch_bridge", "tuning"},
     "cli": {
         "bench", "cache", "compiler", "ir", "models", "programs", "runtime", "target",
-        "torch_bridge", "tuning",
+        "tuning", "verification",
     },
     "": PLANNING | {"compiler", "runtime"},  # bngen/__init__.py: public names
 }  # fmt: skip
 
-NUMPY_ONLY = {"ir", "lang", "plan", "passes", "models"}
+NUMPY_ONLY = {"ir", "lang", "plan", "passes", "models", "verification"}
 ONLY_THERE = {
     # In the bench, for the multiply-add loop that measures the machine's peak.
     "tvm": {"target", "lower", "scheduling", "codegen", "runtime", "bench"},
