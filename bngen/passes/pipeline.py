@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from bngen.ir.build import prune
 from bngen.ir.node import Graph, Value
 from bngen.ir.verify import verify
-from bngen.passes.concatenations import nest_concatenations
+from bngen.passes.concatenations import nest_concatenations, place_concatenations
 from bngen.passes.deferral import defer_affine_gradients
 from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, split_reductions
-from bngen.passes.fusion.cut import LEVELS, FusionLevel, fuse, place_concatenations
+from bngen.passes.fusion.cut import fuse
+from bngen.passes.fusion.levels import LEVELS, FusionLevel
 from bngen.passes.layout import assign_layouts
 from bngen.passes.memory import plan_memory
 from bngen.passes.simplify import (
