@@ -36,7 +36,7 @@ from bngen.lang.init import initializer
 from bngen.lang.program import graph_of
 from bngen.options import environment
 from bngen.passes.autodiff import warn_of_independent
-from bngen.passes.fusion.cut import LEVELS
+from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.pipeline import Dump
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.runtime import loading, toolchain
