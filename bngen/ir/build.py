@@ -14,24 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from bngen.dtypes import BOOL, FLOAT
 from bngen.errors import SourceLoc
 from bngen.ir.attributes import type_misfit
-from bngen.ir.node import Attrs, Graph, Input, Node, TensorType, Value
-from bngen.ir.ops import ShapeError, complete_attrs, infer, op_def
-
-RESULT_NAMES: dict[str, tuple[str, ...]] = {
-    "batch_norm": ("", "mean", "var"),
-    "batch_norm_grad": ("x", "weight", "bias"),
-    "bn_stats": ("mean", "var"),
-    "bn_merge_stats": ("mean", "var"),
-    "bn_partial_mean": ("sum", "rest"),
-    "bn_partial_stats": ("sum", "m2", "residual"),
-    "bn_grad_sums": ("dy", "dy_centred"),
-    "bn_grad_partial_sums": ("dy", "dy_centred"),
-    "bn_update": ("mean", "var"),
-    "max_pool2d": ("", "index"),
-}
-"""What the results of an op with several are called, after the op's own name."""
+from bngen.ir.node import Graph, Input, Node
+from bngen.ir.ops import complete_attrs, infer, op_def
+from bngen.ir.ops.row import ShapeError
+from bngen.ir.types import Attrs, TensorType, Value
 
 Operand = Value | float | int | bool | None
 
@@ -166,7 +155,7 @@ class GraphBuilder:
         self._append(Node(op, inputs, outputs, full, loc or self.loc))
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def constant(self, value: float | int | bool, dtype: str = "float32") -> Value:
+    def constant(self, value: float | int | bool, dtype: str = FLOAT) -> Value:
         """A zero-dimensional constant; asking again for the same one gives the same value."""
         value = plain(value)
         known = self._constants.get((repr(value), dtype))
@@ -215,7 +204,7 @@ class GraphBuilder:
 
     def _operands(self, op: str, operands: tuple[Operand, ...]) -> tuple[Value | None, ...]:
         types = [v.type for v in operands if isinstance(v, Value)]
-        beside = next((t.dtype for t in types if t.dtype != "bool"), "float32")
+        beside = next((t.dtype for t in types if t.dtype != BOOL), FLOAT)
 
         def value(operand: Operand) -> Value | None:
             if operand is None or isinstance(operand, Value):
@@ -227,14 +216,14 @@ class GraphBuilder:
     def _result_names(self, op: str, stem: str, count: int) -> list[str]:
         if count == 1:
             return [self.fresh(stem)]
-        parts = RESULT_NAMES.get(op) or map(str, range(count))
+        parts = op_def(op).results
         return [self.fresh(f"{stem}_{part}" if part else stem) for part in parts]
 
     def _append(self, node: Node) -> None:
         self._nodes.append(node)
         self._names.update(v.name for v in node.outputs)
         self._producers.update((v, node) for v in node.outputs)
-        if node.op == "constant":
+        if node.row.literal:
             key = (repr(node.attrs["value"]), node.attrs["dtype"])
             self._constants.setdefault(key, node.out)
 

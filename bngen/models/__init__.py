@@ -12,8 +12,9 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bngen.dtypes import INDEX
 from bngen.errors import ProgramError, SourceLoc
-from bngen.ir.node import TensorType
+from bngen.ir.types import TensorType
 from bngen.lang.loss import cross_entropy
 from bngen.lang.program import Program, trace
 from bngen.lang.tensor import Tensor
@@ -98,7 +99,7 @@ def make(
         return cross_entropy(spec.forward(x, options), labels)
 
     if loss:
-        return trace(loss_of, images, TensorType((int(batch),), "int64"), name=name)
+        return trace(loss_of, images, TensorType((int(batch),), INDEX), name=name)
     return trace(logits_of, images, name=name)
 
 

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from bngen.errors import SourceLoc
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
+from bngen.plan.calls import Call
 from bngen.plan.layout import Layout, physical_bytes
 
 
@@ -63,16 +65,14 @@ class Refusal:
         reason: a rule of `bngen.passes.fusion`, in words.
         producer: name of the value that lies in memory for it.
         consumer: name of the first result of the op that reads it.
-        producer_loc: the user's line that the producer stems from, where known.
-        consumer_loc: the same of the consumer.
+        lines: the user's lines that the two stem from, where known.
     """
 
     slot: Slot
     reason: str
     producer: str
     consumer: str
-    producer_loc: SourceLoc | None = field(default=None, compare=False)
-    consumer_loc: SourceLoc | None = field(default=None, compare=False)
+    lines: tuple[SourceLoc | None, SourceLoc | None] = field(default=(None, None), compare=False)
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,7 @@ class KernelPlan:
         views: view nodes that move no data.
         layouts: physical layout of every value that lies in memory.
         refused: pairs of ops that were candidates for one kernel and are not, with reasons.
+        calls: which kernels run in which call.
     """
 
     graph: Graph
@@ -92,6 +93,7 @@ class KernelPlan:
     views: tuple[Node, ...]
     layouts: dict[Value, Layout] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
+    calls: tuple[Call, ...] = ()
 
     def nbytes(self, value: Value) -> int:
         """Bytes that a value takes in memory."""

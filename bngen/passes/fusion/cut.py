@@ -6,10 +6,11 @@ is answered in `legality`, what pays in `profit`, and `slots` does it.
 
 from __future__ import annotations
 
-from bngen.ir.node import Graph, Value
-from bngen.passes.fusion.dataflow import Dataflow, is_pointwise, late_nodes
+from bngen.ir.node import Graph
+from bngen.ir.types import Value
+from bngen.passes.fusion.dataflow import Dataflow, is_pointwise
 from bngen.passes.fusion.kernels import kernel_of
-from bngen.passes.fusion.levels import LEVELS, FusionLevel
+from bngen.passes.fusion.levels import FusionLevel
 from bngen.passes.fusion.order import in_execution_order
 from bngen.passes.fusion.profit import Costs
 from bngen.passes.fusion.slots import leave_virtual, open_kernel
@@ -17,14 +18,12 @@ from bngen.passes.fusion.state import Cut
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.layout import Layout
 
-__all__ = ["LEVELS", "FusionLevel", "fuse", "late_nodes"]
-
 
 def fuse(
     graph: Graph,
     layouts: dict[Value, Layout],
     level: FusionLevel,
-    backward_inputs: frozenset[Value] = frozenset(),
+    cotangents: frozenset[Value] | None = None,
 ) -> KernelPlan:
     """Cut a graph into kernels.
 
@@ -32,16 +31,16 @@ def fuse(
         graph: after `assign_layouts`; with ``level.across``, after `place_concatenations`.
         layouts: layout of every value.
         level: what may be joined.
-        backward_inputs: inputs that only the backward call is given; no kernel of the forward call
-            may need them.
+        cotangents: inputs that only ``backward`` is given; no kernel of ``forward`` may need them.
+            None where there is no such call.
     """
-    cut = Cut(Dataflow.of(graph, layouts, level, backward_inputs))
+    cut = Cut(Dataflow.of(graph, layouts, level, cotangents or frozenset()))
     _decide(cut)
     kernels = [kernel_of(cut, draft) for draft in cut.drafts]
     refused = cut.refusals(k.nodes for k in kernels)
     views = tuple(n for n in graph.nodes if n in cut.flow.views)
-    ordered = in_execution_order(cut, kernels)
-    return KernelPlan(graph, ordered, views, dict(layouts), refused)
+    ordered, calls = in_execution_order(cut, kernels, cotangents)
+    return KernelPlan(graph, ordered, views, dict(layouts), refused, calls)
 
 
 def _decide(cut: Cut) -> None:

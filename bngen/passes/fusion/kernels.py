@@ -5,7 +5,8 @@ In: a `Draft` and all decisions. Out: a `Kernel` without a number.
 
 from __future__ import annotations
 
-from bngen.ir.node import Node, Value
+from bngen.ir.node import Node
+from bngen.ir.types import Value
 from bngen.passes.fusion.dataflow import is_pointwise
 from bngen.passes.fusion.state import Cut, Draft
 from bngen.plan.kernel import Kernel
@@ -57,6 +58,6 @@ def _sublayers(nodes: list[Node]) -> str:
     """The ops of a kernel, runs of the same one written once."""
     parts: list[str] = []
     for node in nodes:
-        if node.op not in ("constant", "broadcast_to") and (not parts or parts[-1] != node.op):
+        if node.row.sublayer and (not parts or parts[-1] != node.op):
             parts.append(node.op)
     return "_".join(parts)[:80].rstrip("_")

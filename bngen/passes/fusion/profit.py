@@ -12,7 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from bngen.ir.node import Node, Value
+from bngen.ir.node import Node
+from bngen.ir.types import Value
 from bngen.passes.fusion.dataflow import is_pointwise, is_small
 from bngen.passes.fusion.state import Cut
 

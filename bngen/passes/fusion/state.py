@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from bngen.ir.node import Node, Value
+from bngen.ir.node import Node
+from bngen.ir.types import Value
 from bngen.passes.fusion.dataflow import Dataflow
 from bngen.passes.fusion.precedence import Downstream, Precedence
 from bngen.plan.kernel import Refusal, Slot
@@ -84,10 +85,9 @@ class Cut:
         The first reason for each slot stands.
         """
         key = (self.flow.order[producer], self.flow.order[consumer], slot)
-        self._refusals.setdefault(
-            key,
-            Refusal(slot, reason, producer.out.name, consumer.out.name, producer.loc, consumer.loc),
-        )
+        lines = (producer.loc, consumer.loc)
+        refusal = Refusal(slot, reason, producer.out.name, consumer.out.name, lines)
+        self._refusals.setdefault(key, refusal)
 
     def refusals(self, bodies: Iterable[Iterable[Node]]) -> tuple[Refusal, ...]:
         """What was refused and did not come about in another way, in the order of the graph.
