@@ -1,8 +1,12 @@
-"""Nest concatenations that share a prefix, so that each adds only what is new to an earlier one.
+"""Concatenations: nested where they share a prefix, and written in place by who makes their parts.
 
-In: a graph. Out: the same graph with other operands on some ``cat`` nodes; no node comes or goes.
-A dense block written with flat concatenations then accumulates its gradient feature map by feature
-map: what flows back through a ``cat`` is one slice for all of its predecessor, one for the rest.
+`nest_concatenations` comes first. In: a graph. Out: the same graph with other operands on some
+``cat`` nodes, so that each adds only what is new to an earlier one; no node comes or goes. A dense
+block written with flat concatenations then accumulates its gradient feature map by feature map:
+what flows back through a ``cat`` is one slice for all of its predecessor, one for the rest.
+
+`place_concatenations` comes after the layouts. In: a graph, layouts. Out: the same with copies of
+those parts that cannot lie in the concatenation's memory; the memory plan puts the others there.
 """
 
 from __future__ import annotations
@@ -12,7 +16,6 @@ from dataclasses import replace
 
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
-from bngen.ir.ops import OPS
 from bngen.ir.types import Value
 from bngen.plan.layout import Blocked, Layout
 
@@ -40,7 +43,7 @@ def nest_concatenations(graph: Graph) -> Graph:
     joined: dict[tuple[Value, ...], Value] = {}
     nodes = []
     for node in graph.nodes:
-        if node.op == "cat" and node.attrs["axis"] == CHANNEL_AXIS:
+        if node.row.moves == "joins" and node.attrs["axis"] == CHANNEL_AXIS:
             node = _nest(node, leaves, joined)
             leaves[node.out] = _flatten(node.operands, leaves)
             joined.setdefault(leaves[node.out], node.out)
@@ -73,8 +76,7 @@ def _nest(
 
 def is_placed(cat: Node, layouts: Mapping[Value, Layout]) -> bool:
     """Whether all parts of a concatenation were made to lie in its memory."""
-    axis = 0 if len(cat.out.shape) == 1 else 1
-    return cat.attrs["axis"] == axis and isinstance(layouts[cat.out], Blocked)
+    return cat.attrs["axis"] == cat.out.type.channel_axis and isinstance(layouts[cat.out], Blocked)
 
 
 def place_concatenations(
@@ -90,12 +92,12 @@ def place_concatenations(
     taken: set[Value] = set()
     copied: dict[Node, tuple[int, ...]] = {}
     for node in reversed(graph.nodes):
-        if node.op != "cat" or not is_placed(node, layouts):
+        if node.row.moves != "joins" or not is_placed(node, layouts):
             continue
         bad = []
         for i, v in enumerate(node.inputs):
             source = producers.get(v)
-            view = source is not None and OPS[source.op].kind == "view" and source.op != "cat"
+            view = source is not None and source.row.kind == "view" and source.row.moves != "joins"
             exact = isinstance(layouts[v], Blocked)
             free = source is not None and not view and exact
             if not free or v in taken:

@@ -10,7 +10,7 @@ serves only those. All others run in ``forward``, gradients that need no cotange
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -46,6 +46,39 @@ def nodes_given(graph: Graph, given: Iterable[Value]) -> frozenset[Node]:
             found.add(node)
             waiting.update(node.outputs)
     return frozenset(found)
+
+
+def backward_kernels(
+    graph: Graph,
+    kernels: Sequence[Kernel],
+    readers: Callable[[int], set[int]],
+    cotangents: Iterable[Value],
+) -> frozenset[int]:
+    """Positions of the kernels of ``backward``: those that need a cotangent, and what serves them.
+
+    Of what serves only them those that read nothing but the program's inputs (weights packed for
+    the data gradient): their results need not be kept from ``forward`` on. Inputs that ``forward``
+    updates have to be read in it.
+
+    Args:
+        graph: what the kernels compute.
+        kernels: in any order.
+        readers: gives for a kernel the positions of those that read its results.
+        cotangents: the inputs that only ``backward`` is given.
+    """
+    needing = nodes_given(graph, cotangents)
+    found = {i for i, k in enumerate(kernels) if not needing.isdisjoint(k.nodes)}
+    inputs = set(graph.input_values())
+    stay = {*graph.results(), *(target for target, _ in graph.updates)}
+    serving = {
+        i
+        for i, kernel in enumerate(kernels)
+        if inputs.issuperset(kernel.inputs)
+        and stay.isdisjoint((*kernel.inputs, *kernel.outputs))
+        and (reading := readers(i))
+        and found.issuperset(reading)
+    }
+    return frozenset(found | serving)
 
 
 def divided(kernels: int, backward: int | None) -> tuple[Call, ...]:

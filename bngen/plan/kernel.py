@@ -65,16 +65,14 @@ class Refusal:
         reason: a rule of `bngen.passes.fusion`, in words.
         producer: name of the value that lies in memory for it.
         consumer: name of the first result of the op that reads it.
-        producer_loc: the user's line that the producer stems from, where known.
-        consumer_loc: the same of the consumer.
+        lines: the user's lines that the two stem from, where known.
     """
 
     slot: Slot
     reason: str
     producer: str
     consumer: str
-    producer_loc: SourceLoc | None = field(default=None, compare=False)
-    consumer_loc: SourceLoc | None = field(default=None, compare=False)
+    lines: tuple[SourceLoc | None, SourceLoc | None] = field(default=(None, None), compare=False)
 
 
 @dataclass(frozen=True)

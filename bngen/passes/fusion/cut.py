@@ -15,7 +15,6 @@ from bngen.passes.fusion.order import in_execution_order
 from bngen.passes.fusion.profit import Costs
 from bngen.passes.fusion.slots import leave_virtual, open_kernel
 from bngen.passes.fusion.state import Cut
-from bngen.plan.calls import divided
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.layout import Layout
 
@@ -40,8 +39,7 @@ def fuse(
     kernels = [kernel_of(cut, draft) for draft in cut.drafts]
     refused = cut.refusals(k.nodes for k in kernels)
     views = tuple(n for n in graph.nodes if n in cut.flow.views)
-    ordered, in_backward = in_execution_order(cut, kernels)
-    calls = divided(len(kernels), None if cotangents is None else in_backward)
+    ordered, calls = in_execution_order(cut, kernels, cotangents)
     return KernelPlan(graph, ordered, views, dict(layouts), refused, calls)
 
 

@@ -1,7 +1,7 @@
 """What fusion knows of a graph before it decides anything.
 
-In: a graph with layouts, a level, the inputs of the backward call. Out: a `Dataflow`: tables, and
-questions about single nodes that follow from them. No decision is taken here.
+In: a graph with layouts, a level, the inputs that only ``backward`` is given. Out: a `Dataflow`:
+tables, and questions about single nodes that follow from them. No decision is taken here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bngen.ir.node import Graph, Node
-from bngen.ir.ops import OPS
 from bngen.ir.types import Value
 from bngen.passes.concatenations import is_placed
 from bngen.passes.fusion.levels import FusionLevel
@@ -32,7 +31,7 @@ class Dataflow:
         results: values that the program returns or updates inputs with.
         inputs: the program's inputs.
         views: nodes that are offsets into other values' memory.
-        backward: nodes that need an input of the backward call.
+        backward: nodes that need an input that only ``backward`` is given.
     """
 
     graph: Graph
@@ -52,7 +51,7 @@ class Dataflow:
         graph: Graph,
         layouts: Mapping[Value, Layout],
         level: FusionLevel,
-        backward_inputs: frozenset[Value],
+        cotangents: frozenset[Value],
     ) -> Dataflow:
         """Read a graph; the arguments are those of `cut.fuse`."""
         inputs = frozenset(graph.input_values())
@@ -67,7 +66,7 @@ class Dataflow:
             frozenset(graph.results()),
             inputs,
             views,
-            nodes_given(graph, backward_inputs),
+            nodes_given(graph, cotangents),
         )
 
     def readers(self, v: Value) -> tuple[Node, ...]:
@@ -77,7 +76,7 @@ class Dataflow:
     def is_residual(self, node: Node) -> bool:
         """A pointwise op over two feature maps, other than a gradient and its deferred half."""
         maps = [v for v in node.operands if not is_small(v) and v.dtype != "bool"]
-        deferred = any(self.producer[v].op == "bn_grad_affine" for v in maps if v in self.producer)
+        deferred = any(self.producer[v].row.deferrable for v in maps if v in self.producer)
         return len(set(maps)) > 1 and not deferred
 
 
@@ -96,7 +95,7 @@ def is_vector(v: Value) -> bool:
 
 def is_pointwise(node: Node) -> bool:
     """Whether each element of the result depends on one element of each operand."""
-    return OPS[node.op].kind == "pointwise"
+    return node.row.kind == "pointwise"
 
 
 def is_partial_reduction(node: Node) -> bool:
@@ -106,8 +105,7 @@ def is_partial_reduction(node: Node) -> bool:
 
 def is_free(node: Node) -> bool:
     """Pointwise results that never deserve memory: masks, constants, identities."""
-    identity = node.op in ("stop_gradient", "broadcast_to")
-    return node.out.dtype == "bool" or not node.operands or identity
+    return node.out.dtype == "bool" or not node.operands or node.row.is_free
 
 
 def _is_view(
@@ -117,9 +115,9 @@ def _is_view(
     level: FusionLevel,
     inputs: frozenset[Value],
 ) -> bool:
-    if OPS[node.op].kind != "view":
+    if node.row.kind != "view":
         return False
-    if node.op == "cat":
+    if node.row.moves == "joins":
         return level.across and is_placed(node, layouts)
     return _moves_no_data(node, layouts, inputs)
 
@@ -127,12 +125,12 @@ def _is_view(
 def _moves_no_data(node: Node, layouts: Mapping[Value, Layout], inputs: frozenset[Value]) -> bool:
     """Whether a reshape or slice is only an offset into its operand's memory."""
     x = node.inputs[0]
-    if node.op == "reshape":
+    if node.row.moves == "reshapes":
         return isinstance(layouts[x], Plain) == isinstance(layouts[node.out], Plain)
-    if node.op != "slice" or x in inputs:
+    if node.row.moves != "cuts" or x in inputs:
         return False
     layout = layouts[x]
-    along = node.attrs["axis"] == (0 if len(x.shape) == 1 else 1)
+    along = node.attrs["axis"] == x.type.channel_axis
     if not isinstance(layout, Blocked) or not along:
         return False
     return layout.slice(node.attrs["start"], node.attrs["stop"]) is not None

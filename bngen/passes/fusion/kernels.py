@@ -58,6 +58,6 @@ def _sublayers(nodes: list[Node]) -> str:
     """The ops of a kernel, runs of the same one written once."""
     parts: list[str] = []
     for node in nodes:
-        if node.op not in ("constant", "broadcast_to") and (not parts or parts[-1] != node.op):
+        if node.row.sublayer and (not parts or parts[-1] != node.op):
             parts.append(node.op)
     return "_".join(parts)[:80].rstrip("_")

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from bngen.ir.node import Node
-from bngen.ir.ops import OPS
 from bngen.ir.types import Value
 from bngen.passes.fusion.dataflow import (
     is_partial_reduction,
@@ -41,7 +40,8 @@ class PairRule:
     """When two nodes, the second of which reads the first, may not meet in a slot.
 
     Attributes:
-        reason: in words; "it" is the value in a load slot, the reader in a store slot.
+        reason: in words, for the user; of a load slot "it" is the value, of a store slot the
+            reader.
         refuses: (decisions, the value's node or the kernel's anchor, the reader).
     """
 
@@ -54,7 +54,7 @@ class PairRule:
 
 def _loads_pointwise(reader: Node) -> bool:
     """Whether a reader has load slots below icf."""
-    return OPS[reader.op].kind in ("contract", "pointwise") or is_partial_reduction(reader)
+    return reader.row.kind in ("contract", "pointwise") or is_partial_reduction(reader)
 
 
 def _is_sum(cut: Cut, node: Node, reader: Node) -> bool:
@@ -97,7 +97,7 @@ LOAD_RULES: tuple[PairRule, ...] = (
     ),
     PairRule(
         "batch statistics join loads from bnff on",
-        lambda cut, node, reader: not cut.flow.level.channel and bool(OPS[node.op].channel),
+        lambda cut, node, reader: not cut.flow.level.channel and bool(node.row.channel),
     ),
     PairRule(
         "sums of feature maps join loads from icf on",
@@ -128,7 +128,7 @@ def may_load(cut: Cut, node: Node, reader: Node) -> str | None:
 
 def may_hold(anchor: Node) -> bool:
     """Whether there is a store slot in kernels around an op of this kind, at some level."""
-    kind = OPS[anchor.op].kind
+    kind = anchor.row.kind
     return kind in ("contract", "window", "pointwise") or (is_vector(anchor.out) and kind != "copy")
 
 
@@ -175,7 +175,7 @@ WAITS = "it also needs what is known only when the kernel has ended"
 SLOT_RULES: tuple[ValueRule, ...] = (
     ValueRule(
         "a weight's gradient is complete only when its kernel ends",
-        lambda cut, anchor: anchor.op == "conv2d_grad_weight",
+        lambda cut, anchor: not anchor.row.store_slot,
     ),
     ValueRule(
         "sub-layers join stores from bnff on",
@@ -183,7 +183,7 @@ SLOT_RULES: tuple[ValueRule, ...] = (
     ),
     ValueRule(
         "sub-layers join stores of pools and pointwise ops from icf on",
-        lambda cut, anchor: not cut.flow.level.across and OPS[anchor.op].kind != "contract",
+        lambda cut, anchor: not cut.flow.level.across and anchor.row.kind != "contract",
     ),
 )
 

@@ -31,6 +31,7 @@ MOST_MAPS = 2
 """Feature maps from which a value of a store slot is computed again rather than stored as well."""
 
 BESIDE = "it is stored for another reader"
+ELSEWHERE = "its readers compute it again as they load"
 MAPS = f"it is computed from more than {MOST_MAPS} feature maps"
 
 
@@ -87,10 +88,12 @@ def open_kernel(cut: Cut, costs: Costs, anchor: Node) -> None:
     """Make a kernel of ``anchor`` and of what its store slot takes."""
     draft = Draft(anchor)
     cut.drafts.append(draft)
-    joined = _StoreSlot(cut, costs, anchor).fill() if legality.may_hold(anchor) else []
-    inside = [anchor, *joined]
+    slot = _StoreSlot(cut, costs, anchor)
+    inside = [anchor, *(slot.fill() if legality.may_hold(anchor) else ())]
     keep = _kept(cut, anchor, inside)
     needed = _leading_to(cut, keep, set(inside))
+    for node in set(inside).difference(needed):
+        slot.note(node, ELSEWHERE)
     written = [n for n in needed if n is anchor or not keep.isdisjoint(n.outputs)]
     # What is not written is computed inside the kernel, and again by readers elsewhere.
     cut.claim(draft, written, [n for n in needed if n not in written])
@@ -118,7 +121,7 @@ class _StoreSlot:
             node = self._cut.flow.graph.nodes[heapq.heappop(self._waiting)]
             why = self._refusal(node, shut)
             if why:
-                self._note(node, why)
+                self.note(node, why)
                 continue
             joined.append(node)
             self._held |= self._costs.taking(node)
@@ -151,7 +154,8 @@ class _StoreSlot:
     def _downstream(self) -> Downstream:
         return self._cut.after(self._anchor)
 
-    def _note(self, node: Node, why: str) -> None:
+    def note(self, node: Node, why: str) -> None:
+        """Note that the slot does not hold a node, for all that it reads of what is inside."""
         for v in node.operands:
             if v in self._inside and not is_small(v):
                 self._cut.refuse("store", self._cut.flow.producer[v], node, why)
@@ -174,22 +178,20 @@ def _kept(cut: Cut, anchor: Node, inside: list[Node]) -> set[Value]:
         node = flow.producer[v]
         if node is not anchor and is_pointwise(node):
             keep.discard(v)
-            readers = tuple(r for r in flow.readers(v) if r not in group)
-            refused = _refused_again(cut, v, readers, keep, group)
+            refused = _refused_again(cut, v, keep, group)
             if refused:
                 keep.add(v)
-                _note_loads(cut, node, readers, refused)
+                _note_loads(cut, node, _kernels_reading(cut, v), refused)
     return keep or {anchor.out}
 
 
-def _refused_again(
-    cut: Cut, v: Value, readers: tuple[Node, ...], keep: set[Value], group: set[Node]
-) -> dict[Node, str]:
-    """Readers elsewhere that do not compute ``v`` from the other stored results, and why."""
+def _refused_again(cut: Cut, v: Value, keep: set[Value], group: set[Node]) -> dict[Node, str]:
+    """Readers that cannot compute ``v`` from the other stored results of the kernel, and why."""
     node = cut.flow.producer[v]
+    readers = [r for r in cut.flow.readers(v) if r not in group]
     stored = legality.is_stored(cut, node, free=False)
     if stored:
-        return dict.fromkeys(readers, stored) or {node: stored}
+        return dict.fromkeys((node, *cut.flow.readers(v)), stored)
     refused = {r: why for r in readers if (why := legality.may_load(cut, node, r))}
     if refused or _maps_behind(cut, v, keep, group) <= MOST_MAPS:
         return refused

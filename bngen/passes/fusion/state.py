@@ -85,10 +85,9 @@ class Cut:
         The first reason for each slot stands.
         """
         key = (self.flow.order[producer], self.flow.order[consumer], slot)
-        self._refusals.setdefault(
-            key,
-            Refusal(slot, reason, producer.out.name, consumer.out.name, producer.loc, consumer.loc),
-        )
+        lines = (producer.loc, consumer.loc)
+        refusal = Refusal(slot, reason, producer.out.name, consumer.out.name, lines)
+        self._refusals.setdefault(key, refusal)
 
     def refusals(self, bodies: Iterable[Iterable[Node]]) -> tuple[Refusal, ...]:
         """What was refused and did not come about in another way, in the order of the graph.
