@@ -209,26 +209,30 @@ def label_checks(graph: Graph) -> tuple[LabelCheck, ...]:
     checks: list[LabelCheck] = []
     ignored: dict[int, int] = {}
     for node in graph.nodes:
-        if node.op not in ("one_hot", "not_equal"):
-            continue
-        labels = node.inputs[0]
-        if node.op == "one_hot":
+        if node.row.class_numbers:
+            (labels,) = node.inputs
             source = _before_conversion(labels, producers)
             if source in arguments:
                 pending[labels] = len(checks)
                 checks.append(LabelCheck(source.name, node.attrs["classes"]))
-        elif labels in pending:
-            other = producers.get(node.inputs[1])
-            if other is not None and other.op == "constant":
+        elif node.row.relation == "!=" and node.inputs[0] in pending:
+            labels, number = node.inputs
+            other = producers.get(number)
+            if other is not None and other.row.literal:
                 ignored[pending.pop(labels)] = int(other.attrs["value"])
     found = [replace(c, ignore=ignored.get(i)) for i, c in enumerate(checks)]
     return tuple(dict.fromkeys(found))
 
 
 def _before_conversion(v: Value, producers: Mapping[Value, Node]) -> Value:
-    while v in producers and producers[v].op in ("cast", "reshape", "copy"):
+    while v in producers and _hands_on(producers[v]):
         v = producers[v].inputs[0]
     return v
+
+
+def _hands_on(node: Node) -> bool:
+    """Whether a node's elements are its operand's, perhaps of another type or shape."""
+    return node.row.converts or node.row.moves in ("copies", "reshapes")
 
 
 def memory_report(graph: Graph, planned: Planned) -> dict[str, int]:
@@ -286,7 +290,7 @@ def manifest(
             "gradients": [s.name for s in signature.gradients],
         },
         "counts": {
-            "before": sum(1 for n in plan.graph.nodes if n.op != "constant"),
+            "before": sum(1 for n in plan.graph.nodes if not n.row.literal),
             "after": len(plan.kernels),
             "distinct": len({c.code.symbol for c in compiled}),
         },

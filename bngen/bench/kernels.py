@@ -202,7 +202,7 @@ def performed(node: Any, rule: str) -> int:
     if not rule.startswith("winograd"):
         return flops(node)
     _, (k, c, *_), _ = shapes(node)
-    n, _, h, w = (node.inputs[1] if node.op == "conv2d_grad_weight" else node.out).shape
+    n, _, h, w = (node.inputs[1] if node.row.direction == "weight" else node.out).shape
     return 2 * n * k * c * products(h, w)
 
 

@@ -18,6 +18,7 @@ from bngen.labels import handed_out
 from bngen.runtime import threads
 from bngen.runtime.arguments import ArgSpec, WriteBack, is_torch, prepare_all
 from bngen.runtime.bundle import Bundle, check_text
+from bngen.runtime.entries import entries
 from bngen.runtime.executor import Executor, Memory
 from bngen.runtime.given import Cotangents, check_labels, in_order
 from bngen.runtime.native import Entry
@@ -88,8 +89,6 @@ class Module:
         return self.__deepcopy__(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from bngen.runtime.loading import restore  # which makes modules
-
         return restore, (self._bundle, self._threads, self._values())
 
     # --- state --------------------------------------------------------------------------------
@@ -355,3 +354,17 @@ class Module:
         outputs, named = self.signature.outputs, self.signature.named_outputs
         labels = [spec.name for spec in outputs] if named else ()
         return handed_out(results, labels, self.signature.tuple_output)
+
+
+def restore(
+    bundle: Bundle, num_threads: int | None, state: Mapping[str, np.ndarray] | None
+) -> Module:
+    """The module of a pickle.
+
+    Args:
+        bundle: what it runs.
+        num_threads: threads of a call.
+        state: parameters and buffers; None where they had no values.
+    """
+    module = Module(bundle, entries(bundle), num_threads=num_threads)
+    return module if state is None else module.load_state_dict(state)

@@ -176,7 +176,7 @@ def adaptive_avg_pool2d_grad(t: Tensors, a: Attributes) -> Tensor:
 
 
 def rows(x: Tensor, a: Attributes) -> Tensor:
-    """``[groups, rows * columns of a group, C]``."""
+    """``[row_groups, rows * columns of a group, C]``."""
     return torch.movedim(x, 1, -1).reshape(a["row_groups"], -1, x.shape[1])
 
 

@@ -46,7 +46,7 @@ def instrument(graph: Graph) -> tuple[Graph, list[Tensor]]:
         for name, v in zip(_output_names(graph), graph.outputs, strict=True)
     ]
     for node in graph.nodes:
-        if node.op in ("batch_norm", "bn_stats"):
+        if node.row.statistics == "batch":
             mean, var = node.outputs[-2:]
             name = _layer_name(node)
             tensors.append(Tensor(f"{name}.mean", "mean", mean, var))
@@ -75,7 +75,7 @@ def _updated(graph: Graph) -> Iterator[Tensor]:
     held_by = {new: target for target, new in graph.updates}
     for target, new in graph.updates:
         maker = makers.get(new)
-        if maker is None or maker.op != "bn_update":
+        if maker is None or maker.row.statistics != "running":
             yield Tensor(target.name, "update", target)
             continue
         partner = next(v for v in maker.outputs if v != new)
