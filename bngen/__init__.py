@@ -26,7 +26,7 @@ _DTYPES = {row.public: row.name for row in DTYPES.values()}
 globals().update(_DTYPES)  # bngen.float32, bngen.bool_, ...
 
 _HOMES = {
-    "compiler": "build",
+    "compiler": "build bundle",
     "lang.gradients": "grad training_step value_and_grad",
     "lang.loss": "cross_entropy",
     "lang.normalization": "batch_norm bn_normalize bn_stats",
@@ -42,6 +42,8 @@ _HOMES = {
     "lang.state": "buffer parameter parameters scope",
     "lang.tensor": "Tensor",
     "lang.windows": "adaptive_avg_pool2d avg_pool2d conv2d linear matmul max_pool2d",
+    "runtime.bundle": "Bundle",
+    "runtime.loading": "load",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 _MODULES = {"layers": "bngen.lang.layers", "models": "bngen.models"}

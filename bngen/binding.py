@@ -12,7 +12,9 @@ from dataclasses import replace
 from typing import Any
 
 from bngen.codegen.compile import CompiledKernel
-from bngen.ir.node import Graph, Input, Node, Value
+from bngen.codegen.object_files import imports_of
+from bngen.ir.node import Graph, Input, Node
+from bngen.ir.types import Value
 from bngen.passes.pipeline import Planned
 from bngen.passes.prepare import Joint, Prepared
 from bngen.plan.calls import BACKWARD, FORWARD, kernels_of
@@ -268,10 +270,10 @@ def manifest(
 ) -> dict[str, Any]:
     """What was built, as data: the contents of manifest.json."""
     plan = planned.plan
+    imports = imports_of(c.code.machine_code for c in compiled)
     return {
         "program": program,
-        "target": {"text": str(target), "cpu": target.cpu, "lanes": target.lanes,
-                   "arch": target.arch, "features": list(target.required_features())},
+        "target": target.compiled_for().described(),
         "fusion": fusion,
         "signature": {
             "arguments": [_described(s) for s in signature.arguments],
@@ -288,6 +290,7 @@ def manifest(
             "distinct": len({c.code.symbol for c in compiled}),
         },
         "memory": dict(signature.memory),
+        "imports": {"functions": list(imports.functions), "pointers": list(imports.pointers)},
         "kernels": [
             {
                 "name": c.kernel.name,

@@ -27,11 +27,13 @@ import numpy as np
 
 from bngen.binding import bind
 from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan, load, overwritten
-from bngen.ir.node import Graph, TensorType, Value
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType, Value
 from bngen.passes.prepare import Joint, Prepared, join_gradient, prepare
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.layout import Blocked, Layout, PackedWeight
 from bngen.runtime import native, threads
+from bngen.runtime.bundle import Bundle
 from bngen.runtime.dispatch import CallTable
 from bngen.runtime.executor import Executor, Memory
 from bngen.runtime.module import Module
@@ -91,13 +93,9 @@ def guarded(
     )
     built = bind(prepared, compiled, machine, level)
     entries = load([c.code for c in compiled])
-    module = Module(built, entries, _no_values, None)
+    module = Module(Bundle(built, {}, {}), entries)
     module._executor = GuardedExecutor(module, built, entries, compiled, prepared, machine.lanes)
     return module, module._executor
-
-
-def _no_values(name: str, rng: np.random.Generator) -> np.ndarray:
-    raise AssertionError(f"{name} is given by the test")
 
 
 @dataclass(frozen=True)

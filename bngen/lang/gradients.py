@@ -13,7 +13,8 @@ from typing import Any
 
 from bngen.dtypes import INDEX
 from bngen.ir.build import prune
-from bngen.ir.node import Graph, TensorType, Value
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType, Value
 from bngen.labels import VALUE
 from bngen.lang.optim import SGD, update
 from bngen.lang.program import Program, graph_of

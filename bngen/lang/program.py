@@ -13,7 +13,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bngen.errors import BngenError, ProgramError, SourceLoc
-from bngen.ir.node import Graph, TensorType
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType
 from bngen.labels import handed_out
 from bngen.lang.mistakes import blame, check_function, name_and_loc, not_a_program
 from bngen.lang.tensor import Tensor, check_tensor, wrap

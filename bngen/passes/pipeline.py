@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bngen.ir.build import prune
-from bngen.ir.node import Graph, Value
+from bngen.ir.node import Graph
+from bngen.ir.types import Value
 from bngen.ir.verify import verify
 from bngen.passes.concatenations import nest_concatenations
 from bngen.passes.deferral import defer_affine_gradients

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
 from bngen.passes.autodiff import differentiate, targets_of
 from bngen.passes.pipeline import Dump, Planned, plan_program
 from bngen.plan.calls import nodes_given
@@ -27,12 +28,14 @@ class Joint:
         cotangents: the inputs that only ``backward`` is given: the gradient of each floating-point
             result, in order. None where there is no ``backward``.
         gradients: names of the inputs whose gradients are the graph's last outputs, in order.
+        independent: inputs that no output depends on, whose gradient is zero.
     """
 
     graph: Graph
     program: Graph
     cotangents: tuple[Value, ...] | None = None
     gradients: tuple[str, ...] = ()
+    independent: tuple[str, ...] = ()
 
 
 class Prepared(NamedTuple):
@@ -57,10 +60,12 @@ def join_gradient(graph: Graph, wrt: Sequence[str] | None = None) -> Joint:
         wrt: names of the inputs to differentiate with respect to, perhaps none; by default every
             floating-point argument and parameter.
     """
-    joint = differentiate(graph, wrt, cotangents="inputs")
+    independent: list[str] = []
+    joint = differentiate(graph, wrt, "inputs", independent.extend)
     own = set(graph.input_values())
     cotangents = tuple(v for v in joint.input_values() if v not in own)
-    return Joint(joint, graph, cotangents, tuple(v.name for v in targets_of(graph, wrt)))
+    gradients = tuple(v.name for v in targets_of(graph, wrt))
+    return Joint(joint, graph, cotangents, gradients, tuple(independent))
 
 
 def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = None) -> Prepared:

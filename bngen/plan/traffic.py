@@ -19,8 +19,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
 from bngen.ir.ops import OPS
+from bngen.ir.types import Value
 from bngen.plan.calls import BACKWARD
 from bngen.plan.kernel import Kernel, KernelPlan
 

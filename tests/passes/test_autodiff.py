@@ -13,9 +13,10 @@ from hypothesis import strategies as st
 from bngen.errors import ProgramError, SourceLoc
 from bngen.ir.build import GraphBuilder
 from bngen.ir.interp import run
-from bngen.ir.node import Graph, TensorType
+from bngen.ir.node import Graph
 from bngen.ir.ops import OPS
 from bngen.ir.text import parse_graph
+from bngen.ir.types import TensorType
 from bngen.ir.verify import verify
 from bngen.models import make
 from bngen.passes.autodiff import differentiate

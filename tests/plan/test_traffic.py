@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import TensorType, Value
+from bngen.ir.types import TensorType, Value
 from bngen.passes.fusion.cut import LEVELS
 from bngen.passes.pipeline import plan_program
 from bngen.plan.calls import saved

@@ -26,8 +26,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
 from bngen.ir.ops import OPS
+from bngen.ir.types import Value
 from bngen.plan.calls import Call, backward_kernels, divided, nodes_given
 from bngen.plan.kernel import Kernel, KernelPlan, Refusal
 from bngen.plan.layout import Blocked, Layout, Plain
@@ -71,7 +72,7 @@ def is_small(v: Value) -> bool:
 
 def is_partial_reduction(node: Node) -> bool:
     """A reduction that a store loop can hold: over the pixels of each group of rows."""
-    return OPS[node.op].kind == "reduce" and "groups" in node.attrs
+    return node.row.is_partial
 
 
 def moves_no_data(node: Node, layouts: dict[Value, Layout], inputs: frozenset[Value]) -> bool:
