@@ -106,19 +106,19 @@ def test_gradients_go_where_the_caller_wants_them(module, gradients, kind, names
 
 
 def test_kernels_write_straight_into_the_callers_memory(module, gradients):
-    module._gradients._scratch.clear()
+    module._calls._gradients._scratch.clear()
     out = {"x": aligned(SHAPES["x"]), "y": aligned(SHAPES["y"])}
     module(*ARGS)
     module.backward(*SEEDS, out=out)
-    assert not module._gradients._scratch
+    assert not module._calls._gradients._scratch
     out["x"] = strided(SHAPES["x"])
     module(*ARGS)
     module.backward(*SEEDS, out={"v": aligned(SHAPES["v"]), **out}, accumulate=True)
-    scratch = dict(module._gradients._scratch)
+    scratch = dict(module._calls._gradients._scratch)
     assert scratch
     module(*ARGS)
     module.backward(*SEEDS, out=out, accumulate=True)
-    assert all(module._gradients._scratch[slot] is a for slot, a in scratch.items())
+    assert all(module._calls._gradients._scratch[slot] is a for slot, a in scratch.items())
 
 
 def test_an_array_that_is_also_read_is_written_last(module, gradients):
@@ -207,9 +207,9 @@ def test_none_is_zeros(module):
     module(*ARGS)
     with pytest.raises(CallError, match=r"takes 2 gradients, got 1 .*None for zeros"):
         module.backward(None)
-    made = dict(module._cotangents._constants)
+    made = dict(module._calls._cotangents._constants)
     module.backward(None, None)
-    assert all(module._cotangents._constants[key] is array for key, array in made.items())
+    assert all(module._calls._cotangents._constants[key] is array for key, array in made.items())
 
 
 def test_a_result_that_is_returned_twice_and_is_a_gradient_too():
