@@ -55,6 +55,7 @@ def given() -> list[dict[str, np.ndarray]]:
         {k: rng.uniform(0.1, 1.0, s).astype(np.float32) for k, s in shapes.items()},
         {},
         {"x": images, "labels": rng.integers(0, 10, 64)},
+        {},
     ]
 
 
@@ -94,6 +95,17 @@ def test_the_training_example_learns(session):
     images, labels = names["x"], names["labels"]
     later = [float(names["step"](images, labels)) for _ in range(10)]
     assert later[-1] < float(names["loss"])
+
+
+def test_calls_that_wait_add_up(session):
+    names = session[3]
+    mod, x, labels = names["mod"], names["x"], names["labels"]
+    expected = {name: 0 for name in names["grads"]}
+    for images, classes in ((x[::-1], labels[::-1]), (x, labels)):
+        mod(images, classes)
+        expected = {name: expected[name] + g for name, g in mod.backward().items()}
+    for name, gradient in names["grads"].items():
+        np.testing.assert_array_equal(gradient, expected[name], err_msg=name)
 
 
 # --- the shell: each line by itself, in a folder of its own -----------------------------------
