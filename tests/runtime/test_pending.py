@@ -387,7 +387,7 @@ def test_without_a_gradient_no_call_is_kept():
 
 def frames(module):
     """How many frames the pool of a module holds now."""
-    return len(module._pending.pool._free)
+    return len(module._calls.pending.pool._free)
 
 
 def test_who_drops_a_call_gives_its_memory_back():
