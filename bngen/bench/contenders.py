@@ -14,7 +14,7 @@ import numpy as np
 
 from bngen.bench.forms import FORMS
 from bngen.lang.init import fill
-from bngen.models import MODELS, make
+from bngen.programs import step_program, trained
 
 OURS = "bngen"
 
@@ -63,24 +63,6 @@ class Contender(Protocol):
         """
 
 
-def step_program(entry: Entry) -> Any:
-    """The program of a training step: built-in networks end in a loss, and drop nothing out."""
-    from bngen.programs import load_program
-
-    if entry.program not in MODELS:
-        return load_program(entry.program, entry.batch, entry.image)
-    sizes = {"batch": entry.batch, "image": entry.image}
-    dropout = 0.0 if MODELS[entry.program].has_dropout else None
-    given = {k: v for k, v in sizes.items() if v is not None}
-    return make(entry.program, loss=True, dropout=dropout, **given)
-
-
-def trained(graph: Any) -> list[str]:
-    """Names of the parameters; of a program that holds none, its floating-point arguments."""
-    own = [i.name for i in graph.inputs if i.kind == "parameter"]
-    return own or [i.name for i in graph.inputs if i.value.type.is_float and i.kind == "input"]
-
-
 def weights(graph: Any, seed: int) -> dict[str, np.ndarray]:
     """Parameters and buffers, as `Module.init` draws them."""
     rng = np.random.default_rng(seed)
@@ -109,7 +91,7 @@ class BngenStep:
         """Compile, and load the weights."""
         from bngen.compiler import build
 
-        graph = step_program(entry).graph
+        graph = step_program(entry.program, entry.batch, entry.image).graph
         level = entry.fusion if entry.contender == OURS else entry.contender
         self._module = build(
             graph, target=entry.target, fusion=level, threads=entry.threads, grad=True,
@@ -152,7 +134,7 @@ class TorchStep:
         if entry.threads:
             torch.set_num_threads(entry.threads)
         network = make_network(entry.program)
-        graph = step_program(entry).graph
+        graph = step_program(entry.program, entry.batch, entry.image).graph
         state = weights(graph, entry.seed)
         network.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
         arrays = batch(graph, entry.seed)
