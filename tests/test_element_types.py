@@ -24,8 +24,8 @@ from bngen.compiler import FUSION_LEVELS
 from bngen.dtypes import DTYPES
 from bngen.ir.build import GraphBuilder
 from bngen.ir.interp import run
-from bngen.ir.node import TensorType
-from bngen.ir.ops import ShapeError
+from bngen.ir.ops.row import ShapeError
+from bngen.ir.types import TensorType
 from tests.oracle import assert_few_ulps
 
 LEVELS = ("none", "icf") if settings.default.derandomize else FUSION_LEVELS

@@ -15,7 +15,8 @@ import numpy as np
 
 from bngen.dtypes import DTYPES
 from bngen.ir.interp import Results
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
 from bngen.verification.tolerance import allowed, largest
 
 # --- what is compared -------------------------------------------------------------------------
