@@ -24,6 +24,7 @@ from bngen.programs import step_program, trained
 from bngen.runtime import threads as thread_pool
 from bngen.target.parse import Target
 from bngen.torch_bridge.bare import DIRECTIONS, LAYOUTS, bare_convolution, flops, shapes
+from bngen.torch_bridge.training import use_threads
 from bngen.tuning import records
 from bngen.tuning.lone import LoneKernel, timed
 
@@ -65,10 +66,7 @@ def measure_kernels(
     Returns:
         The program's part of the report; after an interrupt, of the kernels measured until then.
     """
-    import torch
-
-    if entry.threads:
-        torch.set_num_threads(entry.threads)
+    use_threads(entry.threads)
     thread_pool.install()
     plan = convolutions(entry, target)
     tuned = records.find(target, entry.schedules)
