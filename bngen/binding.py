@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 from bngen.codegen.compile import CompiledKernel
+from bngen.codegen.object_files import imports_of
 from bngen.ir.node import Graph, Input, Node
 from bngen.ir.types import Value
 from bngen.passes.pipeline import Planned
@@ -269,6 +270,7 @@ def manifest(
 ) -> dict[str, Any]:
     """What was built, as data: the contents of manifest.json."""
     plan = planned.plan
+    imports = imports_of(c.code.machine_code for c in compiled)
     return {
         "program": program,
         "target": target.compiled_for().described(),
@@ -288,6 +290,7 @@ def manifest(
             "distinct": len({c.code.symbol for c in compiled}),
         },
         "memory": dict(signature.memory),
+        "imports": {"functions": list(imports.functions), "pointers": list(imports.pointers)},
         "kernels": [
             {
                 "name": c.kernel.name,

@@ -81,7 +81,7 @@ class Bundle:
         code = sum(map(len, self.objects.values()))
         return (
             f"Bundle({self.program}, for {self.target.cpu} {self.target.arch}, "
-            f"{len(self.built.steps)} kernels, {code / 2**20:.1f} MiB of code)"
+            f"{len(self.built.kernels)} kernels, {code / 2**20:.1f} MiB of code)"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
