@@ -256,6 +256,14 @@ def test_every_module_says_what_it_is(path):
     assert not stars, f"{path.relative_to(ROOT)} imports * on lines {stars}"
 
 
+def test_the_readme_draws_rooms_that_are_there():
+    drawing = (ROOT / "README.md").read_text().split("## How it works")[1].split("\n## ")[0]
+    drawn = re.findall(r"^.*bngen/([\w/]+(?:, \w+)*)$", drawing, re.MULTILINE)
+    rooms = [room for line in drawn for room in line.split(", ")]
+    assert len(rooms) > 10
+    assert [room for room in rooms if not (PACKAGE / room).is_dir()] == []
+
+
 def test_file_names():
     vague = {"utils", "util", "helpers", "misc", "stuff"}
     for path in MODULES:
