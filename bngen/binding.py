@@ -238,7 +238,7 @@ def manifest(
     plan = planned.plan
     return {
         "program": program,
-        "target": {"text": str(target), "cpu": target.cpu, "lanes": target.lanes,
+        "target": {"text": str(target), "cpu": target.cpu, "lanes": target.channel_block,
                    "arch": target.arch, "features": list(target.required_features())},
         "fusion": fusion,
         "signature": {
@@ -263,6 +263,7 @@ def manifest(
                 "sublayers": list(c.kernel.sublayers),
                 "rule": c.code.rule,
                 "knobs": dict(c.code.knobs),
+                "declined": dict(c.code.declined),
                 "inputs": [_placed(v, plan) for v in c.kernel.inputs],
                 "outputs": [_placed(v, plan) for v in c.kernel.outputs],
             }

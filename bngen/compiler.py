@@ -140,7 +140,7 @@ class _Work:
         self, progress: Progress | None = None, dump: Dump | None = None
     ) -> tuple[Built, list[Code]]:
         """Compile it: what a module runs, and the distinct kernels."""
-        prepared = prepare(self.joint, self.target.lanes, self.fusion, dump)
+        prepared = prepare(self.joint, self.target.channel_block, self.fusion, dump)
         compiled = compile_plan(
             prepared.planned.plan,
             self.target,

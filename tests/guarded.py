@@ -26,7 +26,8 @@ from functools import cache
 import numpy as np
 
 from bngen.binding import bind
-from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan, load, overwritten
+from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan, load
+from bngen.codegen.signature import overwritten
 from bngen.ir.node import Graph, TensorType, Value
 from bngen.passes.prepare import Joint, Prepared, join_gradient, prepare
 from bngen.plan.kernel import KernelPlan
@@ -78,7 +79,7 @@ def guarded(
     """
     machine = Target.parse(target)
     joint = join_gradient(graph) if grad else Joint(graph, graph)
-    prepared = prepare(joint, machine.lanes, level)
+    prepared = prepare(joint, machine.channel_block, level)
     plan = prepared.planned.plan
     threads.install()
     compiled = compile_plan(
@@ -91,7 +92,9 @@ def guarded(
     built = bind(prepared, compiled, machine, level)
     entries = load([c.code for c in compiled])
     module = Module(built, entries, _no_values, None)
-    module._executor = GuardedExecutor(module, built, entries, compiled, prepared, machine.lanes)
+    module._executor = GuardedExecutor(
+        module, built, entries, compiled, prepared, machine.channel_block
+    )
     return module, module._executor
 
 

@@ -35,7 +35,7 @@ MAY_IMPORT = {
     "runtime": set(),
     "target": {"runtime"},  # of it, `host` alone: see test_target_asks_the_host_only
     "lower": {"ir", "plan"},
-    "scheduling": {"ir", "lower", "target"},
+    "scheduling": {"ir", "lower", "plan", "target"},
     "codegen": {"ir", "lower", "plan", "runtime", "scheduling", "target"},
     "tuning": PLANNING | GENERATING | {"runtime"},
     "binding": {"codegen", "ir", "passes", "plan", "runtime", "target"},

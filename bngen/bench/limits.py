@@ -12,6 +12,7 @@ from typing import Any
 
 from bngen.runtime import threads as thread_pool
 from bngen.runtime.memory import ALIGNMENT, Arena
+from bngen.target.machine import FLOAT32
 from bngen.target.parse import Target
 
 CHAINS = 12
@@ -63,7 +64,8 @@ def multiply_adds(target: Target, threads: int) -> tuple[Callable[[], None], flo
     import tvm
     from tvm.script import tirx as T
 
-    lanes, width = target.lanes, CHAINS * target.lanes
+    lanes = target.machine.lanes(FLOAT32)
+    width = CHAINS * lanes
 
     half = T.float32(0.5)
 
@@ -96,7 +98,7 @@ def copies(target: Target, threads: int) -> tuple[Callable[[], None], float]:
     import tvm
     from tvm.script import tirx as T
 
-    lanes = target.lanes
+    lanes = target.machine.lanes(FLOAT32)
     rows = COPY_BYTES // (4 * lanes * threads)
 
     @T.prim_func(s_tir=True, private=True)

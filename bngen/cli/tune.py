@@ -93,7 +93,7 @@ def _tune(
 
     def report(job: Any, done: int, total: int, best: Any) -> None:
         gain = best.baseline / best.seconds
-        name = f"{job.kind} {done}/{total} best {gain:.2f}x {1e6 * best.seconds:.0f}us"
+        name = f"{job.strategy.kind} {done}/{total} best {gain:.2f}x {1e6 * best.seconds:.0f}us"
         progress.kernel(place[job.id], len(work), name)
 
     def compile(job: Any, knobs: dict[str, int]) -> Any:
@@ -101,7 +101,7 @@ def _tune(
 
     touched: list[str] = []
     try:
-        registers = target.vector_registers
+        registers = target.machine.traits.vector_registers
         for record in tune(work, dict(found), request.trials, threads, registers, compile, report):
             found[record.id] = record
             touched.append(record.id)

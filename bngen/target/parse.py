@@ -24,6 +24,7 @@ from typing import Any
 
 from bngen.errors import TargetError
 from bngen.runtime import host
+from bngen.target.machine import FLOAT32, Machine, machine_of
 
 _OPTIONS = ("mcpu", "mattr", "mtriple")
 #: Of a target; LLVM's longest list of features has a third of that.
@@ -64,14 +65,9 @@ class Target:
         triple: LLVM target triple if another than this machine's was asked for.
         arch: architecture, ``x86_64`` or ``aarch64``.
         psabi: x86-64 micro-architecture level (``x86-64-v4`` ...), else the architecture.
-        lanes: float32 lanes of the widest vector worth using.
-        vector_registers: how many of them there are.
+        machine: vectors, units and caches, which schedules follow from.
         fma: whether multiply and add are one instruction. LLVM contracts a separate multiplication
             and addition of a scheduled kernel by itself; no flag is needed.
-        l1: bytes of level-1 data cache of one core.
-        l2: bytes of level-2 cache of one core.
-        l3: one core's share of the level-3 cache, in bytes.
-        threads: CPUs this process may use, the default number of threads.
         features: everything LLVM enables, tuning hints included.
         kind: always ``llvm``.
     """
@@ -81,13 +77,8 @@ class Target:
     triple: str | None
     arch: str
     psabi: str
-    lanes: int
-    vector_registers: int
+    machine: Machine
     fma: bool
-    l1: int
-    l2: int
-    l3: int
-    threads: int
     features: frozenset[str] = field(compare=False, repr=False)
     kind: str = "llvm"
 
@@ -138,6 +129,11 @@ class Target:
         if self.attrs:
             flags.append(f"-mattr={','.join(self.attrs)}")
         return " ".join(flags)
+
+    @property
+    def channel_block(self) -> int:
+        """Channels of a block of a feature map: what a vector holds of float32."""
+        return self.machine.lanes(FLOAT32)
 
     def tvm(self) -> Any:
         """This target as a ``tvm.target.Target``."""
@@ -404,7 +400,6 @@ def _describe(cpu: str, wanted: Mapping[str, bool], triple: str | None) -> Targe
         # that are laid out in blocks of 16 lanes want them throughout.
         attrs = _effective_attrs(cpu, {**wanted, "prefer-256-bit": False}, triple)
         features = _llvm_features(cpu, attrs, triple)
-    lanes, registers = _vectors(arch, features)
     psabi = _psabi(arch, features)
     runs_here = not host.missing_features(arch, features)
     caches = (host.caches() if runs_here else None) or _TYPICAL_CACHES.get(psabi, _SMALLEST_CACHES)
@@ -414,13 +409,8 @@ def _describe(cpu: str, wanted: Mapping[str, bool], triple: str | None) -> Targe
         triple=triple,
         arch=arch,
         psabi=psabi,
-        lanes=lanes,
-        vector_registers=registers,
+        machine=machine_of(arch, features, caches, host.cpu_count()),
         fma=arch == "aarch64" or "fma" in features,
-        l1=caches.l1,
-        l2=caches.l2,
-        l3=caches.l3,
-        threads=host.cpu_count(),
         features=features,
     )
 
@@ -448,16 +438,6 @@ def _effective_attrs(cpu: str, wanted: Mapping[str, bool], triple: str | None) -
         if _llvm_features(cpu, tuple(without), triple) == result:
             ordered = without
     return tuple(ordered)
-
-
-def _vectors(arch: str, features: frozenset[str]) -> tuple[int, int]:
-    """Float32 lanes of the widest vector, and the number of vector registers."""
-    if "avx512f" in features:
-        return 16, 32
-    if "avx" in features:
-        return 8, 16
-    # SVE's length is unknown while compiling; its low 128 bits are NEON's registers.
-    return 4, 32 if arch == "aarch64" else 16
 
 
 def _psabi(arch: str, features: frozenset[str]) -> str:
