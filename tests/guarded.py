@@ -33,6 +33,7 @@ from bngen.passes.prepare import Joint, Prepared, join_gradient, prepare
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.layout import Blocked, Layout, PackedWeight
 from bngen.runtime import native, threads
+from bngen.runtime.bundle import Bundle
 from bngen.runtime.calls import CallTable, Operand
 from bngen.runtime.executor import Executor
 from bngen.runtime.module import Module
@@ -91,15 +92,10 @@ def guarded(
     )
     built = bind(prepared, compiled, machine, level)
     entries = load([c.code for c in compiled])
-    module = Module(built, entries, _no_values, None)
-    module._executor = GuardedExecutor(
-        module, built, entries, compiled, prepared, machine.channel_block
-    )
+    module = Module(Bundle(built, {}, {}), entries)
+    block = machine.channel_block
+    module._executor = GuardedExecutor(module, built, entries, compiled, prepared, block)
     return module, module._executor
-
-
-def _no_values(name: str, rng: np.random.Generator) -> np.ndarray:
-    raise AssertionError(f"{name} is given by the test")
 
 
 @dataclass(frozen=True)

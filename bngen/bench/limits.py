@@ -12,7 +12,6 @@ from typing import Any
 
 from bngen.runtime import threads as thread_pool
 from bngen.runtime.memory import ALIGNMENT, Arena
-from bngen.target.machine import FLOAT32
 from bngen.target.parse import Target
 
 CHAINS = 12
@@ -64,7 +63,7 @@ def multiply_adds(target: Target, threads: int) -> tuple[Callable[[], None], flo
     import tvm
     from tvm.script import tirx as T
 
-    lanes = target.machine.lanes(FLOAT32)
+    lanes = target.machine.lanes("float32")
     width = CHAINS * lanes
 
     half = T.float32(0.5)
@@ -98,7 +97,7 @@ def copies(target: Target, threads: int) -> tuple[Callable[[], None], float]:
     import tvm
     from tvm.script import tirx as T
 
-    lanes = target.machine.lanes(FLOAT32)
+    lanes = target.machine.lanes("float32")
     rows = COPY_BYTES // (4 * lanes * threads)
 
     @T.prim_func(s_tir=True, private=True)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bngen.dtypes import FLOAT
 from bngen.ir.attributes import shown
 from bngen.ir.ops import OPS
 from bngen.lower.facts import (
@@ -38,7 +39,7 @@ from bngen.plan.kernel import Kernel
 from bngen.scheduling import conv, fallback, maps, phased, wgrad, winograd
 from bngen.scheduling.knobs import Knobs, tile_registers
 from bngen.scheduling.legality import Space, choices_in, misfit
-from bngen.target.machine import FLOAT32, Machine
+from bngen.target.machine import Machine
 
 if TYPE_CHECKING:
     from tvm import s_tir
@@ -309,7 +310,7 @@ def choose(kernel: Kernel, layouts: Layouts, machine: Machine) -> Choice:
             if not isinstance(found, Declined):
                 return Choice(row, found, declined)
             declined[row.kind] = found.reason
-    return Choice(FALLBACK, AnyFacts(vector=machine.lanes(FLOAT32)), declined)
+    return Choice(FALLBACK, AnyFacts(vector=machine.lanes(FLOAT)), declined)
 
 
 def read(kind: str, extents: Mapping[str, int]) -> Facts | Declined:

@@ -12,10 +12,11 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Self
 
+from bngen.dtypes import DTYPES, FLOAT
 from bngen.ir.node import Value
 from bngen.ir.ops import OPS
 from bngen.plan.kernel import Kernel
-from bngen.plan.layout import ITEMSIZE, Layout
+from bngen.plan.layout import Layout
 
 Layouts = Mapping[Value, Layout]
 
@@ -35,7 +36,7 @@ class Facts:
         element_bytes: bytes of an element of the maps that the kernel goes over.
     """
 
-    element_bytes: int = 4
+    element_bytes: int = DTYPES[FLOAT].nbytes
 
     def extents(self) -> dict[str, int]:
         """The facts by name as record files hold them: those that are as usual are left out."""
@@ -190,7 +191,7 @@ class AnyFacts(Facts):
 
 def element_bytes(v: Value) -> int:
     """Bytes of an element of a value."""
-    return ITEMSIZE[v.dtype]
+    return v.type.element.nbytes
 
 
 # --- what the store slot asks of a schedule ---------------------------------------------------

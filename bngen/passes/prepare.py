@@ -25,11 +25,13 @@ class Joint:
         graph: the results of the program, and then its gradients.
         program: the program alone.
         cotangents: names of the inputs that only ``backward`` is given.
+        independent: inputs that no output depends on, whose gradient is zero.
     """
 
     graph: Graph
     program: Graph
     cotangents: frozenset[str] = frozenset()
+    independent: tuple[str, ...] = ()
 
     @property
     def late(self) -> frozenset[Value]:
@@ -59,9 +61,10 @@ def join_gradient(graph: Graph, wrt: Sequence[str] | None = None) -> Joint:
         wrt: names of the inputs to differentiate with respect to; by default every floating-point
             argument and parameter.
     """
-    joint = differentiate(graph, wrt, cotangents="inputs")
+    independent: list[str] = []
+    joint = differentiate(graph, wrt, "inputs", independent.extend)
     cotangents = frozenset(i.name for i in joint.inputs) - {i.name for i in graph.inputs}
-    return Joint(joint, graph, cotangents)
+    return Joint(joint, graph, cotangents, tuple(independent))
 
 
 def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = None) -> Prepared:

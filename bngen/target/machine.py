@@ -13,10 +13,8 @@ from __future__ import annotations
 from collections.abc import Set
 from dataclasses import dataclass
 
+from bngen.dtypes import DTYPES
 from bngen.runtime.host import Caches
-
-FLOAT32 = 4
-"""Bytes of an element."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +65,9 @@ class Machine:
     l3: int
     threads: int
 
-    def lanes(self, element_bytes: int) -> int:
-        """Elements of so many bytes in a vector."""
-        return self.traits.vector_bytes // element_bytes
+    def lanes(self, dtype: str) -> int:
+        """Elements of a type in a vector."""
+        return self.traits.vector_bytes // DTYPES[dtype].nbytes
 
 
 def _row(arch: str, needs: str, *sizes: int, **more: bool) -> Traits:
@@ -82,6 +80,8 @@ TRAITS: tuple[Traits, ...] = (
     _row("x86_64", "", 16, 16),
     # SVE's length is unknown while compiling; its low 128 bits are NEON's registers.
     _row("aarch64", "", 16, 32),
+    # Nor is RVV's; vectors of 128 bits it has. Without RVV, LLVM makes do with scalars.
+    _row("riscv64", "", 16, 32),
 )
 """The first row of an architecture whose needs are met. Units, latency and ports are those of the
 cores that the knobs' constants were fitted on (znver3, znver4), and of most others: Neoverse,
@@ -102,3 +102,51 @@ def traits_of(arch: str, features: Set[str]) -> Traits:
 def machine_of(arch: str, features: Set[str], caches: Caches, threads: int) -> Machine:
     """A machine of an architecture with these features, caches and threads."""
     return Machine(traits_of(arch, features), caches.l1, caches.l2, caches.l3, threads)
+
+
+# --- levels -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Level:
+    """A set of features that systems build for, by which record files are found.
+
+    Attributes:
+        name: x86-64's micro-architecture level, else the architecture.
+        adds: features beyond the level below.
+        caches: what to count on where the machine is not at hand: the least that such CPUs have.
+    """
+
+    name: str
+    adds: frozenset[str] = frozenset()
+    caches: Caches = Caches(32 << 10, 256 << 10, 1 << 20)
+
+
+def _level(name: str, adds: str, *caches: int) -> Level:
+    known = [Caches(*caches)] if caches else []
+    return Level(name, frozenset(adds.split()), *known)
+
+
+LEVELS: dict[str, tuple[Level, ...]] = {
+    "x86_64": (
+        _level("x86-64", "sse2"),
+        _level("x86-64-v2", "cx16 popcnt sse3 sse4.1 sse4.2 ssse3"),
+        _level("x86-64-v3", "avx2 bmi bmi2 f16c fma lzcnt movbe", 32 << 10, 256 << 10, 2 << 20),
+        _level(
+            "x86-64-v4", "avx512f avx512bw avx512cd avx512dq avx512vl",
+            32 << 10, 1 << 20, 1408 << 10,
+        ),
+    ),
+    "aarch64": (_level("aarch64", "", 64 << 10, 1 << 20, 1 << 20),),
+}  # fmt: skip
+"""Architecture -> its levels, each with all that those before it have."""
+
+
+def level_of(arch: str, features: Set[str]) -> Level:
+    """The highest level of an architecture whose features, and those below, are all there."""
+    reached = Level(arch)
+    for level in LEVELS.get(arch, ()):
+        if not level.adds <= features:
+            break
+        reached = level
+    return reached

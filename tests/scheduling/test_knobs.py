@@ -49,7 +49,7 @@ def facts_of(draw, kind, lanes):
 @given(st.data())
 def test_own_knobs_are_legal_and_fit_the_registers(kind, name, data):
     strategy, machine = BY_KIND[kind], MACHINES[name]
-    facts = data.draw(facts_of(kind, machine.lanes(4)))
+    facts = data.draw(facts_of(kind, machine.lanes("float32")))
     knobs = strategy.knobs(facts, machine)
     assert strategy.misfit(facts, knobs) is None
     side = knobs["columns"] if "columns" in knobs else knobs["in_lanes"]
@@ -60,7 +60,7 @@ def test_own_knobs_are_legal_and_fit_the_registers(kind, name, data):
 @pytest.mark.parametrize("width", [7, 14, 28, 56, 112])
 def test_tiles_of_one_block_where_broadcasts_are_folded(width):
     def blocks(name):
-        lanes = MACHINES[name].lanes(4)
+        lanes = MACHINES[name].lanes("float32")
         facts = ConvFacts(
             **DENSE, n=8, h=width, w=width, out_blocks=8, in_blocks=8, lanes=lanes, in_lanes=lanes,
             padded_w=width, r=1, s=1,
