@@ -303,6 +303,7 @@ def manifest(
                 "sublayers": list(c.kernel.sublayers),
                 "rule": c.code.rule,
                 "knobs": dict(c.code.knobs),
+                "declined": dict(c.code.declined),
                 "inputs": [_placed(v, plan) for v in c.kernel.inputs],
                 "outputs": [_placed(v, plan) for v in c.kernel.outputs],
             }

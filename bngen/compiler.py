@@ -226,7 +226,7 @@ class _Work:
         """The bundle, and the distinct kernels as the compiler has them."""
         joint = join_gradient(self.graph, self.wrt) if self.grad else Joint(self.graph, self.graph)
         initializers = {i.name: initializer(i) for i in self.graph.inputs if i.kind != "input"}
-        prepared = prepare(joint, self.target.lanes, self.fusion, self.dump)
+        prepared = prepare(joint, self.target.channel_block, self.fusion, self.dump)
         compiled = compile_plan(
             prepared.planned.plan,
             self.target,

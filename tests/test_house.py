@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "runtime": set(),
     "target": {"runtime"},
     "lower": {"ir", "plan"},
-    "scheduling": {"ir", "lower"},
+    "scheduling": {"ir", "lower", "plan", "target"},
     "codegen": {"ir", "lower", "plan", "runtime", "scheduling", "target"},
     "tuning": PLANNING | GENERATING | {"runtime"},
     "binding": {"codegen", "ir", "passes", "plan", "runtime", "target"},
@@ -263,6 +263,13 @@ def test_what_help_needs_is_imported_instantly():
             if eager and top != "bngen":
                 where = f"{path.relative_to(ROOT)}:{line}"
                 assert top in sys.stdlib_module_names | {"click"}, f"{where} imports {top}"
+
+
+def test_target_asks_the_host_only():
+    seen = {name for path in (PACKAGE / "target").glob("*.py") for name, _, _ in imported_by(path)}
+    assert {n for n in seen if n.startswith("bngen.runtime")} <= {
+        "bngen.runtime.host", "bngen.runtime.host.Caches", "bngen.runtime.compiled_for.CompiledFor",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
