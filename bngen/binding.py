@@ -15,7 +15,7 @@ from bngen.ir.node import Graph, Input, Node, Value
 from bngen.passes.fusion.cut import late_nodes
 from bngen.passes.pipeline import Planned
 from bngen.passes.prepare import Joint, Prepared
-from bngen.plan.layout import PLAIN, same_bytes
+from bngen.plan.layout import plain, same_bytes
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.calls import Operand
 from bngen.runtime.executor import Step
@@ -71,6 +71,7 @@ class Binding:
         compiled: Sequence[CompiledKernel],
     ):
         graph, own_outputs = joint.graph, len(joint.program.outputs)
+        self.formats = joint.formats
         self.graph, self.plan, self.memory = planned.plan.graph, planned.plan, planned.memory
         labels = graph.output_names or ("",) * len(graph.outputs)
         # What `backward` returns goes by the input's name alone.
@@ -98,10 +99,11 @@ class Binding:
         for i, v in enumerate(self.graph.outputs):
             place = self.memory.places[v]
             shared = roots.count(v) > 1
-            plain = same_bytes(v.type, self.plan.layouts[v], PLAIN)
+            declared = plain(v.type, channels_last=i in self.formats.outputs)
+            as_wanted = same_bytes(v.type, self.plan.layouts[v], declared)
             if (i >= own_outputs and v in early) or (i < own_outputs and v in read_late):
                 continue
-            if place.root != v or v in self.inputs or not plain or shared or v in direct:
+            if place.root != v or v in self.inputs or not as_wanted or shared or v in direct:
                 continue
             slot = "out:small" if i < own_outputs else "grad:small"
             if v.type.nbytes > SMALL:
@@ -135,22 +137,25 @@ class Binding:
 
     def argument(self, item: Input) -> ArgSpec:
         """What a caller has to give for an input."""
-        return ArgSpec(item.name, item.value.shape, item.value.dtype, item.value in self.updated)
+        v, memory_format = item.value, self.formats.of_input(item.name)
+        return ArgSpec(item.name, v.shape, v.dtype, v in self.updated, memory_format)
 
     def output(self, i: int) -> OutputSpec:
         """Where the i-th result is found."""
-        v, name = self.graph.outputs[i], self.names[i]
+        v = self.graph.outputs[i]
+        spec = OutputSpec(self.names[i], v.shape, v.dtype, memory_format=self.formats.of_output(i))
         if v in self.direct:
             slot, offset = self.direct[v]
-            return OutputSpec(name, v.shape, v.dtype, slot=slot, offset=offset)
+            return replace(spec, slot=slot, offset=offset)
         if v in self.inputs:
-            return OutputSpec(name, v.shape, v.dtype, source=self.inputs[v])
-        return OutputSpec(name, v.shape, v.dtype, operand=self.operand(v, v.shape))
+            return replace(spec, source=self.inputs[v])
+        return replace(spec, operand=self.operand(v, spec.memory_shape))
 
     def update_copies(self) -> tuple[tuple[str, Operand], ...]:
         """Updates that no kernel writes in place: input, and where its new value lies."""
+        inputs = {i.value: i for i in self.graph.inputs}
         return tuple(
-            (self.inputs[target], self.operand(new, new.shape))
+            (self.inputs[target], self.operand(new, self.argument(inputs[target]).memory_shape))
             for target, new in self.memory.copies
         )
 
@@ -245,7 +250,8 @@ def manifest(
             "arguments": [_described(s) for s in signature.arguments],
             "state": [_described(s) for s in signature.state],
             "outputs": [
-                {"name": s.name, "shape": list(s.shape), "dtype": s.dtype}
+                {"name": s.name, "shape": list(s.shape), "dtype": s.dtype,
+                 "memory_format": s.memory_format}
                 for s in signature.outputs
             ],
             "gradients": [s.name for s in signature.gradients],
@@ -273,7 +279,7 @@ def manifest(
 
 def _described(spec: ArgSpec) -> dict[str, Any]:
     return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype,
-            "updated": spec.inplace}  # fmt: skip
+            "memory_format": spec.memory_format, "updated": spec.inplace}  # fmt: skip
 
 
 def _placed(v: Value, plan: Any) -> dict[str, str]:

@@ -21,6 +21,7 @@ from typing import Any
 from bngen.errors import ToolchainError
 from bngen.ir.node import Graph
 from bngen.ir.text import print_graph
+from bngen.plan.formats import Formats
 from bngen.runtime import bundle, host, native, plain
 from bngen.runtime.native import Entry
 from bngen.runtime.plain import PlainError
@@ -91,11 +92,12 @@ def key(
     grad: bool,
     wrt: Iterable[str] | None,
     tuned: Records,
+    formats: Formats,
 ) -> str:
     """The digest of all that a build depends on; see `compiler.build`."""
     records = sorted(repr(record) for record in tuned.of.values())
     features = sorted(machine.features)
-    asked = (fusion, grad, None if wrt is None else tuple(wrt))
+    asked = (fusion, grad, None if wrt is None else tuple(wrt), str(formats))
     return _digest(print_graph(program), repr(machine), repr((features, asked, records)))
 
 

@@ -41,6 +41,7 @@ from bngen.options import environment
 from bngen.passes.fusion.cut import LEVELS
 from bngen.passes.pipeline import Dump
 from bngen.passes.prepare import Joint, join_gradient, prepare
+from bngen.plan.formats import declared_formats
 from bngen.runtime import threads as thread_pool
 from bngen.runtime.module import Module
 from bngen.runtime.signature import Built
@@ -63,6 +64,7 @@ def build(
     cache: bool | None = None,
     progress: Progress | None = None,
     dump: Dump | None = None,
+    memory_format: Any = None,
 ) -> Module:
     """Compile a program, or take what an earlier call has compiled.
 
@@ -78,6 +80,12 @@ def build(
         cache: whether to use and fill the cache on disk; yes by default, unless BNGEN_NO_CACHE.
         progress: called after each kernel with (done, total, name).
         dump: called after each pass with its name and the graph; the passes are run, then.
+        memory_format: how arrays lie; C order by default. ``"channels_last"`` for all arguments,
+            parameters, buffers and results of rank 4, or a dict to ``"channels_last"`` or
+            ``"contiguous_format"`` from their names; ``"return"`` stands for all results,
+            ``"return.0"`` for the first and ``"return.loss"`` for the one labelled so. Gradients
+            are as their input, and what ``backward`` takes is as the result. Arrays that lie so are
+            passed as they are, any others are converted.
 
     Returns:
         The module.
@@ -89,13 +97,13 @@ def build(
     if cache is None:
         cache = not environment("no_cache")
     graph = graph_of(program, "build")
+    formats = declared_formats(graph, memory_format)
     machine = caches.target(target) if cache else Target.parse(target)
     machine.check_loads_here()
     tuned = records.find(machine, schedules or environment("schedules"))
-    work = _Work(
-        join_gradient(graph, wrt) if grad else Joint(graph, graph), machine, fusion, tuned.lookup
-    )
-    key = caches.key(graph, machine, fusion, grad, wrt, tuned) if cache else ""
+    joint = join_gradient(graph, wrt, formats) if grad else Joint(graph, graph, formats=formats)
+    work = _Work(joint, machine, fusion, tuned.lookup)
+    key = caches.key(graph, machine, fusion, grad, wrt, tuned, formats) if cache else ""
     # Before any code is loaded: what is loaded keeps the pool that it finds.
     thread_pool.install()
     initialize = Filler.of(graph)

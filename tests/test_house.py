@@ -39,7 +39,7 @@ MAY_IMPORT = {
     "codegen": {"ir", "lower", "plan", "runtime", "scheduling", "target"},
     "tuning": PLANNING | GENERATING | {"runtime"},
     "binding": {"codegen", "ir", "passes", "plan", "runtime", "target"},
-    "cache": {"ir", "runtime", "target", "tuning"},
+    "cache": {"ir", "plan", "runtime", "target", "tuning"},
     "compiler": PLANNING | GENERATING | {"binding", "cache", "runtime", "tuning"},
     "torch_bridge": PLANNING | {"compiler"},
     "bench": PLANNING | GENERATING | {"compiler", "programs", "runtime", "torch_bridge", "tuning"},

@@ -26,6 +26,7 @@ class CompileRequest:
     mcpu: str | None
     mattr: str | None
     fusion: str
+    memory_format: str
     batch: int | None
     image: int | None
     threads: int | None
@@ -79,6 +80,7 @@ def compile_program(
         program,
         target=target,
         fusion=request.fusion,
+        memory_format=request.memory_format,
         threads=request.threads,
         schedules=request.schedules,
         grad=grad,

@@ -186,7 +186,6 @@ def lower_generic_conv(kernel: Kernel, layouts: dict) -> Lowered:
     geo, groups = Geometry(node, flipped), node.attrs["groups"]
     body = Body(kernel, layouts, "generic")
     x, weight = node.inputs
-    w = body.tensors[weight]
     outer: Blocked = layouts[node.out]
     out_per, in_per = node.out.shape[1] // groups, x.shape[1] // groups
     ci = te.reduce_axis((0, in_per), "ci")
@@ -199,9 +198,9 @@ def lower_generic_conv(kernel: Kernel, layouts: dict) -> Lowered:
         (y, in_h), (z, in_w) = geo.inside(0, h * sh + r * dh), geo.inside(1, wi * sw + s * dw)
         source = tirx.floordiv(k, out_per) * in_per + ci
         if flipped:
-            tap = w[source, tirx.floormod(k, out_per), rows - 1 - r, cols - 1 - s]
+            tap = body.at(weight, (source, tirx.floormod(k, out_per), rows - 1 - r, cols - 1 - s))
         else:
-            tap = w[k, ci, r, s]
+            tap = body.at(weight, (k, ci, r, s))
         tests = [*in_h, *in_w, *([lane.valid()] if lane.valid() is not None else [])]
         product = body.at(x, (n, source, y, z)) * tap
         if tests:

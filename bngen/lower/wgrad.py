@@ -53,7 +53,8 @@ def lower_weight_gradient(kernel: Kernel, layouts: dict) -> Lowered:
         sums = _depthwise_sums if depthwise else _blocked_sums
         taps = partial = sums(data, grad, geo, groups)
 
-    def unpack(ki, ci, r, s):
+    def unpack(*index):
+        ki, ci, r, s = logical_coord(node.out.type, layouts[node.out], index)
         lane = lane_of(ki, outer)
         if depthwise:
             return taps[lane.block, r, s, lane.lane]
@@ -63,7 +64,8 @@ def lower_weight_gradient(kernel: Kernel, layouts: dict) -> Lowered:
         source = lane_of(ci, inner) if groups == 1 else Lane(ci // lanes, ci % lanes, inner)
         return taps[lane.block, source.block, r, s, source.lane, lane.lane]
 
-    body.results[node.out] = te.compute(node.out.shape, unpack, name="dweight")
+    shape = physical_shape(node.out.type, layouts[node.out])
+    body.results[node.out] = te.compute(shape, unpack, name="dweight")
     body.lowered.main = "partial"
     return body.finish(
         n=n, h=h, w=w, out_blocks=outer.blocks, lanes=outer.lanes, r=rows, s=cols,
@@ -146,7 +148,8 @@ def _generic_weight_gradient(kernel: Kernel, layouts: dict, geo: Geometry) -> Lo
     (sh, sw), (dh, dw) = geo.stride, geo.dilation
     im, h, w = (te.reduce_axis((0, e), a) for e, a in ((n, "n"), (oh, "h"), (ow, "w")))
 
-    def element(ki, ci, r, s):
+    def element(*index):
+        ki, ci, r, s = logical_coord(node.out.type, layouts[node.out], index)
         (y, in_h), (z, in_w) = geo.inside(0, h * sh + r * dh), geo.inside(1, w * sw + s * dw)
         source = tirx.floordiv(ki, k // groups) * cg + ci
         product = body.at(x, (im, source, y, z)) * body.at(dy, (im, ki, h, w))
@@ -155,7 +158,8 @@ def _generic_weight_gradient(kernel: Kernel, layouts: dict, geo: Geometry) -> Lo
             product = tirx.if_then_else(tirx.all(*tests), product, zero(x.dtype))
         return te.sum(product, axis=[im, h, w])
 
-    result = te.compute(node.out.shape, element, name="conv")
+    shape = physical_shape(node.out.type, layouts[node.out])
+    result = te.compute(shape, element, name="conv")
     body.results[node.out] = result
     body.lowered.main = "conv"
     return body.finish(n=n, h=oh, w=ow, out_blocks=k, lanes=1)

@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from bngen.ir.node import Node, Value
 from bngen.ir.ops import OPS
 from bngen.plan.kernel import Kernel, KernelPlan
-from bngen.plan.layout import Blocked, Plain, physical_bytes, same_bytes
+from bngen.plan.layout import Blocked, physical_bytes, same_bytes
 from bngen.plan.memory import MemoryPlan, Place, align
 
 
@@ -118,7 +118,7 @@ class _Memory:
         taken: set[Value] = set()
         for target, new in self.graph.updates:
             writer = self.writer.get(new)
-            same = same_bytes(new.type, self.layouts[new], Plain())
+            same = same_bytes(new.type, self.layouts[new], self.layouts[target])
             late = [i for i in self.readers.get(target, ()) if writer is not None and i > writer]
             kernel = self.plan.kernels[writer] if writer is not None else None
             free = (

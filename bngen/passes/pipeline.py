@@ -25,6 +25,7 @@ from bngen.passes.simplify import (
     share_statistics,
 )
 from bngen.plan.check import check_plan
+from bngen.plan.formats import C_ORDER, Formats
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.memory import MemoryPlan
 
@@ -71,6 +72,7 @@ def plan_program(
     late: Iterable[Value] = (),
     keep: Iterable[Value] = (),
     dump: Dump | None = None,
+    formats: Formats = C_ORDER,
 ) -> Planned:
     """Run every pass.
 
@@ -81,6 +83,7 @@ def plan_program(
         late: inputs that only the second of two calls provides (gradients of outputs).
         keep: values that must survive the last kernel.
         dump: called with each stage's name and graph.
+        formats: the users' arrays that are channels-last.
     """
     rules = LEVELS[level]
     for name, run in graph_passes(rules):
@@ -88,7 +91,7 @@ def plan_program(
         verify(graph, stage=name)
         if dump:
             dump(name, graph)
-    graph, layouts = assign_layouts(graph, lanes)
+    graph, layouts = assign_layouts(graph, lanes, formats)
     graph = prune(graph)
     if rules.across:
         graph, layouts = place_concatenations(graph, layouts)

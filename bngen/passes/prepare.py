@@ -15,6 +15,7 @@ from bngen.ir.node import Graph, Node, Value
 from bngen.passes.autodiff import differentiate
 from bngen.passes.fusion.cut import late_nodes
 from bngen.passes.pipeline import Dump, Planned, plan_program
+from bngen.plan.formats import C_ORDER, Formats
 
 
 @dataclass(frozen=True)
@@ -25,11 +26,13 @@ class Joint:
         graph: the results of the program, and then its gradients.
         program: the program alone.
         cotangents: names of the inputs that only ``backward`` is given.
+        formats: of ``graph``.
     """
 
     graph: Graph
     program: Graph
     cotangents: frozenset[str] = frozenset()
+    formats: Formats = C_ORDER
 
     @property
     def late(self) -> frozenset[Value]:
@@ -51,17 +54,20 @@ class Prepared(NamedTuple):
     unaligned: frozenset[Value]
 
 
-def join_gradient(graph: Graph, wrt: Sequence[str] | None = None) -> Joint:
+def join_gradient(
+    graph: Graph, wrt: Sequence[str] | None = None, formats: Formats = C_ORDER
+) -> Joint:
     """A program and its gradient.
 
     Args:
         graph: the program.
         wrt: names of the inputs to differentiate with respect to; by default every floating-point
             argument and parameter.
+        formats: of the program.
     """
     joint = differentiate(graph, wrt, cotangents="inputs")
     cotangents = frozenset(i.name for i in joint.inputs) - {i.name for i in graph.inputs}
-    return Joint(joint, graph, cotangents)
+    return Joint(joint, graph, cotangents, formats.with_gradient(graph, joint))
 
 
 def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = None) -> Prepared:
@@ -75,7 +81,7 @@ def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = N
     """
     late = tuple(joint.late)
     graph = keep_old_values(joint.graph, late)
-    planned = plan_program(graph, fusion, lanes, late=late, dump=dump)
+    planned = plan_program(graph, fusion, lanes, late, dump=dump, formats=joint.formats)
     users = {i.value for i in graph.inputs if i.kind == "input"}
     unaligned = frozenset(v for v, p in planned.memory.places.items() if p.root in users)
     return Prepared(replace(joint, graph=graph), planned, unaligned)

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bngen.options import CHANNELS_LAST, MEMORY_FORMATS
 from bngen.runtime import plain
 from bngen.runtime.calls import Operand
 from bngen.runtime.executor import Step
@@ -113,6 +114,10 @@ def _dumps(built: Built) -> bytes:
 def _check(signature: Signature, operands: Iterable[Operand], steps: int, arena: int) -> None:
     given = (*signature.arguments, *signature.state, *signature.cotangents)
     results = (*signature.outputs, *signature.gradients)
+    for spec in (*given, *results):
+        last = spec.memory_format == CHANNELS_LAST
+        if spec.memory_format not in MEMORY_FORMATS or (last and len(spec.shape) != 4):
+            raise PlainError(f"{spec.name!r} is {spec.memory_format!r:.40} of shape {spec.shape}")
     inputs = {f"in:{spec.name}": _nbytes(spec.shape, spec.dtype) for spec in given}
     slots: dict[str, int] = {}
     for spec in results:

@@ -19,6 +19,7 @@ from bngen.runtime import host, pickled, threads
 from bngen.runtime.arguments import ArgSpec, deliver, is_torch, prepare_all
 from bngen.runtime.calls import Operand
 from bngen.runtime.executor import Executor, view
+from bngen.runtime.formats import to_logical_order
 from bngen.runtime.memory import empty_aligned
 from bngen.runtime.native import Entry
 from bngen.runtime.signature import Built, OutputSpec
@@ -148,7 +149,7 @@ class Module:
 
     def _set(self, name: str, value: np.ndarray) -> None:
         self._recorder.changed(name)
-        np.copyto(self._state.arrays[name], value)
+        self._state.fill(name, value)
 
     @alone
     def _values(self) -> dict[str, np.ndarray] | None:
@@ -305,12 +306,12 @@ class Module:
 
     def _result(self, spec: OutputSpec, slots: Mapping[str, np.ndarray], as_torch: bool) -> Any:
         if spec.slot is not None:
-            array = view(slots[spec.slot], spec.offset, spec.shape, spec.dtype)
+            array = view(slots[spec.slot], spec.offset, spec.memory_shape, spec.dtype)
         elif spec.operand is not None:
             array = self._value(spec.operand, slots).copy()
         else:
-            array = self._input(spec.source, slots).copy()
-        return deliver(array, as_torch)
+            array = self._input(spec.source, slots).copy().reshape(spec.memory_shape)
+        return deliver(to_logical_order(array, spec.memory_format), as_torch)
 
     def _input(self, name: str, slots: Mapping[str, np.ndarray]) -> np.ndarray:
         """An argument of the call that runs, or a parameter or buffer."""

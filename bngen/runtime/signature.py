@@ -5,13 +5,16 @@ In: nothing (nouns only). Out: what binding decides, a bundle keeps and a `Modul
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bngen.options import CONTIGUOUS
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.calls import Operand
 from bngen.runtime.executor import Step
+from bngen.runtime.formats import memory_shape
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ class OutputSpec:
         offset: bytes into the slot.
         operand: where it lies in the arena.
         source: name of the input that it is.
+        memory_format: how it lies, there and in the caller's hands.
     """
 
     name: str
@@ -36,6 +40,12 @@ class OutputSpec:
     offset: int = 0
     operand: Operand | None = None
     source: str | None = None
+    memory_format: str = CONTIGUOUS
+
+    @functools.cached_property
+    def memory_shape(self) -> tuple[int, ...]:
+        """Its extents in memory order."""
+        return memory_shape(self.shape, self.memory_format)
 
 
 @dataclass(frozen=True)

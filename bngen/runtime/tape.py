@@ -63,7 +63,7 @@ class Recorder:
         self._tape = None
         for spec in self._kept:
             if spec.name not in self._copies:
-                self._copies[spec.name] = empty_aligned(spec.shape, spec.dtype)
+                self._copies[spec.name] = empty_aligned(spec.memory_shape, spec.dtype)
             np.copyto(self._copies[spec.name], slots[INPUT + spec.name])
             slots[INPUT + spec.name] = self._copies[spec.name]
 

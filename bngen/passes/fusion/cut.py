@@ -29,7 +29,7 @@ from dataclasses import dataclass
 from bngen.ir.node import Graph, Node, Value
 from bngen.ir.ops import OPS
 from bngen.plan.kernel import Kernel, KernelPlan, Refusal
-from bngen.plan.layout import Blocked, Layout, Plain
+from bngen.plan.layout import PLAIN, Blocked, Layout
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,8 @@ def moves_no_data(node: Node, layouts: dict[Value, Layout], inputs: frozenset[Va
     """Whether a reshape or slice is only an offset into its operand's memory."""
     x = node.inputs[0]
     if node.op == "reshape":
-        return isinstance(layouts[x], Plain) == isinstance(layouts[node.out], Plain)
+        both = layouts[x], layouts[node.out]
+        return both == (PLAIN, PLAIN) or all(isinstance(layout, Blocked) for layout in both)
     if node.op != "slice" or x in inputs:
         return False
     layout = layouts[x]
