@@ -10,6 +10,7 @@ import importlib
 import sys
 from typing import Any
 
+from bngen.dtypes import DTYPES
 from bngen.errors import (
     BngenError,
     CallError,
@@ -21,11 +22,11 @@ from bngen.errors import (
 )
 from bngen.version import __version__
 
-float32, float64 = "float32", "float64"
-int32, int64, uint8, bool_ = "int32", "int64", "uint8", "bool"
+_DTYPES = {row.public: row.name for row in DTYPES.values()}
+globals().update(_DTYPES)  # bngen.float32, bngen.bool_, ...
 
 _HOMES = {
-    "compiler": "build",
+    "compiler": "build bundle",
     "lang.gradients": "grad training_step value_and_grad",
     "lang.loss": "cross_entropy",
     "lang.normalization": "batch_norm bn_normalize bn_stats",
@@ -41,15 +42,17 @@ _HOMES = {
     "lang.state": "buffer parameter parameters scope",
     "lang.tensor": "Tensor",
     "lang.windows": "adaptive_avg_pool2d avg_pool2d conv2d linear matmul max_pool2d",
+    "runtime.bundle": "Bundle",
+    "runtime.loading": "load",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 _MODULES = {"layers": "bngen.lang.layers", "models": "bngen.models"}
 
 __all__ = [
     "BngenError", "CallError", "ProgramError", "SourceLoc", "TargetError", "ToolchainError",
-    "UsageError", "__version__", "bool_", "float32", "float64", "int32", "int64", "uint8",
+    "UsageError", "__version__",
 ]  # fmt: skip
-__all__ += [*_HOME_OF, *_MODULES]
+__all__ += [*_DTYPES, *_HOME_OF, *_MODULES]
 
 
 class UnknownNameError(ProgramError, AttributeError):

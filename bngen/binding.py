@@ -243,8 +243,7 @@ def manifest(
     plan = planned.plan
     return {
         "program": program,
-        "target": {"text": str(target), "cpu": target.cpu, "lanes": target.lanes,
-                   "arch": target.arch, "features": list(target.required_features())},
+        "target": target.compiled_for().described(),
         "fusion": fusion,
         "signature": {
             "arguments": [_described(s) for s in signature.arguments],

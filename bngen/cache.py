@@ -1,4 +1,4 @@
-"""What one process keeps for the next: targets, and programs with their machine code.
+"""What one process keeps for the next: targets, and the bundles of programs.
 
 In: all that the outcome depends on, as text. Out: what was made of it before. Everything is kept
 under a digest of its inputs, of the machine, and of bngen's own source, so that nothing stale is
@@ -12,20 +12,19 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from bngen.errors import ToolchainError
+from bngen.errors import BngenError
 from bngen.ir.node import Graph
 from bngen.ir.text import print_graph
 from bngen.plan.formats import Formats
-from bngen.runtime import bundle, host, native, plain
-from bngen.runtime.native import Entry
+from bngen.runtime import bundle as bundles
+from bngen.runtime import host, plain
+from bngen.runtime.bundle import Bundle
 from bngen.runtime.plain import PlainError
-from bngen.runtime.signature import Built
 from bngen.runtime.store import Store
 from bngen.target.parse import Target
 from bngen.tuning.records import Records
@@ -64,69 +63,46 @@ def target(spec: Any, mcpu: str | None = None, mattr: str | Sequence[str] = ()) 
 # --- programs ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Kept:
-    """A program out of the cache, its kernels loaded.
-
-    Attributes:
-        built: what a module runs.
-        entries: the kernels, by symbol.
-        key: what it is kept under.
-    """
-
-    built: Built
-    entries: Mapping[str, Entry]
-    key: str
-
-    def objects(self) -> dict[str, bytes] | None:
-        """The kernels' object files by symbol, or None where they are gone by now."""
-        symbols = sorted({step.symbol for step in self.built.steps})
-        found = _PROGRAMS.read(self.key, *map(bundle.object_file, symbols))
-        return None if found is None else dict(zip(symbols, found, strict=True))
-
-
 def key(
     program: Graph,
     machine: Target,
     fusion: str,
     grad: bool,
-    wrt: Iterable[str] | None,
+    wrt: Sequence[str] | None,
     tuned: Records,
     formats: Formats,
 ) -> str:
-    """The digest of all that a build depends on; see `compiler.build`."""
+    """The digest of all that a bundle depends on; see `compiler.bundle`."""
     records = sorted(repr(record) for record in tuned.of.values())
     features = sorted(machine.features)
     asked = (fusion, grad, None if wrt is None else tuple(wrt), str(formats))
     return _digest(print_graph(program), repr(machine), repr((features, asked, records)))
 
 
-def find(key: str) -> Kept | None:
-    """The program kept under a `key`. Its kernels take the thread pool that is installed."""
-    names = (*bundle.DATA, bundle.LIBRARY)
-    found = _PROGRAMS.read(key, *names)
-    if found is None:
-        return None
-    contents = dict(zip(names, found, strict=True))
+def find(key: str) -> Bundle | None:
+    """The bundle kept under a `key`."""
+
+    def fetch(names: Sequence[str]) -> tuple[bytes, ...]:
+        found = _PROGRAMS.read(key, *map(_flat, names))
+        if found is None:
+            raise PlainError("a file of it is gone, or not what was written")
+        return found
+
     try:
-        built = bundle.built_of(contents)
-        entries = native.load(contents[bundle.LIBRARY], {step.symbol for step in built.steps})
-    except (PlainError, ToolchainError) as error:
+        return bundles.read(fetch)
+    except BngenError as error:
         _LOG.info("entry %s is made again: %s", key, error)
         return None
-    return Kept(built, entries, key)
 
 
-def keep(key: str, built: Built, library: bytes, objects: Mapping[str, bytes]) -> None:
-    """Keep a program under a `key`; where that cannot be, the next process compiles it again.
+def keep(key: str, bundle: Bundle) -> None:
+    """Keep a bundle under a `key`; where that cannot be, the next process compiles it again."""
+    _PROGRAMS.add(key, {_flat(name): content for name, content in bundles.files(bundle).items()})
 
-    Args:
-        key: see `key`.
-        built: what a module runs.
-        library: the kernels' shared library.
-        objects: their object files, by symbol.
-    """
-    _PROGRAMS.add(key, bundle.files(built, library, objects))
+
+def _flat(name: str) -> str:
+    """The name of a bundle's file in an entry, which has no folders; texts are not kept."""
+    return name.rpartition("/")[2]
 
 
 # --- both -------------------------------------------------------------------------------------

@@ -33,6 +33,7 @@ from bngen.plan.formats import C_ORDER, Formats
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.layout import Blocked, Layout, PackedWeight
 from bngen.runtime import native, threads
+from bngen.runtime.bundle import Bundle
 from bngen.runtime.calls import CallTable, Operand
 from bngen.runtime.executor import Executor
 from bngen.runtime.module import Module
@@ -96,13 +97,9 @@ def guarded(
     )
     built = bind(prepared, compiled, machine, level)
     entries = load([c.code for c in compiled])
-    module = Module(built, entries, _no_values, None)
+    module = Module(Bundle(built, {}, {}), entries)
     module._executor = GuardedExecutor(module, built, entries, compiled, prepared, machine.lanes)
     return module, module._executor
-
-
-def _no_values(name: str, rng: np.random.Generator) -> np.ndarray:
-    raise AssertionError(f"{name} is given by the test")
 
 
 @dataclass(frozen=True)

@@ -144,7 +144,7 @@ def test_a_warning_is_given_each_time():
             bg.build(bg.trace(independent, *shapes, name="p"), grad=True)
 
 
-@pytest.mark.parametrize("name", ["built.json", "manifest.json", "kernels.so", "index.json"])
+@pytest.mark.parametrize("name", ["bundle.json", "manifest.json", "kernels.so", "index.json"])
 def test_a_damaged_entry_is_made_again(compiled, folder, name):
     first = step(bg.build(program(), grad=True))
     (entry,) = (folder / "programs").iterdir()
@@ -194,7 +194,7 @@ def test_somebody_who_can_change_a_folder_above_is_not_obeyed(compiled, folder, 
 
 def _entry(folder, name):
     entries = (folder / "programs").iterdir()
-    (entry,) = (e for e in entries if name in (e / "built.json").read_text())
+    (entry,) = (e for e in entries if name in (e / "bundle.json").read_text())
     return entry
 
 
@@ -252,18 +252,14 @@ def test_damage_of_any_kind_is_an_absent_entry_or_none(folder):
     other, pristine = _entry(folder, '"another"'), folder / "pristine"
     shutil.copytree(entry, pristine)
     whole = {p.name: p.read_bytes() for p in pristine.iterdir()}
-    objects = {p.removesuffix(".o"): whole[p] for p in whole if p.endswith(".o")}
-    expected = cache.find(entry.name).built
+    expected = cache.find(entry.name)
     rng = random.Random(0)
     for _ in range(FUZZ):
         done = [_damage(rng, entry, other) for _ in range(rng.choice([1, 1, 2]))]
         kept = cache.find(entry.name)
         unharmed = {n for n in whole if _read(entry / n) == whole[n]}
-        needed = {"built.json", "manifest.json", "kernels.so"}
-        assert kept is None or needed <= unharmed, done
-        if kept:
-            assert kept.built == expected, done
-            assert kept.objects() in (None, objects), done
+        assert kept is None or unharmed == whole.keys(), done
+        assert kept in (None, expected), done
         shutil.rmtree(entry, ignore_errors=True)
         shutil.copytree(pristine, entry)
 
@@ -273,12 +269,12 @@ def _read(path):
 
 
 def test_hostile_documents_with_the_right_digests(folder, monkeypatch):
-    """Whoever could write these could replace the code; still nothing but a `Built` is made."""
+    """Whoever could write these could replace the code; still nothing but a `Bundle` is made."""
     kept = {}
     monkeypatch.setattr(cache._PROGRAMS, "add", lambda key, files: kept.update(files))
     bg.build(program())
     rng = random.Random(0)
-    for document in ("built.json", "manifest.json"):
+    for document in ("bundle.json", "manifest.json"):
         whole = kept[document]
         for _ in range(FUZZ):
             content = bytearray(whole)
@@ -291,7 +287,7 @@ def test_hostile_documents_with_the_right_digests(folder, monkeypatch):
             )
             if (entry := cache.find("key")) is not None:
                 try:
-                    dict(entry.built.manifest)
+                    entry.manifest()
                 except BngenError:
                     assert document == "manifest.json"
 
@@ -309,13 +305,40 @@ def test_texts_and_objects_of_a_kept_program(folder, tmp_path, compiled):
     assert len(compiled) == 2
 
 
-def test_objects_are_made_again_where_they_are_gone(folder, tmp_path):
-    first, kept = bg.build(program()), bg.build(program())
-    (entry,) = (folder / "programs").iterdir()
-    for path in entry.glob("*.o"):
-        path.unlink()
-    kept.save_objects(tmp_path)
-    assert {p.stem for p in tmp_path.glob("*.o")} == set(first.emit("tir"))
+def test_a_warm_start_neither_differentiates_nor_runs_a_pass(monkeypatch):
+    bg.build(program(), grad=True)
+    for name in ("join_gradient", "prepare", "compile_plan", "bind"):
+        monkeypatch.setattr(compiler, name, None)
+    step(bg.build(program(), grad=True))
+
+
+def test_a_bundle_and_a_module_are_one_entry(compiled):
+    made = bg.bundle(program(), grad=True)
+    module = bg.build(program(), grad=True)
+    assert module.bundle == made == bg.bundle(program(), grad=True)
+    assert len(compiled) == 1
+
+
+def test_a_bundle_for_another_machine_is_kept(compiled):
+    target = "llvm -mtriple=aarch64-linux-gnu -mcpu=neoverse-v1"
+    made = [bg.bundle(program(), target=target) for _ in range(2)]
+    assert made[0] == made[1] and made[0].library is None
+    assert len(compiled) == 1
+
+
+def test_texts_are_made_for_a_kept_bundle_and_not_kept(compiled, folder):
+    bg.bundle(program())
+    made = bg.bundle(program(), emit=["asm"])
+    assert made.emit("asm").keys() == made.objects.keys()
+    assert len(compiled) == 2
+    assert not bg.bundle(program()).texts
+
+
+@pytest.mark.parametrize("wrt", ["head.weight", 3, [3], [b"x"], ["no"]])
+def test_what_are_no_names_is_refused_as_ever(wrt):
+    for _ in range(2):
+        with pytest.raises(BngenError):
+            bg.build(program(), grad=True, wrt=wrt)
 
 
 def test_without_a_c_compiler_nothing_is_kept(compiled, folder, monkeypatch):

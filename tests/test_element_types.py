@@ -25,6 +25,8 @@ from bngen.ir.build import GraphBuilder
 from bngen.ir.interp import run
 from bngen.ir.node import TensorType
 from bngen.ir.ops import ShapeError
+from bngen.verification.tolerance import ulp
+from tests.oracle import assert_few_ulps
 
 LEVELS = ("none", "icf") if settings.default.derandomize else FUSION_LEVELS
 nan, inf = np.nan, np.inf
@@ -163,16 +165,6 @@ def test_what_is_refused(dtype):
     assert taken - theirs == BEYOND[dtype]
 
 
-def assert_equal(ours: np.ndarray, theirs: np.ndarray, what: str) -> None:
-    """The same type and shape; integers alike, floats to a few units in the last place."""
-    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape), what
-    if ours.dtype.kind == "f":
-        tight = 32 * np.finfo(ours.dtype).eps
-        np.testing.assert_allclose(ours, theirs, rtol=tight, atol=0, err_msg=what)
-    else:
-        np.testing.assert_array_equal(ours, theirs, err_msg=what)
-
-
 def check(functions: list[Function], arrays: tuple[np.ndarray, ...], level: str) -> None:
     """One program of all of them, interpreted and compiled."""
 
@@ -184,8 +176,9 @@ def check(functions: list[Function], arrays: tuple[np.ndarray, ...], level: str)
     meant = run(graph, dict(zip((i.name for i in graph.inputs), arrays, strict=True))).outputs
     for f, ours, meaning in zip(functions, compiled, meant, strict=True):
         theirs = expected(f, arrays)
-        assert_equal(meaning, meaning if theirs is None else theirs, f"{f.name}, interpreted")
-        assert_equal(ours, meaning if theirs is None else theirs, f"{f.name}, compiled")
+        wanted = meaning if theirs is None else theirs
+        assert_few_ulps(meaning, wanted, f"{f.name}, interpreted", each=True)
+        assert_few_ulps(ours, wanted, f"{f.name}, compiled", each=True)
 
 
 @pytest.mark.parametrize("level", LEVELS)
@@ -304,10 +297,10 @@ def test_gradients(names, dtype, level):
         leaves = [torch.tensor(a, requires_grad=True) for a in arrays]
         result = f.theirs(*leaves)
         result.backward(torch.tensor(dy))
-        assert_equal(y, result.detach().numpy(), f.name)
+        assert_few_ulps(y, result.detach(), f.name, each=True)
         for leaf in leaves:
             theirs = leaf.grad.numpy()
-            eps, tiny = np.finfo(dtype).eps, np.finfo(dtype).smallest_subnormal
+            eps, tiny = ulp(dtype), np.finfo(dtype).smallest_subnormal
             # Both are one less what is close to one: of that the last digit may be another.
             lost = eps * np.abs(dy).max() if f.name == "tanh" else 0
             loose = 2**10 if f.name in ("tanh", "log_softmax", "softmax") else 8

@@ -4,7 +4,7 @@ Two correct programs that round differently drift apart, since each step starts 
 already differ. How far is measured, not guessed: PyTorch trains in double precision, the truth, and
 in single precision several times, from weights at most one unit in the last place apart. At each
 step bngen's distance from the truth may be four times the largest that any of those runs had so
-far, plus a few units in the last place: the tolerance rule of `oracle`.
+far, plus a few units in the last place: the tolerance rule.
 
 Over a hundred steps this wants an activation without a kink. With ReLU an element now and then is
 within rounding of zero and falls on the other side: one of eight such runs of PyTorch itself then
@@ -25,7 +25,8 @@ from torch import nn
 import bngen as bg
 from bngen.errors import ProgramError
 from bngen.ir.interp import run
-from tests.oracle import FACTOR, ULPS
+from bngen.verification import tolerance
+from tests.oracle import assert_close, assert_few_ulps
 
 BATCH, STEPS = 32, 100
 
@@ -82,13 +83,11 @@ def fresh(activation=F.relu):
 
 
 def nudged(network_, seed):
-    """A copy whose weights are at most one unit in the last place away."""
-    rng = np.random.default_rng(seed)
+    """A copy some of whose weights are a unit in the last place away."""
     moved = copy.deepcopy(network_)
-    with torch.no_grad():
-        for p in moved.parameters():
-            toward = torch.tensor(rng.choice([-1e9, 1e9], tuple(p.shape)), dtype=p.dtype)
-            p.copy_(torch.where(p == 0, p, torch.nextafter(p, toward)))
+    held = {name: p.detach().numpy() for name, p in network_.named_parameters()}
+    near = tolerance.nudged(held, np.random.default_rng(seed))
+    moved.load_state_dict({n: torch.from_numpy(a) for n, a in near.items()}, strict=False)
     return moved
 
 
@@ -127,14 +126,6 @@ def our_training(network_, batches, rate=None, **settings):
     return np.array(losses), held
 
 
-def assert_within(ours, theirs, truth, what):
-    """The tolerance rule, with the largest error of all of PyTorch's runs."""
-    scale = np.abs(truth).max()
-    allowed = FACTOR * max(np.abs(t - truth).max() for t in theirs)
-    error = np.abs(ours - truth).max()
-    assert error <= allowed + ULPS * np.finfo(np.float32).eps * scale, (what, error, allowed)
-
-
 def compare(batches, rate=None, activation=F.relu, **settings):
     start = fresh(activation)
     ours = our_training(start, batches, rate, **settings)
@@ -143,17 +134,16 @@ def compare(batches, rate=None, activation=F.relu, **settings):
     starts = [start, *(nudged(start, seed) for seed in range(3))]
     theirs = [torch_training(s, batches, **settings) for s in starts]
     drift = np.max([np.abs(losses - truth[0]) for losses, _ in theirs], axis=0)
-    allowed = FACTOR * np.maximum.accumulate(drift)
+    limit = tolerance.allowed(np.maximum.accumulate(drift), np.abs(truth[0]), "float32")
     error = np.abs(ours[0] - truth[0])
-    worst = int(np.argmax(error - allowed))
-    ulps = ULPS * np.finfo(np.float32).eps * np.abs(truth[0])
-    assert (error <= allowed + ulps).all(), (worst, error[worst], allowed[worst])
+    worst = int(np.argmax(error - limit))
+    assert (error <= limit).all(), (worst, error[worst], limit[worst])
     assert ours[1].keys() == truth[1].keys()
     for name, array in truth[1].items():
         if array.dtype.kind == "i":
             assert ours[1][name] == array, name
         else:
-            assert_within(ours[1][name], [h[name] for _, h in theirs], array, name)
+            assert_close(ours[1][name], [h[name] for _, h in theirs], array, name)
     return ours[0]
 
 
@@ -190,14 +180,14 @@ def test_a_step_is_forward_backward_and_update():
     for module in (step, halves):
         module.load_state_dict(start.state_dict())
     before = halves.state_dict()
-    np.testing.assert_allclose(step(x, labels), halves(x, labels), rtol=1e-6)
+    assert_few_ulps(step(x, labels), halves(x, labels))
     gradients, after = halves.backward(), step.state_dict()
     for name, array in halves.state_dict().items():
         expected = array
         if name in gradients:
             expected = before[name] - np.float32(0.5) * gradients[name]
         scale = np.abs(before[name]).max() + np.abs(gradients.get(name, 0)).max()
-        np.testing.assert_allclose(after[name], expected, atol=1e-6 * max(scale, 1), err_msg=name)
+        assert_few_ulps(after[name], expected, name, least=scale)
 
 
 # --- programs made of programs ----------------------------------------------------------------

@@ -25,7 +25,8 @@ import bngen as bg
 from bngen.compiler import FUSION_LEVELS
 from bngen.ir.node import Graph
 from bngen.runtime.module import Module
-from tests.oracle import FACTOR, ULPS, TorchResults, torch_run, torch_runs
+from bngen.verification.tolerance import allowed
+from tests.oracle import TorchResults, torch_run, torch_runs
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Finding:
     @property
     def allowed(self) -> float:
         """Four times PyTorch's error and a few units in the last place of the largest element."""
-        return FACTOR * self.theirs + ULPS * float(np.finfo(np.float32).eps) * self.scale
+        return allowed(self.theirs, self.scale, "float32")
 
     @property
     def share(self) -> float:

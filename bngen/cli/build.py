@@ -1,4 +1,4 @@
-"""``bngen build``: program -> module -> output folder -> a short summary.
+"""``bngen build``: program -> bundle -> output folder -> a short summary.
 
 In: a `BuildRequest`, one field a row of the option table. Out: the folder, the summary on standard
 output and the exit status. The folder is tried before anything is compiled, and replaced only once
@@ -7,14 +7,18 @@ everything has been.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bngen import options
 from bngen.cli import console, ladder
 from bngen.programs import load_program
 from bngen.runtime import artifact
+
+if TYPE_CHECKING:
+    from bngen.runtime.bundle import Bundle  # NumPy comes with it
 
 
 @dataclass(frozen=True)
@@ -53,10 +57,11 @@ def run(request: BuildRequest) -> int:
         program = load_program(request.program, request.batch, request.image)
         out = Path(request.out) if request.out else Path("bngen-out") / program.name
         with artifact.output_folder(out) as folder:
-            module = compile_program(program, request, progress, grad=request.grad)
+            found = _compiled(program, request, progress)
             progress.stage(f"writing {out}")
-            manifest = artifact.write_module(module, folder, request.emit, out)
-    summary = _summary(request, manifest, out)
+            contents = found.files()
+            artifact.write_files(folder, contents, out)
+    summary = _summary(request, found.manifest(), sorted(contents), out)
     if request.json:
         console.json_result(summary)
     else:
@@ -64,42 +69,45 @@ def run(request: BuildRequest) -> int:
     return 0
 
 
-def compile_program(
-    program: Any, request: CompileRequest, progress: console.Progress, grad: bool = False
-) -> Any:
-    """The module of a traced program, for the target the request names."""
+def _compiled(program: Any, request: BuildRequest, progress: console.Progress) -> Bundle:
+    asked = compiler_options(request, progress)
+    from bngen.compiler import bundle
+
     level = options.debug_level()
+    shown = dict.fromkeys((*request.emit, *ladder.texts(level)))
+    found = bundle(program, grad=request.grad, emit=tuple(shown), **asked)
+    ladder.show(found, level)
+    return replace(found, texts={kind: found.texts[kind] for kind in request.emit})
+
+
+def compiler_options(request: CompileRequest, progress: console.Progress) -> dict[str, Any]:
+    """What the request asks of `bngen.compiler`; its target is looked up."""
     progress.stage("loading the compiler")
     from bngen import cache  # NumPy comes with it: as late as can be
-    from bngen.compiler import build
     from bngen.target.parse import Target
 
     parse = Target.parse if request.no_cache else cache.target
-    target = parse(request.target, mcpu=request.mcpu, mattr=request.mattr or ())
-    module = build(
-        program,
-        target=target,
-        fusion=request.fusion,
-        memory_format=request.memory_format,
-        threads=request.threads,
-        schedules=request.schedules,
-        grad=grad,
-        cache=not request.no_cache,
-        progress=progress.kernel,
-        dump=ladder.pass_reporter(level),
-    )
-    ladder.show_module(module, level)
-    return module
+    return {
+        "target": parse(request.target, mcpu=request.mcpu, mattr=request.mattr or ()),
+        "fusion": request.fusion,
+        "memory_format": request.memory_format,
+        "schedules": request.schedules,
+        "cache": not request.no_cache,
+        "progress": progress.kernel,
+        "dump": ladder.pass_reporter(options.debug_level()),
+    }
 
 
-def _summary(request: BuildRequest, manifest: dict[str, Any], out: Path) -> dict[str, Any]:
+def _summary(
+    request: BuildRequest, manifest: dict[str, Any], files: Sequence[str], out: Path
+) -> dict[str, Any]:
     return {
         "program": manifest["program"],
         "target": {"asked": _asked_target(request), **manifest["target"]},
         "fusion": request.fusion,
         "kernels": manifest["counts"],
         "out": str(out),
-        "files": manifest["files"],
+        "files": files,
     }
 
 

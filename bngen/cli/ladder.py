@@ -32,14 +32,18 @@ def pass_reporter(level: int) -> Callable[[str, Any], None] | None:
     return report
 
 
-def show_module(module: Any, level: int) -> None:
-    """The kernels of a module and their texts, as far as the level says."""
+def texts(level: int) -> tuple[str, ...]:
+    """The kinds of text that `show` shows."""
+    return tuple(kind for rung, kind in ((TIR, "tir"), (ASSEMBLY, "asm")) if level >= rung)
+
+
+def show(compiled: Any, level: int) -> None:
+    """The kernels of a bundle or a module and their texts, as far as the level says."""
     if level >= KERNELS:
-        for kernel in module.manifest()["kernels"]:
+        for kernel in compiled.manifest()["kernels"]:
             knobs = " ".join(f"{k}={v}" for k, v in kernel["knobs"].items())
             held = " ; ".join(kernel["sublayers"])
             log(f"kernel {kernel['name']}: {held} => rule {kernel['rule']} {knobs}".rstrip())
-    for rung, kind in ((TIR, "tir"), (ASSEMBLY, "asm")):
-        if level >= rung:
-            for name, text in module.emit(kind).items():
-                log(f"{kind} of {name}:\n{text}")
+    for kind in texts(level):
+        for name, text in compiled.emit(kind).items():
+            log(f"{kind} of {name}:\n{text}")

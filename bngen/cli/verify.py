@@ -1,26 +1,23 @@
 """``bngen verify``: build a program, run it on awkward inputs, compare with PyTorch and float64.
 
 In: a `VerifyRequest`. Out: a line that says it agrees, or a table of what does not, on standard
-output; exit status 0 or 1. The judging is `verification`'s, PyTorch's side `torch_bridge`'s.
+output; exit status 0 or 1. What is tried and how it is judged is `verification`'s business.
 """
 
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from bngen.cli import console
-from bngen.cli.build import CompileRequest, compile_program
+from bngen import options
+from bngen.cli import console, ladder
+from bngen.cli.build import CompileRequest, compiler_options
 from bngen.errors import ToolchainError
-from bngen.ir.interp import Results
-from bngen.ir.node import Graph
 from bngen.programs import load_program
-from bngen.torch_bridge import verification
-from bngen.torch_bridge.verification import Finding
+from bngen.verification.judge import Finding, instrument
+from bngen.verification.run import verify
 
 _ROWS_SHOWN = 40
 
@@ -38,9 +35,12 @@ def run(request: VerifyRequest) -> int:
     with console.progress(request.quiet) as progress:
         progress.stage(f"tracing {request.program}")
         program = load_program(request.program, request.batch, request.image)
-        graph, tensors = verification.instrument(program.graph)
-        module = compile_program(type(program).from_graph(graph), request, progress)
-        findings = verify(module, graph, tensors, request.seed, progress)
+        graph, tensors = instrument(program.graph)
+        module = _built(type(program).from_graph(graph), request, progress)
+        findings = verify(
+            module, graph, tensors, request.seed,
+            lambda case: progress.stage(f"checking: {case}"),
+        )  # fmt: skip
     report = _as_json(program.name, request, findings)
     if request.json:
         console.json_result(report)
@@ -49,50 +49,13 @@ def run(request: VerifyRequest) -> int:
     return 0 if report["agrees"] else 1
 
 
-def verify(
-    module: Any,
-    graph: Graph,
-    tensors: Sequence[verification.Tensor],
-    seed: int,
-    progress: console.Progress,
-) -> list[Finding]:
-    """Run a module on every case and judge what it computes.
+def _built(program: Any, request: VerifyRequest, progress: console.Progress) -> Any:
+    asked = compiler_options(request, progress)
+    from bngen.compiler import build
 
-    Args:
-        module: built from the instrumented ``graph``.
-        graph: see `verification.instrument`.
-        tensors: what to compare.
-        seed: seed of weights and inputs.
-        progress: told about each case.
-    """
-    from bngen.torch_bridge import reference
-
-    module.init(seed)
-    state = {name: np.array(a) for name, a in module.state_dict().items()}
-    findings = []
-    for case in verification.cases_for(graph):
-        progress.stage(f"checking: {case.name}")
-        inputs = verification.make_inputs(graph, case, state, seed)
-        runs = (
-            _run_module(module, graph, inputs),
-            reference.run(graph, inputs, "float64"),
-            reference.run(graph, inputs),
-            reference.run(graph, inputs, channels_last=True),
-            reference.run(graph, verification.nudged(inputs, seed)),
-        )
-        ours, exact, *torch = (verification.collect(graph, tensors, run) for run in runs)
-        findings += verification.judge(case.name, tensors, ours, torch, exact)
-    return findings
-
-
-def _run_module(module: Any, graph: Graph, inputs: Mapping[str, np.ndarray]) -> Results:
-    """One call of the module; what it updates in place is read back afterwards."""
-    arguments = {i.name: inputs[i.name].copy() for i in graph.inputs if i.kind == "input"}
-    module.load_state_dict({i.name: inputs[i.name] for i in graph.inputs if i.kind != "input"})
-    outputs = module(*arguments.values())
-    held = {**module.state_dict(), **arguments}
-    updates = {target.name: np.array(held[target.name]) for target, _ in graph.updates}
-    return Results(tuple(np.array(o) for o in outputs), updates)
+    module = build(program, threads=request.threads, **asked)
+    ladder.show(module, options.debug_level())
+    return module
 
 
 def _require_torch() -> None:

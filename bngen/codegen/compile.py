@@ -225,23 +225,22 @@ def _without_collections() -> Iterator[None]:
 
 
 def load(codes: Iterable[Code]) -> dict[str, Entry]:
-    """Kernels to be called in this process, by symbol; see `load_library`."""
-    return load_library(codes)[0]
-
-
-def load_library(codes: Iterable[Code]) -> tuple[dict[str, Entry], bytes | None]:
-    """Kernels to be called in this process, by symbol, and the library that they were loaded from.
+    """Kernels to be called in this process, by symbol.
 
     Without a C compiler, or where no library can be loaded, TVM's JIT generates their machine code
-    once more, and there is no library.
+    once more.
     """
     distinct = {code.symbol: code for code in codes}
     try:
-        library = toolchain.link(objects(distinct.values()).values())
-        return native.load(library, distinct), library
+        return native.load(toolchain.link(objects(distinct.values()).values()), distinct)
     except ToolchainError as error:  # The thread pool may have said so, and all works as before.
         _LOG.info("kernels are loaded by TVM's JIT: %s", error)
-        return {s: native.entry_of(code.library[s]) for s, code in distinct.items()}, None
+        return jit(distinct.values())
+
+
+def jit(codes: Iterable[Code]) -> dict[str, Entry]:
+    """Kernels by symbol, their machine code generated in memory by TVM's JIT."""
+    return {code.symbol: native.entry_of(code.library[code.symbol]) for code in codes}
 
 
 def objects(codes: Iterable[Code]) -> dict[str, bytes]:

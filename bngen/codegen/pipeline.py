@@ -34,8 +34,23 @@ STACK_LIMIT = 1 << 16
 def compile_module(module: tvm.IRModule, target: Any) -> Any:
     """Machine code of scheduled kernels for a target."""
     tirx.register_tir_pipeline(NAME, _pipeline)
+    if "riscv64" in str(target.attrs.get("mtriple", "")):
+        module = _with_fixed_vectors(module, target)
     with PassContext(config={"tirx.disable_cse_tir": True}):
         return tvm.compile(module, target=target, tir_pipeline=NAME)
+
+
+def _with_fixed_vectors(module: tvm.IRModule, target: Any) -> tvm.IRModule:
+    """Lower functions for the CPU without RVV; LLVM then uses all of it.
+
+    Where TVM sees RVV it makes vectors of unknown length of loops whose length is known, and some
+    of its own passes do not know what to do with them. LLVM needs no help for vectors of 4 lanes.
+    """
+    config = {"kind": "llvm", **{k: target.attrs[k] for k in ("mtriple", "mcpu", "mattr")
+                                 if k in target.attrs}}  # fmt: skip
+    plain = tvm.target.Target({**config, "mattr": [*config.get("mattr", ()), "-zve32x"]})
+    functions = {name: f.with_attr("target", plain) for name, f in module.functions.items()}
+    return tvm.IRModule(functions, attrs=module.attrs)
 
 
 def _pipeline() -> tuple[Any, Any, Any]:

@@ -12,9 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
-from bngen.ir.node import DTYPES, TensorType
+from bngen.dtypes import DTYPES, FLOAT, INDEX, NAMES
+from bngen.ir.node import TensorType
 
 MOST_AXES = 32
 """Axes of a tensor."""
@@ -93,7 +92,7 @@ def _integers(count: int, least: int, most: int = MOST) -> Kind:
 
 
 def _number(least: float = -math.inf, most: float = math.inf) -> Kind:
-    what = "a finite number" if most < math.inf else "a number that float32 holds"
+    what = "a finite number" if most < math.inf else f"a number that {FLOAT} holds"
     what = what if least < 0 else f"{what}, {least:g} or more"
     return Kind(what, lambda v: _is_number(v, least, most))
 
@@ -108,7 +107,7 @@ def _is_axes(value: Any) -> bool:
     return listed and all(_is_integer(v, -MOST_AXES, MOST_AXES - 1) for v in value)
 
 
-_LARGEST = float(np.finfo(np.float32).max)
+_LARGEST = DTYPES[FLOAT].most
 _FLAG = Kind("True or False", lambda v: type(v) is bool)
 _PAIR = _integers(2, 1)
 _SIDES = _integers(4, 0)
@@ -123,7 +122,7 @@ KINDS: dict[str, Kind] = {
     "count": _integer(1, MOST_BYTES),
     "count_include_pad": _FLAG,
     "dilation": _PAIR,
-    "dtype": Kind(f"one of {', '.join(DTYPES)}", lambda v: isinstance(v, str) and v in DTYPES),
+    "dtype": Kind(f"one of {NAMES}", lambda v: isinstance(v, str) and v in DTYPES),
     "eps": _number(0.0, _LARGEST),
     "groups": _integer(1),
     "hi": _number(),
@@ -163,24 +162,16 @@ def attribute_misfit(op: str, attrs: Mapping[str, Any]) -> str | None:
     return None
 
 
-_INTEGERS = {
-    "bool": (0, 1),
-    "uint8": (0, 255),
-    "int32": (-(2**31), 2**31 - 1),
-    "int64": (-(2**63), 2**63 - 1),
-}
-
-
 def value_misfit(value: Any, dtype: str) -> str | None:
     """Why a constant of an element type cannot have this value, or None where it can."""
     if not isinstance(value, (bool, int, float)):
         return f"a constant is a number, not {shown(value)}"
-    lo, hi = _INTEGERS.get(dtype, _INTEGERS["int64"])
+    row = DTYPES[dtype]
     if isinstance(value, int):
-        fits = lo <= value <= hi
+        whole = DTYPES[INDEX] if row.is_float else row
+        fits = whole.least <= value <= whole.most
     else:
-        overflows = dtype == "float32" and math.isfinite(value) and abs(value) > _LARGEST
-        fits = dtype not in _INTEGERS and not overflows
+        fits = row.is_float and (not math.isfinite(value) or abs(value) <= row.most)
     if not fits:
         return f"a constant of {dtype} cannot be {shown(value)}"
     return None

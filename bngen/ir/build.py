@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from bngen.dtypes import BOOL, FLOAT
 from bngen.errors import SourceLoc
 from bngen.ir.attributes import type_misfit
 from bngen.ir.node import Attrs, Graph, Input, Node, TensorType, Value
@@ -166,7 +167,7 @@ class GraphBuilder:
         self._append(Node(op, inputs, outputs, full, loc or self.loc))
         return outputs[0] if len(outputs) == 1 else outputs
 
-    def constant(self, value: float | int | bool, dtype: str = "float32") -> Value:
+    def constant(self, value: float | int | bool, dtype: str = FLOAT) -> Value:
         """A zero-dimensional constant; asking again for the same one gives the same value."""
         value = plain(value)
         known = self._constants.get((repr(value), dtype))
@@ -215,7 +216,7 @@ class GraphBuilder:
 
     def _operands(self, op: str, operands: tuple[Operand, ...]) -> tuple[Value | None, ...]:
         types = [v.type for v in operands if isinstance(v, Value)]
-        beside = next((t.dtype for t in types if t.dtype != "bool"), "float32")
+        beside = next((t.dtype for t in types if t.dtype != BOOL), FLOAT)
 
         def value(operand: Operand) -> Value | None:
             if operand is None or isinstance(operand, Value):

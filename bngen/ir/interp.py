@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bngen.dtypes import DTYPES
 from bngen.errors import CallError
 from bngen.ir.node import Attrs, Graph, Node, TensorType, Value
 from bngen.ir.ops import op_def
@@ -78,7 +79,7 @@ def evaluate(
     results = op_def(node.op).evaluate(arrays, _attrs_in(node.attrs, dtype))
     types = [TensorType(v.shape, element_type(v.type, dtype)) for v in node.outputs]
     if dtype is not None:
-        # Some ops make floats out of nothing (random numbers, one_hot), always in float32.
+        # Some ops make floats out of nothing (random numbers, one_hot), always in one type.
         results = tuple(r.astype(t.dtype, copy=False) for r, t in zip(results, types, strict=True))
     for array, want in zip(results, types, strict=True):
         if array.shape != want.shape or array.dtype.name != want.dtype:
@@ -103,6 +104,6 @@ def _argument(value: Value, args: Mapping[str, np.ndarray], dtype: str | None) -
 
 def _attrs_in(attrs: Attrs, dtype: str | None) -> Attrs:
     """Attributes with float element types (of constants and casts) replaced by ``dtype``."""
-    if dtype is None or attrs.get("dtype") not in ("float32", "float64"):
+    if dtype is None or "dtype" not in attrs or not DTYPES[attrs["dtype"]].is_float:
         return attrs
     return Attrs.of(**{**attrs, "dtype": dtype})

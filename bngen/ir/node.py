@@ -16,18 +16,8 @@ from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
+from bngen.dtypes import DTYPES, FLOAT, DType
 from bngen.errors import SourceLoc
-
-DTYPES = ("float32", "float64", "int32", "int64", "uint8", "bool")
-SHORT_DTYPE = {
-    "float32": "f32",
-    "float64": "f64",
-    "int32": "i32",
-    "int64": "i64",
-    "uint8": "u8",
-    "bool": "b1",
-}
-LONG_DTYPE = {short: long for long, short in SHORT_DTYPE.items()}
 
 
 @dataclass(frozen=True)
@@ -35,10 +25,15 @@ class TensorType:
     """Logical shape (NCHW for feature maps) and element type of a value."""
 
     shape: tuple[int, ...]
-    dtype: str = "float32"
+    dtype: str = FLOAT
 
     def __str__(self) -> str:
-        return f"{SHORT_DTYPE[self.dtype]}[{','.join(map(str, self.shape))}]"
+        return f"{self.element.short}[{','.join(map(str, self.shape))}]"
+
+    @property
+    def element(self) -> DType:
+        """The row of the element type."""
+        return DTYPES[self.dtype]
 
     @property
     def size(self) -> int:
@@ -48,13 +43,12 @@ class TensorType:
     @property
     def nbytes(self) -> int:
         """Bytes of the dense logical tensor."""
-        width = {"float64": 8, "int64": 8, "uint8": 1, "bool": 1}.get(self.dtype, 4)
-        return self.size * width
+        return self.size * self.element.nbytes
 
     @property
     def is_float(self) -> bool:
         """Whether gradients can flow through a value of this type."""
-        return self.dtype in ("float32", "float64")
+        return self.element.is_float
 
 
 @dataclass(frozen=True)

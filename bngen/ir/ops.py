@@ -28,6 +28,7 @@ from typing import Any
 
 import numpy as np
 
+from bngen.dtypes import BOOL, FLOAT, meet
 from bngen.ir.attributes import attribute_misfit, shown, type_misfit, value_misfit
 from bngen.ir.node import Attrs, TensorType
 
@@ -88,13 +89,8 @@ def promote(types: Types) -> str:
 
     So a scalar takes the type of the tensor it meets, unless it is of a higher category.
     """
-    order = ("bool", "uint8", "int32", "int64", "float32", "float64")
-    category = {"bool": 0, "float32": 2, "float64": 2}
-
-    def rank(t: TensorType) -> tuple[int, bool, int]:
-        return category.get(t.dtype, 1), bool(t.shape), order.index(t.dtype)
-
-    return max((t for t in types if t is not None), key=rank).dtype
+    given = [t for t in types if t is not None]
+    return meet(([t.dtype for t in given if t.shape], [t.dtype for t in given if not t.shape]))
 
 
 def _promoted(arrays: Arrays) -> list[np.ndarray]:
@@ -106,7 +102,7 @@ def _promoted(arrays: Arrays) -> list[np.ndarray]:
 def _check_dtypes(row: OpDef, types: Types) -> None:
     """Raise `ShapeError` where an op has no meaning for what its operands hold."""
     given = [t for t in types if t is not None]
-    if row.takes == "number" and given and promote(given) == "bool":
+    if row.takes == "number" and given and promote(given) == BOOL:
         raise ShapeError(f"not defined for bool, got {given[0]}")
     if row.takes == "float":
         for t in given:
@@ -129,11 +125,11 @@ def _infer_float(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 
 def _infer_compare(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    return (TensorType(broadcast_shapes([t.shape for t in types]), "bool"),)
+    return (TensorType(broadcast_shapes([t.shape for t in types]), BOOL),)
 
 
 def _infer_where(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    if types[0].dtype != "bool":
+    if types[0].dtype != BOOL:
         raise ShapeError(f"the condition must be bool, got {types[0]}")
     return (TensorType(broadcast_shapes([t.shape for t in types]), promote(types[1:])),)
 
@@ -820,7 +816,7 @@ def _random_uniform(arrays, attrs):
 def _one_hot(arrays, attrs):
     (labels,) = arrays
     classes = np.arange(attrs["classes"]).reshape(-1, *(1,) * (labels.ndim - 1))
-    return ((np.expand_dims(labels, 1) == classes).astype(np.float32),)
+    return ((np.expand_dims(labels, 1) == classes).astype(FLOAT),)
 
 
 _MOST_DRAWN = 2**32
@@ -841,14 +837,14 @@ def _infer_hardtanh(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
 
 def _infer_one_hot(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     (labels,) = types
-    if labels.is_float or labels.dtype == "bool" or not labels.shape:
+    if labels.element.kind != "int" or not labels.shape:
         raise ShapeError(f"labels must be integers with a batch axis, got {labels}")
     return (TensorType((labels.shape[0], attrs["classes"], *labels.shape[1:])),)
 
 
 def _infer_random(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     (seed,) = types
-    if seed.is_float or seed.dtype == "bool" or seed.shape:
+    if seed.element.kind != "int" or seed.shape:
         raise ShapeError(f"the seed must be a single integer, got {seed}")
     if math.prod(attrs["shape"]) > _MOST_DRAWN:
         raise ShapeError(f"{list(attrs['shape'])} are more than 2^32 numbers")
@@ -956,7 +952,7 @@ _TABLE = (
     _pointwise("stop_gradient", ("x",), _unary(lambda x: x)),
     _pointwise(
         "constant", (), _constant, _infer_constant,
-        defaults={"value": ..., "dtype": "float32"},
+        defaults={"value": ..., "dtype": FLOAT},
     ),
     _pointwise(
         "broadcast_to", ("x",), lambda a, at: (np.broadcast_to(a[0], at["shape"]).copy(),),

@@ -30,12 +30,12 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from bngen.dtypes import OF_SHORT
 from bngen.errors import ProgramError
 from bngen.ir.attributes import shown, type_misfit
 from bngen.ir.build import complete, plain, with_missing_operands
 from bngen.ir.node import (
     INPUT_KINDS,
-    LONG_DTYPE,
     Graph,
     Input,
     Node,
@@ -236,10 +236,10 @@ class _Parser:
 
     def type(self) -> TensorType:
         short = self.name()
-        if short not in LONG_DTYPE:
-            self.fail(f"unknown element type {shown(short)}", f"use one of {', '.join(LONG_DTYPE)}")
+        if short not in OF_SHORT:
+            self.fail(f"unknown element type {shown(short)}", f"use one of {', '.join(OF_SHORT)}")
         self.expect("[")
-        type_ = TensorType(tuple(self.listed(self.literal, "]")), LONG_DTYPE[short])
+        type_ = TensorType(tuple(self.listed(self.literal, "]")), OF_SHORT[short].name)
         if wrong := type_misfit(type_):
             self.fail(wrong)
         return type_

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+from bngen.dtypes import INDEX
 from bngen.ir.build import prune
 from bngen.ir.node import Graph, TensorType, Value
 from bngen.lang.optim import SGD, update
@@ -114,7 +115,7 @@ def _move(optimizer: SGD, gradients: dict[str, Any], lr: Any) -> None:
     """Record the update of each parameter, and of its momentum."""
     params = parameters()
     with scope(MOMENTUM_SCOPE):
-        taken = buffer("steps", (), "int64") if optimizer.counts_steps else None
+        taken = buffer("steps", (), INDEX) if optimizer.counts_steps else None
         for name, gradient in gradients.items():
             param = params[name]
             kept = buffer(name, param.shape, param.dtype) if optimizer.momentum else None

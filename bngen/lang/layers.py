@@ -6,6 +6,7 @@ the same kind in ``torch.nn``.
 
 from __future__ import annotations
 
+from bngen.dtypes import INDEX
 from bngen.lang import windows
 from bngen.lang.init import layer_bias
 from bngen.lang.normalization import batch_norm as _batch_norm
@@ -89,7 +90,7 @@ def batch_norm(
         if flag("batch_norm", "track_running_stats", track_running_stats):
             mean = buffer("running_mean", channels, dtype, 0.0)
             var = buffer("running_var", channels, dtype, 1.0)
-            tracked = buffer("num_batches_tracked", (), "int64", 0)
+            tracked = buffer("num_batches_tracked", (), INDEX, 0)
         return _batch_norm(
             input, mean, var, weight, bias, training or not track_running_stats, momentum, eps,
             num_batches_tracked=tracked,

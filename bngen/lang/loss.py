@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bngen.dtypes import INDEX
 from bngen.lang.pointwise import where
 from bngen.lang.reductions import log_softmax
 from bngen.lang.tensor import Tensor, check_tensor, emit, same_float_type
@@ -30,7 +31,7 @@ def cross_entropy(
     _check(input, target, weight, reduction, label_smoothing)
     classes = input.shape[1]
     log_p = log_softmax(input, 1)
-    target = target.to("int64")  # which holds every label and every index to ignore
+    target = target.to(INDEX)  # which holds every label and every index to ignore
     hit = emit("one_hot", target, label="cross_entropy", classes=classes) > 0.5
     valid = target != ignore_index
     # PyTorch raises for a label that is no class. A compiled program cannot; its loss is NaN.
@@ -60,7 +61,7 @@ def _check(
 ) -> None:
     same_float_type("cross_entropy", ("weight",), input=logits, weight=weight)
     check_tensor("cross_entropy", "target", labels)
-    if labels.type.is_float or labels.dtype == "bool":
+    if labels.type.element.kind != "int":
         hint = "labels are class numbers: bg.Tensor[8, bg.int64]"
         raise error(f"cross_entropy: target is {labels.type}", hint)
     if logits.ndim < 2 or labels.shape != (logits.shape[0], *logits.shape[2:]):

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
+from bngen.dtypes import DTYPES
 from bngen.errors import ProgramError, SourceLoc
 from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
@@ -34,7 +35,10 @@ _INSTEAD = {
     **dict.fromkeys(("backward", "grad", "requires_grad", "requires_grad_"), _NO_TAPE),
     **{n: f"write .to(bg.{t})" for n, t in (("double", "float64"), ("int", "int32"),
                                             ("long", "int64"), ("bool", "bool_"))},
-    **dict.fromkeys(("half", "bfloat16"), "float32 and float64 are what there is"),
+    **dict.fromkeys(
+        ("half", "bfloat16"),
+        f"{' and '.join(t for t, row in DTYPES.items() if row.is_float)} are what there is",
+    ),
     **dict.fromkeys(("T", "permute", "transpose", "t"), "axes keep their order: N, C, H, W"),
     "clone": "leave it out: nothing changes a tensor",
 }  # fmt: skip

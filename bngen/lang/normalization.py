@@ -113,7 +113,7 @@ def _momentum(trace: Trace, momentum: float | None, tracked: Tensor | None) -> f
     """Count the batch; the weight it has in the running statistics."""
     if tracked is not None:
         check_tensor("batch_norm", "num_batches_tracked", tracked)
-        if tracked.type.is_float or tracked.shape or tracked.dtype == "bool":
+        if tracked.shape or tracked.type.element.kind != "int":
             hint = "declare it as bg.Tensor[bg.int64]"
             raise error(f"batch_norm: num_batches_tracked is {tracked.type}", hint)
         seen = wrap(trace, trace.latest(tracked.value)) + 1

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numbers
 
+from bngen.dtypes import INDEX
 from bngen.lang.tensor import (
     Tensor,
     arithmetic,
@@ -213,10 +214,10 @@ def dropout(
 def _seed(seed: int | Tensor | None) -> Tensor:
     hint = "pass seed=0, or an integer tensor with one element"
     if isinstance(seed, Tensor):
-        if seed.type.is_float or seed.dtype == "bool" or seed.numel() != 1:
+        if seed.type.element.kind != "int" or seed.numel() != 1:
             raise error(f"dropout: the seed is {seed.type}", hint)
         return seed.reshape(())
     known = isinstance(seed, numbers.Integral) and not isinstance(seed, bool)
     if not known or not -(2**63) <= seed < 2**64:
         raise error(f"dropout: the seed is {seed!r}", hint)
-    return constant(wrapped(int(seed), "int64"), "int64")
+    return constant(wrapped(int(seed), INDEX), INDEX)

@@ -6,6 +6,7 @@ import numbers
 from collections.abc import Sequence
 from typing import Any
 
+from bngen.dtypes import FLOAT
 from bngen.ir.build import plain
 from bngen.ir.node import TensorType
 from bngen.lang.init import default_init, init_misfit
@@ -37,7 +38,7 @@ class scope:  # noqa: N801 - read as a word of the language: with bg.scope("dens
 
 
 def parameter(
-    name: str, shape: int | Sequence[int], dtype: Any = "float32", init: Init = None
+    name: str, shape: int | Sequence[int], dtype: Any = FLOAT, init: Init = None
 ) -> Tensor:
     """A trained tensor that the compiled module holds, under its full dotted name.
 
@@ -57,9 +58,7 @@ def parameter(
     return _declare(name, type_, "parameter", init)
 
 
-def buffer(
-    name: str, shape: int | Sequence[int], dtype: Any = "float32", init: Init = None
-) -> Tensor:
+def buffer(name: str, shape: int | Sequence[int], dtype: Any = FLOAT, init: Init = None) -> Tensor:
     """A tensor that the compiled module holds but does not train; zeros by default.
 
     Arguments as for `parameter`.

@@ -14,6 +14,7 @@ import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
+from bngen.dtypes import DTYPES, FLOAT, INDEX, meet
 from bngen.ir.attributes import shown
 from bngen.ir.node import TensorType, Value
 from bngen.ir.ops import ShapeError, normalize_axes
@@ -25,7 +26,6 @@ from bngen.lang.types import (
     holds,
     is_scalar,
     kind_of,
-    meet,
     scalar_dtype,
     tensor_type,
     wrapped,
@@ -52,7 +52,7 @@ class Tensor:
     trace: Trace
     value: Value
 
-    def __new__(cls, shape: int | Sequence[int], dtype: Any = "float32") -> TensorType:  # noqa: D102
+    def __new__(cls, shape: int | Sequence[int], dtype: Any = FLOAT) -> TensorType:  # noqa: D102
         return tensor_type(shape, dtype)
 
     def __class_getitem__(cls, items: Any) -> TensorType:
@@ -235,7 +235,7 @@ class Tensor:
 
     def float(self) -> Tensor:
         """The same numbers as float32."""
-        return self.to("float32")
+        return self.to(FLOAT)
 
     def detach(self) -> Tensor:
         """The same tensor, through which no gradient flows."""
@@ -279,7 +279,7 @@ class Tensor:
 
     def sum(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
         """Sum over axes (all of them by default); integers and bool add up as int64."""
-        x = self if self.type.is_float else self.to("int64")
+        x = self if self.type.is_float else self.to(INDEX)
         return reduction("sum", x, dim, keepdim)
 
     def mean(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
@@ -402,20 +402,16 @@ def emit(op: str, *operands: Tensor | None, **kwargs: Any) -> Tensor:
 
 def constant(value: Scalar, dtype: str) -> Tensor:
     """A zero-dimensional constant."""
-    kind = {"bool": bool, "float32": float, "float64": float}.get(dtype, int)
+    row = DTYPES[dtype]
     try:
-        value = kind(value)
+        value = row.scalar(value)
     except (OverflowError, ValueError):  # An integer too large for a float, NaN for an integer.
         raise error(f"a number cannot be {dtype}", "use smaller ones") from None
-    if kind is int and not -(2**63) <= value < 2**63:
-        raise error("a number cannot be int64", "use smaller ones")
-    if dtype == "float32" and math.isfinite(value) and abs(value) >= _BEYOND_FLOAT32:
+    if row.kind == "int" and not holds(INDEX, value):
+        raise error(f"a number cannot be {INDEX}", "use smaller ones")
+    if row.is_float and abs(value) >= row.overflow:
         value = math.copysign(math.inf, value)  # As in PyTorch, and as rounding gives it.
     return emit("constant", value=value, dtype=dtype)
-
-
-_BEYOND_FLOAT32 = 2.0**128 - 2.0**103
-"""The least number that rounds to infinity."""
 
 
 def _number(label: str, x: Scalar, dtype: str) -> Tensor:
@@ -425,14 +421,14 @@ def _number(label: str, x: Scalar, dtype: str) -> Tensor:
     wraps it in comparisons, too, where nothing of what was written is left: ``uint8 > -1`` would
     be false everywhere.
     """
-    if dtype in ("float32", "float64"):
+    if DTYPES[dtype].is_float:
         try:
             return constant(float(x), dtype)
         except OverflowError:
             raise error(f"{label}: {shown(x)} exceeds every floating-point number") from None
     if dtype == "bool" or holds(dtype, x):
         return constant(x, dtype)
-    if label in ("add", "sub", "mul") and holds("int64", x):
+    if label in ("add", "sub", "mul") and holds(INDEX, x):
         return constant(wrapped(int(x), dtype), dtype)
     hint = "convert the tensor to a wider type first, such as .to(bg.int64) or .float()"
     raise error(f"{label}: {shown(x)} is no {dtype}, which the tensor beside it is", hint)
@@ -455,8 +451,8 @@ def coerce(label: str, operands: Sequence[Any]) -> list[Tensor]:
             [scalar_dtype(x) for x in operands if not isinstance(x, Tensor)],
         )
     )
-    if label == "div" and dtype not in ("float32", "float64"):
-        dtype = "float32"
+    if label == "div" and not DTYPES[dtype].is_float:
+        dtype = FLOAT
     return [x.to(dtype) if isinstance(x, Tensor) else _number(label, x, dtype) for x in operands]
 
 

@@ -1,20 +1,20 @@
-"""Element types and shapes as users write them, and the dtype in which operands meet."""
+"""Element types, shapes and numbers as users write them."""
 
 from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from bngen.dtypes import DTYPES, FLOAT, INDEX, NAMES
 from bngen.ir.attributes import shown, type_misfit
-from bngen.ir.node import DTYPES, TensorType
+from bngen.ir.node import TensorType
 from bngen.lang.trace import error
 
 Scalar = bool | int | float
-_RANK = ("bool", "uint8", "int32", "int64", "float32", "float64")
 
 
 def dtype_name(label: str, dtype: Any) -> str:
@@ -24,11 +24,11 @@ def dtype_name(label: str, dtype: Any) -> str:
     except (TypeError, ValueError):
         name = ""
     if name not in DTYPES:
-        raise error(f"{label}: {dtype!r} is no dtype", f"use one of {', '.join(DTYPES)}")
+        raise error(f"{label}: {dtype!r} is no dtype", f"use one of {NAMES}")
     return name
 
 
-def tensor_type(shape: Any, dtype: Any = "float32") -> TensorType:
+def tensor_type(shape: Any, dtype: Any = FLOAT) -> TensorType:
     """A checked `TensorType`; raises `ProgramError` at the user's line."""
     hint = "write extents and then the dtype: bg.Tensor[8, 3, 32, 32] or bg.Tensor[8, bg.int64]"
     extents = tuple(shape) if isinstance(shape, Sequence) else (shape,)
@@ -78,38 +78,18 @@ def scalar_dtype(x: Scalar) -> str:
     """What a number counts as when it meets tensors."""
     if isinstance(x, bool | np.bool_):
         return "bool"
-    return "int64" if isinstance(x, numbers.Integral) else "float32"
+    return INDEX if isinstance(x, numbers.Integral) else FLOAT
 
 
 def holds(dtype: str, x: Scalar) -> bool:
     """Whether an integer type holds an integer."""
-    limits = np.iinfo(dtype)
-    return int(limits.min) <= int(x) <= int(limits.max)
+    return DTYPES[dtype].least <= int(x) <= DTYPES[dtype].most
 
 
 def wrapped(x: int, dtype: str) -> int:
     """An integer modulo the range of an integer type."""
-    limits = np.iinfo(dtype)
-    return (x - int(limits.min)) % 2**limits.bits + int(limits.min)
-
-
-def meet(tiers: Sequence[Iterable[str]]) -> str:
-    """The dtype in which operands meet: PyTorch's promotion rule.
-
-    Args:
-        tiers: dtypes of the tensors with axes, of those without, and of the numbers. A later
-            tier counts only where it is of a higher category: bool < integer < float.
-    """
-    result = ""
-    for tier in tiers:
-        top = max(tier, key=_RANK.index, default="")
-        if top and (not result or _category(top) > _category(result)):
-            result = max(result or top, top, key=_RANK.index)
-    return result
-
-
-def _category(dtype: str) -> int:
-    return {"bool": 0, "float32": 2, "float64": 2}.get(dtype, 1)
+    least, most = DTYPES[dtype].least, DTYPES[dtype].most
+    return (x - least) % (most - least + 1) + least
 
 
 def kind_of(x: Any) -> str:

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bngen.dtypes import INDEX
 from bngen.errors import ProgramError, SourceLoc
 from bngen.ir.node import TensorType
 from bngen.lang.loss import cross_entropy
@@ -98,7 +99,7 @@ def make(
         return cross_entropy(spec.forward(x, options), labels)
 
     if loss:
-        return trace(loss_of, images, TensorType((int(batch),), "int64"), name=name)
+        return trace(loss_of, images, TensorType((int(batch),), INDEX), name=name)
     return trace(logits_of, images, name=name)
 
 

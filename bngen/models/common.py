@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import bngen.lang.pointwise as F
+from bngen.dtypes import INDEX
 from bngen.lang.state import buffer
 from bngen.lang.tensor import Tensor
 
@@ -35,4 +36,4 @@ def dropout(x: Tensor, default: float, options: Options, counter: str) -> Tensor
     p = default if options.dropout is None else options.dropout
     if not options.training or p == 0:
         return x
-    return F.dropout(x, p, seed=buffer(counter, (), "int64") + options.seed)
+    return F.dropout(x, p, seed=buffer(counter, (), INDEX) + options.seed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Literal
 
 from bngen.errors import ProgramError
@@ -26,6 +26,7 @@ def differentiate(
     graph: Graph,
     wrt: Sequence[str] | None = None,
     cotangents: Literal["inputs", "ones"] = "inputs",
+    independent: Callable[[Sequence[str]], None] | None = None,
 ) -> Graph:
     """Add the gradients of a program's outputs to its outputs.
 
@@ -48,6 +49,8 @@ def differentiate(
         wrt: names of floating-point inputs; all arguments and parameters when None.
         cotangents: ``inputs`` declares an input ``grad_<label or index>`` for each floating-point
             output; ``ones`` differentiates the single scalar output itself.
+        independent: told the inputs that no output depends on, whose gradient is zero;
+            `warn_of_independent` by default.
 
     Raises:
         ProgramError: for a name that is no floating-point input, an op without a gradient rule,
@@ -63,7 +66,7 @@ def differentiate(
     for node in reversed(graph.nodes):
         _push_back(b, node, adjoints, active)
     b.loc = None
-    _warn_of_independent([v.name for v in targets if v not in adjoints])
+    (independent or warn_of_independent)([v.name for v in targets if v not in adjoints])
     gradients = [adjoints.get(v) or b.zeros(v.type) for v in targets]
     labels = graph.output_names or [f"output:{i}" for i in range(len(graph.outputs))]
     joint = b.finish(
@@ -135,7 +138,8 @@ def _scalar_output(graph: Graph) -> Value:
     )
 
 
-def _warn_of_independent(names: list[str]) -> None:
+def warn_of_independent(names: Sequence[str]) -> None:
+    """Say of inputs that no output depends on them; of none, nothing."""
     if names:
         listed = ", ".join(map(repr, names))
         warnings.warn(f"no output depends on {listed}: the gradient is zero", stacklevel=3)

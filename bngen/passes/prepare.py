@@ -26,12 +26,14 @@ class Joint:
         graph: the results of the program, and then its gradients.
         program: the program alone.
         cotangents: names of the inputs that only ``backward`` is given.
+        independent: inputs that no output depends on, whose gradient is zero.
         formats: of ``graph``.
     """
 
     graph: Graph
     program: Graph
     cotangents: frozenset[str] = frozenset()
+    independent: tuple[str, ...] = ()
     formats: Formats = C_ORDER
 
     @property
@@ -65,9 +67,11 @@ def join_gradient(
             argument and parameter.
         formats: of the program.
     """
-    joint = differentiate(graph, wrt, cotangents="inputs")
+    independent: list[str] = []
+    joint = differentiate(graph, wrt, "inputs", independent.extend)
     cotangents = frozenset(i.name for i in joint.inputs) - {i.name for i in graph.inputs}
-    return Joint(joint, graph, cotangents, formats.with_gradient(graph, joint))
+    formats = formats.with_gradient(graph, joint)
+    return Joint(joint, graph, cotangents, tuple(independent), formats)
 
 
 def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = None) -> Prepared:

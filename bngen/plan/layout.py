@@ -185,9 +185,6 @@ def same_bytes(type_: TensorType, a: Layout, b: Layout) -> bool:
     return before * after == 1 or (before == 1 and other.blocks == 1 and after == 1)
 
 
-ITEMSIZE = {"float64": 8, "int64": 8, "uint8": 1, "bool": 1, "float32": 4, "int32": 4}
-
-
 def physical_bytes(type_: TensorType, layout: Layout) -> int:
     """Bytes in memory, padding included."""
-    return math.prod(physical_shape(type_, layout)) * ITEMSIZE[type_.dtype]
+    return math.prod(physical_shape(type_, layout)) * type_.element.nbytes

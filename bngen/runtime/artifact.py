@@ -1,9 +1,9 @@
 """The output folder of a build: all of it or none of it.
 
-In: the folder's path, then the texts and objects of a module. Out: a folder with ``manifest.json``
-and the files it lists. The folder is written next to its destination and takes its place in one
-step at the end, so an interrupted or failed build leaves what was there before; a build that was
-killed leaves a folder beside it, which the next one there removes.
+In: the folder's path, then files by name, among them a ``manifest.json`` that lists the others.
+Out: a folder of these, and their contents again. The folder is written next to its destination and
+takes its place in one step at the end, so an interrupted or failed build leaves what was there
+before; a build that was killed leaves a folder beside it, which the next one there removes.
 
 Nothing is ever deleted that an earlier build did not write: a folder with anything else in it is
 refused, before any compiling.
@@ -16,16 +16,14 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from bngen import files
 from bngen.errors import ToolchainError
-from bngen.version import __version__
 
 MANIFEST = "manifest.json"
-OBJECTS = "kernels"
 _STAGING = ".bngen-build-"
-SUFFIX = {"tir": ".tir.py", "ll": ".ll", "asm": ".s"}
+_ELSEWHERE = "choose another folder, or --out"
+_AGAIN = "build it again with bngen build"
 
 
 @contextmanager
@@ -50,42 +48,45 @@ def output_folder(path: Path) -> Iterator[Path]:
             _swap(staging, path)
 
 
-def write_module(
-    module: Any, folder: Path, emit: Sequence[str] = (), out: Path | None = None
-) -> dict[str, Any]:
-    """Write a module's objects, the texts asked for, and the manifest that lists them.
+def write_files(folder: Path, contents: Mapping[str, bytes], out: Path) -> None:
+    """Write files by name, which may lie in folders of the folder.
 
     Args:
-        module: a built module.
         folder: an existing, empty folder.
-        emit: kinds of text, of `SUFFIX`.
+        contents: what to write.
         out: what messages call the folder, where it is going to have another name.
-
-    Returns:
-        The manifest.
     """
-    out = out or folder
     with _writing(out):
-        (folder / OBJECTS).mkdir()
-        module.save_objects(folder / OBJECTS)
-    for kind in emit:
-        texts = module.emit(kind)
-        with _writing(out):
-            _write_texts(folder / kind, texts, SUFFIX[kind])
-    manifest = {
-        "generator": f"bngen {__version__}",
-        **module.manifest(),
-        "files": sorted(str(f.relative_to(folder)) for f in folder.rglob("*") if f.is_file()),
-    }
-    with _writing(out):
-        (folder / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n", encoding="utf-8")
-    return manifest
+        for name, content in contents.items():
+            path = folder / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
 
 
-def _write_texts(folder: Path, texts: Mapping[str, str], suffix: str) -> None:
-    folder.mkdir()
-    for name, text in texts.items():
-        (folder / f"{name}{suffix}").write_text(text, encoding="utf-8")
+def read_files(folder: Path, names: Sequence[str]) -> list[bytes]:
+    """Contents of files of a folder that a build has written.
+
+    Raises:
+        ToolchainError: for one that is missing or cannot be read.
+    """
+    contents = []
+    for name in names:
+        path = folder / name
+        try:
+            # A pipe would be waited for.
+            if not path.is_file():
+                raise _missing(folder, name)
+            contents.append(path.read_bytes())
+        except OSError as error:
+            what = f"cannot read {path}: {error.strerror or error}"
+            raise ToolchainError(what, hint=_AGAIN) from None
+    return contents
+
+
+def _missing(folder: Path, name: str) -> ToolchainError:
+    if not folder.is_dir():
+        return ToolchainError(f"there is no folder {folder}", hint="name one that a build wrote")
+    return ToolchainError(f"{folder} has no file {name}", hint=_AGAIN)
 
 
 @contextmanager
@@ -96,7 +97,7 @@ def _writing(path: Path) -> Iterator[None]:
     except OSError as error:
         raise ToolchainError(
             f"cannot write {path}: {error.strerror or error}",
-            hint="choose another --out, or make room there",
+            hint=f"{_ELSEWHERE}, or make room there",
         ) from error
 
 
@@ -105,14 +106,14 @@ def _resolved(path: Path) -> Path:
     try:
         return Path(os.path.realpath(path.expanduser()))
     except (RuntimeError, OSError) as error:  # a home that is not there, a current folder that went
-        raise ToolchainError(f"cannot find {path}: {error}", hint="choose another --out") from None
+        raise ToolchainError(f"cannot find {path}: {error}", hint=_ELSEWHERE) from None
 
 
 def _check_replaceable(path: Path) -> None:
     """Refuse a destination whose removal would lose something bngen did not write."""
     with _writing(path):
         if path.exists() and not path.is_dir():
-            raise ToolchainError(f"{path} is a file, not a folder", hint="choose another --out")
+            raise ToolchainError(f"{path} is a file, not a folder", hint=_ELSEWHERE)
         if os.path.ismount(path):
             raise ToolchainError(
                 f"{path} is a mount point and cannot be replaced", hint="name a folder in it"
@@ -124,7 +125,7 @@ def _check_replaceable(path: Path) -> None:
         foreign = _foreign_files(path)
     if foreign:
         raise ToolchainError(
-            f"{path} holds {foreign[0]}, which bngen did not write", hint="choose another --out"
+            f"{path} holds {foreign[0]}, which bngen did not write", hint=_ELSEWHERE
         )
 
 

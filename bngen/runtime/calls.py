@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bngen.dtypes import DTYPES
 from bngen.errors import ToolchainError
 from bngen.runtime import toolchain
 from bngen.runtime.native import Entry
@@ -29,7 +30,6 @@ _CALL = np.dtype([("call", "u8"), ("handle", "u8"), ("arguments", "u8"), ("count
 _CPU, _TENSOR_POINTER = 1, 7
 NO_STACK = -2
 """What dispatch.c returns where the calling thread has no room for the tiles of kernels."""
-_TYPE_CODES = {"i": 0, "u": 1, "f": 2, "b": 6}
 
 
 @dataclass(frozen=True)
@@ -123,10 +123,10 @@ class _OpenSlots:
 def _tensors(operands: Sequence[Operand]) -> tuple[np.ndarray, np.ndarray]:
     """A ``DLTensor`` for each operand, without data; and the extents and strides they point to."""
     tensors = np.zeros(len(operands), _TENSOR)
-    kinds = [np.dtype(o.dtype) for o in operands]
+    rows = [DTYPES[o.dtype] for o in operands]
     tensors["device"], tensors["lanes"] = _CPU, 1
-    tensors["code"] = [_TYPE_CODES[k.kind] for k in kinds]
-    tensors["bits"] = [8 * k.itemsize for k in kinds]
+    tensors["code"] = [row.code for row in rows]
+    tensors["bits"] = [row.bits for row in rows]
     tensors["ndim"] = [len(o.shape) for o in operands]
     numbers: list[int] = []
     firsts: list[int] = []

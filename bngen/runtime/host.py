@@ -108,6 +108,11 @@ def architecture() -> str:
     return {"amd64": "x86_64", "x64": "x86_64", "arm64": "aarch64"}.get(machine, machine)
 
 
+def system() -> str:
+    """The operating system, in lower case: ``linux``, ``darwin``, ..."""
+    return platform.system().lower()
+
+
 def known_features(arch: str) -> Mapping[str, str]:
     """The extensions whose presence can be checked on an architecture, LLVM's name first."""
     return _FEATURES.get(arch, {})

@@ -1,22 +1,22 @@
 """`Module`: a compiled program as the user holds it.
 
 Arguments in, arrays out; parameters and buffers by name; for a program compiled with its gradient,
-``forward`` and ``backward``. In: a `Signature` and an `Executor`; knows nothing of graphs.
+``forward`` and ``backward``. In: a `Bundle` and its kernels, loaded; knows nothing of graphs.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
-from bngen.errors import CallError, TargetError
-from bngen.runtime import host, pickled, threads
+from bngen.errors import CallError
+from bngen.runtime import threads
 from bngen.runtime.arguments import ArgSpec, deliver, is_torch, prepare_all
+from bngen.runtime.bundle import Bundle, check_text
 from bngen.runtime.calls import Operand
 from bngen.runtime.executor import Executor, view
 from bngen.runtime.formats import to_logical_order
@@ -26,17 +26,6 @@ from bngen.runtime.signature import Built, OutputSpec
 from bngen.runtime.state import State
 from bngen.runtime.tape import INPUT, Recorder
 from bngen.runtime.turns import Turns, alone
-
-
-class Inside(Protocol):
-    """What can be shown of a module's kernels."""
-
-    def texts(self, kind: str) -> dict[str, str]:
-        """``tir``, ``ll`` or ``asm``, by symbol."""
-
-    def objects(self) -> Mapping[str, bytes]:
-        """Object files, by symbol."""
-
 
 USER_ALIGNMENT = 1
 """Kernels read users' arrays with unaligned moves; any address works."""
@@ -56,26 +45,23 @@ class Module:
     pickle holds machine code and state. A call that waits for its ``backward`` is in neither.
 
     Args:
-        built: what it runs.
-        entries: the kernels, by symbol.
-        initialize: draws the value of a parameter or buffer: ``(name, rng) -> array``.
-        inside: texts and objects, for `emit` and `save_objects`.
+        bundle: what was compiled.
+        entries: its kernels, by symbol.
+        texts: makes the texts of a kind that are not in the bundle, by symbol.
         num_threads: threads during calls; None for the process's setting.
     """
 
     def __init__(
         self,
-        built: Built,
+        bundle: Bundle,
         entries: Mapping[str, Entry],
-        initialize: Callable[[str, np.random.Generator], np.ndarray],
-        inside: Inside,
+        texts: Callable[[str], dict[str, str]] | None = None,
         num_threads: int | None = None,
     ):
+        built = bundle.built
         self.signature = built.signature
-        self._built, self._entries = built, entries
-        self._initialize, self._inside = initialize, inside
-        self._threads = num_threads
-        self._foreign = _missing_here(built.manifest)
+        self._bundle, self._entries = bundle, entries
+        self._texts, self._threads = texts, num_threads
         self._state = State(self.signature.program, self.signature.state)
         fixed = {INPUT + name: array for name, array in self._state.arrays.items()}
         self._executor = Executor(built.steps, entries, built.nbytes, fixed)
@@ -86,8 +72,7 @@ class Module:
         self._turns = Turns()
 
     def __deepcopy__(self, memo: dict[int, Any] | None) -> Module:
-        initialize, inside = self._initialize, self._inside
-        copied = Module(self._built, self._entries, initialize, inside, self._threads)
+        copied = Module(self._bundle, self._entries, self._texts, self._threads)
         state = self._values()
         return copied if state is None else copied.load_state_dict(state)
 
@@ -95,11 +80,9 @@ class Module:
         return self.__deepcopy__(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        files = dict(self._inside.objects())
-        return pickled.restore, (
-            Module, pickled.versions(), self._built, files, self._initialize, self._threads,
-            self._values(),
-        )  # fmt: skip
+        from bngen.runtime.loading import restore  # which makes modules
+
+        return restore, (self._bundle, self._threads, self._values())
 
     # --- state --------------------------------------------------------------------------------
 
@@ -135,7 +118,8 @@ class Module:
         except (TypeError, ValueError) as error:
             raise CallError(f"init: {seed!r} is no seed: {error}", hint="init(0)") from None
         for spec in self.signature.state:
-            self._set(spec.name, self._initialize(spec.name, rng))
+            initializer = self._bundle.initializers[spec.name]
+            self._set(spec.name, initializer.draw(rng, spec.shape, spec.dtype))
         self._state.initialized, self._turns.cut_short = True, False
         return self
 
@@ -185,7 +169,6 @@ class Module:
 
         Raises:
             CallError: for arguments that cannot be used; nothing has run then.
-            TargetError: when this machine cannot run what was compiled.
         """
         self._check_ready()
         values = self._positional(args, named)
@@ -251,17 +234,29 @@ class Module:
         """
         return dict(self.signature.memory)
 
+    @property
+    def bundle(self) -> Bundle:
+        """What was compiled, to be saved or looked at."""
+        return self._bundle
+
     def manifest(self) -> dict[str, Any]:
-        """Signature, layouts, kernels with the sub-layers each holds, counts, target."""
-        return copy.deepcopy(dict(self._built.manifest))
+        """Signature, layouts, kernels with the sub-layers each holds, counts, target, imports."""
+        return self._bundle.manifest()
 
     def emit(self, kind: str) -> dict[str, str]:
-        """Texts by kernel: ``tir`` (scheduled TIR), ``ll`` (LLVM IR), ``asm``."""
-        return self._inside.texts(kind)
+        """Texts by kernel: ``tir`` (scheduled TIR), ``ll`` (LLVM IR), ``asm``.
+
+        Raises:
+            BngenError: for a loaded bundle that does not hold them.
+        """
+        check_text(kind)
+        if self._texts is not None and kind not in self._bundle.texts:
+            return self._texts(kind)
+        return self._bundle.emit(kind)
 
     def save_objects(self, folder: Path) -> None:
         """Write an object file for each distinct kernel into an existing folder."""
-        for symbol, content in self._inside.objects().items():
+        for symbol, content in self._bundle.objects.items():
             (folder / f"{symbol}.o").write_bytes(content)
 
     @alone
@@ -273,13 +268,6 @@ class Module:
     # --- inside -------------------------------------------------------------------------------
 
     def _check_ready(self) -> None:
-        if self._foreign:
-            cpu = self._built.manifest["target"]["cpu"]
-            raise TargetError(
-                f"{self.signature.program} was compiled for {cpu}, and this machine lacks "
-                f"{', '.join(self._foreign)}",
-                hint="build it with -mcpu=native here",
-            )
         if not self._state.initialized:
             raise CallError(
                 f"{self.signature.program}: parameters have no values yet",
@@ -348,12 +336,6 @@ class Module:
                     f"are {check.classes} classes",
                     hint=f"labels run from 0 to {check.classes - 1}{also}",
                 )
-
-
-def _missing_here(manifest: Mapping[str, Any]) -> tuple[str, ...]:
-    """The instruction-set extensions that a program uses and this machine lacks."""
-    target = manifest["target"]
-    return host.missing_features(target["arch"], target["features"])
 
 
 def _read_late(built: Built) -> set[str]:

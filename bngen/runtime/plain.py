@@ -12,10 +12,11 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import re
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, TypeVar
 
 from bngen.errors import BngenError
@@ -25,6 +26,7 @@ Reader = Callable[[Any], Any]
 Writer = Callable[[Any], Any]
 
 _ATOMS = (int, float, str, bool)
+_NUMBERS = {int, float, bool}
 _HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 """The writer needs no escapes but for quotes and control characters."""
 
@@ -62,14 +64,16 @@ class Later(Mapping[str, Any]):
     Args:
         text: of a mapping; `PlainError` is raised by the first use of one that is none.
         known: what it says under some of its names.
+        without: names in the text that are not to be seen.
     """
 
-    def __init__(self, text: bytes, known: Mapping[str, Any]):
-        self._text, self._known = text, dict(known)
+    def __init__(self, text: bytes, known: Mapping[str, Any], without: Iterable[str] = ()):
+        self._text, self._known, self._without = text, dict(known), frozenset(without)
 
     @functools.cached_property
     def _found(self) -> Mapping[str, Any]:
-        return loads(Mapping[str, Any], self._text)
+        found = loads(Mapping[str, Any], self._text)
+        return {name: value for name, value in found.items() if name not in self._without}
 
     def __getitem__(self, name: str) -> Any:
         return self._known[name] if name in self._known else self._found[name]
@@ -106,7 +110,9 @@ def _form(kind: Any) -> _Form:
     if dataclasses.is_dataclass(kind):
         return _fields(kind)
     if origin in (types.UnionType, typing.Union):
-        return _optional(arguments)
+        return (
+            _Form(_number_out, _number_in) if set(arguments) == _NUMBERS else _optional(arguments)
+        )
     if origin is tuple and arguments[1:] != (...,):
         return _each(arguments)
     if origin is tuple:
@@ -127,6 +133,19 @@ def _same(value: Any) -> Any:
 def _exactly(kind: type, data: Any) -> Any:
     if type(data) is not kind:
         raise PlainError(f"{data!r:.60} is no {kind.__name__}")
+    return data
+
+
+def _number_out(value: float) -> int | float | str:
+    """``int | float | bool``: what JSON has no number for (infinity, NaN) as text."""
+    return value if math.isfinite(value) else repr(float(value))
+
+
+def _number_in(data: Any) -> int | float | bool:
+    if isinstance(data, str) and data in ("inf", "-inf", "nan"):
+        return float(data)
+    if type(data) not in _NUMBERS:
+        raise PlainError(f"{data!r:.60} is no number")
     return data
 
 

@@ -1,4 +1,4 @@
-"""The command line on a stand-in compiler: modules that interpret instead of compiling."""
+"""The command line on a stand-in compiler: modules that interpret, bundles of no code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
@@ -15,6 +14,8 @@ import pytest
 from bngen.cli import main as cli
 from bngen.ir import interp
 from bngen.lang.init import fill
+from bngen.runtime.bundle import Bundle
+from bngen.runtime.signature import Built, Signature
 
 
 class InterpretedModule:
@@ -46,25 +47,31 @@ class InterpretedModule:
         return outputs if self.graph.tuple_output or len(outputs) > 1 else outputs[0]
 
     def manifest(self):
-        return {
-            "program": self.name,
-            "target": {"cpu": "x86-64-v3"},
-            "counts": {"before": 9, "after": 4, "distinct": 3},
-            "kernels": [
-                {"name": "k0", "sublayers": ["relu", "conv2d"], "rule": "conv", "knobs": {"kb": 4}}
-            ],
-        }
+        return MANIFEST
 
     def emit(self, kind):
-        return {"k0": f"{kind} of k0\n", "k1": f"{kind} of k1\n"}
+        return texts(kind)
 
-    def save_objects(self, path):
-        (Path(path) / "k0.o").write_bytes(b"object")
+
+MANIFEST = {
+    "target": {
+        "text": "llvm -mcpu=x86-64-v3", "cpu": "x86-64-v3", "lanes": 8, "arch": "x86_64",
+        "system": "linux", "features": [],
+    },
+    "counts": {"before": 9, "after": 4, "distinct": 3},
+    "kernels": [
+        {"name": "k0", "sublayers": ["relu", "conv2d"], "rule": "conv", "knobs": {"kb": 4}}
+    ],
+}  # fmt: skip
+
+
+def texts(kind):
+    return {"k0": f"{kind} of k0\n", "k1": f"{kind} of k1\n"}
 
 
 @dataclass
 class StandInCompiler:
-    """Records what `build` is asked for; ``during`` runs where compiling would."""
+    """Records what is asked for; ``during`` runs where compiling would."""
 
     calls: list[dict] = field(default_factory=list)
     targets: list[tuple] = field(default_factory=list)
@@ -72,13 +79,25 @@ class StandInCompiler:
     tweak: object = lambda index, array: array
 
     def build(self, program, **asked):
+        self._compile(program, asked)
+        return InterpretedModule(program, self.tweak)
+
+    def bundle(self, program, **asked):
+        self._compile(program, asked)
+        built = Built(
+            Signature(program.name, (), (), (), ()), (), 0, {"program": program.name, **MANIFEST}
+        )
+        return Bundle(
+            built, {}, {"k0": b"object"}, texts={kind: texts(kind) for kind in asked["emit"]}
+        )
+
+    def _compile(self, program, asked):
         self.calls.append({"program": program, **asked})
         if asked["dump"]:
             asked["dump"]("fission", program.graph)
         asked["progress"](1, 2, "conv2d")
         self.during()
         asked["progress"](2, 2, "conv2d;bn_stats")
-        return InterpretedModule(program, self.tweak)
 
     def parse(self, spec=None, *, mcpu=None, mattr=()):
         self.targets.append((spec, mcpu, mattr))
@@ -90,7 +109,7 @@ def compiler(monkeypatch):
     """The stand-in, where the commands will import the compiler from."""
     stand_in = StandInCompiler()
     module = ModuleType("bngen.compiler")
-    module.build = stand_in.build
+    module.build, module.bundle = stand_in.build, stand_in.bundle
     monkeypatch.setitem(sys.modules, "bngen.compiler", module)
     monkeypatch.setattr("bngen.target.parse.Target.parse", stand_in.parse)
     return stand_in

@@ -43,11 +43,11 @@ def test_mistyped_target_flag_is_named(bngen, compiler, typo):
 
 
 def test_options_reach_the_compiler(bngen, compiler):
-    bngen("build", *SMALL, "--fusion", "mvf", "--threads", "3", "--schedules", "here", "--grad")
+    bngen("build", *SMALL, "--fusion", "mvf", "--schedules", "here", "--grad", "--emit", "asm")
     (call,) = compiler.calls
     assert call["program"].name == TINY
     assert call["program"].graph.inputs[0].value.shape == (2, 3, 32, 32)
-    assert (call["fusion"], call["threads"], call["schedules"]) == ("mvf", 3, "here")
+    assert (call["fusion"], call["emit"], call["schedules"]) == ("mvf", ("asm",), "here")
     assert call["grad"] is True
 
 
@@ -56,7 +56,7 @@ def test_densenet121_is_the_default(bngen, compiler):
     (call,) = compiler.calls
     assert call["program"].name == "densenet121"
     assert call["program"].graph.inputs[0].value.shape == (8, 3, 224, 224)
-    assert (call["fusion"], call["threads"], call["grad"]) == ("icf", None, False)
+    assert (call["fusion"], call["emit"], call["grad"]) == ("icf", (), False)
 
 
 def test_summary_on_stdout_progress_on_stderr(bngen, compiler, tmp_path):
@@ -74,7 +74,9 @@ def test_quiet_says_nothing_on_stderr(bngen, compiler):
 def test_json_is_all_there_is_on_stdout(bngen, compiler):
     summary = bngen("build", *SMALL, "--json").json
     assert summary["kernels"] == {"before": 9, "after": 4, "distinct": 3}
-    assert summary["target"] == {"asked": "llvm -mcpu=native", "cpu": "x86-64-v3"}
+    assert summary["target"]["asked"] == "llvm -mcpu=native"
+    assert summary["target"]["cpu"] == "x86-64-v3"
+    assert summary["files"] == ["bundle.json", "kernels/k0.o", "manifest.json"]
 
 
 def test_folder_holds_what_the_manifest_lists(bngen, compiler, tmp_path):
@@ -92,7 +94,7 @@ def test_folder_holds_what_the_manifest_lists(bngen, compiler, tmp_path):
 def test_a_new_build_replaces_the_old(bngen, compiler, tmp_path):
     bngen("build", *SMALL, "--out", "out", "--emit", "tir,ll,asm")
     bngen("build", *SMALL, "--out", "out")
-    assert files_of(tmp_path) == ["out/kernels/k0.o", "out/manifest.json"]
+    assert files_of(tmp_path) == ["out/bundle.json", "out/kernels/k0.o", "out/manifest.json"]
 
 
 # --- failing ----------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from tests.cli.conftest import StandInCompiler
 import bngen.target.parse
 stand_in = StandInCompiler()
 module = ModuleType("bngen.compiler")
-module.build = stand_in.build
+module.build, module.bundle = stand_in.build, stand_in.bundle
 sys.modules["bngen.compiler"] = module
 bngen.target.parse.Target.parse = stand_in.parse
 from bngen.cli.main import run
@@ -111,7 +111,7 @@ def test_quiet_is_quiet_about_warnings_too(bngen, compiler, caplog):
 # --- the output folder ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("options", [("size=12k",), ("nr_inodes=8",)])
+@pytest.mark.parametrize("options", [("size=20k",), ("nr_inodes=9",)])
 def test_a_full_disk_leaves_what_was_there(bngen, compiler, tmpfs, options):
     place = tmpfs(*options)
     assert bngen(*SMALL.split(), "--out", place / "out").status == 0
@@ -155,7 +155,7 @@ def test_a_place_that_is_none(bngen, compiler, out):
 def test_what_a_killed_build_left_goes_with_the_next(bngen, compiler, tmp_path, bngen_process):
     bngen(*SMALL.split(), "--out", "out")
     code = (
-        "import os, signal\nfrom pathlib import Path\nfrom bngen import artifact\n"
+        "import os, signal\nfrom pathlib import Path\nfrom bngen.runtime import artifact\n"
         "with artifact.output_folder(Path('out')) as folder:\n"
         "    (folder / 'half').write_text('')\n"
         "    os.kill(os.getpid(), signal.SIGKILL)\n"
@@ -173,7 +173,8 @@ def test_where_folders_cannot_change_places_it_takes_two_steps(
     monkeypatch.setattr("bngen.files.exchange", lambda one, other: False)
     for emit in ("tir", "asm"):
         assert bngen(*SMALL.split(), "--out", "out", "--emit", emit).status == 0
-    assert sorted(os.listdir(tmp_path / "out")) == ["asm", "kernels", "manifest.json"]
+    names = sorted(os.listdir(tmp_path / "out"))
+    assert names == ["asm", "bundle.json", "kernels", "manifest.json"]
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
 
 

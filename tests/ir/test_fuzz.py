@@ -16,11 +16,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bngen import models
+from bngen.dtypes import DTYPES
 from bngen.errors import BngenError
 from bngen.ir import interp
 from bngen.ir.attributes import KINDS
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import DTYPES, Graph, Node, TensorType
+from bngen.ir.node import Graph, Node, TensorType
 from bngen.ir.ops import OPS, ShapeError
 from bngen.ir.text import MOST_TEXT, parse_graph, print_graph
 from bngen.ir.verify import verify
@@ -223,9 +224,9 @@ def _applied(row: Case, rng: random.Random) -> Graph:
             case 0 if types and types[i]:
                 types[i] = TensorType(_other_shape(types[i].shape, rng), types[i].dtype)
             case 1 if types and types[i]:
-                types[i] = TensorType(types[i].shape, rng.choice(DTYPES))
+                types[i] = TensorType(types[i].shape, rng.choice([*DTYPES]))
             case 2:
-                dtype = rng.choice(DTYPES)
+                dtype = rng.choice([*DTYPES])
                 types = [t and TensorType(t.shape, dtype) for t in types]
             case 3 if types:
                 types = rng.choice(

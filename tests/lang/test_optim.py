@@ -7,6 +7,7 @@ import torch
 import bngen as bg
 from bngen.ir.interp import run
 from tests.lang.meaning import normal
+from tests.oracle import assert_few_ulps
 
 SETTINGS = [
     {},
@@ -41,7 +42,7 @@ def _compare(graph, settings, buf):
         w, buf = result.updates["w"], result.updates.get("buf", buf)
         parameter.grad = torch.tensor(grad)
         optimizer.step()
-        np.testing.assert_allclose(w, parameter.detach(), rtol=1e-13, atol=1e-14)
+        assert_few_ulps(w, parameter.detach(), each=True, least=1.0)
 
 
 @pytest.mark.parametrize("lr_is_tensor", [False, True])

@@ -1,12 +1,14 @@
 """Programs as files: the same again, and nothing that reaches beyond its memory."""
 
 import json
+import math
 import random
 
+import numpy as np
 import pytest
 
 import bngen as bg
-from bngen.compiler import build
+from bngen.errors import BngenError
 from bngen.runtime import bundle
 from bngen.runtime.plain import PlainError
 
@@ -15,41 +17,70 @@ BUDGET = 400
 
 
 @pytest.fixture(scope="module")
-def built(tmp_path_factory):
-    from bngen import cache
-
+def made():
     def net(x, labels):
         x = bg.relu(bg.layers.batch_norm(bg.layers.conv2d(x, "c", 16, 3), "b"))
         return bg.cross_entropy(bg.layers.linear(bg.flatten(x, 1), "head", 4), labels), x
 
-    kept = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cache, "keep", lambda key, built, *rest: kept.append(built))
-        patch.setenv("BNGEN_CACHE_DIR", str(tmp_path_factory.mktemp("cache")))
-        shapes = bg.Tensor((2, 3, 5, 5)), bg.Tensor((2,), dtype="int64")
-        build(bg.trace(net, *shapes, name="p"), grad=True, cache=True)
-    return kept[0]
+    shapes = bg.Tensor((2, 3, 5, 5)), bg.Tensor((2,), dtype="int64")
+    return bg.bundle(bg.trace(net, *shapes, name="p"), grad=True, emit=["tir"])
 
 
 @pytest.fixture
-def contents(built):
-    return bundle.files(built, b"library", {"k0": b"object"})
+def contents(made):
+    return bundle.files(made)
 
 
-def test_what_is_written_is_read_again(built, contents):
-    again = bundle.built_of(contents)
-    assert again == built
-    assert again.manifest == built.manifest
-    assert bundle.files(again, b"library", {"k0": b"object"}) == contents
-    assert contents[bundle.LIBRARY] == b"library"
-    assert contents[bundle.object_file("k0")] == b"object"
+def read(contents):
+    return bundle.read(lambda names: [contents[name] for name in names])
+
+
+def test_what_is_written_is_read_again(made, contents):
+    again = read(contents)
+    assert again == made
+    assert again.manifest() == made.manifest()
+    assert bundle.files(again) == contents
+    assert contents[bundle.LIBRARY] == made.library
+    symbol = made.built.steps[0].symbol
+    assert contents[bundle.object_file(symbol)] == made.objects[symbol]
+    assert again.emit("tir") == made.emit("tir") and len(again.emit("tir")) == len(made.objects)
 
 
 def test_the_manifest_is_not_read_before_it_is_asked_for(contents):
-    again = bundle.built_of({**contents, bundle.MANIFEST: b"nonsense"})
-    assert again.manifest["target"]["cpu"]
+    again = read({**contents, bundle.MANIFEST: b"nonsense"})
+    assert again.target.cpu
     with pytest.raises(PlainError):
-        again.manifest["kernels"]
+        again.manifest()
+
+
+def test_its_text_is_short(made):
+    assert len(repr(made)) < 100
+    assert f"Bundle(p, for {made.target.cpu} " in repr(made)
+
+
+def test_a_bundle_without_kernels_or_state():
+    same = bg.bundle(bg.trace(lambda x: x, bg.Tensor[3], name="same"))
+    assert same.library is None and read(bundle.files(same)) == same
+    x = np.arange(3, dtype=np.float32)
+    np.testing.assert_array_equal(bg.load(same)(x), x)
+
+
+def test_initializers_are_kept_whatever_number_they_hold():
+    values = {"low": -math.inf, "high": math.inf, "seed": 2**62 + 1, "flag": True, "half": 0.5}
+    dtypes = {"seed": "int64", "flag": "bool"}
+
+    def program(x):
+        for name, value in values.items():
+            bg.buffer(name, (2,), dtypes.get(name, "float32"), init=value)
+        bg.parameter("w", (4, 3), init=("kaiming_uniform", 5**0.5, 3))
+        return x
+
+    module = bg.load(read(bundle.files(bg.bundle(bg.trace(program, bg.Tensor[3])))))
+    state = module.init(0).state_dict()
+    for name, value in values.items():
+        assert state[name].tolist() == [value] * 2
+    bound = math.sqrt(2 / 6) * math.sqrt(3 / 3)
+    assert 0.5 * bound < np.abs(state["w"]).max() <= bound
 
 
 def _operand(form, **changes):
@@ -78,7 +109,25 @@ HOSTILE = {
     "more forward than there is": lambda f: f["signature"].update(forward_steps=10**6),
     "less than nothing": lambda f: f["signature"].update(forward_steps=-1),
     "a negative arena": lambda f: f.update(nbytes=-1),
-    "another format": lambda f: f.update(format=2),
+    "another format": lambda f: f.update(format=1),
+    "another version": lambda f: f.update(made_by=["0.0", "0.0"]),
+    "a version of nothing": lambda f: f.update(made_by=[]),
+    "other fields": lambda f: f.update(more=1, format=9),
+    "no code": lambda f: f["objects"].pop(f["calls"]["symbol"][0]),
+    "a name that is a path": lambda f: f["objects"].update({"../../x": "0"}),
+    "an empty name": lambda f: f["objects"].update({"": "0"}),
+    "no kind of text": lambda f: f["texts"].update(cuda={}),
+    "an initializer too few": lambda f: [c.pop() for c in f["initializers"].values()],
+    "no initializer": lambda f: f["initializers"]["name"].__setitem__(0, "he"),
+    "numbers too many": lambda f: f["initializers"]["numbers"][0].append(1),
+    "no number": lambda f: f["initializers"]["numbers"].__setitem__(0, ["one", "two"]),
+    "a fan-in of nothing": lambda f: f["initializers"]["numbers"].__setitem__(0, [1, 0]),
+    "channels last of too few axes": lambda f: f["signature"]["arguments"].update(
+        memory_format=["channels_last", "channels_last"]
+    ),
+    "no memory format": lambda f: f["signature"]["outputs"].update(
+        memory_format=["contiguous_format", "nhwc"]
+    ),
     "labels of nothing": lambda f: f["signature"]["labels"].update(name=["nothing"]),
     "a result of nothing": lambda f: f["signature"]["outputs"].update(
         slot=[None, None], operand=[None, None], source=["nothing", "x"]
@@ -91,10 +140,11 @@ HOSTILE = {
 
 @pytest.mark.parametrize("change", HOSTILE)
 def test_what_would_reach_beyond_its_memory_is_refused(contents, change):
-    form = json.loads(contents[bundle.BUILT])
+    form = json.loads(contents[bundle.DATA])
     HOSTILE[change](form)
-    with pytest.raises(PlainError):
-        bundle.built_of({**contents, bundle.BUILT: json.dumps(form).encode()})
+    with pytest.raises(BngenError) as caught:
+        read({**contents, bundle.DATA: json.dumps(form).encode()})
+    assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
 
 
 def _leaves(data, path=()):
@@ -114,16 +164,16 @@ def _changed(data, path, value):
 
 
 def test_hostile_documents_are_read_or_refused(contents):
-    """Any part of the document becomes something else: a `Built` comes out, or a `PlainError`."""
-    form = json.loads(contents[bundle.BUILT])
+    """Any part of the document becomes something else: a `Bundle` comes out, or one line."""
+    form = json.loads(contents[bundle.DATA])
     paths, rng = list(_leaves(form)), random.Random(0)
     values = [None, True, -1, 0, 2**63, 1.5, "", "x", "in:x", [], [1], {}, {"x": 1}, [[]]]
     refused = 0
     for _ in range(BUDGET):
         document = _changed(form, rng.choice(paths), rng.choice(values))
         try:
-            bundle.built_of({**contents, bundle.BUILT: json.dumps(document).encode()})
-        except PlainError as error:
+            read({**contents, bundle.DATA: json.dumps(document).encode()})
+        except BngenError as error:
             assert "\n" not in str(error)
             refused += 1
     assert refused > BUDGET // 2

@@ -13,7 +13,7 @@ import pytest
 
 import bngen as bg
 from bngen.errors import BngenError, CallError
-from bngen.runtime import pickled
+from bngen.runtime import bundle
 from tests import networks
 
 X = np.random.default_rng(0).standard_normal((2, 3, 6, 6), dtype=np.float32)
@@ -85,7 +85,7 @@ def test_a_pickle_holds_objects_but_no_texts(module, tmp_path):
     restored = pickle.loads(pickle.dumps(module))
     restored.save_objects(tmp_path)
     assert sorted(p.stem for p in tmp_path.iterdir()) == sorted(module.emit("asm"))
-    with pytest.raises(BngenError, match="a pickled module has no asm texts .*build the program"):
+    with pytest.raises(BngenError, match="the bundle of net holds no asm texts .*--emit asm"):
         restored.emit("asm")
     again = pickle.loads(pickle.dumps(restored))
     assert again(X, LABELS) == restored(X, LABELS)
@@ -93,6 +93,6 @@ def test_a_pickle_holds_objects_but_no_texts(module, tmp_path):
 
 def test_a_pickle_of_another_version(module, monkeypatch):
     kept = pickle.dumps(module)
-    monkeypatch.setattr(pickled, "versions", lambda: ("9.9", "0.1"))
-    with pytest.raises(BngenError, match="pickled by bngen .*, and this is bngen 9.9 .*build"):
+    monkeypatch.setattr(bundle, "versions", lambda: ("9.9", "0.1"))
+    with pytest.raises(BngenError, match="made by bngen .*, and this is bngen 9.9 .*build"):
         pickle.loads(kept)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import functools
 import pickle
 
@@ -14,12 +13,9 @@ from hypothesis import strategies as st
 
 import bngen as bg
 from bngen.errors import CallError
-from bngen.runtime import arguments, plain
+from bngen.runtime import arguments
 from bngen.runtime.arguments import ArgSpec, prepare, prepare_all
-from bngen.runtime.bundle import built_of, files
 from bngen.runtime.formats import memory_shape, to_logical_order, to_memory_order
-from bngen.runtime.plain import PlainError
-from bngen.runtime.signature import OutputSpec
 
 torch = pytest.importorskip("torch")
 LAST = "channels_last"
@@ -273,25 +269,3 @@ def test_the_manifest_lists_formats():
     assert {a["memory_format"] for a in in_c_order().manifest()["signature"]["arguments"]} == {
         "contiguous_format"
     }
-
-
-@pytest.mark.parametrize(
-    "spec",
-    [
-        ArgSpec("a", (2, 3), "float32", memory_format=LAST),
-        ArgSpec("a", (), "float32", memory_format="nhwc"),
-        OutputSpec("a", (2, 3), "float32", "out", memory_format=LAST),
-    ],
-)
-def test_data_with_an_impossible_format_is_refused(spec):
-    built = module()._built
-    field = "outputs" if isinstance(spec, OutputSpec) else "arguments"
-    listed = (*getattr(built.signature, field), spec)
-    contents = files(built, b"", {})
-    text = plain.dumps(type(built.signature), built.signature)
-    changed = dataclasses.replace(built.signature, **{field: listed})
-    wrong = plain.dumps(type(built.signature), changed)
-    assert built_of(contents).signature == built.signature
-    contents["built.json"] = contents["built.json"].replace(text, wrong)
-    with pytest.raises(PlainError, match="'a' is "):
-        built_of(contents)

@@ -15,10 +15,10 @@ from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, TensorType
 from bngen.passes.prepare import join_gradient, prepare
 from bngen.runtime import threads as thread_pool
+from bngen.scheduling import legality
 from bngen.scheduling.knobs import Knobs
 from bngen.scheduling.legality import candidates, legal
 from bngen.target.parse import Target
-from bngen.tuning import records
 from bngen.tuning.lone import LoneKernel
 from bngen.tuning.search import Job, agree, compile_candidate, jobs
 
@@ -105,7 +105,7 @@ def several() -> list[Job]:
 
 
 def test_there_is_a_kernel_of_each_kind(several):
-    assert {job.kind for job in several} >= records.KNOBS.keys() - {"pointwise"}
+    assert {job.kind for job in several} >= legality.KNOBS.keys() - {"pointwise"}
 
 
 @given(data=st.data())

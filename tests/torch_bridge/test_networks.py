@@ -9,6 +9,7 @@ from bngen.errors import UsageError
 from bngen.ir import interp
 from bngen.lang.init import fill
 from bngen.torch_bridge.networks import make_network
+from tests.oracle import assert_same
 
 
 @pytest.mark.parametrize("name", [n for n in models.MODELS if not n.startswith("tiny_")])
@@ -31,7 +32,7 @@ def test_logits_are_the_programs(name):
     network.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
     logits = network(torch.from_numpy(x).double()).detach().numpy()
     exact = interp.run(graph, {**state, "x": x}, "float64").outputs[0]
-    np.testing.assert_allclose(logits, exact, rtol=1e-9, atol=1e-9)
+    assert_same(logits, exact, name)
 
 
 def test_programs_of_ones_own_have_no_module():

@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bngen.errors import BngenError
+from bngen.scheduling import legality
 from bngen.scheduling.legality import candidates, legal
 from bngen.tuning import records
 from bngen.tuning.records import Record, Records, read, render, shipped_folder
@@ -144,7 +145,7 @@ def test_a_file_that_only_looks_like_one(tmp_path):
 def test_legality_takes_little_time_whatever_the_extents(kind: str, size: int):
     extents = {**dict.fromkeys(EXTENTS[kind], size), "groups": 1, "spread_h": 1, "spread_w": 1}
     extents |= {"group_rows": 1, "s": size, "in_lanes": 16}
-    names = records.knobs_of(kind, extents)
+    names = legality.knobs_of(kind, extents)
     started = time.process_time()
     for value in (1, 2, size, 2**31 - 1):
         declined = legal(kind, extents, dict.fromkeys(names, value))

@@ -14,6 +14,7 @@ from bngen.compiler import build
 from bngen.errors import BngenError, ToolchainError
 from bngen.lower.kernel import lower
 from bngen.passes.prepare import join_gradient, prepare
+from bngen.scheduling import legality
 from bngen.scheduling.legality import candidates, legal
 from bngen.target.parse import Target
 from bngen.tuning import records
@@ -94,7 +95,7 @@ def test_candidates_are_all_legal_and_distinct(kind):
 @given(st.data())
 def test_what_is_no_candidate_is_illegal(data):
     kind = data.draw(st.sampled_from(sorted(EXTENTS)))
-    names = records.knobs_of(kind, EXTENTS[kind])
+    names = legality.knobs_of(kind, EXTENTS[kind])
     knobs = {n: data.draw(st.integers(0, 13), n) for n in names}
     is_candidate = knobs in list(candidates(kind, EXTENTS[kind]))
     assert (legal(kind, EXTENTS[kind], knobs) is None) == is_candidate
@@ -102,7 +103,7 @@ def test_what_is_no_candidate_is_illegal(data):
 
 def test_every_rule_with_knobs_declares_them():
     # `partial` takes knobs for uniformity's sake and uses none.
-    assert set(RULES) == {*records.KNOBS, "partial"}
+    assert set(RULES) == {*legality.KNOBS, "partial"}
 
 
 def test_a_file_says_what_was_written(tmp_path):
@@ -201,7 +202,7 @@ def test_records_change_no_result(tmp_path):
     with target.tvm():
         for kernel in plan.kernels:
             low = lower(kernel, plan.layouts)
-            if low.kind not in records.KNOBS or not low.extents.get("lanes"):
+            if low.kind not in legality.KNOBS or not low.extents.get("lanes"):
                 continue
             own = RULES[low.kind].knobs(low.extents, target)
             others = [k for k in candidates(low.kind, low.extents) if k != own]

@@ -1,0 +1,256 @@
+"""THE PyTorch table: one row an op of bngen, what it means in PyTorch, and how PyTorch writes it.
+
+In: nothing. Out: `TORCH_OPS`, and for the other direction `SPELLINGS` and `spelling_of`.
+
+A row's *meaning* is a second, independent definition of the op: eager tensors in, eager tensors
+out, in whatever element type they have, differentiable where the op is. `reference` evaluates whole
+graphs by it, for `bngen verify` and for the tests.
+
+A row's *spellings* are the calls in a PyTorch program that the op answers, as they stand in a graph
+that ``torch.compile`` or ``torch.fx`` captured: functions, methods of a tensor, modules. Each names
+the function of bngen's language to call instead. That takes PyTorch's arguments by PyTorch's
+parameter names and refuses what it cannot do, with a reason; parameters that it lacks may only have
+the value given here. A module is its function, called with those parameters that are attributes of
+the module. Several ops together answer what `COMPOSED` lists.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bngen.torch_bridge import meanings as m
+from bngen.torch_bridge import normalization as bn
+from bngen.torch_bridge.meanings import Meaning, reduction, spread
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """Calls of PyTorch that a function of bngen's language answers, arguments by name.
+
+    Attributes:
+        language: the function, as an attribute of ``bngen``.
+        functions: PyTorch's functions.
+        methods: names of methods of `torch.Tensor`; the tensor is the first argument.
+        modules: classes of `torch.nn`.
+        only: parameters that the language's function lacks, and the one value each may have.
+    """
+
+    language: str
+    functions: tuple[Callable[..., Any], ...] = ()
+    methods: tuple[str, ...] = ()
+    modules: tuple[type[nn.Module], ...] = ()
+    only: Mapping[str, Any] = field(default_factory=dict)
+
+    def refusal(self, arguments: Mapping[str, Any]) -> str:
+        """Why a call cannot be taken, as far as parameters tell that bngen lacks; "" if it can."""
+        for name in self.only.keys() & arguments.keys():
+            value, taken = arguments[name], self.only[name]
+            if type(value) is not type(taken) or value != taken:
+                return f"{self.language}: {name} is {value!r}, and bngen has it as {taken!r} alone"
+        return ""
+
+
+@dataclass(frozen=True)
+class TorchOp:
+    """One row.
+
+    Attributes:
+        op: bngen's name.
+        meaning: (operands, attributes) -> results, in PyTorch.
+        spellings: the calls of PyTorch that are this op.
+        why_not: where there are none, why.
+    """
+
+    op: str
+    meaning: Meaning
+    spellings: tuple[Spelling, ...] = ()
+    why_not: str = ""
+
+
+_IN_PLACE, _OUT = {"inplace": False}, {"out": None}
+_SOFTMAX = {"dtype": None, "_stacklevel": 3}
+_GRADIENT = "a gradient, which PyTorch leaves to autograd"
+_PART = "a part of batch normalization that only bngen's passes make"
+_GROUPS = "a reduction's part, which only bngen's passes make"
+
+
+def _row(op: str, meaning: Meaning, *spellings: Spelling, why_not: str = "") -> TorchOp:
+    return TorchOp(op, meaning, spellings, why_not)
+
+
+def _call(
+    op: str,
+    *functions: Callable[..., Any],
+    methods: tuple[str, ...] = (),
+    modules: tuple[type[nn.Module], ...] = (),
+    **only: Any,
+) -> TorchOp:
+    """A row whose meaning is the first function, for operands in order; all three have one name."""
+    own = (op,) if hasattr(torch.Tensor, op) else ()
+    spelling = Spelling(op, functions, (*own, *methods), modules, {**_OUT, **only})
+    return TorchOp(op, spread(functions[0]), (spelling,))
+
+
+_TABLE = (
+    # element by element
+    _call("add", torch.add, operator.add, alpha=1),
+    _call("sub", torch.sub, operator.sub, torch.subtract, methods=("subtract",), alpha=1),
+    _call("mul", torch.mul, operator.mul, torch.multiply, methods=("multiply",)),
+    _call("div", torch.div, operator.truediv, torch.true_divide, methods=("true_divide",),
+          rounding_mode=None),
+    _call("maximum", torch.maximum),
+    _call("minimum", torch.minimum),
+    _call("pow", torch.pow, operator.pow),
+    _call("greater", torch.gt, operator.gt, torch.greater, methods=("gt",)),
+    _call("greater_equal", torch.ge, operator.ge, torch.greater_equal, methods=("ge",)),
+    _call("less", torch.lt, operator.lt, torch.less, methods=("lt",)),
+    _call("less_equal", torch.le, operator.le, torch.less_equal, methods=("le",)),
+    _row("equal", spread(torch.eq), Spelling("equal", (torch.eq, operator.eq), ("eq",), only=_OUT)),
+    _call("not_equal", torch.ne, operator.ne, torch.not_equal, methods=("ne",)),
+    _call("exp", torch.exp),
+    _call("log", torch.log),
+    _call("sqrt", torch.sqrt),
+    _call("rsqrt", torch.rsqrt),
+    _call("tanh", torch.tanh, F.tanh, modules=(nn.Tanh,)),
+    _call("sigmoid", torch.sigmoid, F.sigmoid, modules=(nn.Sigmoid,)),
+    _call("silu", F.silu, modules=(nn.SiLU,), inplace=False),
+    _call("neg", torch.neg, operator.neg, torch.negative, methods=("negative",)),
+    _call("abs", torch.abs, operator.abs, torch.absolute, methods=("absolute",)),
+    _call("relu", F.relu, torch.relu, modules=(nn.ReLU,), inplace=False),
+    _row(
+        "leaky_relu", lambda t, a: F.leaky_relu(t[0], a["slope"]),
+        Spelling("leaky_relu", (F.leaky_relu,), modules=(nn.LeakyReLU,), only=_IN_PLACE),
+    ),
+    _row(
+        "hardtanh", lambda t, a: F.hardtanh(t[0], a["lo"], a["hi"]),
+        Spelling("hardtanh", (F.hardtanh,), modules=(nn.Hardtanh,), only=_IN_PLACE),
+        Spelling("relu6", (F.relu6,), modules=(nn.ReLU6,), only=_IN_PLACE),
+    ),
+    _row("where", spread(torch.where), Spelling("where", (torch.where,), only=_OUT)),
+    # The results of an op are brought to its declared type: that is the conversion.
+    _row(
+        "cast", spread(lambda x: x),
+        Spelling("Tensor.to", methods=("to",),
+                 only={"non_blocking": False, "copy": False,
+                       "memory_format": torch.preserve_format}),
+        Spelling("Tensor.float", methods=("float",), only={"memory_format": torch.preserve_format}),
+    ),
+    _row("copy", spread(torch.clone), why_not="made by layout and memory planning alone"),
+    _row(
+        "stop_gradient", spread(torch.detach),
+        Spelling("detach", (torch.detach,), ("detach",)),
+    ),
+    _row("constant", m.constant, why_not="a number in PyTorch's program is no call"),
+    _row("broadcast_to", lambda t, a: torch.broadcast_to(t[0], a["shape"]),
+         why_not="operands broadcast by themselves; only gradients are spread as they stand"),
+    _row("random_uniform", m.random_uniform,
+         why_not="PyTorch's generators draw other numbers: what is random stays in PyTorch"),
+    _row("one_hot", m.one_hot,
+         why_not="F.one_hot has its classes last, and refuses labels that are no class"),
+    _row("bias_add", m.bias_add, why_not="a convolution's bias; PyTorch has no call for it alone"),
+    # batch normalization
+    _row(
+        "batch_norm", bn.batch_norm,
+        Spelling("batch_norm", (F.batch_norm,), modules=(nn.BatchNorm1d, nn.BatchNorm2d)),
+    ),
+    _row("bn_normalize", bn.bn_normalize,
+         why_not="F.batch_norm in evaluation, which the language's batch_norm answers"),
+    _row("bn_update", bn.bn_update,
+         why_not="a side effect of F.batch_norm, which the language's batch_norm answers"),
+    _row("bn_stats", bn.bn_stats, why_not=_PART),
+    _row("bn_mean", bn.bn_mean, why_not=_PART),
+    _row("bn_var", bn.bn_var, why_not=_PART),
+    _row("bn_scale", bn.bn_scale, why_not=_PART),
+    _row("bn_apply", bn.bn_apply, why_not=_PART),
+    _row("channel_scale", m.channel_scale, why_not=_PART),
+    _row("bn_partial_stats", bn.bn_partial_stats, why_not=_PART),
+    _row("bn_merge_stats", bn.bn_merge_stats, why_not=_PART),
+    _row("bn_partial_mean", bn.bn_partial_mean, why_not=_PART),
+    _row("bn_merge_mean", bn.bn_merge_mean, why_not=_PART),
+    _row("bn_partial_var", bn.bn_partial_var, why_not=_PART),
+    _row("batch_norm_grad", bn.batch_norm_grad, why_not=_GRADIENT),
+    _row("bn_grad_input", bn.bn_grad_input, why_not=_GRADIENT),
+    _row("bn_grad_direct", bn.bn_grad_direct, why_not=_GRADIENT),
+    _row("bn_grad_affine", bn.bn_grad_affine, why_not=_GRADIENT),
+    _row("bn_grad_apply", bn.bn_grad_apply, why_not=_GRADIENT),
+    _row("bn_grad_sums", bn.bn_grad_sums, why_not=_GRADIENT),
+    _row("bn_grad_partial_sums", bn.bn_grad_partial_sums, why_not=_GRADIENT),
+    # reductions
+    _row("sum", reduction(torch.sum),
+         Spelling("sum", (torch.sum,), ("sum",), only={"dtype": None, **_OUT})),
+    _row("mean", reduction(torch.mean),
+         Spelling("mean", (torch.mean,), ("mean",), only={"dtype": None, **_OUT})),
+    _row("amax", reduction(torch.amax), Spelling("amax", (torch.amax,), ("amax",), only=_OUT)),
+    _row("partial_sum", m.partial_sum, why_not=_GROUPS),
+    _row("partial_max", m.partial_max, why_not=_GROUPS),
+    # sums of products, and windows
+    _row("conv2d", m.conv2d, Spelling("conv2d", (F.conv2d,), modules=(nn.Conv2d,),
+                                      only={"padding_mode": "zeros"})),
+    _row("conv2d_grad_input", m.conv2d_grad_input, why_not=_GRADIENT),
+    _row("conv2d_grad_weight", m.conv2d_grad_weight, why_not=_GRADIENT),
+    _row(
+        "matmul", m.matmul,
+        Spelling("matmul", (torch.matmul, operator.matmul), ("matmul",), only=_OUT),
+    ),
+    _row(
+        "max_pool2d", m.max_pool2d,
+        Spelling("max_pool2d", (F.max_pool2d, torch.max_pool2d), modules=(nn.MaxPool2d,),
+                 only={"return_indices": False}),
+    ),
+    _row("max_pool2d_grad", m.max_pool2d_grad, why_not=_GRADIENT),
+    _row("avg_pool2d", m.avg_pool2d,
+         Spelling("avg_pool2d", (F.avg_pool2d,), modules=(nn.AvgPool2d,))),
+    _row("avg_pool2d_grad", m.avg_pool2d_grad, why_not=_GRADIENT),
+    _row(
+        "adaptive_avg_pool2d", m.adaptive_avg_pool2d,
+        Spelling("adaptive_avg_pool2d", (F.adaptive_avg_pool2d,), modules=(nn.AdaptiveAvgPool2d,)),
+    ),
+    _row("adaptive_avg_pool2d_grad", m.adaptive_avg_pool2d_grad, why_not=_GRADIENT),
+    # views
+    _row("cat", lambda t, a: torch.cat(tuple(t), a["axis"]),
+         Spelling("cat", (torch.cat, torch.concat), only=_OUT)),
+    _row("slice", m.slice_, Spelling("Tensor.__getitem__", (operator.getitem,))),
+    _row(
+        "reshape", lambda t, a: t[0].reshape(a["shape"]),
+        Spelling("reshape", (torch.reshape,), ("reshape", "view")),
+        Spelling("flatten", (torch.flatten,), ("flatten",), (nn.Flatten,)),
+    ),
+)  # fmt: skip
+
+TORCH_OPS: Mapping[str, TorchOp] = {row.op: row for row in _TABLE}
+
+COMPOSED = (
+    Spelling("linear", (F.linear,), modules=(nn.Linear,)),
+    Spelling("softmax", (F.softmax, torch.softmax), ("softmax",), (nn.Softmax,), _SOFTMAX),
+    Spelling(
+        "log_softmax", (F.log_softmax, torch.log_softmax), ("log_softmax",), (nn.LogSoftmax,),
+        _SOFTMAX,
+    ),
+    Spelling(
+        "cross_entropy", (F.cross_entropy,), modules=(nn.CrossEntropyLoss,),
+        only={"size_average": None, "reduce": None},
+    ),
+)  # fmt: skip
+"""What several ops answer together."""
+
+SPELLINGS = (*(spelling for row in _TABLE for spelling in row.spellings), *COMPOSED)
+
+
+def spelling_of(called: Callable[..., Any] | str | type[nn.Module]) -> Spelling | None:
+    """Who answers a call: of a function, of a tensor's method by its name, or of a module's class.
+
+    None where nothing does.
+    """
+    for spelling in SPELLINGS:
+        # Not `in`: torch.Tensor's operators would be asked whether they are equal.
+        known = (*spelling.functions, *spelling.methods, *spelling.modules)
+        if any(called is c or (isinstance(called, str) and called == c) for c in known):
+            return spelling
+    return None

@@ -1,0 +1,44 @@
+"""Every decision for the built-in networks and for programs that reach further, as golden files.
+
+Strategies, slots, knobs, refusals and memory, see `tests.decisions`. Who changes a decision changes
+these files by ``pytest --update-golden``, and reads the difference.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from bngen.models import make
+from tests.decided_programs import PROGRAMS
+from tests.decisions import table
+
+NETWORKS = {
+    "densenet121": (16,), "mobilenet_v2": (4, 8, 16), "resnet18": (8,), "resnet50": (16,),
+    "vgg16_bn": (4,),
+}  # fmt: skip
+OTHER_WIDTHS = {
+    "densenet121": (4, 8), "resnet18": (4, 16), "resnet50": (4, 8), "vgg16_bn": (8, 16),
+}  # fmt: skip
+"""Lanes of machines for which a network is planned when there is time."""
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_network(name, golden):
+    """Forward and backward at batch 8, 224x224, gradients of images included."""
+    golden(table(make(name).graph, NETWORKS[name]))
+
+
+@pytest.mark.parametrize("name", OTHER_WIDTHS)
+def test_network_at_other_widths(name, golden, request):
+    updating = request.config.getoption("--update-golden")
+    if not updating and os.environ.get("HYPOTHESIS_PROFILE") != "thorough":
+        pytest.skip("takes a minute: HYPOTHESIS_PROFILE=thorough")
+    golden(table(make(name).graph, OTHER_WIDTHS[name]))
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program(name, golden):
+    case = PROGRAMS[name]
+    golden(table(case.program.graph, case.lanes, gradient=case.gradient))

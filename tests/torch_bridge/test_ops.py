@@ -1,0 +1,245 @@
+"""The PyTorch table: no op without a row, and no call of PyTorch that bngen answers otherwise.
+
+What rows mean is tested with the ops themselves (`tests.ir.test_ops`).
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import reduce
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.overrides import get_testing_overrides
+
+import bngen as bg
+from bngen.ir.interp import run
+from bngen.ir.ops import OPS
+from bngen.torch_bridge.ops import COMPOSED, SPELLINGS, TORCH_OPS, Spelling, spelling_of
+from tests.oracle import assert_few_ulps
+
+SIGNATURES = get_testing_overrides()
+"""PyTorch's own list of what its functions take: built-in functions have no signature."""
+
+
+def language(spelling: Spelling) -> Callable[..., Any]:
+    return reduce(getattr, spelling.language.split("."), bg)
+
+
+def test_every_op_has_a_row():
+    assert TORCH_OPS.keys() == OPS.keys()
+    for name, row in TORCH_OPS.items():
+        assert row.op == name
+        assert bool(row.spellings) != bool(row.why_not), f"{name}: spelled, or a reason why not"
+
+
+def test_no_call_is_answered_twice():
+    for kind in ("functions", "methods", "modules"):
+        calls = [c for spelling in SPELLINGS for c in getattr(spelling, kind)]
+        known = [c if isinstance(c, str) else id(c) for c in calls]
+        assert len(known) == len(set(known))
+    for spelling in SPELLINGS:
+        for called in (*spelling.functions, *spelling.methods, *spelling.modules):
+            assert spelling_of(called) is spelling
+    assert spelling_of(torch.svd) is spelling_of("svd") is spelling_of(torch.nn.GRU) is None
+
+
+OTHERS = {
+    "bn_normalize": "a half of batch_norm, by bngen's own name",
+    "bn_stats": "a half of batch_norm, by bngen's own name",
+    "stop_gradient": "detach, by bngen's own name",
+    "dropout": "PyTorch draws other numbers, from a generator",
+    "max": "PyTorch's gives indices, too",
+}
+"""Functions of the language that no call of PyTorch becomes, and why."""
+
+
+def test_every_function_of_the_language_is_in_the_table():
+    rooms = ("pointwise", "reductions", "shapes", "windows", "normalization", "loss")
+    named = {name for room in rooms for name in bg._HOMES[f"lang.{room}"].split()}
+    spelled = {s.language for s in SPELLINGS if "." not in s.language}
+    assert spelled.isdisjoint(OTHERS)
+    assert spelled | OTHERS.keys() == named
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS, ids=lambda s: s.language)
+def test_parameters_are_those_of_pytorch(spelling):
+    """Each is the language's, by the same name, or may have one value only."""
+    ours = inspect.signature(language(spelling)).parameters
+    assert not spelling.only.keys() & ours.keys()
+    methods = [getattr(torch.Tensor, name) for name in spelling.methods]
+    for function in (*spelling.functions, *methods):
+        if function not in SIGNATURES or function is torch.where:  # listed by other names
+            continue
+        theirs = inspect.signature(SIGNATURES[function]).parameters
+        unknown = theirs.keys() - ours.keys() - spelling.only.keys() - {"self"}
+        assert not unknown, f"{function} takes {unknown}"
+
+
+# --- the same numbers ---------------------------------------------------------------------------
+
+_PAIR = (2, 3, 4, 4), (3, 1, 4)
+SAMPLES: Mapping[str, tuple[tuple[tuple[int, ...], ...], dict[str, Any]]] = {
+    **dict.fromkeys(
+        ("add", "sub", "mul", "div", "maximum", "minimum", "pow", "greater", "greater_equal",
+         "less", "less_equal", "equal", "not_equal"), (_PAIR, {}),
+    ),
+    "leaky_relu": (((2, 3),), {"negative_slope": 0.2}),
+    "hardtanh": (((2, 30),), {"min_val": 0.6, "max_val": 1.5}),
+    "sum": (((2, 3, 4),), {"dim": (0, 2), "keepdim": True}),
+    "mean": (((2, 3, 4),), {"dim": 1}),
+    "amax": (((2, 3, 4),), {"dim": (1,)}),
+    "conv2d": (
+        ((2, 4, 7, 6), (6, 2, 3, 3), (6,)),
+        {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2},
+    ),
+    "matmul": (((3, 4), (4, 5)), {}),
+    "linear": (((2, 3, 4), (5, 4), (5,)), {}),
+    "max_pool2d": (
+        ((2, 3, 7, 6),),
+        {"kernel_size": 3, "stride": 2, "padding": 1, "dilation": 1, "ceil_mode": True},
+    ),
+    "avg_pool2d": (
+        ((2, 3, 7, 6),),
+        {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True,
+         "count_include_pad": False},
+    ),
+    "adaptive_avg_pool2d": (((2, 3, 7, 6),), {"output_size": (3, 1)}),
+    "batch_norm": (
+        ((4, 3, 5, 5), (3,), (3,), (3,), (3,)), {"training": True, "momentum": 0.3, "eps": 1e-3},
+    ),
+    "softmax": (((2, 3, 4),), {"dim": 1}),
+    "log_softmax": (((2, 3, 4),), {"dim": 1}),
+    "reshape": (((2, 3, 4),), {"shape": (6, 4)}),
+    "flatten": (((2, 3, 4),), {"start_dim": 1}),
+}  # fmt: skip
+"""Shapes of tensors, all positive, and other arguments; for others one tensor alone."""
+SPECIAL = {"where", "cat", "Tensor.to", "Tensor.float", "Tensor.__getitem__", "cross_entropy"}
+"""Their arguments are not tensors and options: see below."""
+PLAIN = [s for s in SPELLINGS if s.language not in SPECIAL]
+
+
+def arrays_for(spelling: Spelling) -> tuple[list[np.ndarray], dict[str, Any]]:
+    shapes, options = SAMPLES.get(spelling.language, (((2, 3),), {}))
+    rng = np.random.default_rng(0)
+    return [rng.uniform(0.5, 2, s) for s in shapes], options
+
+
+def ours(spelling: Spelling, arrays, options, call=None) -> tuple[np.ndarray, set[str]]:
+    """What the language's function gives, and the ops it becomes."""
+    fn = call or (lambda *xs: language(spelling)(*xs, **options))
+    graph = bg.trace(fn, *(bg.Tensor(a.shape, a.dtype) for a in arrays)).graph
+    args = dict(zip((i.name for i in graph.inputs), arrays, strict=True))
+    return run(graph, args).outputs[0], {node.op for node in graph.nodes}
+
+
+def tensors(arrays) -> list[torch.Tensor]:
+    return [torch.tensor(a) for a in arrays]
+
+
+@pytest.mark.parametrize("spelling", PLAIN, ids=lambda s: s.language)
+def test_calls_of_functions_and_methods(spelling):
+    arrays, options = arrays_for(spelling)
+    found, _ = ours(spelling, arrays, options)
+    for function in spelling.functions:
+        assert_few_ulps(found, function(*tensors(arrays), **options), str(function))
+    for method in spelling.methods:
+        x, *rest = tensors(arrays)
+        words = options.values() if method == "view" else []  # which has no parameter's name
+        theirs = getattr(x, method)(*rest, *words, **({} if words else options))
+        assert_few_ulps(found, theirs, method)
+
+
+@pytest.mark.parametrize("spelling", [s for s in PLAIN if s.modules], ids=lambda s: s.language)
+def test_calls_of_modules(spelling):
+    """A module is its function, with the parameters that are attributes of the module."""
+    (x, *_), options = arrays_for(spelling)
+    names = inspect.signature(language(spelling)).parameters
+    for kind in spelling.modules:
+        wanted = {"training"} | ({"groups"} if "groups" in options else set())
+        made = {k: v for k, v in options.items() if k not in wanted}
+        sizes = {
+            "Linear": (4, 5), "Conv2d": (4, 6, 3), "BatchNorm1d": (3,), "BatchNorm2d": (3,),
+        }.get(kind.__name__, ())  # fmt: skip
+        made |= {"groups": 2} if "groups" in options else {}
+        module, data = kind(*sizes, **made).double(), x
+        data = x[:, :, 0] if kind is torch.nn.BatchNorm1d else x
+        held = {n: getattr(module, n) for n in names if hasattr(module, n)}
+        given = {n: v.detach().numpy() for n, v in held.items() if isinstance(v, torch.Tensor)}
+        rest = {n: v for n, v in held.items() if n not in given}
+        for name in spelling.only.keys() & vars(module).keys():
+            assert not spelling.refusal({name: getattr(module, name)})
+
+        def call(x, *xs, rest=rest, given=given):
+            return language(spelling)(x, **dict(zip(given, xs, strict=True)), **rest)
+
+        # Copies: the layer updates its statistics.
+        copied = [np.array(a) for a in (data, *given.values())]
+        found, _ = ours(spelling, copied, {}, call)
+        assert_few_ulps(found, module(torch.tensor(data)).detach(), kind.__name__)
+
+
+ROWS = [(row.op, s) for row in TORCH_OPS.values() for s in row.spellings if s in PLAIN]
+
+
+@pytest.mark.parametrize(("op", "spelling"), ROWS, ids=[f"{op}-{s.language}" for op, s in ROWS])
+def test_a_spelling_becomes_the_op_of_its_row(op, spelling):
+    arrays, options = arrays_for(spelling)
+    assert op in ours(spelling, arrays, options)[1]
+
+
+def test_what_is_composed_is_no_single_op():
+    for spelling in COMPOSED:
+        if spelling not in PLAIN:
+            continue
+        arrays, options = arrays_for(spelling)
+        assert len(ours(spelling, arrays, options)[1]) > 1
+
+
+def test_arguments_of_other_kinds():
+    a, b = np.random.default_rng(0).standard_normal((2, 3, 4))
+    found, ops = ours(None, [a, b], {}, lambda x, y: bg.cat([bg.where(x > y, x, y), x[:, 1:3]], 1))
+    x, y = tensors([a, b])
+    for joined in spelling_of(torch.cat).functions:
+        assert_few_ulps(found, joined([torch.where(x > y, x, y), x[:, 1:3]], 1))
+    assert ops == {"greater", "where", "slice", "cat"}
+    found, ops = ours(None, [a], {}, lambda x: x.to("int32").float())
+    assert_few_ulps(found, x.to(torch.int32).float())
+    assert ops == {"cast"}
+
+
+def test_losses():
+    logits, labels = np.random.default_rng(0).standard_normal((4, 5)), np.array([0, -100, 3, 2])
+    options = {"label_smoothing": 0.1, "reduction": "sum"}
+    found, _ = ours(None, [logits, labels], {}, lambda x, n: bg.cross_entropy(x, n, **options))
+    (spelling,) = (s for s in COMPOSED if s.language == "cross_entropy")
+    for theirs in (
+        *(lambda x, n, f=f: f(x, n, **options) for f in spelling.functions),
+        *(m(**options) for m in spelling.modules),
+    ):
+        assert_few_ulps(found, theirs(*tensors([logits, labels])))
+
+
+# --- what is refused ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("called", "arguments", "reason"),
+    [
+        (torch.add, {"alpha": 2}, "add: alpha is 2, and bngen has it as 1 alone"),
+        (torch.div, {"rounding_mode": "floor"}, "div: rounding_mode is 'floor'"),
+        (torch.nn.ReLU, {"inplace": True}, "relu: inplace is True, and bngen has it as False"),
+        (torch.nn.MaxPool2d, {"return_indices": True}, "max_pool2d: return_indices is True"),
+        (torch.nn.Conv2d, {"padding_mode": "reflect"}, "conv2d: padding_mode is 'reflect'"),
+        ("sum", {"dtype": torch.float64}, "sum: dtype is torch.float64"),
+        (torch.add, {"alpha": 1, "out": None}, ""),
+        (torch.add, {"alpha": True}, "add: alpha is True"),
+    ],
+    ids=str,
+)
+def test_a_parameter_that_bngen_lacks(called, arguments, reason):
+    refusal = spelling_of(called).refusal({"input": torch.ones(2), **arguments})
+    assert refusal.startswith(reason) and bool(refusal) == bool(reason)
