@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bngen.ir.node import Value
 from bngen.ir.ops import OPS
+from bngen.ir.types import Value
 from bngen.lower.body import Lowered
 from bngen.lower.conv import lower_conv
 from bngen.lower.plain import (
@@ -31,7 +31,7 @@ def lower(kernel: Kernel, layouts: dict[Value, Layout]) -> Lowered:
         return lower_pointwise(kernel, layouts)
     row = OPS[anchor.op]
     if row.kind == "reduce":
-        return (lower_partial if "groups" in anchor.attrs else lower_reduce)(kernel, layouts)
+        return (lower_partial if row.is_partial else lower_reduce)(kernel, layouts)
     by_op = {
         "conv2d": lower_conv,
         "conv2d_grad_input": lower_conv,

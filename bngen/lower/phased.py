@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 from tvm import te, tirx
 
-from bngen.ir.node import Value
+from bngen.ir.types import Value
 from bngen.lower.body import Body, Lowered
-from bngen.lower.coords import Expr, Lane, zero
+from bngen.lower.coords import Lane, zero
+from bngen.lower.opaque import Expr
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked, PackedWeight, physical_shape
 
@@ -50,7 +51,7 @@ def is_phased(kernel: Kernel) -> bool:
     strides = node.attrs["stride"]
     n, _, h, _ = node.out.shape
     whole = all(e % s == 0 for e, s in zip(node.out.shape[2:], strides, strict=True))
-    rows = [h // (r.attrs["groups"] // n) for r in kernel.store if "groups" in r.attrs]
+    rows = [h // (r.attrs["row_groups"] // n) for r in kernel.store if r.row.is_partial]
     aligned = all(r % strides[0] == 0 for r in rows)
     return strides != (1, 1) and node.attrs["dilation"] == (1, 1) and whole and aligned
 

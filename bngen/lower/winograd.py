@@ -33,7 +33,7 @@ from typing import Any
 from tvm import te, tirx
 
 from bngen.lower.body import Body
-from bngen.lower.coords import Expr
+from bngen.lower.opaque import Expr
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import physical_shape
 
@@ -66,7 +66,7 @@ def is_winograd(kernel: Kernel) -> bool:
     image, weight = (node.inputs[1], node.out) if gradient else (node.out, node.inputs[1])
     n, _, h, w = image.shape
     tiles = n * -(-h // TILE) * -(-w // TILE)
-    rows = [h * n // r.attrs["groups"] for r in kernel.store if "groups" in r.attrs]
+    rows = [h * n // r.attrs["row_groups"] for r in kernel.store if r.row.is_partial]
     return (
         weight.shape[2:] == WINDOW
         and attrs["stride"] == attrs["dilation"] == (1, 1)

@@ -8,18 +8,18 @@ an array ``[N,C,H,W]`` that lies in memory as ``(N,H,W,C)``. What becomes of it 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from bngen.errors import BngenError
-from bngen.ir.node import Graph, TensorType
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType, Value
+from bngen.labels import gradient_label
 from bngen.options import CHANNELS_LAST, CONTIGUOUS, MEMORY_FORMATS
 
 RESULT = "return"
 """All results; ``return.0`` is the first of them, ``return.loss`` the one with that label."""
-GRADIENT = "grad:"
-"""How the labels of gradients begin, before the name of their input."""
 
 
 @dataclass(frozen=True)
@@ -45,21 +45,23 @@ class Formats:
         """The format of a result."""
         return MEMORY_FORMATS[position in self.outputs]
 
-    def with_gradient(self, program: Graph, joint: Graph) -> Formats:
-        """Those of the joint graph of a program, whose results and inputs come first in it.
+    def with_gradient(
+        self, program: Graph, cotangents: Sequence[Value], gradients: Sequence[str]
+    ) -> Formats:
+        """Those of a program and its gradient.
 
         A gradient has the format of its input, and what arrives at a result has the result's.
+
+        Args:
+            program: the program.
+            cotangents: what arrives at each floating-point result, in order.
+            gradients: names of the inputs whose gradients are results, after the program's own.
         """
+        floats = (i for i, v in enumerate(program.outputs) if v.type.is_float)
+        arriving = {v.name for i, v in zip(floats, cotangents, strict=True) if i in self.outputs}
         own = len(program.outputs)
-        labels = program.output_names or range(own)
-        arriving = {f"grad_{name}" for i, name in enumerate(labels) if i in self.outputs}
-        added = {i.name for i in joint.inputs} - {i.name for i in program.inputs}
-        gradients = {
-            i
-            for i, label in enumerate(joint.output_names[own:], own)
-            if label.removeprefix(GRADIENT) in self.inputs
-        }
-        return Formats(self.inputs | (arriving & added), self.outputs | gradients)
+        last = {i for i, name in enumerate(gradients, own) if name in self.inputs}
+        return Formats(self.inputs | arriving, self.outputs | last)
 
 
 C_ORDER = Formats()
@@ -112,10 +114,10 @@ def _of_names(graph: Graph, memory_format: Mapping[Any, Any]) -> Formats:
                 "arrays of rank 4",
                 hint=f"leave {name!r} out",
             )
+    follow = {gradient_label(name): word for name, word in inputs.items()}
     for i, label in enumerate(graph.output_names):
-        followed = label.removeprefix(GRADIENT)
-        if label != followed and followed in inputs:
-            outputs.setdefault(i, inputs[followed])
+        if label in follow:
+            outputs.setdefault(i, follow[label])
     return Formats(
         frozenset(n for n, word in inputs.items() if word == CHANNELS_LAST),
         frozenset(i for i, word in outputs.items() if word == CHANNELS_LAST),

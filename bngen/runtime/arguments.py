@@ -197,8 +197,9 @@ def _prepare_torch(
     with torch._C.DisableTorchFunctionSubclass():
         detached = tensor.detach()
         # What lies there negated, by a bit alone, has to be made first.
-        negated = detached.is_neg()
-        there = None if negated else to_memory_order(detached.numpy(), spec.memory_format)
+        there = None
+        if not detached.is_neg():
+            there = to_memory_order(memory_of(detached, spec), spec.memory_format)
         shared = there is not None and _usable(there, alignment)
         if not spec.inplace:
             return (there if shared else _dense(detached, spec, torch)), None

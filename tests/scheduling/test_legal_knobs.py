@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 
 from bngen.codegen.compile import compile_plan
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, TensorType
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType
 from bngen.passes.prepare import join_gradient, prepare
 from bngen.runtime import threads as thread_pool
 from bngen.scheduling import legality
