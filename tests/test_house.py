@@ -40,9 +40,10 @@ MAY_IMPORT = {
     "codegen": {"ir", "lower", "plan", "runtime", "scheduling", "target"},
     "tuning": PLANNING | GENERATING | {"runtime"},
     "binding": {"codegen", "ir", "passes", "plan", "runtime", "target"},
-    "cache": {"ir", "runtime", "target", "tuning"},
+    "cache": {"ir", "plan", "runtime", "target", "tuning"},
     "compiler": {
-        "binding", "cache", "codegen", "ir", "lang", "passes", "runtime", "target", "tuning",
+        "binding", "cache", "codegen", "ir", "lang", "passes", "plan", "runtime", "target",
+        "tuning",
     },
     "torch_bridge": {"ir", "models"},
     "verification": {"ir", "torch_bridge"},
