@@ -102,9 +102,9 @@ def _operands(node: Node, coord: Coord) -> list[tuple[Value, Coord] | None]:
             operands.append(None)
         elif role in row.channel:
             operands.append((v, (coord[1],)))
-        elif node.op == "one_hot":
-            operands.append((v, (coord[0], *coord[2:])))
-        elif node.op == "random_uniform":
+        elif row.new_axis is not None:
+            operands.append((v, (*coord[: row.new_axis], *coord[row.new_axis + 1 :])))
+        elif row.random:
             operands.append((v, (0,) * len(v.shape)))
         else:
             operands.append((v, broadcast_coord(coord, v.shape, out)))

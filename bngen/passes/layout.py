@@ -62,7 +62,9 @@ class _Layouts:
         ]
         self.goals = self.find_goals()
         self.copies: dict[tuple[Value, Layout], Value] = {}
-        self.conv_input = {n.inputs[1]: n.inputs[0] for n in graph.nodes if n.op == "conv2d"}
+        self.conv_input = {
+            n.inputs[1]: n.inputs[0] for n in graph.nodes if n.row.direction == "forward"
+        }
 
     def run(self) -> tuple[Graph, dict[Value, Layout]]:
         for node in self.graph.nodes:
@@ -261,9 +263,7 @@ class _Layouts:
         return 1 not in axes and (node.attrs["keepdims"] or axes == {0, 2, 3})
 
     def folds_groups(self, node: Node) -> bool:
-        return node.op in ("bn_merge_stats", "bn_merge_mean") or (
-            tuple(a % 2 for a in node.attrs.get("axes", (1,))) == (0,)
-        )
+        return node.row.merges or (tuple(a % 2 for a in node.attrs.get("axes", (1,))) == (0,))
 
     def window(self, node: Node):
         first, layout = self.feature(node.inputs[0])
