@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -50,19 +49,16 @@ def tmpfs(tmp_path):
 
 @pytest.fixture
 def golden(request):
-    """``golden(text)`` compares with tests/golden/<file>/<test>.txt, or rewrites that file.
-
-    ``golden(text, part=f)`` compares with what ``f`` makes of the file.
-    """
+    """``golden(text)`` compares with tests/golden/<file>/<test>.txt, or rewrites that file."""
     stem = re.sub(r"[^\w.-]+", "_", request.node.name)
     path = Path(__file__).parent / "golden" / request.path.stem / f"{stem}.txt"
 
-    def check(text: str, part: Callable[[str], str] = str) -> None:
+    def check(text: str) -> None:
         if request.config.getoption("--update-golden"):
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(text)
         assert path.exists(), f"no {path.name}: run pytest --update-golden and look at the result"
-        assert text == part(path.read_text())
+        assert text == path.read_text()
 
     return check
 

@@ -209,7 +209,7 @@ def residuals(x: bg.Tensor[4, 32, 12, 12]):
 
 def many_readers(a: bg.Tensor[4, 16, 12, 12], b: bg.Tensor[4, 16, 12, 12],
                  c: bg.Tensor[4, 16, 12, 12], d: bg.Tensor[4, 16, 12, 12]):  # fmt: skip
-    """Products of two to four maps, read as often as still, or no longer, makes readers compute."""
+    """Products of two to four maps, read so often that readers still, or no longer, recompute."""
     maps, results = [_conv(a, "a", 16, 1)], []
     for other, most in ((b, 3), (c, 2), (d, 1)):
         maps.append(_conv(other, f"map{len(maps)}", 16, 1))

@@ -6,14 +6,14 @@ No number or name of a kernel, and no name of a value, comes into the table: wha
 renames leaves it as it is; another strategy, slot, knob, refusal or place in memory does not.
 
 A table has a paragraph for all kernels that hold the same, and in it a line for equal geometry and
-knobs: how many there are at each fusion level, and of which channels. A line that holds for some
-machines only begins with their lanes::
-
-    conv: relu | conv2d | bn_partial_stats : 2>4
-          .  .  .  .  2  7>7 window 1; columns=7 blocks=1 rows=1; 2048>512
-    16    .  .  .  1  1  14>14 window 1; columns=7 blocks=1 rows=2; 1024>256 1024>512
+knobs: how many there are at each fusion level, and of which channels. Where machines choose other
+knobs, they stand in the order of the machines; a line that not all have begins with those that do::
 
     strategy: load slots | anchor | store slots : values read > written
+
+    conv: relu | conv2d | bn_partial_stats : 2>4
+          .  .  .  .  2  7>7 window 1; columns=6/6/7 blocks=2/2/1 rows=1; 2048>512
+    16    .  .  .  1  1  14>14 window 1; columns=7 blocks=1 rows=2; 1024>256 1024>512
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from bngen.ir.node import Graph, Node
 from bngen.lower.body import Lowered
 from bngen.lower.kernel import lower
 from bngen.passes.fusion.cut import LEVELS
-from bngen.passes.memory import MemoryPlan
 from bngen.passes.prepare import Joint, join_gradient, prepare
+from bngen.plan.calls import BACKWARD, kernels_of, saved
 from bngen.plan.kernel import Kernel, KernelPlan
-from bngen.plan.traffic import backward_kernels, saved_for_backward
+from bngen.plan.memory import MemoryPlan
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Row:
         anchor: the op whose loop nest it is; empty for a pointwise kernel.
         store: ops computed where its result is stored.
         arity: how many values it reads and writes, and how many of them in the same memory.
-        geometry: images, window and stride of a convolution.
+        geometry: images, window and stride of a convolution; of other kernels the map's extents.
         channels: its channels, or the extents of a matrix product.
         knobs: those that the strategy chooses by itself.
     """
@@ -113,7 +113,7 @@ def decide(graph: Graph, level: str, machine: FakeMachine, *, gradient: bool) ->
     planned = prepare(joint, machine.lanes, level).planned
     plan, memory = planned.plan, planned.memory
     rows = [_row(kernel, plan, memory, machine) for kernel in plan.kernels]
-    return Decisions(tuple(rows), _facts(plan, memory, joint), _refusals(plan))
+    return Decisions(tuple(rows), _facts(plan, memory), _refusals(plan))
 
 
 def _row(kernel: Kernel, plan: KernelPlan, memory: MemoryPlan, machine: FakeMachine) -> Row:
@@ -126,7 +126,7 @@ def _row(kernel: Kernel, plan: KernelPlan, memory: MemoryPlan, machine: FakeMach
         kernel.anchor.op if kernel.anchor else "",
         _ops(kernel.store),
         arity,
-        *_extents(kernel.anchor),
+        *_extents(kernel),
         knobs,
     )
 
@@ -165,10 +165,12 @@ def _choosing():
     return mock.patch.multiple(rules, RULES=_undone(), schedule_fallback=mock.Mock())
 
 
-def _extents(anchor: Node | None) -> tuple[str, str]:
+def _extents(kernel: Kernel) -> tuple[str, str]:
     """Geometry and channels of a contraction, of the forward convolution for its gradients."""
+    anchor = kernel.anchor
     if anchor is None or anchor.op not in _FORWARD:
-        return "", ""
+        shapes = [v.shape[2:] for v in (*kernel.outputs, *kernel.inputs) if len(v.shape) == 4]
+        return (_side(shapes[0]) if shapes else ""), ""
     if anchor.op == "matmul":
         (m, n), k = anchor.out.shape, anchor.inputs[0].shape[1 - anchor.attrs["trans_a"]]
         turned = "t" * anchor.attrs["trans_a"] + "|" + "t" * anchor.attrs["trans_b"]
@@ -195,9 +197,8 @@ def _side(pair: Sequence[int]) -> str:
     return f"{pair[0]}" if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
 
 
-def _facts(plan: KernelPlan, memory: MemoryPlan, joint: Joint) -> dict[str, int]:
-    backward = backward_kernels(plan, joint.late)
-    kept = saved_for_backward(plan, joint.late)
+def _facts(plan: KernelPlan, memory: MemoryPlan) -> dict[str, int]:
+    backward, kept = kernels_of(plan, BACKWARD), saved(plan)
     facts = {
         "kernels of the first call": len(plan.kernels) - len(backward),
         "kernels of the second call": len(backward),
@@ -224,78 +225,64 @@ def _refusals(plan: KernelPlan) -> tuple[str, ...]:
 
 # --- tables ---------------------------------------------------------------------------------------
 
-Paragraphs = dict[str, list[tuple[str, str]]]
-"""Of each head its lines: the numbers, a column a level, and what they are of."""
-
-_TAG = 5
-"""Columns in which a line says what machines it holds for."""
+Knobs = tuple[tuple[str, int], ...]
 
 
-def table(graph: Graph, lanes: Iterable[int], *, gradient: bool = True) -> str:
+def table(graph: Graph, lanes: Sequence[int], *, gradient: bool = True) -> str:
     """All decisions for a program on machines of these lanes, at every fusion level."""
-    found = {n: _paragraphs(graph, MACHINES[n], gradient=gradient) for n in lanes}
-    heads = dict.fromkeys(head for paragraphs in found.values() for head in paragraphs)
-    first, *kernels, last = sorted(heads, key=_order)
-    merged = {head: _merged(head, found) for head in (first, *kernels, last)}
-    return "\n".join(f"{head}\n{''.join(lines)}" for head, lines in merged.items())
-
-
-def part_for(text: str, lanes: Iterable[int]) -> str:
-    """What remains of a table on fewer machines."""
-    chosen = list(map(str, lanes))
-    paragraphs = []
-    for paragraph in text.split("\n\n"):
-        head, *lines = paragraph.removesuffix("\n").split("\n")
-        tagged = [(line[:_TAG].split(), line[_TAG:]) for line in lines]
-        kept = [([n for n in tag if n in chosen], rest) for tag, rest in tagged
-                if not tag or not set(tag).isdisjoint(chosen)]  # fmt: skip
-        if kept or not lines:
-            rows = [_tag(tag if tag != chosen else ()) + rest + "\n" for tag, rest in kept]
-            paragraphs.append(f"{head}\n{''.join(rows)}")
-    return "\n".join(paragraphs)
-
-
-def _tag(lanes: Iterable[object]) -> str:
-    return " ".join(map(str, lanes)).ljust(_TAG)
-
-
-def _merged(head: str, found: Mapping[int, Paragraphs]) -> list[str]:
-    """The lines of a paragraph on all machines, each once."""
-    holds: dict[tuple[str, str], list[int]] = {}
-    for lanes, paragraphs in found.items():
-        for line in paragraphs.get(head, ()):
-            holds.setdefault(line, []).append(lanes)
-    ordered = sorted(holds.items(), key=lambda item: (_natural(item[0][1]), item))
-    everywhere = list(found)
-    return [
-        f"{_tag(lanes if lanes != everywhere else ())}{numbers}  {text}".rstrip() + "\n"
-        for (numbers, text), lanes in ordered
-    ]
-
-
-def _paragraphs(graph: Graph, machine: FakeMachine, *, gradient: bool) -> Paragraphs:
-    found = [decide(graph, level, machine, gradient=gradient) for level in LEVELS]
-    facts = [(_numbers(d.facts[name] for d in found), name) for name in found[0].facts]
-    refused = _counted([Counter(d.refusals) for d in found])
-    return {
-        f"plan at {' '.join(LEVELS)}": [("", str(machine)), *facts],
-        **_kernels([Counter(d.kernels) for d in found]),
-        "refused": [(numbers, text) for text, numbers in refused],
+    found = {
+        n: [decide(graph, level, MACHINES[n], gradient=gradient) for level in LEVELS] for n in lanes
     }
+    plan: dict[tuple[str, str], list[int]] = {("", str(MACHINES[n])): [n] for n in lanes}
+    refused: dict[tuple[str, str], list[int]] = {}
+    for n, decisions in found.items():
+        for name in decisions[0].facts:
+            line = _numbers(d.facts[name] for d in decisions), name
+            plan.setdefault(line, []).append(n)
+        for text, numbers in _counted([Counter(d.refusals) for d in decisions]):
+            refused.setdefault((numbers, text), []).append(n)
+    rows = {n: [Counter(d.kernels) for d in decisions] for n, decisions in found.items()}
+    paragraphs = (
+        (f"plan at {' '.join(LEVELS)}", plan),
+        *sorted(_kernels(rows).items(), key=lambda item: (item[0].split(" | ")[1], item[0])),
+        ("refused", refused),
+    )
+    return "\n".join(_paragraph(head, lines, list(lanes)) for head, lines in paragraphs)
 
 
-def _kernels(counts: Sequence[Counter[Row]]) -> Paragraphs:
-    channels: dict[tuple[str, str, str], list[str]] = {}
-    for row, numbers in _counted(counts):
-        knobs = " ".join(f"{name}={value}" for name, value in row.knobs)
-        what = "; ".join(part for part in (row.geometry, knobs) if part)
-        channels.setdefault((_head(row), what, numbers), []).append(row.channels)
-    paragraphs: Paragraphs = {}
-    for (head, what, numbers), several in channels.items():
+def _kernels(
+    rows: Mapping[int, Sequence[Counter[Row]]],
+) -> dict[str, dict[tuple[str, str], list[int]]]:
+    """Paragraphs by head; in each, the machines for which a line holds."""
+    knobs: dict[tuple[Row, str, int], dict[int, Knobs]] = {}
+    for lanes, counts in rows.items():
+        seen: Counter[tuple[Row, str]] = Counter()
+        for row, numbers in sorted(_counted(counts), key=lambda item: (item[0].knobs, item[1])):
+            like = replace(row, knobs=()), numbers
+            knobs.setdefault((*like, seen[like]), {})[lanes] = row.knobs
+            seen[like] += 1
+    channels: dict[tuple[str, str, str, tuple[int, ...]], list[str]] = {}
+    for (row, numbers, _), chosen in knobs.items():
+        what = "; ".join(part for part in (row.geometry, _alternatives(chosen)) if part)
+        channels.setdefault((_head(row), what, numbers, tuple(chosen)), []).append(row.channels)
+    paragraphs: dict[str, dict[tuple[str, str], list[int]]] = {}
+    for (head, what, numbers, lanes), several in channels.items():
         listed = " ".join(sorted(several, key=_natural))
         text = "; ".join(part for part in (what, listed) if part)
-        paragraphs.setdefault(head, []).append((numbers, text))
+        paragraphs.setdefault(head, {})[numbers, text] = list(lanes)
     return paragraphs
+
+
+def _alternatives(chosen: Mapping[int, Knobs]) -> str:
+    """Each knob and its value on each machine, once where it is the same on all."""
+    found = [dict(knobs) for knobs in chosen.values()]
+    values = {
+        name: [str(knobs.get(name, "-")) for knobs in found]
+        for name in dict.fromkeys(name for knobs in found for name in knobs)
+    }
+    return " ".join(
+        f"{name}={v[0] if len(set(v)) == 1 else '/'.join(v)}" for name, v in values.items()
+    )
 
 
 def _head(row: Row) -> str:
@@ -303,11 +290,12 @@ def _head(row: Row) -> str:
     return f"{row.strategy}: {' | '.join(slots)} : {row.arity}"
 
 
-def _order(head: str) -> tuple[object, ...]:
-    """The plan, the kernels by their anchors, what was refused."""
-    place = 0 if head.startswith("plan") else 2 if head == "refused" else 1
-    anchor = head.split(" | ")[1] if place == 1 else ""
-    return place, anchor, head
+def _paragraph(head: str, lines: Mapping[tuple[str, str], list[int]], all_lanes: list[int]) -> str:
+    text = f"{head}\n"
+    for (numbers, what), lanes in sorted(lines.items(), key=lambda i: (_natural(i[0][1]), i)):
+        tag = " ".join(map(str, lanes)) if lanes != all_lanes else ""
+        text += f"{tag:5}{numbers}  {what}".rstrip() + "\n"
+    return text
 
 
 def _counted(counts: Sequence[Counter]) -> Iterator[tuple]:

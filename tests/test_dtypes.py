@@ -41,7 +41,8 @@ def test_overflow_is_the_least_number_that_rounds_to_infinity(row):
 
 @pytest.mark.parametrize("row", ROWS, ids=list(DTYPES))
 def test_a_row_is_what_dlpack_says(row):
-    from bngen.runtime.calls import Operand, _tensors
+    from bngen.runtime.dispatch import _tensors
+    from bngen.runtime.steps import Operand
 
     tensors, _ = _tensors([Operand(None, 0, (2,), row.name)])
     code = {"b": 6, "i": 0, "u": 1, "f": 2}[np.dtype(row.numpy).kind]
@@ -85,7 +86,7 @@ NAMED_ON_PURPOSE = {
     "lang/tensor.py": {"uint8"},
     # The tap of a window that was the greatest; and raw bytes.
     "ir/ops/pool.py": {"int32"},
-    "runtime/module.py": {"uint8"},
+    "runtime/results.py": {"uint8"},
 }
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bngen.bench import page
 from bngen.cli.main import cli
 from bngen.ir import interp
 from bngen.ir.text import parse_graph
 from bngen.target.parse import Target
 from tests.oracle import assert_close, torch_run
+from tests.readme import page
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

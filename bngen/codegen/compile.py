@@ -16,7 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from bngen.errors import ProgramError, SourceLoc, ToolchainError
-from bngen.ir.node import Node, Value
+from bngen.ir.node import Node
+from bngen.ir.types import Value
 from bngen.plan.kernel import Kernel, KernelPlan
 from bngen.plan.layout import physical_bytes
 from bngen.runtime import memory_file, native, toolchain

@@ -18,7 +18,8 @@ from bngen.dtypes import BOOL, FLOAT
 from bngen.errors import SourceLoc
 from bngen.ir.attributes import type_misfit
 from bngen.ir.node import Graph, Input, Node
-from bngen.ir.ops import ShapeError, complete_attrs, infer, op_def
+from bngen.ir.ops import complete_attrs, infer, op_def
+from bngen.ir.ops.row import ShapeError
 from bngen.ir.types import Attrs, TensorType, Value
 
 Operand = Value | float | int | bool | None

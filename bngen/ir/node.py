@@ -17,7 +17,8 @@ from types import MappingProxyType
 from typing import Any
 
 from bngen.errors import SourceLoc
-from bngen.ir.ops import OPS, OpDef
+from bngen.ir.ops import OPS
+from bngen.ir.ops.row import OpDef
 from bngen.ir.types import Attrs, Value
 
 

@@ -35,7 +35,8 @@ from bngen.errors import ProgramError
 from bngen.ir.attributes import shown, type_misfit
 from bngen.ir.build import complete, plain, with_missing_operands
 from bngen.ir.node import INPUT_KINDS, NAME, Graph, Input, Node
-from bngen.ir.ops import ShapeError, infer
+from bngen.ir.ops import infer
+from bngen.ir.ops.row import ShapeError
 from bngen.ir.types import TensorType, Value
 
 MOST_TEXT = 8 << 20

@@ -13,7 +13,8 @@ from collections.abc import Callable, Iterator
 from bngen.ir.attributes import type_misfit
 from bngen.ir.build import prune
 from bngen.ir.node import INPUT_KINDS, Graph, Node
-from bngen.ir.ops import OPS, ShapeError, complete_attrs, infer
+from bngen.ir.ops import OPS, complete_attrs, infer
+from bngen.ir.ops.row import ShapeError
 
 
 class InternalError(Exception):

@@ -12,10 +12,11 @@ from dataclasses import dataclass, field
 
 from tvm import te, tirx
 
-from bngen.ir.node import Node, Value
+from bngen.ir.node import Node
 from bngen.ir.ops import OPS
-from bngen.lower.coords import Coord, Expr, Lane, logical_coord, read
-from bngen.lower.opaque import bind, chooses
+from bngen.ir.types import Value
+from bngen.lower.coords import Coord, Lane, logical_coord, read
+from bngen.lower.opaque import Expr, bind, chooses
 from bngen.lower.pointwise import maximum_over
 from bngen.lower.recompute import element_of
 from bngen.plan.kernel import Kernel

@@ -18,9 +18,10 @@ from copy import copy
 
 from tvm import te, tirx
 
-from bngen.ir.node import Value
+from bngen.ir.types import Value
 from bngen.lower.body import Body, Lowered
-from bngen.lower.coords import Expr, Lane, zero
+from bngen.lower.coords import Lane, zero
+from bngen.lower.opaque import Expr
 from bngen.lower.phased import is_phased, lower_phased
 from bngen.lower.winograd import TILE, convolved, is_winograd
 from bngen.plan.kernel import Kernel

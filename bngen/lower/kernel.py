@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from bngen.ir.node import Value
 from bngen.ir.ops import OPS
+from bngen.ir.types import Value
 from bngen.lower.body import Lowered
 from bngen.lower.conv import lower_conv
 from bngen.lower.plain import (

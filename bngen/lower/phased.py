@@ -17,9 +17,10 @@ from dataclasses import dataclass
 
 from tvm import te, tirx
 
-from bngen.ir.node import Value
+from bngen.ir.types import Value
 from bngen.lower.body import Body, Lowered
-from bngen.lower.coords import Expr, Lane, zero
+from bngen.lower.coords import Lane, zero
+from bngen.lower.opaque import Expr
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked, PackedWeight, physical_shape
 

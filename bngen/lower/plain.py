@@ -6,8 +6,9 @@ import math
 
 from tvm import te, tirx
 
-from bngen.ir.node import Node, Value
+from bngen.ir.node import Node
 from bngen.ir.ops.reduce import normalize_axes
+from bngen.ir.types import Value
 from bngen.lower.body import Body, Lowered, identifier
 from bngen.lower.coords import Lane, guard, guarded, logical, logical_coord
 from bngen.lower.opaque import bind, dtype_of

@@ -18,11 +18,12 @@ from collections.abc import Callable, Hashable, Mapping
 
 from tvm import tirx
 
-from bngen.ir.node import Node, Value
+from bngen.ir.node import Node
 from bngen.ir.ops import OPS
+from bngen.ir.types import Value
 from bngen.lower import opaque
-from bngen.lower.coords import Coord, Expr, Lane, broadcast_coord
-from bngen.lower.opaque import dtype_of, is_atom
+from bngen.lower.coords import Coord, Lane, broadcast_coord
+from bngen.lower.opaque import Expr, dtype_of, is_atom
 from bngen.lower.pointwise import EXPRESSIONS, Element
 
 Stored = Callable[[Value, Coord], Expr | None]

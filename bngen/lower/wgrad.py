@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
-from bngen.ir.node import Value
+from bngen.ir.types import Value
 from bngen.lower.body import Body, Lowered
 from bngen.lower.conv import Geometry, operand
 from bngen.lower.coords import Lane, lane_of, logical_coord, zero

@@ -11,10 +11,12 @@ import math
 import numpy as np
 from tvm import te, tirx
 
-from bngen.ir.node import Node, Value
+from bngen.ir.node import Node
 from bngen.ir.ops.pool import adaptive_bounds
+from bngen.ir.types import Value
 from bngen.lower.body import Body, Lowered, identifier
-from bngen.lower.coords import Expr, Lane, dtype_of, zero
+from bngen.lower.coords import Lane, zero
+from bngen.lower.opaque import Expr, dtype_of
 from bngen.lower.pointwise import maximum_over
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked, physical_shape

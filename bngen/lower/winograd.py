@@ -33,7 +33,7 @@ from typing import Any
 from tvm import te, tirx
 
 from bngen.lower.body import Body
-from bngen.lower.coords import Expr
+from bngen.lower.opaque import Expr
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import physical_shape
 

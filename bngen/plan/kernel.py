@@ -11,7 +11,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
 from bngen.plan.layout import Layout, physical_bytes
 
 
@@ -56,6 +57,21 @@ class Refusal:
 
 
 @dataclass(frozen=True)
+class Call:
+    """One call of a program.
+
+    Attributes:
+        name: ``forward`` or ``backward``.
+        start: its first kernel.
+        stop: the kernel after its last.
+    """
+
+    name: str
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
 class KernelPlan:
     """The cut of a graph into kernels, in execution order.
 
@@ -65,6 +81,7 @@ class KernelPlan:
         views: view nodes that move no data.
         layouts: physical layout of every value that lies in memory.
         refused: fusions that were declined, with reasons.
+        calls: which kernels run in which call.
     """
 
     graph: Graph
@@ -72,6 +89,7 @@ class KernelPlan:
     views: tuple[Node, ...]
     layouts: dict[Value, Layout] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
+    calls: tuple[Call, ...] = ()
 
     def nbytes(self, value: Value) -> int:
         """Bytes that a value takes in memory."""

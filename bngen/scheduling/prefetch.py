@@ -34,7 +34,7 @@ from tvm.ir import Var
 from tvm.sym import Analyzer
 
 from bngen.lower.body import Lowered
-from bngen.lower.coords import Expr
+from bngen.lower.opaque import Expr
 from bngen.scheduling.reading import COLUMN, Access, Nest, mentions, nests, replaced
 
 KINDS = ("conv", "wgrad", "winograd")

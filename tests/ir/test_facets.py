@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from bngen.ir.node import Graph
-from bngen.ir.ops import FAMILIES, OPS, ShapeError, complete_attrs, infer
+from bngen.ir.ops import FAMILIES, OPS, complete_attrs, infer
+from bngen.ir.ops.row import ShapeError
 from bngen.ir.types import TensorType
 from tests.ir.op_cases import CASES, Case
 

@@ -22,7 +22,8 @@ from bngen.ir import interp
 from bngen.ir.attributes import KINDS
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
-from bngen.ir.ops import OPS, ShapeError
+from bngen.ir.ops import OPS
+from bngen.ir.ops.row import ShapeError
 from bngen.ir.text import MOST_TEXT, parse_graph
 from bngen.ir.types import TensorType
 from bngen.ir.verify import verify
