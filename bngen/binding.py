@@ -18,6 +18,7 @@ from bngen.ir.types import Value
 from bngen.passes.pipeline import Planned
 from bngen.passes.prepare import Joint, Prepared
 from bngen.plan.calls import BACKWARD, FORWARD, kernels_of
+from bngen.plan.kernel import KernelPlan
 from bngen.plan.layout import PLAIN, same_bytes
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.memory import ALIGNMENT
@@ -302,12 +303,31 @@ def manifest(
                 "sublayers": list(c.kernel.sublayers),
                 "rule": c.code.rule,
                 "knobs": dict(c.code.knobs),
+                "declined": dict(c.code.declined),
                 "inputs": [_placed(v, plan) for v in c.kernel.inputs],
                 "outputs": [_placed(v, plan) for v in c.kernel.outputs],
             }
             for c in compiled
         ],
+        "refused": _refused(plan),
     }  # fmt: skip
+
+
+def _refused(plan: KernelPlan) -> list[dict[str, Any]]:
+    """Pairs of ops that are not in one kernel, those with one reason and the same ops together.
+
+    Of each pair the names of the values and, where known, the lines that they stem from.
+    """
+    ops = {v.name: n.op for v, n in plan.graph.producers().items()}
+    groups: dict[tuple[str, ...], list[list[str | None]]] = {}
+    for r in plan.refused:
+        pair = [r.producer, r.consumer, *(loc and str(loc) for loc in r.lines)]
+        key = (r.slot, r.reason, ops[r.producer], ops[r.consumer])
+        groups.setdefault(key, []).append(pair)
+    return [
+        {"slot": slot, "reason": reason, "ops": [producer, consumer], "pairs": pairs}
+        for (slot, reason, producer, consumer), pairs in groups.items()
+    ]
 
 
 def _described(spec: ArgSpec) -> dict[str, Any]:

@@ -36,7 +36,7 @@ from bngen.lang.init import initializer
 from bngen.lang.program import graph_of
 from bngen.options import environment
 from bngen.passes.autodiff import warn_of_independent
-from bngen.passes.fusion.cut import LEVELS
+from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.pipeline import Dump
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.runtime import threads as thread_pool
@@ -226,7 +226,7 @@ class _Work:
         """The bundle, and the distinct kernels as the compiler has them."""
         joint = join_gradient(self.graph, self.wrt) if self.grad else Joint(self.graph, self.graph)
         initializers = {i.name: initializer(i) for i in self.graph.inputs if i.kind != "input"}
-        prepared = prepare(joint, self.target.lanes, self.fusion, self.dump)
+        prepared = prepare(joint, self.target.channel_block, self.fusion, self.dump)
         compiled = compile_plan(
             prepared.planned.plan,
             self.target,

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bngen.dtypes import DTYPES
 from bngen.ir.interp import Results
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import Value
-from bngen.verification.tolerance import allowed, largest, ulp
+from bngen.verification.tolerance import allowed, largest
 
 # --- what is compared -------------------------------------------------------------------------
 
@@ -176,4 +177,4 @@ def _scale(tensor: Tensor, exact: Mapping[str, np.ndarray]) -> np.ndarray:
     partner = np.abs(np.asarray(exact[tensor.partner.name], np.float64))
     if tensor.kind in ("mean", "running mean"):
         return np.sqrt(x * x + partner)
-    return x + ulp(tensor.value.dtype) * partner * partner
+    return x + DTYPES[tensor.value.dtype].ulp * partner * partner
