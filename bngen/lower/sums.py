@@ -52,7 +52,7 @@ class _Rows:
     def rows(self) -> int:
         """Rows of a group."""
         n, _, h, _ = self.x.shape
-        return h // (self.node.attrs["groups"] // n)
+        return h // (self.node.attrs["row_groups"] // n)
 
     @property
     def shape(self) -> tuple[int, ...]:
