@@ -1,6 +1,6 @@
 """Partial reductions over groups of rows, as stages of a kernel.
 
-In: the kernel's `Body` and a partial reduction. Out: a stage for each of its results, of shape
+In: the kernel's body and a partial reduction. Out: a stage for each of its results, of shape
 ``(Cb, N, groups/N, lanes)``; `SUMS` has a row for every such op.
 """
 
@@ -8,25 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from tvm import te, tirx
 
 from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.lower.coords import Coord, Lane
-from bngen.lower.lowered import identifier
+from bngen.lower.facts import Layouts
+from bngen.lower.lowered import Lowered, identifier
 from bngen.lower.opaque import Expr, bind
 from bngen.lower.pointwise import maximum_over
 from bngen.plan.layout import Blocked
 
-if TYPE_CHECKING:
-    from bngen.lower.body import Body
-
 Term = Callable[[Coord], Expr]
 
 
-def sums_of_rows(body: Body, node: Node) -> list[te.Tensor]:
+class Reading(Protocol):
+    """What is asked of a kernel's `Body`."""
+
+    layouts: Layouts
+    lowered: Lowered
+
+    def at(self, v: Value, coord: Coord) -> Expr:
+        """The element of ``v`` at a logical coordinate."""
+
+
+def sums_of_rows(body: Reading, node: Node) -> list[te.Tensor]:
     """Stages of a partial reduction, one for each of its results."""
     return SUMS[node.op](_Rows(body, node))
 
@@ -35,7 +43,7 @@ def sums_of_rows(body: Body, node: Node) -> list[te.Tensor]:
 class _Rows:
     """The groups of rows that a reduction goes over."""
 
-    body: Body
+    body: Reading
     node: Node
 
     @property
@@ -142,7 +150,7 @@ _both_sums = te.comm_reducer(
 
 
 def _wide_sum(rows: _Rows) -> list[te.Tensor]:
-    """A group's sum in float64, as a rounded sum and the rest; see `facts.WIDE_SUMS`."""
+    """A group's sum in float64, as a rounded sum and the rest."""
     dtype, (rounded_name, rest_name) = rows.x.dtype, rows.names
     wide = rows.over(lambda coord, _: tirx.Cast("float64", rows.at(coord)), "wide")
     rounded = te.compute(

@@ -125,18 +125,13 @@ Layout = Plain | Blocked | PackedWeight
 PLAIN = Plain()
 
 
-def channel_axis(rank: int) -> int:
-    """The axis that `Blocked` blocks: 0 for a vector, else 1."""
-    return 0 if rank == 1 else 1
-
-
 def physical_shape(type_: TensorType, layout: Layout) -> tuple[int, ...]:
     """Extents of the array in memory."""
     shape = type_.shape
     if isinstance(layout, Plain):
         return shape
     if isinstance(layout, Blocked):
-        axis = channel_axis(len(shape))
+        axis = type_.channel_axis
         return (layout.blocks, *shape[:axis], *shape[axis + 1 :], layout.lanes)
     r, s = shape[2:]
     if layout.depthwise:
@@ -156,7 +151,7 @@ def same_bytes(type_: TensorType, a: Layout, b: Layout) -> bool:
     plain, other = (a, b) if isinstance(a, Plain) else (b, a)
     if not isinstance(plain, Plain) or not isinstance(other, Blocked) or other.padded:
         return False
-    axis = channel_axis(len(type_.shape))
+    axis = type_.channel_axis
     before = math.prod(type_.shape[:axis])
     after = math.prod(type_.shape[axis + 1 :])
     return before * after == 1 or (before == 1 and other.blocks == 1 and after == 1)

@@ -148,7 +148,7 @@ def check_layouts(graph: Graph, layouts) -> None:
     for v in graph.values():
         layout = layouts[v]
         if isinstance(layout, Blocked):
-            assert layout.channels == v.shape[0 if len(v.shape) == 1 else 1], v
+            assert layout.channels == v.type.channels, v
     for v in graph.input_values():
         assert isinstance(layouts[v], Plain)
     for v in graph.results():
