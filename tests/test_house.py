@@ -298,7 +298,8 @@ def compares_op_names(path: Path) -> list[int]:
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_names_of_ops_decide_nothing(path):
     """What must be known of an op is a facet of its row; tables may have a row an op."""
-    assert not compares_op_names(path), path
+    lines = compares_op_names(path)
+    assert not lines, f"{path.relative_to(ROOT)} compares names of ops on lines {lines}"
 
 
 def test_comparisons_with_the_name_of_an_op_are_found(tmp_path):

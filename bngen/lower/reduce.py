@@ -40,8 +40,9 @@ def _fold_axes(body: Body, node: Node) -> None:
     count = 1
     for a in axes:
         count *= x.shape[a]
-    how = maximum_over(x.dtype) if node.row.combine == "max" else te.sum
-    wide = node.row.combine != "max" and x.type.is_float
+    largest = node.row.combine == "max"
+    how = maximum_over(x.dtype) if largest else te.sum
+    wide = not largest and x.type.is_float
 
     def element(*index):
         coord = list(logical_coord(out.type, body.layouts[out], index) if out.shape else ())

@@ -147,7 +147,7 @@ _both_sums = te.comm_reducer(
 
 
 def _wide_sum(rows: _Rows) -> list[te.Tensor]:
-    """A group's sum in float64, as a rounded sum and the rest; see `facts.WIDE_SUMS`."""
+    """A group's sum in float64, as a rounded sum and the rest."""
     dtype, (rounded_name, rest_name) = rows.x.dtype, rows.names
     wide = rows.over(lambda coord, _: tirx.Cast("float64", rows.at(coord)), "wide")
     rounded = te.compute(
