@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 from bngen.dtypes import DTYPES
-from bngen.runtime.bundle import Bundle, object_file
+from bngen.runtime.bundle import Bundle
+from bngen.runtime.bundle_form import object_file
 from bngen.runtime.signature import OutputSpec, input_slot
 from bngen.runtime.steps import CopyStep, Operand
 
