@@ -30,7 +30,7 @@ from bngen.codegen.compile import overwritten, signature
 from bngen.ir.node import Graph, Node
 from bngen.lower.body import Lowered
 from bngen.lower.kernel import lower
-from bngen.passes.fusion.cut import LEVELS
+from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.plan.calls import BACKWARD, kernels_of, saved
 from bngen.plan.kernel import Kernel, KernelPlan

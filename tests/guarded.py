@@ -94,8 +94,9 @@ def guarded(
     built = bind(prepared, compiled, machine, level)
     entries = load([c.code for c in compiled])
     module = Module(Bundle(built, {}, {}), entries)
-    module._executor = GuardedExecutor(module, built, entries, compiled, prepared, machine.lanes)
-    return module, module._executor
+    executor = GuardedExecutor(module, built, entries, compiled, prepared, machine.lanes)
+    module._calls.executor = executor
+    return module, executor
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,7 @@ def given() -> list[dict[str, np.ndarray]]:
         {},
         {"x": images, "labels": rng.integers(0, 10, 64)},
         {},
+        {},
     ]
 
 
@@ -100,8 +101,19 @@ def test_the_training_example_learns(session):
     assert later[-1] < float(names["loss"])
 
 
+def test_calls_that_wait_add_up(session):
+    names = session[3]
+    mod, x, labels = names["mod"], names["x"], names["labels"]
+    expected = {name: 0 for name in names["grads"]}
+    for images, classes in ((x[::-1], labels[::-1]), (x, labels)):
+        mod(images, classes)
+        expected = {name: expected[name] + g for name, g in mod.backward().items()}
+    for name, gradient in names["grads"].items():
+        np.testing.assert_array_equal(gradient, expected[name], err_msg=name)
+
+
 def test_what_is_loaded_is_what_was_built(session):
-    trained, loaded = session[2], session[3]
+    trained, loaded = session[2], session[4]
     again = bg.build(trained["net"], grad=True).init(0)
     assert loaded["loss"] == again(trained["x"], trained["labels"])
     with pytest.raises(bg.TargetError, match="aarch64 linux, and this machine is"):

@@ -78,7 +78,7 @@ def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = N
         dump: called after each pass with its name and the graph.
     """
     graph = keep_old_values(joint.graph, joint.cotangents or ())
-    planned = plan_program(graph, fusion, lanes, late=joint.cotangents, dump=dump)
+    planned = plan_program(graph, fusion, lanes, cotangents=joint.cotangents, dump=dump)
     users = {i.value for i in graph.inputs if i.kind == "input"}
     unaligned = frozenset(v for v, p in planned.memory.places.items() if p.root in users)
     return Prepared(replace(joint, graph=graph), planned, unaligned)

@@ -41,7 +41,7 @@ def test_what_is_written_is_read_again(made, contents):
     assert again.manifest() == made.manifest()
     assert bundle.files(again) == contents
     assert contents[bundle_form.LIBRARY] == made.library
-    symbol = made.built.steps[0].symbol
+    symbol = made.built.kernels[0].symbol
     assert contents[bundle_form.object_file(symbol)] == made.objects[symbol]
     assert again.emit("tir") == made.emit("tir") and len(again.emit("tir")) == len(made.objects)
 
