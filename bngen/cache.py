@@ -19,7 +19,6 @@ from typing import Any
 
 from bngen.errors import BngenError
 from bngen.ir.node import Graph
-from bngen.ir.text import print_graph
 from bngen.runtime import bundle as bundles
 from bngen.runtime import host, plain
 from bngen.runtime.bundle import Bundle
@@ -74,7 +73,7 @@ def key(
     records = sorted(repr(record) for record in tuned.of.values())
     features = sorted(machine.features)
     asked = (fusion, grad, None if wrt is None else tuple(wrt))
-    return _digest(print_graph(program), repr(machine), repr((features, asked, records)))
+    return _digest(str(program), repr(machine), repr((features, asked, records)))
 
 
 def find(key: str) -> Bundle | None:

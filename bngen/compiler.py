@@ -166,7 +166,8 @@ def _asked(
     # What are no names differentiating refuses; nothing is kept of it.
     keepable = cache and (names is None or _are_names(names))
     key = caches.key(graph, machine, fusion, grad, names, tuned) if keepable else None
-    return _Work(graph, machine, fusion, grad, names, tuned.lookup, key, progress, dump)
+    wrt = names if _are_names(names) else wrt
+    return _Work(graph, machine, fusion, grad, wrt, tuned.lookup, key, progress, dump)
 
 
 def _check_options(
@@ -213,8 +214,8 @@ class _Work:
             # One without a library was made where there is no C compiler: here it is of no use.
             if self.key and (made.library is not None or not self.target.loads_here()):
                 caches.keep(self.key, made)
-        elif self.progress and (steps := kept.built.steps):
-            self.progress(len(steps), len(steps), steps[-1].name)
+        elif self.progress and (kernels := kept.built.kernels):
+            self.progress(len(kernels), len(kernels), kernels[-1].name)
         found = kept or made
         warn_of_independent(found.independent)
         return found

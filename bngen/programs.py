@@ -144,7 +144,7 @@ def _traced(program: Any, spec: str) -> Any:
 
 
 def _is_program(thing: Any) -> bool:
-    from bngen.lang import Program
+    from bngen.lang.program import Program
 
     return isinstance(thing, Program)
 

@@ -28,10 +28,10 @@ from bngen.codegen.signature import overwritten, signature
 from bngen.dtypes import FLOAT
 from bngen.ir.node import Graph, Node
 from bngen.passes.fusion.cut import LEVELS
-from bngen.passes.memory import MemoryPlan
 from bngen.passes.prepare import Joint, join_gradient, prepare
+from bngen.plan.calls import BACKWARD, kernels_of, saved
 from bngen.plan.kernel import Kernel, KernelPlan
-from bngen.plan.traffic import backward_kernels, saved_for_backward
+from bngen.plan.memory import MemoryPlan
 from bngen.runtime.host import Caches
 from bngen.target.machine import Machine, machine_of
 
@@ -101,7 +101,7 @@ def decide(graph: Graph, level: str, machine: Machine, *, gradient: bool) -> Dec
     planned = prepare(joint, machine.lanes(FLOAT), level).planned
     plan, memory = planned.plan, planned.memory
     rows = [_row(kernel, plan, memory, machine) for kernel in plan.kernels]
-    return Decisions(tuple(rows), _facts(plan, memory, joint), _refusals(plan))
+    return Decisions(tuple(rows), _facts(plan, memory), _refusals(plan))
 
 
 def _row(kernel: Kernel, plan: KernelPlan, memory: MemoryPlan, machine: Machine) -> Row:
@@ -166,9 +166,8 @@ def _side(pair: Sequence[int]) -> str:
     return f"{pair[0]}" if pair[0] == pair[1] else f"{pair[0]}x{pair[1]}"
 
 
-def _facts(plan: KernelPlan, memory: MemoryPlan, joint: Joint) -> dict[str, int]:
-    backward = backward_kernels(plan, joint.late)
-    kept = saved_for_backward(plan, joint.late)
+def _facts(plan: KernelPlan, memory: MemoryPlan) -> dict[str, int]:
+    backward, kept = kernels_of(plan, BACKWARD), saved(plan)
     facts = {
         "kernels of the first call": len(plan.kernels) - len(backward),
         "kernels of the second call": len(backward),

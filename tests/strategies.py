@@ -20,8 +20,10 @@ from hypothesis import strategies as st
 
 from bngen.errors import ProgramError
 from bngen.ir.build import GraphBuilder, prune
-from bngen.ir.node import Graph, TensorType, Value
-from bngen.ir.ops import OPS, ShapeError
+from bngen.ir.node import Graph
+from bngen.ir.ops import OPS
+from bngen.ir.ops.row import ShapeError
+from bngen.ir.types import TensorType, Value
 
 CHANNELS = (1, 3, 4, 8, 10, 16, 24, 50)
 MAX_ELEMENTS = 6000

@@ -23,8 +23,8 @@ import bngen as bg
 from bngen.compiler import FUSION_LEVELS
 from bngen.ir.build import GraphBuilder
 from bngen.ir.interp import run
-from bngen.ir.node import TensorType
-from bngen.ir.ops import ShapeError
+from bngen.ir.ops.row import ShapeError
+from bngen.ir.types import TensorType
 from bngen.verification.tolerance import ulp
 from tests.oracle import assert_few_ulps
 

@@ -134,7 +134,7 @@ def _kernels(wanted: Wanted, report: Json, tell: Told, progress: Progress) -> No
 
     tell("measuring the limits of the machine")
     limits = report["limits"] = measure_limits(wanted.target, wanted.threads)
-    for program in (race["program"] for race in report["races"]):
+    for program in (r["program"] for r in report["races"]):
         with _failures_noted(wanted, program, report, tell):
             entry = wanted.entry(program, OURS)
             part = measure_kernels(entry, wanted.target, limits, wanted.rounds, progress)

@@ -18,7 +18,8 @@ from typing import Any
 from bngen.codegen.nests import choose
 from bngen.codegen.signature import overwritten, signature
 from bngen.errors import ProgramError, SourceLoc, ToolchainError
-from bngen.ir.node import Node, Value
+from bngen.ir.node import Node
+from bngen.ir.types import Value
 from bngen.lower.lowered import Argument
 from bngen.plan.kernel import Kernel, KernelPlan
 from bngen.plan.layout import physical_bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
 
-from bngen.ir.node import Value
+from bngen.ir.types import Value
 from bngen.plan.kernel import Kernel, KernelPlan
 
 

@@ -16,8 +16,9 @@ from typing import Any, NoReturn
 
 from bngen.dtypes import DTYPES, FLOAT, INDEX, meet
 from bngen.ir.attributes import shown
-from bngen.ir.node import TensorType, Value
-from bngen.ir.ops import ShapeError, normalize_axes
+from bngen.ir.ops.reduce import normalize_axes
+from bngen.ir.ops.row import ShapeError
+from bngen.ir.types import TensorType, Value
 from bngen.lang.trace import Trace, current_trace, error
 from bngen.lang.types import (
     Scalar,

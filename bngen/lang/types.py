@@ -11,7 +11,7 @@ import numpy as np
 
 from bngen.dtypes import DTYPES, FLOAT, INDEX, NAMES
 from bngen.ir.attributes import shown, type_misfit
-from bngen.ir.node import TensorType
+from bngen.ir.types import TensorType
 from bngen.lang.trace import error
 
 Scalar = bool | int | float

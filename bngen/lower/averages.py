@@ -6,9 +6,10 @@ import math
 
 from tvm import te, tirx
 
-from bngen.ir.node import Node, Value
+from bngen.ir.node import Node
+from bngen.ir.types import Value
 from bngen.lower.body import Body
-from bngen.lower.coords import Expr, dtype_of
+from bngen.lower.opaque import Expr, dtype_of
 
 LONG_WINDOW = 64
 """Taps that are summed in the element's own type: they lose no more than 4e-6."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from tvm import te, tirx
 
-from bngen.ir.node import TensorType
+from bngen.ir.types import TensorType
 from bngen.lower.opaque import Expr, dtype_of, holds
 from bngen.plan.layout import Blocked, Layout, Plain, channel_axis
 

@@ -13,8 +13,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Self
 
 from bngen.dtypes import DTYPES, FLOAT
-from bngen.ir.node import Value
-from bngen.ir.ops import OPS
+from bngen.ir.types import Value
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Layout
 
@@ -203,7 +202,7 @@ WIDE_SUMS = frozenset({"bn_partial_mean"})
 def partial_sums(kernel: Kernel) -> list:
     """The reductions over groups of rows that a kernel holds."""
     held = (kernel.anchor, *kernel.store) if kernel.anchor else kernel.store
-    return [n for n in held if OPS[n.op].kind == "reduce" and "groups" in n.attrs]
+    return [n for n in held if n.row.is_partial]
 
 
 def group_rows(kernel: Kernel) -> int | None:
@@ -211,7 +210,7 @@ def group_rows(kernel: Kernel) -> int | None:
     rows = None
     for node in partial_sums(kernel):
         n, _, h, _ = node.inputs[0].shape
-        rows = h // (node.attrs["groups"] // n)
+        rows = h // (node.attrs["row_groups"] // n)
     return rows
 
 

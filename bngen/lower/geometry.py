@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from bngen.ir.node import Node, Value
+from bngen.ir.node import Node
+from bngen.ir.types import Value
 from bngen.lower.facts import Layouts
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked
@@ -73,7 +74,7 @@ class Geometry:
     @staticmethod
     def of_convolution(node: Node) -> Geometry:
         """That of a convolution or data gradient."""
-        is_gradient = node.op == "conv2d_grad_input"
+        is_gradient = node.row.direction == "input"
         return (Geometry.data_gradient if is_gradient else Geometry.forward)(node)
 
     @staticmethod
@@ -126,8 +127,8 @@ def direct_products(node: Node) -> int:
     """Multiplications of a direct convolution; its gradients take as many."""
     a, b, out = node.inputs[0], node.inputs[1], node.out
     weight, image = {
-        "conv2d": (b, out), "conv2d_grad_input": (b, a), "conv2d_grad_weight": (out, b),
-    }[node.op]  # fmt: skip
+        "forward": (b, out), "input": (b, a), "weight": (out, b),
+    }[node.row.direction]  # fmt: skip
     n, _, h, w = image.shape
     return n * h * w * math.prod(weight.shape)
 

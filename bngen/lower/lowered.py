@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from bngen.ir.node import Value
+from bngen.ir.types import Value
 
 if TYPE_CHECKING:
     from tvm import tirx

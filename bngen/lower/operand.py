@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
-from bngen.ir.node import Value
+from bngen.ir.types import Value
 from bngen.lower.body import Body
-from bngen.lower.coords import Expr, Lane, logical_coord, zero
+from bngen.lower.coords import Lane, logical_coord, zero
 from bngen.lower.geometry import Geometry, Phases
+from bngen.lower.opaque import Expr
 from bngen.plan.layout import Blocked, physical_shape
 
 

@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from tvm import te, tirx
 
 from bngen.lower.body import Body
-from bngen.lower.coords import Expr, zero
+from bngen.lower.coords import zero
 from bngen.lower.facts import Layouts
 from bngen.lower.geometry import Phase, Phases
 from bngen.lower.lowered import Lowered
+from bngen.lower.opaque import Expr
 from bngen.lower.operand import phased_operand
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import PackedWeight, physical_shape

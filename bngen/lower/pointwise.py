@@ -17,10 +17,11 @@ import numpy as np
 from tvm import te, tirx
 
 from bngen.ir.node import Node
-from bngen.ir.ops import MIX, ROUND, STREAM, promote, random_key
+from bngen.ir.ops.random import MIX, ROUND, STREAM, random_key
+from bngen.ir.ops.row import promote
 from bngen.lower import opaque, transcendental
-from bngen.lower.coords import Coord, Expr, logical
-from bngen.lower.opaque import add, bind, div, dtype_of, greater, less, mul, scaled
+from bngen.lower.coords import Coord, logical
+from bngen.lower.opaque import Expr, add, bind, div, dtype_of, greater, less, mul, scaled
 from bngen.lower.opaque import sub as minus
 
 

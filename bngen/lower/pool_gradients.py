@@ -9,10 +9,11 @@ import numpy as np
 from tvm import te, tirx
 
 from bngen.ir.node import Node
-from bngen.ir.ops import adaptive_bounds
+from bngen.ir.ops.pool import adaptive_bounds
 from bngen.lower.averages import define_narrowed, divisor, share, window_sum
 from bngen.lower.body import Body
-from bngen.lower.coords import Expr, Lane, zero
+from bngen.lower.coords import Lane, zero
+from bngen.lower.opaque import Expr
 from bngen.plan.layout import Blocked, physical_shape
 
 

@@ -11,8 +11,9 @@ from collections.abc import Callable
 
 from tvm import te, tirx
 
-from bngen.ir.node import Node, Value
-from bngen.ir.ops import normalize_axes
+from bngen.ir.node import Node
+from bngen.ir.ops.reduce import normalize_axes
+from bngen.ir.types import Value
 from bngen.lower.body import Body
 from bngen.lower.coords import logical_coord
 from bngen.lower.facts import Layouts
@@ -39,8 +40,8 @@ def _fold_axes(body: Body, node: Node) -> None:
     count = 1
     for a in axes:
         count *= x.shape[a]
-    how = maximum_over(x.dtype) if node.op == "amax" else te.sum
-    wide = node.op != "amax" and x.type.is_float
+    how = maximum_over(x.dtype) if node.row.combine == "max" else te.sum
+    wide = node.row.combine == "sum" and x.type.is_float
 
     def element(*index):
         coord = list(logical_coord(out.type, body.layouts[out], index) if out.shape else ())
@@ -57,7 +58,7 @@ def _fold_axes(body: Body, node: Node) -> None:
 
     shape = physical_shape(out.type, body.layouts[out]) or (1,)
     total = te.compute(shape, element, name="fold")
-    _define_scaled(body, out, total, count if node.op == "mean" else 1)
+    _define_scaled(body, out, total, count if node.row.averages else 1)
 
 
 def _define_scaled(body: Body, out: Value, total: te.Tensor, count: int) -> None:

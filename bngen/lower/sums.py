@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 from tvm import te, tirx
 
-from bngen.ir.node import Node, Value
-from bngen.lower.coords import Coord, Expr, Lane
+from bngen.ir.node import Node
+from bngen.ir.types import Value
+from bngen.lower.coords import Coord, Lane
 from bngen.lower.lowered import identifier
-from bngen.lower.opaque import bind
+from bngen.lower.opaque import Expr, bind
 from bngen.lower.pointwise import maximum_over
 from bngen.plan.layout import Blocked
 
@@ -51,7 +52,7 @@ class _Rows:
     def rows(self) -> int:
         """Rows of a group."""
         n, _, h, _ = self.x.shape
-        return h // (self.node.attrs["groups"] // n)
+        return h // (self.node.attrs["row_groups"] // n)
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -11,13 +11,15 @@ from collections.abc import Callable
 
 from tvm import te, tirx
 
-from bngen.ir.node import Node, Value
-from bngen.ir.ops import adaptive_bounds
+from bngen.ir.node import Node
+from bngen.ir.ops.pool import adaptive_bounds
+from bngen.ir.types import Value
 from bngen.lower.averages import divisor, share, window_sum
 from bngen.lower.body import Body
-from bngen.lower.coords import Expr, Lane, dtype_of, zero
+from bngen.lower.coords import Lane, zero
 from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered, identifier
+from bngen.lower.opaque import Expr, dtype_of
 from bngen.lower.pointwise import maximum_over
 from bngen.lower.pool_gradients import adaptive_grad, avg_pool_grad, max_pool_grad
 from bngen.plan.kernel import Kernel

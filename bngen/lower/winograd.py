@@ -33,11 +33,10 @@ from typing import Any
 from tvm import te, tirx
 
 from bngen.lower.body import Body
-from bngen.lower.coords import Expr
 from bngen.lower.facts import Layouts
 from bngen.lower.geometry import POINTS, TILE, Geometry
 from bngen.lower.lowered import Lowered
-from bngen.lower.opaque import dtype_of
+from bngen.lower.opaque import Expr, dtype_of
 from bngen.lower.operand import gradient, operand
 from bngen.lower.wgrad import unpacked
 from bngen.plan.kernel import Kernel

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
 
 CHANNEL_AXIS = 1
 

@@ -24,7 +24,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
 from bngen.passes.simplify import emit_slice
 
 

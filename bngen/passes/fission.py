@@ -22,7 +22,8 @@ Terms follow Jung et al. (SysML 2019); the gradient formula is that of Ioffe and
 from __future__ import annotations
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, Node, TensorType, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import TensorType, Value
 from bngen.passes.rewrite import rewrite
 
 ROWS_PER_GROUP_TARGET = 128
@@ -128,7 +129,7 @@ def _partial_stats(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     if not _has_short_rows(x):
         return None
     groups = row_groups(x.type)
-    parts = b.emit("bn_partial_stats", x, groups=groups, loc=node.loc)
+    parts = b.emit("bn_partial_stats", x, row_groups=groups, loc=node.loc)
     return b.emit("bn_merge_stats", *parts, count=samples(x) // groups, loc=node.loc)
 
 
@@ -136,7 +137,7 @@ def _partial_grad_sums(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     dy, x, mean = node.inputs
     if not _has_short_rows(x):
         return None
-    parts = b.emit("bn_grad_partial_sums", dy, x, mean, groups=row_groups(x.type), loc=node.loc)
+    parts = b.emit("bn_grad_partial_sums", dy, x, mean, row_groups=row_groups(x.type), loc=node.loc)
     return tuple(b.emit("sum", p, axes=(0,), loc=node.loc) for p in parts)
 
 
@@ -147,7 +148,7 @@ def _partial_reduce(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
         return None
     fold = "amax" if node.op == "amax" else "sum"
     partial = "partial_max" if node.op == "amax" else "partial_sum"
-    part = b.emit(partial, x, groups=row_groups(x.type), loc=node.loc)
+    part = b.emit(partial, x, row_groups=row_groups(x.type), loc=node.loc)
     total = b.emit(fold, part, axes=(0,), loc=node.loc)
     if node.op == "mean":
         total = b.emit("div", total, float(samples(x)))
@@ -160,7 +161,7 @@ def _partial_mean(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     (x,) = node.inputs
     if not _has_short_rows(x):
         return None
-    parts = b.emit("bn_partial_mean", x, groups=row_groups(x.type), loc=node.loc)
+    parts = b.emit("bn_partial_mean", x, row_groups=row_groups(x.type), loc=node.loc)
     return (b.emit("bn_merge_mean", *parts, count=samples(x), loc=node.loc),)
 
 
@@ -168,7 +169,7 @@ def _partial_var(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     x, mean = node.inputs
     if not _has_short_rows(x):
         return None
-    part = b.emit("bn_partial_var", x, mean, groups=row_groups(x.type), loc=node.loc)
+    part = b.emit("bn_partial_var", x, mean, row_groups=row_groups(x.type), loc=node.loc)
     return (b.emit("mul", b.emit("sum", part, axes=(0,)), 1.0 / samples(x)),)
 
 

@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Node, TensorType, Value
-from bngen.ir.ops import normalize_axes
+from bngen.ir.node import Node
+from bngen.ir.ops.reduce import normalize_axes
+from bngen.ir.types import TensorType, Value
 
 Gradients = Sequence[Value | None]
 Rule = Callable[..., Gradients]

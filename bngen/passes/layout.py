@@ -12,8 +12,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
 from bngen.ir.ops import OPS
+from bngen.ir.types import Value
 from bngen.plan.layout import PLAIN, Blocked, Layout, PackedWeight, Plain, blocked, same_bytes
 
 FEW_CHANNELS = 8

@@ -16,8 +16,9 @@ import bisect
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from bngen.ir.node import Node, Value
+from bngen.ir.node import Node
 from bngen.ir.ops import OPS
+from bngen.ir.types import Value
 from bngen.plan.kernel import Kernel, KernelPlan
 from bngen.plan.layout import Blocked, Plain, physical_bytes, same_bytes
 from bngen.plan.memory import MemoryPlan, Place, align

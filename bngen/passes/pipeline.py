@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bngen.ir.build import prune
-from bngen.ir.node import Graph, Value
+from bngen.ir.node import Graph
+from bngen.ir.types import Value
 from bngen.ir.verify import verify
 from bngen.passes.concatenations import nest_concatenations
 from bngen.passes.deferral import defer_affine_gradients
@@ -68,7 +69,7 @@ def plan_program(
     graph: Graph,
     level: str,
     lanes: int,
-    late: Iterable[Value] = (),
+    late: Iterable[Value] | None = None,
     keep: Iterable[Value] = (),
     dump: Dump | None = None,
 ) -> Planned:
@@ -78,7 +79,8 @@ def plan_program(
         graph: as traced, or differentiated.
         level: a key of `LEVELS`.
         lanes: float32 elements of a vector register.
-        late: inputs that only the second of two calls provides (gradients of outputs).
+        late: inputs that only ``backward`` is given (gradients of outputs); None where there is no
+            such call.
         keep: values that must survive the last kernel.
         dump: called with each stage's name and graph.
     """
@@ -95,7 +97,7 @@ def plan_program(
     verify(graph, stage="layout")
     if dump:
         dump("layout", graph)
-    plan = fuse(graph, layouts, rules, frozenset(late))
+    plan = fuse(graph, layouts, rules, None if late is None else frozenset(late))
     memory = plan_memory(plan, keep)
     check_plan(plan, memory)
     return Planned(plan, memory)

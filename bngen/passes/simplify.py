@@ -6,7 +6,8 @@ In and out: graphs of equal meaning. Nothing here knows of kernels.
 from __future__ import annotations
 
 from bngen.ir.build import GraphBuilder, prune
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
 from bngen.passes.rewrite import rewrite
 
 

@@ -11,7 +11,7 @@ import bisect
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 
-from bngen.ir.node import Value
+from bngen.ir.types import Value
 from bngen.ir.verify import InternalError
 from bngen.plan.kernel import Kernel, KernelPlan
 from bngen.plan.memory import MemoryPlan, align

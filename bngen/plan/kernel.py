@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
+from bngen.plan.calls import Call
 from bngen.plan.layout import Layout, physical_bytes
 
 
@@ -65,6 +67,7 @@ class KernelPlan:
         views: view nodes that move no data.
         layouts: physical layout of every value that lies in memory.
         refused: fusions that were declined, with reasons.
+        calls: which kernels run in which call.
     """
 
     graph: Graph
@@ -72,6 +75,7 @@ class KernelPlan:
     views: tuple[Node, ...]
     layouts: dict[Value, Layout] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
+    calls: tuple[Call, ...] = ()
 
     def nbytes(self, value: Value) -> int:
         """Bytes that a value takes in memory."""

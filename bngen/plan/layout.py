@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from bngen.ir.node import TensorType
+from bngen.ir.types import TensorType
 
 
 @dataclass(frozen=True)

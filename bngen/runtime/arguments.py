@@ -184,7 +184,7 @@ def _prepare_torch(
     with torch._C.DisableTorchFunctionSubclass():
         detached = tensor.detach()
         # What lies there negated, by a bit alone, has to be made first.
-        plain = None if detached.is_neg() else detached.numpy()
+        plain = None if detached.is_neg() else memory_of(detached, spec)
         shared = plain is not None and _usable(plain, alignment)
         if not spec.inplace:
             return (plain if shared else _contiguous(detached, spec, torch)), None

@@ -36,11 +36,10 @@ from bngen.errors import BngenError, ToolchainError
 from bngen.initializers import Initializer, misfit
 from bngen.runtime import artifact, plain
 from bngen.runtime.arguments import ArgSpec
-from bngen.runtime.calls import Operand
 from bngen.runtime.compiled_for import CompiledFor
-from bngen.runtime.executor import Step
 from bngen.runtime.plain import PlainError
-from bngen.runtime.signature import Built, Signature
+from bngen.runtime.signature import BACKWARD, FORWARD, Built, Signature, input_slot
+from bngen.runtime.steps import CopyStep, KernelStep, Operand, Step
 from bngen.version import __version__
 
 DATA, MANIFEST, LIBRARY = "bundle.json", artifact.MANIFEST, "kernels.so"
@@ -82,7 +81,7 @@ class Bundle:
         code = sum(map(len, self.objects.values()))
         return (
             f"Bundle({self.program}, for {self.target.cpu} {self.target.arch}, "
-            f"{len(self.built.steps)} kernels, {code / 2**20:.1f} MiB of code)"
+            f"{len(self.built.kernels)} kernels, {code / 2**20:.1f} MiB of code)"
         )
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -204,8 +203,14 @@ def versions() -> tuple[str, str]:
 
 
 @dataclass(frozen=True)
-class _Call:
-    """A `Step` whose operands are given by number: they recur."""
+class _Step:
+    """A `Step`, as it is written.
+
+    Attributes:
+        name: its name.
+        symbol: of its kernel; ``""`` for a copy.
+        operands: by number: they recur.
+    """
 
     name: str
     symbol: str
@@ -228,7 +233,7 @@ class _Form:
     made_by: tuple[str, str]
     signature: Signature
     operands: tuple[Operand, ...]
-    calls: tuple[_Call, ...]
+    steps: tuple[_Step, ...]
     nbytes: int
     target: CompiledFor
     initializers: tuple[Initializer, ...]
@@ -246,12 +251,16 @@ _SYMBOL = re.compile(r"\w{1,200}", re.ASCII)
 def _dumps(bundle: Bundle) -> bytes:
     built, signature = bundle.built, bundle.built.signature
     numbers: dict[Operand, int] = {}
-    calls = tuple(
-        _Call(s.name, s.symbol, tuple(numbers.setdefault(o, len(numbers)) for o in s.operands))
+    steps = tuple(
+        _Step(
+            s.name,
+            s.symbol if isinstance(s, KernelStep) else "",
+            tuple(numbers.setdefault(o, len(numbers)) for o in s.operands),
+        )
         for s in built.steps
     )
     form = _Form(
-        _FORMAT, versions(), signature, tuple(numbers), calls, built.nbytes, bundle.target,
+        _FORMAT, versions(), signature, tuple(numbers), steps, built.nbytes, bundle.target,
         tuple(bundle.initializers[spec.name] for spec in signature.state),
         bundle.independent,
         {symbol: _digest(content) for symbol, content in bundle.objects.items()},
@@ -359,12 +368,19 @@ def _digests(form: _Form) -> dict[str, str]:
 
 def _built(form: _Form, manifest: bytes) -> Built:
     operands = form.operands
-    steps = tuple(
-        [Step(c.name, c.symbol, tuple([operands[i] for i in c.operands])) for c in form.calls]
-    )
+    steps = tuple([_step(s, [operands[i] for i in s.operands]) for s in form.steps])
     known = {"target": form.target.described()}
+    _check_calls(form.signature, steps)
     shown = plain.Later(manifest, known, without=("generator", "files"))
     return Built(form.signature, steps, form.nbytes, shown)
+
+
+def _step(written: _Step, operands: list[Operand]) -> Step:
+    if written.symbol:
+        return KernelStep(written.name, written.symbol, tuple(operands))
+    if len(operands) != 2 or len({(o.shape, o.dtype) for o in operands}) != 1:
+        raise PlainError(f"{written.name:.40} is no copy")
+    return CopyStep(written.name, *operands)
 
 
 # --- what a reader may rely on ----------------------------------------------------------------
@@ -372,15 +388,15 @@ def _built(form: _Form, manifest: bytes) -> Built:
 
 def _check_form(form: _Form) -> None:
     operands = form.operands
-    if any(not 0 <= number < len(operands) for call in form.calls for number in call.operands):
-        raise PlainError("a call has an operand that is not there")
+    if any(not 0 <= number < len(operands) for step in form.steps for number in step.operands):
+        raise PlainError("a step has an operand that is not there")
     symbols = {*form.objects, *(s for texts in form.texts.values() for s in texts)}
     if not all(map(_SYMBOL.fullmatch, symbols)) or not form.texts.keys() <= TEXTS.keys():
         raise PlainError("a file has a name that no kernel has")
-    if missing := {call.symbol for call in form.calls} - form.objects.keys():
+    if missing := {step.symbol for step in form.steps if step.symbol} - form.objects.keys():
         raise PlainError(f"there is no code of {min(missing):.80}")
+    _check(form.signature, operands, form.nbytes)
     _check_initializers(form.signature.state, form.initializers)
-    _check(form.signature, operands, len(form.calls), form.nbytes)
 
 
 def _check_initializers(state: Sequence[ArgSpec], initializers: Sequence[Initializer]) -> None:
@@ -390,37 +406,57 @@ def _check_initializers(state: Sequence[ArgSpec], initializers: Sequence[Initial
         if wrong := misfit(found.name, found.numbers, spec.shape):
             raise PlainError(f"{spec.name}: {found.name!r:.40} {wrong}")
         if found.name == "constant":
-            _itemsize(spec.dtype)
             try:
                 np.full((), found.numbers[0], spec.dtype)
             except (OverflowError, ValueError) as error:
                 raise PlainError(f"{spec.name}: {error}") from None
 
 
-def _check(signature: Signature, operands: Iterable[Operand], steps: int, arena: int) -> None:
+def _check(signature: Signature, operands: Iterable[Operand], arena: int) -> None:
     given = (*signature.arguments, *signature.state, *signature.cotangents)
-    results = (*signature.outputs, *signature.gradients)
-    inputs = {f"in:{spec.name}": _nbytes(spec.shape, spec.dtype) for spec in given}
+    inputs = {input_slot(spec.name): _nbytes(spec.shape, spec.dtype) for spec in given}
     slots: dict[str, int] = {}
-    for spec in results:
-        if spec.slot is not None:
-            end = _end(spec.offset, spec.shape, spec.dtype)
-            slots[spec.slot] = max(slots.get(spec.slot, 0), end)
+    for spec in (*signature.outputs, *signature.gradients):
+        end = _end(spec.offset, spec.shape, spec.dtype)
+        slots[spec.slot] = max(slots.get(spec.slot, 0), end)
     if not slots.keys().isdisjoint(inputs):
         raise PlainError("results in the memory of an input")
     sizes: dict[str | None, int] = {**inputs, **slots, None: arena}
-    copies = [operand for _, operand in signature.update_copies]
-    copied = [spec.operand for spec in results if spec.operand is not None]
-    for operand in (*operands, *copies, *copied):
+    for operand in operands:
         if _end(operand.offset, operand.shape, operand.dtype) > sizes.get(operand.slot, -1):
             raise PlainError(f"{operand} lies outside of its memory")
-    sources = [spec.source for spec in results if spec.slot is None and spec.operand is None]
-    named = [name for name, _ in signature.update_copies] + [c.name for c in signature.labels]
-    for name in (*sources, *named):
-        if f"in:{name}" not in inputs:
-            raise PlainError(f"there is no input {name!r}")
-    if arena < 0 or not 0 <= signature.forward_steps <= steps:
-        raise PlainError("a negative size, or more steps forward than there are")
+    for check in signature.labels:
+        if input_slot(check.name) not in inputs:
+            raise PlainError(f"there is no input {check.name!r}")
+    if arena < 0:
+        raise PlainError(f"an arena of {arena} bytes")
+
+
+def _check_calls(signature: Signature, steps: Sequence[Step]) -> None:
+    """Each step is in one call, and reads nothing that its call is not given."""
+    ends = [0, *(call.stop for call in signature.calls)]
+    names = tuple(call.name for call in signature.calls)
+    starts = [call.start for call in signature.calls]
+    if names not in ((FORWARD,), (FORWARD, BACKWARD)) or starts != ends[:-1]:
+        raise PlainError(f"calls {', '.join(names):.60} one after the other are not all steps")
+    if ends[-1] != len(steps) or ends != sorted(ends):
+        raise PlainError(f"calls end with steps {ends[1:]} of {len(steps)}")
+    arguments = [spec.name for spec in signature.arguments]
+    state = [spec.name for spec in signature.state]
+    cotangents = [spec.name for spec in signature.cotangents]
+    comes_with = {
+        FORWARD: (arguments, signature.outputs),
+        BACKWARD: (cotangents, signature.gradients),
+    }
+    for call in signature.calls:
+        given, results = comes_with[call.name]
+        kept = state if call.name == FORWARD else call.reads
+        if not {*arguments, *state}.issuperset(call.reads):
+            raise PlainError(f"{call.name} reads what is neither an argument nor held")
+        slots = {None, *map(input_slot, (*given, *kept)), *(spec.slot for spec in results)}
+        for step in steps[call.start : call.stop]:
+            if any(operand.slot not in slots for operand in step.operands):
+                raise PlainError(f"{step.name:.40} reads what {call.name} is not given")
 
 
 def _end(offset: int, shape: tuple[int, ...], dtype: str) -> int:

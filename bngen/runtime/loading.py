@@ -65,7 +65,7 @@ def entries(bundle: Bundle) -> Mapping[str, Entry]:
     bundle.target.check_runs_here(bundle.program)
     # Before any code is loaded: what is loaded keeps the pool that it finds.
     thread_pool.install()
-    symbols = {step.symbol for step in bundle.built.steps}
+    symbols = {step.symbol for step in bundle.built.kernels}
     if not symbols:
         return {}
     if bundle.library is not None:

@@ -23,17 +23,23 @@ _MAX_WORK = 1 << 12
 
 
 class _Memory:
-    """What NumPy needs to know of memory to make an array of it."""
+    """What NumPy needs to know of a tensor's memory to make an array of it, which keeps it alive.
 
-    def __init__(self, address: int, shape: Sequence[int], strides: Sequence[int], kind: str):
+    `Tensor.numpy` does the same, but marks the memory as NumPy's, too: it can never be resized
+    again, nor be told from memory that was NumPy's from the start.
+    """
+
+    def __init__(self, tensor: Any, kind: np.dtype):
+        self._tensor = tensor
         self.__array_interface__ = {
-            "version": 3, "data": (address, True), "typestr": kind, "shape": tuple(shape),
-            "strides": tuple(strides),
+            "version": 3, "data": (tensor.data_ptr(), False), "typestr": kind.str,
+            "shape": tuple(tensor.shape),
+            "strides": tuple(step * kind.itemsize for step in tensor.stride()),
         }  # fmt: skip
 
 
 def memory_of(value: Any, spec: ArgSpec) -> np.ndarray | None:
-    """An array over the memory of an argument, for its address and strides alone.
+    """An array over the memory of an argument, whatever its strides.
 
     Args:
         value: an argument that `arguments.prepare` has accepted.
@@ -45,8 +51,7 @@ def memory_of(value: Any, spec: ArgSpec) -> np.ndarray | None:
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "data_ptr"):
-        strides = [step * spec.numpy_dtype.itemsize for step in value.stride()]
-        return np.asarray(_Memory(value.data_ptr(), value.shape, strides, spec.numpy_dtype.str))
+        return np.asarray(_Memory(value, spec.numpy_dtype))
     return None if isinstance(value, list | tuple | numbers.Number) else np.asarray(value)
 
 

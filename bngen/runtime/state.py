@@ -1,12 +1,13 @@
 """Parameters and buffers of a module: arrays that kernels are bound to, filled from outside.
 
-In: what the program declares, then states by name, as users have them. Out: arrays that never move.
-Whether it is a good moment to change them is the module's to know.
+In: what the program declares, then states by name, as users have them. Out: arrays that never move,
+and which of them were given other values since. Whether it is a good moment to change them is the
+module's to know.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,27 @@ class State:
     Attributes:
         arrays: where kernels find them.
         initialized: whether they were given values.
+        changes: how often one was given another value from outside of the program.
     """
 
     def __init__(self, program: str, specs: Sequence[ArgSpec]):
         self._program, self._specs = program, tuple(specs)
         self.arrays = {spec.name: _zeros(spec) for spec in specs}
         self.initialized = not self.arrays
+        self.changes = 0
+        self._last_change: dict[str, int] = {}
+
+    def put(self, name: str, value: np.ndarray) -> None:
+        """Give one another value; noted before it is written, so that half of one is noticed."""
+        self.changes += 1
+        self._last_change[name] = self.changes
+        np.copyto(self.arrays[name], value)
+
+    def changed_since(self, changes: int, names: Iterable[str]) -> str | None:
+        """The first of ``names`` that was given another value after so many ``changes``."""
+        if changes == self.changes:
+            return None
+        return next((n for n in names if self._last_change.get(n, 0) > changes), None)
 
     def copies(self) -> dict[str, np.ndarray]:
         """Copies of all values."""

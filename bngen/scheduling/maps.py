@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bngen.ir.node import Value
+from bngen.ir.types import Value
 from bngen.lower.facts import (
     ConvFacts,
     Declined,

@@ -33,8 +33,8 @@ from tvm import tirx
 from tvm.ir import Var
 from tvm.sym import Analyzer
 
-from bngen.lower.coords import Expr
 from bngen.lower.lowered import Lowered
+from bngen.lower.opaque import Expr
 from bngen.scheduling.reading import COLUMN, Access, Nest, mentions, nests, replaced
 
 _LEAST_WORK = 64

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bngen.ir.ops import normalize_axes, op_def
+from bngen.ir.ops import op_def
+from bngen.ir.ops.reduce import normalize_axes
 
 Tensors = Sequence[Tensor | None]
 Attributes = Mapping[str, Any]
@@ -176,7 +177,7 @@ def adaptive_avg_pool2d_grad(t: Tensors, a: Attributes) -> Tensor:
 
 def rows(x: Tensor, a: Attributes) -> Tensor:
     """``[groups, rows * columns of a group, C]``."""
-    return torch.movedim(x, 1, -1).reshape(a["groups"], -1, x.shape[1])
+    return torch.movedim(x, 1, -1).reshape(a["row_groups"], -1, x.shape[1])
 
 
 def partial_sum(t: Tensors, a: Attributes) -> Tensor:

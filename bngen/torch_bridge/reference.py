@@ -15,7 +15,8 @@ from torch import Tensor
 
 from bngen.errors import ProgramError
 from bngen.ir.interp import Results, element_type
-from bngen.ir.node import Graph, Node, TensorType, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import TensorType, Value
 from bngen.torch_bridge.ops import TORCH_OPS
 
 Tensors = dict[Value, Tensor]

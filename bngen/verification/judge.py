@@ -14,7 +14,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bngen.ir.interp import Results
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
 from bngen.verification.tolerance import allowed, largest, ulp
 
 # --- what is compared -------------------------------------------------------------------------

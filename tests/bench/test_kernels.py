@@ -19,6 +19,7 @@ from bngen.bench.kernels import (
     shape_text,
 )
 from bngen.errors import UsageError
+from bngen.ir.ops import OPS
 from bngen.lang.gradients import value_and_grad
 from bngen.runtime.memory import Arena
 from bngen.target.parse import Target
@@ -93,6 +94,7 @@ class Node:
         self.inputs = (shape(shape=(10, 100, 10, 10)), shape(shape=(100, 100, 1, 1)))
         self.out = shape(shape=(10, 100, 10, 10))
         self.attrs = {"stride": (1, 1), "groups": 1}
+        self.row = OPS[self.op]
 
 
 def measured(ours, bare, calls=1, nbytes=1000):

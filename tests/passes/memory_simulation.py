@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from bngen.ir.interp import Results, evaluate
-from bngen.ir.node import TensorType, Value
+from bngen.ir.types import TensorType, Value
 from bngen.passes.pipeline import Planned
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked, Layout, PackedWeight, channel_axis, physical_shape

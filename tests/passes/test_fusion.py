@@ -11,8 +11,9 @@ import pytest
 from bngen.ir.text import parse_graph
 from bngen.models import make
 from bngen.passes.autodiff import differentiate
-from bngen.passes.fusion.cut import LEVELS, late_nodes
+from bngen.passes.fusion.cut import LEVELS
 from bngen.passes.pipeline import plan_program
+from bngen.plan.calls import BACKWARD, FORWARD, kernels_of, nodes_given
 from tests.passes.meaning import joint_program
 
 LISTING = """
@@ -45,9 +46,10 @@ def test_what_serves_backward_alone_runs_in_it(level):
     """Weights packed for the data gradient are packed when the second call begins, not kept."""
     joint, late = joint_program(make("tiny_resnet", batch=2, image=32).graph)
     plan = plan_program(joint, level, 16, late=late).plan
-    tainted = late_nodes(plan.graph, frozenset(late))
-    second = [any(n in tainted for n in k.nodes) for k in plan.kernels].index(True)
-    first_call, second_call = plan.kernels[:second], plan.kernels[second:]
+    needing = nodes_given(plan.graph, late)
+    first_call, second_call = kernels_of(plan, FORWARD), kernels_of(plan, BACKWARD)
+    assert (*first_call, *second_call) == plan.kernels
+    assert needing.isdisjoint(n for k in first_call for n in k.nodes)
     flipped = {v for v, layout in plan.layouts.items() if "flipped" in str(layout)}
     packed = [v for k in plan.kernels for v in k.outputs if v in flipped]
     assert packed

@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, TensorType
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType
 from bngen.models import make
 from bngen.passes.fusion.cut import LEVELS
 from bngen.passes.pipeline import plan_program

@@ -7,8 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bngen.ir.build import GraphBuilder, prune
-from bngen.ir.node import Graph, TensorType
+from bngen.ir.node import Graph
 from bngen.ir.ops import OPS
+from bngen.ir.types import TensorType
 from bngen.ir.verify import verify
 from bngen.passes.deferral import defer_affine_gradients
 from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, split_reductions

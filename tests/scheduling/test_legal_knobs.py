@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from bngen.codegen.compile import compile_plan
 from bngen.codegen.nests import STRATEGIES
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, TensorType
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType
 from bngen.passes.prepare import join_gradient, prepare
 from bngen.runtime import threads as thread_pool
 from bngen.scheduling.knobs import Knobs

@@ -5,7 +5,7 @@ import pytest
 
 from bngen import models
 from bngen.ir import interp
-from bngen.ir.node import TensorType, Value
+from bngen.ir.types import TensorType, Value
 from bngen.verification import judge
 from bngen.verification.inputs import CASES
 from bngen.verification.judge import Tensor

@@ -26,8 +26,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
 from bngen.ir.ops import OPS
+from bngen.ir.types import Value
+from bngen.plan.calls import Call, backward_kernels, divided, nodes_given
 from bngen.plan.kernel import Kernel, KernelPlan, Refusal
 from bngen.plan.layout import Blocked, Layout, Plain
 
@@ -70,7 +72,7 @@ def is_small(v: Value) -> bool:
 
 def is_partial_reduction(node: Node) -> bool:
     """A reduction that a store loop can hold: over the pixels of each group of rows."""
-    return OPS[node.op].kind == "reduce" and "groups" in node.attrs
+    return node.row.is_partial
 
 
 def moves_no_data(node: Node, layouts: dict[Value, Layout], inputs: frozenset[Value]) -> bool:
@@ -87,21 +89,11 @@ def moves_no_data(node: Node, layouts: dict[Value, Layout], inputs: frozenset[Va
     return layout.slice(node.attrs["start"], node.attrs["stop"]) is not None
 
 
-def late_nodes(graph: Graph, late: frozenset[Value]) -> frozenset[Node]:
-    """The nodes that depend on an input of ``late``."""
-    tainted, found = set(late), set()
-    for node in graph.nodes:
-        if not tainted.isdisjoint(node.operands):
-            found.add(node)
-            tainted.update(node.outputs)
-    return frozenset(found)
-
-
 def fuse(
     graph: Graph,
     layouts: dict[Value, Layout],
     level: FusionLevel,
-    late: frozenset[Value] = frozenset(),
+    late: frozenset[Value] | None = None,
 ) -> KernelPlan:
     """Cut a graph into kernels.
 
@@ -109,7 +101,8 @@ def fuse(
         graph: after `assign_layouts`; with ``level.across``, after `place_concatenations`.
         layouts: layout of every value.
         level: what may be joined.
-        late: inputs that come with a second call; no kernel of the first may need them.
+        late: inputs that come with a second call; no kernel of the first may need them. None where
+            there is no such call.
     """
     return _Fusion(graph, layouts, level, late).plan()
 
@@ -127,7 +120,7 @@ class _Fusion:
         graph: Graph,
         layouts: dict[Value, Layout],
         level: FusionLevel,
-        late: frozenset[Value],
+        late: frozenset[Value] | None,
     ):
         self.graph, self.layouts, self.level = graph, layouts, level
         self.producer = graph.producers()
@@ -147,7 +140,8 @@ class _Fusion:
         self.anchors: list[Node] = []
         self.refused: list[Refusal] = []
         self.views = {n for n in graph.nodes if self.is_view(n)}
-        self.late = late_nodes(graph, late)
+        self.cotangents = late
+        self.late = nodes_given(graph, late or ())
 
     def plan(self) -> KernelPlan:
         """Anchors first, in order, each with its store slot; then what is left over."""
@@ -163,9 +157,10 @@ class _Fusion:
             taken = node in self.kernel_of or node in self.virtual
             if not taken and not self.may_be_virtual(node):
                 self.open_kernel(node)
-        kernels = self.ordered([self.close_kernel(i) for i in range(len(self.anchors))])
+        kernels, calls = self.ordered([self.close_kernel(i) for i in range(len(self.anchors))])
         views = tuple(n for n in self.graph.nodes if n in self.views)
-        return KernelPlan(self.graph, kernels, views, dict(self.layouts), tuple(self.refused))
+        refused = tuple(self.refused)
+        return KernelPlan(self.graph, kernels, views, dict(self.layouts), refused, calls)
 
     # --- properties ---------------------------------------------------------------------------
 
@@ -471,8 +466,8 @@ class _Fusion:
                 tainted.update(node.outputs)
         return found
 
-    def ordered(self, kernels: list[Kernel]) -> tuple[Kernel, ...]:
-        """Execution order: dependencies first, otherwise as the graph has them."""
+    def ordered(self, kernels: list[Kernel]) -> tuple[tuple[Kernel, ...], tuple[Call, ...]]:
+        """Execution order: call after call, dependencies first, otherwise as the graph has them."""
         import heapq
 
         writer = {v: i for i, k in enumerate(kernels) for v in k.outputs}
@@ -485,7 +480,7 @@ class _Fusion:
         for i, n in enumerate(needs):
             for j in n:
                 readers[j].append(i)
-        second = self.second_call(kernels, readers)
+        second = backward_kernels(self.graph, kernels, readers, self.cotangents or ())
         rank = [
             (i in second, min(self.order[n] for n in self.members[i])) for i in range(len(kernels))
         ]
@@ -502,26 +497,7 @@ class _Fusion:
         if len(done) != len(kernels):
             stuck = [k.name for i, k in enumerate(kernels) if waiting[i]]
             raise AssertionError(f"kernels wait for one another: {stuck[:4]}")
-        return tuple(done)
-
-    def second_call(self, kernels: list[Kernel], readers: list[list[int]]) -> set[int]:
-        """Kernels of the second call: those that need its inputs, and what serves only them.
-
-        Of the latter those that read nothing but the program's inputs (weights packed for the data
-        gradient): their results need not be kept from the first call on. Inputs that the first
-        call updates have to be read in it.
-        """
-        second = {i for i, anchor in enumerate(self.anchors) if anchor in self.late}
-        stay = self.results | {target for target, _ in self.graph.updates}
-        serving = {
-            i
-            for i, kernel in enumerate(kernels)
-            if self.inputs.issuperset(kernel.inputs)
-            and stay.isdisjoint((*kernel.inputs, *kernel.outputs))
-            and readers[i]
-            and second.issuperset(readers[i])
-        }
-        return second | serving
+        return tuple(done), divided(len(done), None if self.cotangents is None else len(second))
 
     def sources(self, v: Value) -> set[Value]:
         """The written values whose memory a value, perhaps a view, reads."""

@@ -1,8 +1,9 @@
 """All kernel calls of a program as one table, in TVM's calling convention.
 
-In: the calls' entries and operands, and where the operands lie. Out: `CallTable.run`. Each argument
-is a ``DLTensor`` whose address stands in the table; a run fills in what comes with the call and
-hands the table to `dispatch.c`, so that no interpreter runs between two kernels.
+In: the calls' entries and operands, then the memory of one call of the program after the other.
+Out: `CallTable.run`. Each argument is a ``DLTensor`` whose address stands in the table; `bind`
+fills in what comes with the call, and `dispatch.c` is handed the table, so that no interpreter runs
+between two kernels.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,9 @@ import numpy as np
 from bngen.dtypes import DTYPES
 from bngen.errors import ToolchainError
 from bngen.runtime import toolchain
+from bngen.runtime.memory import Arena
 from bngen.runtime.native import Entry
+from bngen.runtime.steps import Operand
 
 # The records of dlpack.h, c_api.h and dispatch.c.
 _TENSOR = np.dtype([
@@ -32,43 +34,27 @@ NO_STACK = -2
 """What dispatch.c returns where the calling thread has no room for the tiles of kernels."""
 
 
-@dataclass(frozen=True)
-class Operand:
-    """Where an argument of a kernel lies.
-
-    Attributes:
-        slot: name of the external buffer it is in; None for the arena.
-        offset: bytes into the arena or the slot.
-        shape: the shape the kernel's signature has.
-        dtype: element type.
-    """
-
-    slot: str | None
-    offset: int
-    shape: tuple[int, ...]
-    dtype: str
-
-
 class CallTable:
     """Calls with their arguments.
 
     Args:
         calls: an entry and its operands each, in execution order.
-        address: where an operand lies; None for one whose memory comes with a run.
+        fixed: the buffers that never move, by slot; all others come with a call, as the arena does.
     """
 
     def __init__(
         self,
         calls: Sequence[tuple[Entry, Sequence[Operand]]],
-        address: Callable[[Operand], int | None],
+        fixed: Mapping[str, np.ndarray],
     ):
         operands = list(dict.fromkeys(o for _, given in calls for o in given))
-        lie = [address(o) for o in operands]
         self._tensors, self._extents = _tensors(operands)
-        self._tensors["data"] = [a or 0 for a in lie]
-        self._open = _OpenSlots(
-            [(i, o) for i, (o, a) in enumerate(zip(operands, lie, strict=True)) if a is None]
-        )
+        rows = list(enumerate(operands))
+        self._arena = _Group([(i, o) for i, o in rows if o.slot is None])
+        self._open = _Group([(i, o) for i, o in rows if o.slot is not None and o.slot not in fixed])
+        held = _Group([(i, o) for i, o in rows if o.slot in fixed])
+        held.fill(self._tensors, {name: array.ctypes.data for name, array in fixed.items()})
+        self._base: int | None = None
         place = dict(zip(operands, _addresses(self._tensors), strict=True))
         counts = [len(given) for _, given in calls]
         self._arguments = np.zeros(sum(counts), _ANY)
@@ -82,11 +68,22 @@ class CallTable:
         self._calls["arguments"] = _addresses(self._arguments, firsts)
         self._owners = [entry.owner for entry, _ in calls]
 
-    def run(self, slots: Mapping[str, np.ndarray], start: int, stop: int) -> int:
+    def bind(self, arena: Arena, slots: Mapping[str, np.ndarray]) -> None:
+        """Fill in where the memory of a call lies.
+
+        Args:
+            arena: the call's; what was last filled in stays when it is the same.
+            slots: C-contiguous arrays by slot; only calls that are not made may lack one.
+        """
+        if arena.address != self._base:
+            self._arena.fill(self._tensors, {None: arena.address})
+            self._base = arena.address
+        self._open.fill(self._tensors, {n: slots[n].ctypes.data for n in self._open.names(slots)})
+
+    def run(self, start: int, stop: int) -> int:
         """Make calls [start, stop).
 
         Args:
-            slots: C-contiguous arrays by slot; only calls outside the range may lack one.
             start: the first call.
             stop: the call after the last.
 
@@ -94,7 +91,6 @@ class CallTable:
             The position of the call that failed, and where the calls ended; -1 when none did;
             `NO_STACK` when none was made for want of stack.
         """
-        self._open.fill(self._tensors, slots)
         return _dispatch()(self._calls.ctypes.data, start, stop)
 
     def without_work(self) -> None:
@@ -102,21 +98,25 @@ class CallTable:
         self._calls["call"] = _idle_entry()
 
 
-class _OpenSlots:
-    """The operands whose memory comes with a run."""
+class _Group:
+    """Operands whose addresses are filled in together."""
 
     def __init__(self, operands: Sequence[tuple[int, Operand]]):
         self._names = list(dict.fromkeys(o.slot for _, o in operands))
+        number = {name: i for i, name in enumerate(self._names)}
         self._rows = np.array([i for i, _ in operands], np.intp)
-        self._slots = np.array([self._names.index(o.slot) for _, o in operands], np.intp)
+        self._slots = np.array([number[o.slot] for _, o in operands], np.intp)
         self._offsets = np.array([o.offset for _, o in operands], np.uint64)
 
-    def fill(self, tensors: np.ndarray, slots: Mapping[str, np.ndarray]) -> None:
+    def names(self, slots: Mapping[str, np.ndarray]) -> list[str]:
+        """The slots of these operands that there are."""
+        return [name for name in self._names if name in slots]
+
+    def fill(self, tensors: np.ndarray, bases: Mapping[str | None, int]) -> None:
         """Write where the slots lie; where one is missing, an address that kernels refuse."""
         if not self._names:
             return
-        bases = [slots[n].ctypes.data if n in slots else 0 for n in self._names]
-        there = np.array(bases, np.uint64)[self._slots]
+        there = np.array([bases.get(n, 0) for n in self._names], np.uint64)[self._slots]
         tensors["data"][self._rows] = np.where(there == 0, there, there + self._offsets)
 
 
