@@ -27,7 +27,7 @@ from bngen.codegen.nests import choose
 from bngen.codegen.signature import overwritten, signature
 from bngen.dtypes import FLOAT
 from bngen.ir.node import Graph, Node
-from bngen.passes.fusion.cut import LEVELS
+from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.plan.calls import BACKWARD, kernels_of, saved
 from bngen.plan.kernel import Kernel, KernelPlan

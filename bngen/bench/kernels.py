@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bngen.bench.contenders import Entry, step_program, trained
+from bngen.bench.contenders import Entry
 from bngen.bench.limits import highest, measure_limits
 from bngen.bench.samples import geometric_mean, ratios, roofline, summary
 from bngen.bench.turns import CALLS, take
@@ -20,9 +20,11 @@ from bngen.codegen.nests import BY_KIND
 from bngen.errors import UsageError
 from bngen.passes.prepare import join_gradient, prepare
 from bngen.plan.kernel import Kernel, KernelPlan
+from bngen.programs import step_program, trained
 from bngen.runtime import threads as thread_pool
 from bngen.target.parse import Target
 from bngen.torch_bridge.bare import DIRECTIONS, LAYOUTS, bare_convolution, flops, shapes
+from bngen.torch_bridge.training import use_threads
 from bngen.tuning import records
 from bngen.tuning.lone import LoneKernel, timed
 
@@ -64,10 +66,7 @@ def measure_kernels(
     Returns:
         The program's part of the report; after an interrupt, of the kernels measured until then.
     """
-    import torch
-
-    if entry.threads:
-        torch.set_num_threads(entry.threads)
+    use_threads(entry.threads)
     thread_pool.install()
     plan = convolutions(entry, target)
     tuned = records.find(target, entry.schedules)
@@ -90,7 +89,7 @@ def measure_kernels(
 
 def convolutions(entry: Entry, target: Target) -> KernelPlan:
     """The plan of a program's training step, its convolution kernels alone."""
-    graph = step_program(entry).graph
+    graph = step_program(entry.program, entry.batch, entry.image).graph
     plan = prepare(
         join_gradient(graph, trained(graph)), target.channel_block, entry.fusion
     ).planned.plan

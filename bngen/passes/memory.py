@@ -20,7 +20,7 @@ from bngen.ir.node import Node
 from bngen.ir.ops import OPS
 from bngen.ir.types import Value
 from bngen.plan.kernel import Kernel, KernelPlan
-from bngen.plan.layout import Blocked, Plain, physical_bytes, same_bytes
+from bngen.plan.layout import Blocked, physical_bytes, same_bytes
 from bngen.plan.memory import MemoryPlan, Place, align
 
 
@@ -84,14 +84,14 @@ class _Memory:
     # --- views --------------------------------------------------------------------------------
 
     def place_view(self, node: Node) -> None:
-        if node.op == "cat":
+        if node.row.moves == "joins":
             start = 0
             axis = node.attrs["axis"]
             for v in node.inputs:
                 stop = start + v.shape[axis]
                 self.inside[v] = (node.out, self.channel_offset(node.out, start, stop))
                 start = stop
-        elif node.op == "slice":
+        elif node.row.moves == "cuts":
             x = node.inputs[0]
             at = self.channel_offset(x, node.attrs["start"], node.attrs["stop"])
             self.inside[node.out] = (x, at)
@@ -119,7 +119,7 @@ class _Memory:
         taken: set[Value] = set()
         for target, new in self.graph.updates:
             writer = self.writer.get(new)
-            same = same_bytes(new.type, self.layouts[new], Plain())
+            same = same_bytes(new.type, self.layouts[new], self.layouts[target])
             late = [i for i in self.readers.get(target, ()) if writer is not None and i > writer]
             kernel = self.plan.kernels[writer] if writer is not None else None
             free = (

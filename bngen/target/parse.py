@@ -151,8 +151,10 @@ class Target:
     def system(self) -> str:
         """Operating system that objects are for, as `host.system` names it."""
         words = (self.triple or "").split("-")[1:]
+        if not words:
+            return host.system()
         named = [name for name in _SYSTEMS for word in words if word.startswith(name)]
-        return {"macos": "darwin"}.get(named[0], named[0]) if named else host.system()
+        return {"macos": "darwin"}.get(named[0], named[0]) if named else words[-1]
 
     def loads_here(self) -> bool:
         """Whether this machine's loader takes objects for this target, be its CPU what it may."""

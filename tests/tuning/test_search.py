@@ -354,19 +354,19 @@ def test_a_cpu_that_is_not_here_cannot_be_tuned_for(monkeypatch):
     with pytest.raises(UsageError, match="what this machine lacks: avx99"):
         tune_command.run(
             tune_command.TuneRequest(
-                "tiny_resnet",
-                "llvm -mcpu=native",
-                None,
-                None,
-                "icf",
-                1,
-                16,
-                None,
-                None,
-                2,
-                None,
-                False,
-                False,
-                True,
+                program="tiny_resnet",
+                target="llvm -mcpu=native",
+                mcpu=None,
+                mattr=None,
+                fusion="icf",
+                batch=1,
+                image=16,
+                threads=None,
+                schedules=None,
+                trials=2,
+                records=None,
+                ship=False,
+                json=False,
+                quiet=True,
             )  # fmt: skip
         )
