@@ -18,6 +18,7 @@ from bngen.ir.types import Value
 from bngen.passes.pipeline import Planned
 from bngen.passes.prepare import Joint, Prepared
 from bngen.plan.calls import BACKWARD, FORWARD, kernels_of
+from bngen.plan.kernel import KernelPlan
 from bngen.plan.layout import Plain, physical_shape, plain, same_bytes
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.memory import ALIGNMENT
@@ -217,26 +218,30 @@ def label_checks(graph: Graph) -> tuple[LabelCheck, ...]:
     checks: list[LabelCheck] = []
     ignored: dict[int, int] = {}
     for node in graph.nodes:
-        if node.op not in ("one_hot", "not_equal"):
-            continue
-        labels = node.inputs[0]
-        if node.op == "one_hot":
+        if node.row.class_numbers:
+            (labels,) = node.inputs
             source = _before_conversion(labels, producers)
             if source in arguments:
                 pending[labels] = len(checks)
                 checks.append(LabelCheck(source.name, node.attrs["classes"]))
-        elif labels in pending:
-            other = producers.get(node.inputs[1])
-            if other is not None and other.op == "constant":
+        elif node.row.relation == "!=" and node.inputs[0] in pending:
+            labels, number = node.inputs
+            other = producers.get(number)
+            if other is not None and other.row.literal:
                 ignored[pending.pop(labels)] = int(other.attrs["value"])
     found = [replace(c, ignore=ignored.get(i)) for i, c in enumerate(checks)]
     return tuple(dict.fromkeys(found))
 
 
 def _before_conversion(v: Value, producers: Mapping[Value, Node]) -> Value:
-    while v in producers and producers[v].op in ("cast", "reshape", "copy"):
+    while v in producers and _hands_on(producers[v]):
         v = producers[v].inputs[0]
     return v
+
+
+def _hands_on(node: Node) -> bool:
+    """Whether a node's elements are its operand's, perhaps of another type or shape."""
+    return node.row.converts or node.row.moves in ("copies", "reshapes")
 
 
 def memory_report(graph: Graph, planned: Planned) -> dict[str, int]:
@@ -295,7 +300,7 @@ def manifest(
             "gradients": [s.name for s in signature.gradients],
         },
         "counts": {
-            "before": sum(1 for n in plan.graph.nodes if n.op != "constant"),
+            "before": sum(1 for n in plan.graph.nodes if not n.row.literal),
             "after": len(plan.kernels),
             "distinct": len({c.code.symbol for c in compiled}),
         },
@@ -308,12 +313,31 @@ def manifest(
                 "sublayers": list(c.kernel.sublayers),
                 "rule": c.code.rule,
                 "knobs": dict(c.code.knobs),
+                "declined": dict(c.code.declined),
                 "inputs": [_placed(v, plan) for v in c.kernel.inputs],
                 "outputs": [_placed(v, plan) for v in c.kernel.outputs],
             }
             for c in compiled
         ],
+        "refused": _refused(plan),
     }  # fmt: skip
+
+
+def _refused(plan: KernelPlan) -> list[dict[str, Any]]:
+    """Pairs of ops that are not in one kernel, those with one reason and the same ops together.
+
+    Of each pair the names of the values and, where known, the lines that they stem from.
+    """
+    ops = {v.name: n.op for v, n in plan.graph.producers().items()}
+    groups: dict[tuple[str, ...], list[list[str | None]]] = {}
+    for r in plan.refused:
+        pair = [r.producer, r.consumer, *(loc and str(loc) for loc in r.lines)]
+        key = (r.slot, r.reason, ops[r.producer], ops[r.consumer])
+        groups.setdefault(key, []).append(pair)
+    return [
+        {"slot": slot, "reason": reason, "ops": [producer, consumer], "pairs": pairs}
+        for (slot, reason, producer, consumer), pairs in groups.items()
+    ]
 
 
 def _described(spec: ArgSpec) -> dict[str, Any]:

@@ -36,13 +36,14 @@ from bngen.lang.init import initializer
 from bngen.lang.program import graph_of
 from bngen.options import environment
 from bngen.passes.autodiff import warn_of_independent
-from bngen.passes.fusion.cut import LEVELS
+from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.pipeline import Dump
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.plan.formats import Formats, declared_formats
-from bngen.runtime import loading, toolchain
 from bngen.runtime import threads as thread_pool
+from bngen.runtime import toolchain
 from bngen.runtime.bundle import Bundle, check_text
+from bngen.runtime.entries import entries
 from bngen.runtime.module import Module
 from bngen.target.parse import Target
 from bngen.tuning import records
@@ -150,11 +151,11 @@ def build(
     work.target.compiled_for().check_runs_here(work.graph.name)
     found = work.bundle()
     try:
-        entries = loading.entries(found)
+        loaded = entries(found)
     except ToolchainError as error:  # The thread pool may have said so, and all works as before.
         _LOG.info("kernels are loaded by TVM's JIT: %s", error)
-        entries = jit(work.compiled[1])
-    return Module(found, entries, work.texts, threads)
+        loaded = jit(work.compiled[1])
+    return Module(found, loaded, work.texts, threads)
 
 
 def _asked(
@@ -245,7 +246,7 @@ class _Work:
         else:
             joint = Joint(self.graph, self.graph, formats=self.formats)
         initializers = {i.name: initializer(i) for i in self.graph.inputs if i.kind != "input"}
-        prepared = prepare(joint, self.target.lanes, self.fusion, self.dump)
+        prepared = prepare(joint, self.target.channel_block, self.fusion, self.dump)
         compiled = compile_plan(
             prepared.planned.plan,
             self.target,

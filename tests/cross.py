@@ -32,10 +32,12 @@ class Emulator:
     Attributes:
         compiler: a C compiler for it.
         command: what runs a program that it made.
+        order: of bytes there, as NumPy writes it.
     """
 
     compiler: str
     command: tuple[str, ...]
+    order: str = "<"
 
     def check_there(self) -> None:
         """Skip the test where a tool is missing."""
@@ -63,7 +65,7 @@ def run(bundle: Bundle, args: Arrays, emulator: Emulator, folder: Path) -> Ran:
         folder: an empty folder for the program and its files.
     """
     emulator.check_there()
-    memory = _memory(bundle, args)
+    memory = _memory(bundle, args, emulator.order)
     (folder / "driver.c").write_text(_driver(bundle, memory))
     bundle.save(folder / "bundle")
     objects = [f"bundle/{object_file(symbol)}" for symbol in bundle.objects]
@@ -75,7 +77,7 @@ def run(bundle: Bundle, args: Arrays, emulator: Emulator, folder: Path) -> Ran:
     for slot, array in memory.items():
         found[slot] = np.frombuffer(after, np.uint8, array.nbytes, at)
         at += array.nbytes
-    return _results(bundle, found)
+    return _results(bundle, found, emulator.order)
 
 
 def _call(folder: Path, *command: str) -> None:
@@ -83,12 +85,12 @@ def _call(folder: Path, *command: str) -> None:
     assert done.returncode == 0, f"{command[0]}: {done.stderr[-2000:]}"
 
 
-def _memory(bundle: Bundle, args: Arrays) -> dict[str | None, np.ndarray]:
+def _memory(bundle: Bundle, args: Arrays, order: str) -> dict[str | None, np.ndarray]:
     """The contents of the arena and of each slot before the run."""
     signature = bundle.built.signature
     memory: dict[str | None, np.ndarray] = {None: np.zeros(bundle.built.nbytes, np.uint8)}
     for spec in (*signature.arguments, *signature.state, *signature.cotangents):
-        array = np.array(args[spec.name], spec.dtype, order="C")
+        array = np.array(args[spec.name], np.dtype(spec.dtype).newbyteorder(order), order="C")
         assert array.shape == spec.shape
         memory[input_slot(spec.name)] = array
     sizes: dict[str, int] = {}
@@ -102,12 +104,13 @@ def _nbytes(shape: tuple[int, ...], dtype: str) -> int:
     return int(np.prod(shape)) * DTYPES[dtype].nbytes
 
 
-def _results(bundle: Bundle, memory: Mapping[str | None, np.ndarray]) -> Ran:
+def _results(bundle: Bundle, memory: Mapping[str | None, np.ndarray], order: str) -> Ran:
     signature = bundle.built.signature
 
     def at(slot: str, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         held = memory[slot][offset : offset + _nbytes(shape, dtype)]
-        return held.view(dtype).reshape(shape)
+        there = held.view(np.dtype(dtype).newbyteorder(order))
+        return there.astype(dtype).reshape(shape)
 
     def result(spec: OutputSpec) -> np.ndarray:
         return at(spec.slot, spec.offset, spec.shape, spec.dtype)

@@ -26,7 +26,8 @@ from functools import cache
 import numpy as np
 
 from bngen.binding import bind
-from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan, load, overwritten
+from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan, load
+from bngen.codegen.signature import overwritten
 from bngen.ir.node import Graph
 from bngen.ir.types import TensorType, Value
 from bngen.passes.prepare import Joint, Prepared, join_gradient, prepare
@@ -87,7 +88,7 @@ def guarded(
         joint = join_gradient(graph, formats=formats)
     else:
         joint = Joint(graph, graph, formats=formats)
-    prepared = prepare(joint, machine.lanes, level)
+    prepared = prepare(joint, machine.channel_block, level)
     plan = prepared.planned.plan
     threads.install()
     compiled = compile_plan(
@@ -100,8 +101,10 @@ def guarded(
     built = bind(prepared, compiled, machine, level)
     entries = load([c.code for c in compiled])
     module = Module(Bundle(built, {}, {}), entries)
-    module._executor = GuardedExecutor(module, built, entries, compiled, prepared, machine.lanes)
-    return module, module._executor
+    block = machine.channel_block
+    executor = GuardedExecutor(module, built, entries, compiled, prepared, block)
+    module._calls.executor = executor
+    return module, executor
 
 
 @dataclass(frozen=True)

@@ -23,15 +23,15 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import bngen as bg
-from bngen.codegen.compile import KnobLookup, signature
+from bngen.codegen import nests
+from bngen.codegen.compile import KnobLookup
+from bngen.codegen.signature import signature
 from bngen.compiler import FUSION_LEVELS
 from bngen.ir.interp import run
 from bngen.ir.node import Graph
-from bngen.lower.kernel import lower
 from bngen.plan.formats import C_ORDER, Formats, declared_formats
 from bngen.plan.kernel import KernelPlan
 from bngen.runtime.module import Module
-from bngen.scheduling.legality import knobs_of
 from bngen.target.parse import Target
 from tests.compiled import Arrays, as_results, cotangents_for, forward
 from tests.guarded import RUNS, guarded
@@ -46,7 +46,7 @@ KINK_MARGIN, COARSE = 1e-5, 100
 def targets() -> list[str]:
     """One of each width of vectors that this machine has."""
     parsed = {t: Target.parse(t) for t in TARGETS}
-    widths = {p.lanes: t for t, p in reversed(parsed.items()) if p.runs_here}
+    widths = {p.channel_block: t for t, p in reversed(parsed.items()) if p.runs_here}
     return list(widths.values())
 
 
@@ -55,15 +55,11 @@ def drawn_knobs(number: int) -> Callable[[KernelPlan, Target], KnobLookup]:
 
     def choose(plan: KernelPlan, target: Target) -> KnobLookup:
         rng, table = random.Random(number), {}
-        with target.tvm():
-            for kernel in plan.kernels:
-                low = lower(kernel, plan.layouts)
-                chosen = table[low.kind, signature(kernel, plan)] = {}
-                try:
-                    for name, choices in knobs_of(low.kind, low.extents).items():
-                        chosen[name] = rng.choice(choices(low.extents, chosen))
-                except KeyError:  # No knobs are legal for a kernel that lacks an extent.
-                    chosen.clear()
+        for kernel in plan.kernels:
+            choice = nests.choose(kernel, plan.layouts, target.machine)
+            chosen = table[choice.strategy.kind, signature(kernel, plan)] = {}
+            for name, choices in choice.strategy.space(choice.facts).items():
+                chosen[name] = rng.choice(choices(chosen))
         return lambda kind, key: table[kind, key.partition("|")[0]] or None
 
     return choose

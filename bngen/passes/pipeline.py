@@ -13,10 +13,11 @@ from bngen.ir.build import prune
 from bngen.ir.node import Graph
 from bngen.ir.types import Value
 from bngen.ir.verify import verify
-from bngen.passes.concatenations import nest_concatenations
+from bngen.passes.concatenations import nest_concatenations, place_concatenations
 from bngen.passes.deferral import defer_affine_gradients
 from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, split_reductions
-from bngen.passes.fusion.cut import LEVELS, FusionLevel, fuse, place_concatenations
+from bngen.passes.fusion.cut import fuse
+from bngen.passes.fusion.levels import LEVELS, FusionLevel
 from bngen.passes.layout import assign_layouts
 from bngen.passes.memory import plan_memory
 from bngen.passes.simplify import (
@@ -70,7 +71,7 @@ def plan_program(
     graph: Graph,
     level: str,
     lanes: int,
-    late: Iterable[Value] | None = None,
+    cotangents: Iterable[Value] | None = None,
     keep: Iterable[Value] = (),
     dump: Dump | None = None,
     formats: Formats = C_ORDER,
@@ -81,8 +82,7 @@ def plan_program(
         graph: as traced, or differentiated.
         level: a key of `LEVELS`.
         lanes: float32 elements of a vector register.
-        late: inputs that only ``backward`` is given (gradients of outputs); None where there is no
-            such call.
+        cotangents: inputs that only ``backward`` is given; None where there is no such call.
         keep: values that must survive the last kernel.
         dump: called with each stage's name and graph.
         formats: the users' arrays that are channels-last.
@@ -100,7 +100,7 @@ def plan_program(
     verify(graph, stage="layout")
     if dump:
         dump("layout", graph)
-    plan = fuse(graph, layouts, rules, None if late is None else frozenset(late))
+    plan = fuse(graph, layouts, rules, None if cotangents is None else frozenset(cotangents))
     memory = plan_memory(plan, keep)
     check_plan(plan, memory)
     return Planned(plan, memory)

@@ -84,8 +84,10 @@ def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = N
         fusion: a fusion level.
         dump: called after each pass with its name and the graph.
     """
-    graph, late = keep_old_values(joint.graph, joint.cotangents or ()), joint.cotangents
-    planned = plan_program(graph, fusion, lanes, late, dump=dump, formats=joint.formats)
+    graph = keep_old_values(joint.graph, joint.cotangents or ())
+    planned = plan_program(
+        graph, fusion, lanes, cotangents=joint.cotangents, dump=dump, formats=joint.formats
+    )
     users = {i.value for i in graph.inputs if i.kind == "input"}
     unaligned = frozenset(v for v, p in planned.memory.places.items() if p.root in users)
     return Prepared(replace(joint, graph=graph), planned, unaligned)

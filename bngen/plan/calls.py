@@ -10,7 +10,7 @@ serves only those. All others run in ``forward``, gradients that need no cotange
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -51,7 +51,7 @@ def nodes_given(graph: Graph, given: Iterable[Value]) -> frozenset[Node]:
 def backward_kernels(
     graph: Graph,
     kernels: Sequence[Kernel],
-    readers: Sequence[Iterable[int]],
+    readers: Callable[[int], set[int]],
     cotangents: Iterable[Value],
 ) -> frozenset[int]:
     """Positions of the kernels of ``backward``: those that need a cotangent, and what serves them.
@@ -63,7 +63,7 @@ def backward_kernels(
     Args:
         graph: what the kernels compute.
         kernels: in any order.
-        readers: for each kernel the positions of those that read its results.
+        readers: gives for a kernel the positions of those that read its results.
         cotangents: the inputs that only ``backward`` is given.
     """
     needing = nodes_given(graph, cotangents)
@@ -75,8 +75,8 @@ def backward_kernels(
         for i, kernel in enumerate(kernels)
         if inputs.issuperset(kernel.inputs)
         and stay.isdisjoint((*kernel.inputs, *kernel.outputs))
-        and readers[i]
-        and found.issuperset(readers[i])
+        and (reading := readers(i))
+        and found.issuperset(reading)
     }
     return frozenset(found | serving)
 

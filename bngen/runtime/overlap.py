@@ -9,17 +9,30 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from bngen.errors import CallError
 
-if TYPE_CHECKING:
-    from bngen.runtime.arguments import ArgSpec
-
 _MAX_WORK = 1 << 12
 """Steps after which NumPy gives up on two arrays whose elements interleave: some microseconds."""
+
+
+class Declared(Protocol):
+    """What is asked of the declaration of an argument, such as an `ArgSpec`."""
+
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def inplace(self) -> bool:
+        """Whether the program writes a new value into it."""
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        """Its element type."""
 
 
 class _Memory:
@@ -38,7 +51,7 @@ class _Memory:
         }  # fmt: skip
 
 
-def memory_of(value: Any, spec: ArgSpec) -> np.ndarray | None:
+def memory_of(value: Any, spec: Declared) -> np.ndarray | None:
     """An array over the memory of an argument, whatever its strides.
 
     Args:
@@ -55,7 +68,7 @@ def memory_of(value: Any, spec: ArgSpec) -> np.ndarray | None:
     return None if isinstance(value, list | tuple | numbers.Number) else np.asarray(value)
 
 
-def check_overlap(program: str, specs: Sequence[ArgSpec], values: Sequence[Any]) -> None:
+def check_overlap(program: str, specs: Sequence[Declared], values: Sequence[Any]) -> None:
     """Refuse memory that is updated and passed under another name, too.
 
     Raises:
@@ -68,7 +81,7 @@ def check_overlap(program: str, specs: Sequence[ArgSpec], values: Sequence[Any])
             low, high = _bounds(array)
             spans.append((low, high, spec, array))
     spans.sort(key=lambda span: span[:2])
-    reaching: list[tuple[int, int, ArgSpec, np.ndarray]] = []
+    reaching: list[tuple[int, int, Declared, np.ndarray]] = []
     for span in spans:
         low, _, spec, array = span
         reaching = [other for other in reaching if other[1] > low]

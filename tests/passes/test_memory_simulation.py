@@ -8,7 +8,7 @@ from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph
 from bngen.ir.types import TensorType
 from bngen.models import make
-from bngen.passes.fusion.cut import LEVELS
+from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.pipeline import plan_program
 from bngen.plan.formats import C_ORDER
 from tests.passes.meaning import joint_program, reference, same_results
@@ -19,7 +19,7 @@ LANES = (4, 8, 16)
 
 
 def check(graph, level, lanes, seed, late=(), formats=C_ORDER):
-    planned = plan_program(graph, level, lanes, late=late, formats=formats)
+    planned = plan_program(graph, level, lanes, cotangents=late, formats=formats)
     args = random_args(graph, seed)
     same_results(run_in_memory(planned, args), reference(graph, args))
 

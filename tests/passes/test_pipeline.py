@@ -11,9 +11,10 @@ from bngen.ir.node import Graph
 from bngen.ir.ops import OPS
 from bngen.ir.types import TensorType
 from bngen.ir.verify import verify
+from bngen.passes.concatenations import place_concatenations
 from bngen.passes.deferral import defer_affine_gradients
 from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, split_reductions
-from bngen.passes.fusion.cut import LEVELS, place_concatenations
+from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.layout import assign_layouts
 from bngen.passes.pipeline import graph_passes
 from bngen.plan.formats import Formats

@@ -18,7 +18,7 @@ from tests.passes.meaning import joint_program
 @pytest.fixture(scope="module")
 def planned():
     joint, late = joint_program(make("tiny_densenet", batch=2, image=32, num_classes=5).graph)
-    return plan_program(joint, "icf", 8, late=late)
+    return plan_program(joint, "icf", 8, cotangents=late)
 
 
 def with_kernel(plan, i, **changes):

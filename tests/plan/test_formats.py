@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 import bngen as bg
 from bngen.errors import BngenError
 from bngen.models import make
-from bngen.passes.fusion.cut import LEVELS
+from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.pipeline import plan_program
 from bngen.passes.prepare import join_gradient
 from bngen.plan.formats import C_ORDER, Formats, declared_formats

@@ -9,7 +9,7 @@ import pytest
 
 from bngen.ir.build import GraphBuilder
 from bngen.ir.types import TensorType, Value
-from bngen.passes.fusion.cut import LEVELS
+from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.pipeline import plan_program
 from bngen.plan.calls import saved
 from bngen.plan.traffic import (
@@ -98,7 +98,7 @@ def test_saved_values_are_found_through_concatenations():
     """The concatenation that backward reads was written piece by piece in forward."""
     graph = LAYERS["DenseNet"](3)
     joint, late = joint_program(graph)
-    plan = plan_program(joint, "icf", 16, late=late).plan
+    plan = plan_program(joint, "icf", 16, cotangents=late).plan
     values = set(saved(plan))
     written = {v for k in plan.kernels for v in k.outputs}
     cats = [n for n in plan.views if n.op == "cat" and len(n.out.shape) == 4]

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 import bngen as bg
+from bngen.codegen.object_files import imports_of
 from bngen.ir import interp
 from bngen.passes.prepare import join_gradient
+from bngen.target.parse import Target
 from tests import cross
 from tests.oracle import assert_close
 
@@ -84,6 +86,40 @@ def test_the_manifest_lists_what_is_needed(bundles):
     assert "__TVMBackendParallelLaunch" in manifest["imports"]["pointers"]
     assert {"v", "d"} <= set(bundles("rvv").manifest()["target"]["features"])
     assert "v" not in bundles("riscv64").manifest()["target"]["features"]
+
+
+@pytest.mark.parametrize(
+    ("triple", "magic", "more"),
+    [
+        ("x86_64-linux-gnu", b"\x7fELF\x02\x01", ()),
+        ("aarch64-linux-gnu", b"\x7fELF\x02\x01", ()),
+        ("x86_64-apple-darwin", b"\xcf\xfa\xed\xfe\x07\0\0\1", ()),
+        ("arm64-apple-macosx14", b"\xcf\xfa\xed\xfe\x0c\0\0\1", ()),
+        ("x86_64-pc-windows-msvc", b"\x64\x86", ("_fltused",)),
+        ("aarch64-pc-windows-msvc", b"\x64\xaa", ()),
+    ],
+)
+def test_imports_are_read_of_every_kind_of_object(triple, magic, more):
+    program = bg.trace(lambda x: bg.relu(x).log(), bg.Tensor[4, 16, 32, 32], name="f")
+    made = bg.bundle(program, target=f"llvm -mtriple={triple}")
+    assert all(content.startswith(magic) for content in made.objects.values())
+    assert made.manifest()["imports"] == {
+        "functions": sorted(["logf", *more]),
+        "pointers": ["__TVMBackendParallelLaunch"],
+    }
+
+
+def test_what_is_no_object_has_no_imports():
+    for content in (b"", b"\x7fELF\x01", b"nonsense"):
+        with pytest.raises(ValueError, match="no object file of 64 bits"):
+            imports_of([content])
+
+
+def test_code_does_not_count_on_the_length_of_vectors():
+    """A CPU whose vectors have 512 bits: the code is right on 128, and asks for no more."""
+    target = Target.parse("llvm -mtriple=riscv64-linux-gnu -mcpu=sifive-x280")
+    assert "v" in target.features and "zvl128b" in target.features
+    assert not {"zvl256b", "zvl512b"} & target.features
 
 
 @pytest.mark.parametrize("name", TARGETS)

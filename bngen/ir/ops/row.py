@@ -60,6 +60,8 @@ class OpDef:
         store_slot: results are final where they are stored, so that what is made of them can be
             computed there. Of a weight's gradient they are so only after the last pixel; a copy
             has a nest of its own.
+        statistics: of an op whose last two results are a mean and a variance: those of the
+            ``batch``, or ``running`` ones.
         deferrable: an affine part of a gradient, which whoever reads it next may apply.
         sublayer: whether the names of kernels tell of it.
     """
@@ -89,6 +91,7 @@ class OpDef:
     merges: bool = False
     direction: str = ""
     store_slot: bool = True
+    statistics: str = ""
     deferrable: bool = False
     sublayer: bool = True
 
