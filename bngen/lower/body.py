@@ -164,7 +164,9 @@ class Body:
 
     def sum_rows(self, node: Node) -> None:
         """Stages of a partial reduction, and its results."""
-        for v, part in zip(node.outputs, sums_of_rows(self, node), strict=True):
+        layout = self.layouts[node.inputs[0]]
+        sums = sums_of_rows(node, self.at, layout, self.lowered)
+        for v, part in zip(node.outputs, sums, strict=True):
             if v in self.kernel.outputs:
                 self.results[v] = part
 

@@ -74,7 +74,7 @@ class Geometry:
     @staticmethod
     def of_convolution(node: Node) -> Geometry:
         """That of a convolution or data gradient."""
-        is_gradient = node.op == "conv2d_grad_input"
+        is_gradient = node.row.direction == "input"
         return (Geometry.data_gradient if is_gradient else Geometry.forward)(node)
 
     @staticmethod

@@ -84,14 +84,14 @@ class _Memory:
     # --- views --------------------------------------------------------------------------------
 
     def place_view(self, node: Node) -> None:
-        if node.op == "cat":
+        if node.row.moves == "joins":
             start = 0
             axis = node.attrs["axis"]
             for v in node.inputs:
                 stop = start + v.shape[axis]
                 self.inside[v] = (node.out, self.channel_offset(node.out, start, stop))
                 start = stop
-        elif node.op == "slice":
+        elif node.row.moves == "cuts":
             x = node.inputs[0]
             at = self.channel_offset(x, node.attrs["start"], node.attrs["stop"])
             self.inside[node.out] = (x, at)
