@@ -6,21 +6,31 @@ the next one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from bngen.codegen.compile import CompiledKernel
-from bngen.ir.node import Graph, Input, Node, Value
-from bngen.passes.fusion.cut import late_nodes
+from bngen.codegen.object_files import imports_of
+from bngen.ir.node import Graph, Input, Node
+from bngen.ir.types import Value
 from bngen.passes.pipeline import Planned
 from bngen.passes.prepare import Joint, Prepared
-from bngen.plan.layout import PLAIN, same_bytes
+from bngen.plan.calls import BACKWARD, FORWARD, kernels_of
+from bngen.plan.kernel import KernelPlan
+from bngen.plan.layout import Plain, physical_shape, plain, same_bytes
 from bngen.runtime.arguments import ArgSpec
-from bngen.runtime.calls import Operand
-from bngen.runtime.executor import Step
 from bngen.runtime.memory import ALIGNMENT
-from bngen.runtime.signature import Built, LabelCheck, OutputSpec, Signature
+from bngen.runtime.signature import (
+    Built,
+    CallSpec,
+    LabelCheck,
+    OutputSpec,
+    Signature,
+    input_slot,
+)
+from bngen.runtime.steps import CopyStep, KernelStep, Operand, Step
 from bngen.target.parse import Target
 
 SMALL = 1 << 14
@@ -40,29 +50,35 @@ def bind(
     """
     joint, planned, _ = prepared
     graph, program = joint.graph, joint.program
-    own = len(program.outputs)
     binding = Binding(joint, planned, compiled)
-    given = [i for i in graph.inputs if i.kind == "input" and i.name not in joint.cotangents]
+    cotangents = joint.cotangents or ()
+    given = [i for i in graph.inputs if i.kind == "input" and i.value not in cotangents]
+    own = len(program.outputs)
     signature = Signature(
         program=program.name,
         arguments=tuple(binding.argument(i) for i in given),
         state=tuple(binding.argument(i) for i in graph.inputs if i.kind != "input"),
-        cotangents=tuple(binding.argument(i) for i in graph.inputs if i.name in joint.cotangents),
-        outputs=tuple(binding.output(i) for i in range(own)),
-        gradients=tuple(binding.output(i) for i in range(own, len(graph.outputs))),
-        update_copies=binding.update_copies(),
-        forward_steps=binding.forward_steps,
+        cotangents=tuple(binding.argument(i) for i in graph.inputs if i.value in cotangents),
+        outputs=binding.results[:own],
+        gradients=binding.results[own:],
+        calls=binding.calls,
         tuple_output=program.tuple_output,
         named_outputs=bool(program.output_names),
         labels=label_checks(program),
-        memory=memory_report(graph, planned, binding.forward_steps),
+        memory=memory_report(graph, planned),
     )
     described = manifest(program.name, planned, compiled, target, fusion, signature)
-    return Built(signature, binding.steps(), planned.memory.nbytes, described)
+    return Built(signature, binding.steps, planned.memory.nbytes, described)
 
 
 class Binding:
-    """From values of the graph to operands of the executor."""
+    """From values of the graph to operands of steps.
+
+    Attributes:
+        results: results of the program, and then its gradients.
+        steps: kernels of ``forward``, and what it copies; the same of ``backward``.
+        calls: which steps belong to which call.
+    """
 
     def __init__(
         self,
@@ -70,97 +86,125 @@ class Binding:
         planned: Planned,
         compiled: Sequence[CompiledKernel],
     ):
-        graph, own_outputs = joint.graph, len(joint.program.outputs)
+        self.joint, self.compiled, self.formats = joint, compiled, joint.formats
         self.graph, self.plan, self.memory = planned.plan.graph, planned.plan, planned.memory
-        labels = graph.output_names or ("",) * len(graph.outputs)
-        # What `backward` returns goes by the input's name alone.
-        self.names = [
-            n if i < own_outputs else n.removeprefix("grad:") for i, n in enumerate(labels)
-        ]
-        self.compiled = compiled
-        self.inputs = {i.value: i.name for i in graph.inputs}
-        self.updated = {target for target, _ in graph.updates}
-        self.forward_steps = self.count_forward_steps(joint.late)
-        self.direct = self.direct_outputs(own_outputs)
+        self.inputs = {i.value: i.name for i in joint.graph.inputs}
+        self.updated = {target for target, _ in joint.graph.updates}
+        self.written: dict[Value, tuple[str, int]] = {}
+        self.results = self.place_results()
+        self.steps, self.calls = self.bind_steps()
 
-    def direct_outputs(self, own_outputs: int) -> dict[Value, tuple[str, int]]:
-        """Results that a kernel writes straight into the caller's fresh memory: slot and offset.
+    def place_results(self) -> tuple[OutputSpec, ...]:
+        """Slot and offset of each result; ``written`` are those that a kernel writes there itself.
 
-        Not so a gradient that ``forward`` happens to compute: its memory comes with ``backward``.
-        Nor what ``backward`` reads: callers may change what they were given.
         Small results of a call share a slot, since hundreds of allocations take their time.
         """
-        direct: dict[Value, tuple[str, int]] = {}
+        own = len(self.joint.program.outputs)
+        names = [*(self.joint.program.output_names or ("",) * own), *self.joint.gradients]
+        may_write = self.written_by_kernels()
         shared_bytes = {"out:small": 0, "grad:small": 0}
-        early = {v for c in self.compiled[: self.forward_steps] for v in c.kernel.outputs}
-        read_late = {v for c in self.compiled[self.forward_steps :] for v in c.kernel.inputs}
-        roots = [p.root for p in self.memory.places.values()]
-        for i, v in enumerate(self.graph.outputs):
-            place = self.memory.places[v]
-            shared = roots.count(v) > 1
-            plain = same_bytes(v.type, self.plan.layouts[v], PLAIN)
-            if (i >= own_outputs and v in early) or (i < own_outputs and v in read_late):
-                continue
-            if place.root != v or v in self.inputs or not plain or shared or v in direct:
-                continue
-            slot = "out:small" if i < own_outputs else "grad:small"
-            if v.type.nbytes > SMALL:
-                direct[v] = (f"out:{i}", 0)
-            else:
-                direct[v] = (slot, shared_bytes[slot])
+        specs = []
+        for i, (v, name) in enumerate(zip(self.graph.outputs, names, strict=True)):
+            slot, offset = f"out:{i}", 0
+            if v.type.nbytes <= SMALL:
+                slot = "out:small" if i < own else "grad:small"
+                offset = shared_bytes[slot]
                 shared_bytes[slot] += -(-v.type.nbytes // ALIGNMENT) * ALIGNMENT
-        return direct
+            if i in may_write:
+                self.written.setdefault(v, (slot, offset))
+            memory_format = self.formats.of_output(i)
+            specs.append(OutputSpec(name, v.shape, v.dtype, slot, offset, memory_format))
+        return tuple(specs)
+
+    def written_by_kernels(self) -> set[int]:
+        """Positions of results that a kernel can write straight into the caller's memory.
+
+        Not so what lies in memory of another layout, or together with something else. Nor a
+        gradient that ``forward`` computes: its memory comes with ``backward``. Nor what
+        ``backward`` reads of the results: callers may change what they were given.
+        """
+        own = len(self.joint.program.outputs)
+        gradients = set(self.graph.outputs[own:])
+        early = {v for k in kernels_of(self.plan, FORWARD) for v in k.outputs}
+        read_late = {v for k in kernels_of(self.plan, BACKWARD) for v in k.inputs}
+        roots = Counter(place.root for place in self.memory.places.values())
+        return {
+            i
+            for i, v in enumerate(self.graph.outputs)
+            if self.memory.places[v].root == v
+            and v not in self.inputs
+            and roots[v] == 1
+            and same_bytes(v.type, self.plan.layouts[v], self.declared(i))
+            and v not in (read_late | gradients if i < own else early)
+        }
+
+    def declared(self, i: int) -> Plain:
+        """The layout in which the i-th result is handed out."""
+        last = i in self.formats.outputs
+        return plain(self.graph.outputs[i].type, channels_last=last)
+
+    def bind_steps(self) -> tuple[tuple[Step, ...], tuple[CallSpec, ...]]:
+        """All steps, and the calls that they belong to."""
+        own = len(self.joint.program.outputs)
+        copies = {
+            FORWARD: [*self.result_copies(0, own), *self.update_copies()],
+            BACKWARD: self.result_copies(own, len(self.results)),
+        }
+        steps: list[Step] = []
+        calls = []
+        for call in self.plan.calls:
+            start = len(steps)
+            steps += [self.kernel_step(c) for c in self.compiled[call.start : call.stop]]
+            steps += copies[call.name]
+            reads = self.reads(steps[start:]) if call.name == BACKWARD else ()
+            calls.append(CallSpec(call.name, start, len(steps), reads))
+        return tuple(steps), tuple(calls)
+
+    def kernel_step(self, c: CompiledKernel) -> KernelStep:
+        """The call of a kernel."""
+        operands = tuple(self.operand(a.value, a.shape) for a in c.arguments)
+        return KernelStep(c.kernel.name, c.code.symbol, operands)
+
+    def result_copies(self, start: int, stop: int) -> list[CopyStep]:
+        """The results [start, stop) that no kernel writes to where they are handed out."""
+        copies = []
+        for v, spec in zip(self.graph.outputs[start:stop], self.results[start:stop], strict=True):
+            if self.written.get(v) != (spec.slot, spec.offset):
+                target = Operand(spec.slot, spec.offset, spec.memory_shape, v.dtype)
+                copies.append(CopyStep(v.name, self.operand(v, spec.memory_shape), target))
+        return copies
+
+    def update_copies(self) -> list[CopyStep]:
+        """Updates that no kernel writes in place."""
+        copies = []
+        for target, new in self.memory.copies:
+            shape = physical_shape(target.type, self.plan.layouts[target])
+            source, there = self.operand(new, shape), self.operand(target, shape)
+            copies.append(CopyStep(target.name, source, there))
+        return copies
+
+    def reads(self, steps: Iterable[Step]) -> tuple[str, ...]:
+        """Names of the inputs other than cotangents that steps read."""
+        given = set(self.joint.cotangents or ())
+        names = {input_slot(n): n for v, n in self.inputs.items() if v not in given}
+        slots = {operand.slot for step in steps for operand in step.operands}
+        return tuple(name for slot, name in names.items() if slot in slots)
 
     def operand(self, v: Value, shape: tuple[int, ...]) -> Operand:
         """Where a value lies, in the shape a kernel's signature has."""
         place = self.memory.places[v]
         root = place.root
-        if root in self.direct:
-            slot, offset = self.direct[root]
+        if root in self.written:
+            slot, offset = self.written[root]
             return Operand(slot, offset + place.offset, shape, v.dtype)
         if root in self.inputs:
-            return Operand(f"in:{self.inputs[root]}", place.offset, shape, v.dtype)
+            return Operand(input_slot(self.inputs[root]), place.offset, shape, v.dtype)
         return Operand(None, self.memory.arena[root] + place.offset, shape, v.dtype)
-
-    def steps(self) -> tuple[Step, ...]:
-        """The calls, in order."""
-        return tuple(
-            Step(
-                c.kernel.name,
-                c.code.symbol,
-                tuple(self.operand(a.value, a.shape) for a in c.arguments),
-            )
-            for c in self.compiled
-        )
 
     def argument(self, item: Input) -> ArgSpec:
         """What a caller has to give for an input."""
-        return ArgSpec(item.name, item.value.shape, item.value.dtype, item.value in self.updated)
-
-    def output(self, i: int) -> OutputSpec:
-        """Where the i-th result is found."""
-        v, name = self.graph.outputs[i], self.names[i]
-        if v in self.direct:
-            slot, offset = self.direct[v]
-            return OutputSpec(name, v.shape, v.dtype, slot=slot, offset=offset)
-        if v in self.inputs:
-            return OutputSpec(name, v.shape, v.dtype, source=self.inputs[v])
-        return OutputSpec(name, v.shape, v.dtype, operand=self.operand(v, v.shape))
-
-    def update_copies(self) -> tuple[tuple[str, Operand], ...]:
-        """Updates that no kernel writes in place: input, and where its new value lies."""
-        return tuple(
-            (self.inputs[target], self.operand(new, new.shape))
-            for target, new in self.memory.copies
-        )
-
-    def count_forward_steps(self, late: frozenset[Value]) -> int:
-        """Steps before the first that needs a gradient of an output."""
-        nodes = late_nodes(self.graph, late)
-        for i, c in enumerate(self.compiled):
-            if any(n in nodes for n in c.kernel.nodes):
-                return i
-        return len(self.compiled)
+        v, memory_format = item.value, self.formats.of_input(item.name)
+        return ArgSpec(item.name, v.shape, v.dtype, v in self.updated, memory_format)
 
 
 def label_checks(graph: Graph) -> tuple[LabelCheck, ...]:
@@ -174,29 +218,33 @@ def label_checks(graph: Graph) -> tuple[LabelCheck, ...]:
     checks: list[LabelCheck] = []
     ignored: dict[int, int] = {}
     for node in graph.nodes:
-        if node.op not in ("one_hot", "not_equal"):
-            continue
-        labels = node.inputs[0]
-        if node.op == "one_hot":
+        if node.row.class_numbers:
+            (labels,) = node.inputs
             source = _before_conversion(labels, producers)
             if source in arguments:
                 pending[labels] = len(checks)
                 checks.append(LabelCheck(source.name, node.attrs["classes"]))
-        elif labels in pending:
-            other = producers.get(node.inputs[1])
-            if other is not None and other.op == "constant":
+        elif node.row.relation == "!=" and node.inputs[0] in pending:
+            labels, number = node.inputs
+            other = producers.get(number)
+            if other is not None and other.row.literal:
                 ignored[pending.pop(labels)] = int(other.attrs["value"])
     found = [replace(c, ignore=ignored.get(i)) for i, c in enumerate(checks)]
     return tuple(dict.fromkeys(found))
 
 
 def _before_conversion(v: Value, producers: Mapping[Value, Node]) -> Value:
-    while v in producers and producers[v].op in ("cast", "reshape", "copy"):
+    while v in producers and _hands_on(producers[v]):
         v = producers[v].inputs[0]
     return v
 
 
-def memory_report(graph: Graph, planned: Planned, forward_steps: int) -> dict[str, int]:
+def _hands_on(node: Node) -> bool:
+    """Whether a node's elements are its operand's, perhaps of another type or shape."""
+    return node.row.converts or node.row.moves in ("copies", "reshapes")
+
+
+def memory_report(graph: Graph, planned: Planned) -> dict[str, int]:
     """Bytes by use, over the life of a module.
 
     ``parameters`` are parameters and buffers; ``saved`` is what ``forward`` writes to the arena
@@ -206,7 +254,7 @@ def memory_report(graph: Graph, planned: Planned, forward_steps: int) -> dict[st
     """
     parameters = sum(i.value.type.nbytes for i in graph.inputs if i.kind != "input")
     results = sum(v.type.nbytes for v in dict.fromkeys(graph.outputs))
-    saved = _saved_bytes(planned, forward_steps)
+    saved = _saved_bytes(planned)
     arena = planned.memory.nbytes
     return {
         "parameters": parameters,
@@ -217,13 +265,13 @@ def memory_report(graph: Graph, planned: Planned, forward_steps: int) -> dict[st
     }
 
 
-def _saved_bytes(planned: Planned, forward_steps: int) -> int:
-    """Bytes of the arena's buffers that the forward steps write and later ones read."""
-    places, kernels = planned.memory.places, planned.plan.kernels
-    written = {places[v].root for k in kernels[:forward_steps] for v in k.outputs}
-    read = {places[v].root for k in kernels[forward_steps:] for v in k.inputs}
+def _saved_bytes(planned: Planned) -> int:
+    """Bytes of the arena's buffers that kernels of ``forward`` write and later ones read."""
+    plan, places = planned.plan, planned.memory.places
+    written = {places[v].root for k in kernels_of(plan, FORWARD) for v in k.outputs}
+    read = {places[v].root for k in kernels_of(plan, BACKWARD) for v in k.inputs}
     saved = written & read & planned.memory.arena.keys()
-    return sum(planned.plan.nbytes(root) for root in saved)
+    return sum(plan.nbytes(root) for root in saved)
 
 
 def manifest(
@@ -236,6 +284,7 @@ def manifest(
 ) -> dict[str, Any]:
     """What was built, as data: the contents of manifest.json."""
     plan = planned.plan
+    imports = imports_of(c.code.machine_code for c in compiled)
     return {
         "program": program,
         "target": target.compiled_for().described(),
@@ -244,17 +293,19 @@ def manifest(
             "arguments": [_described(s) for s in signature.arguments],
             "state": [_described(s) for s in signature.state],
             "outputs": [
-                {"name": s.name, "shape": list(s.shape), "dtype": s.dtype}
+                {"name": s.name, "shape": list(s.shape), "dtype": s.dtype,
+                 "memory_format": s.memory_format}
                 for s in signature.outputs
             ],
             "gradients": [s.name for s in signature.gradients],
         },
         "counts": {
-            "before": sum(1 for n in plan.graph.nodes if n.op != "constant"),
+            "before": sum(1 for n in plan.graph.nodes if not n.row.literal),
             "after": len(plan.kernels),
             "distinct": len({c.code.symbol for c in compiled}),
         },
         "memory": dict(signature.memory),
+        "imports": {"functions": list(imports.functions), "pointers": list(imports.pointers)},
         "kernels": [
             {
                 "name": c.kernel.name,
@@ -262,17 +313,36 @@ def manifest(
                 "sublayers": list(c.kernel.sublayers),
                 "rule": c.code.rule,
                 "knobs": dict(c.code.knobs),
+                "declined": dict(c.code.declined),
                 "inputs": [_placed(v, plan) for v in c.kernel.inputs],
                 "outputs": [_placed(v, plan) for v in c.kernel.outputs],
             }
             for c in compiled
         ],
+        "refused": _refused(plan),
     }  # fmt: skip
+
+
+def _refused(plan: KernelPlan) -> list[dict[str, Any]]:
+    """Pairs of ops that are not in one kernel, those with one reason and the same ops together.
+
+    Of each pair the names of the values and, where known, the lines that they stem from.
+    """
+    ops = {v.name: n.op for v, n in plan.graph.producers().items()}
+    groups: dict[tuple[str, ...], list[list[str | None]]] = {}
+    for r in plan.refused:
+        pair = [r.producer, r.consumer, *(loc and str(loc) for loc in r.lines)]
+        key = (r.slot, r.reason, ops[r.producer], ops[r.consumer])
+        groups.setdefault(key, []).append(pair)
+    return [
+        {"slot": slot, "reason": reason, "ops": [producer, consumer], "pairs": pairs}
+        for (slot, reason, producer, consumer), pairs in groups.items()
+    ]
 
 
 def _described(spec: ArgSpec) -> dict[str, Any]:
     return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype,
-            "updated": spec.inplace}  # fmt: skip
+            "memory_format": spec.memory_format, "updated": spec.inplace}  # fmt: skip
 
 
 def _placed(v: Value, plan: Any) -> dict[str, str]:

@@ -26,18 +26,22 @@ from functools import cache
 import numpy as np
 
 from bngen.binding import bind
-from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan, load, overwritten
-from bngen.ir.node import Graph, TensorType, Value
+from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan, load
+from bngen.codegen.signature import overwritten
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType, Value
 from bngen.passes.prepare import Joint, Prepared, join_gradient, prepare
+from bngen.plan.formats import C_ORDER, Formats
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.layout import Blocked, Layout, PackedWeight
 from bngen.runtime import native, threads
 from bngen.runtime.bundle import Bundle
-from bngen.runtime.calls import CallTable, Operand
-from bngen.runtime.executor import Executor
+from bngen.runtime.dispatch import CallTable
+from bngen.runtime.executor import Executor, Memory
 from bngen.runtime.module import Module
 from bngen.runtime.native import Entry
 from bngen.runtime.signature import Built
+from bngen.runtime.steps import CopyStep, KernelStep, Operand
 from bngen.target.parse import Target
 from bngen.tuning import records
 from tests.guard_pages import NANS, NOISE, Block, Poison, watching
@@ -67,6 +71,7 @@ def guarded(
     *,
     grad: bool = True,
     knobs: Callable[[KernelPlan, Target], KnobLookup] | None = None,
+    formats: Formats = C_ORDER,
 ) -> tuple[Module, GuardedExecutor]:
     """A program, compiled for a target that runs here.
 
@@ -76,10 +81,14 @@ def guarded(
         target: what to compile for.
         grad: whether to compile its gradient, too.
         knobs: what to take for records; those that bngen is shipped with by default.
+        formats: the program's arrays that are channels-last.
     """
     machine = Target.parse(target)
-    joint = join_gradient(graph) if grad else Joint(graph, graph)
-    prepared = prepare(joint, machine.lanes, level)
+    if grad:
+        joint = join_gradient(graph, formats=formats)
+    else:
+        joint = Joint(graph, graph, formats=formats)
+    prepared = prepare(joint, machine.channel_block, level)
     plan = prepared.planned.plan
     threads.install()
     compiled = compile_plan(
@@ -92,8 +101,10 @@ def guarded(
     built = bind(prepared, compiled, machine, level)
     entries = load([c.code for c in compiled])
     module = Module(Bundle(built, {}, {}), entries)
-    module._executor = GuardedExecutor(module, built, entries, compiled, prepared, machine.lanes)
-    return module, module._executor
+    block = machine.channel_block
+    executor = GuardedExecutor(module, built, entries, compiled, prepared, block)
+    module._calls.executor = executor
+    return module, executor
 
 
 @dataclass(frozen=True)
@@ -150,42 +161,48 @@ class GuardedExecutor(Executor):
         lanes: int,
     ):
         fixed = {f"in:{name}": array for name, array in module._state.arrays.items()}
-        super().__init__(built.steps, entries, built.nbytes, fixed)
+        super().__init__(built.steps, entries, fixed)
         self.layout: Run | None = RUNS[0]
         self.findings: list[str] = []
         self.announce: Callable[[str], None] = lambda _: None
         self._entries, self._alignment = entries, 4 * lanes
-        self._parts = [
-            _parts(step.operands, c, prepared)
-            for step, c in zip(self._steps, compiled, strict=True)
-        ]
+        kernels = [i for i, step in enumerate(built.steps) if isinstance(step, KernelStep)]
+        self._parts = {
+            i: _parts(built.steps[i].operands, c, prepared)
+            for i, c in zip(kernels, compiled, strict=True)
+        }
         self._expected: dict[tuple[int, Value], np.ndarray] = {}
         self._scratch = _Scratch(entries, self._alignment)
 
-    def run(self, slots: Mapping[str, np.ndarray], start: int = 0, stop: int | None = None) -> None:
+    def run(self, memory: Memory, start: int = 0, stop: int | None = None) -> None:
         self._scratch.serve(self.layout)
         if self.layout is None:
-            super().run(slots, start, stop)
+            super().run(memory, start, stop)
             return
         if start == 0:
-            arena = self.arena.view(0, (self.arena.nbytes,), "uint8")
+            arena = memory.arena.view(0, (memory.arena.nbytes,), "uint8")
             arena[:] = self.layout.poison.bytes(arena.size)
-        stop = len(self._steps) if stop is None else stop
-        for i in range(start, stop):
-            self._run_step(i, {**self._fixed, **slots})
+        memory = Memory(memory.arena, {**memory.slots, **self._fixed})
+        for i in range(start, len(self._steps) if stop is None else stop):
+            step = self._steps[i]
+            if isinstance(step, CopyStep):
+                np.copyto(memory.array(step.target), memory.array(step.source))
+            else:
+                self._run_kernel(i, step, memory)
 
-    def _run_step(self, i: int, slots: Mapping[str, np.ndarray]) -> None:
-        step, parts = self._steps[i], self._parts[i]
+    def _run_kernel(self, i: int, step: KernelStep, memory: Memory) -> None:
+        parts = self._parts[i]
         self.announce(f"{step.name}: {'; '.join(map(str, parts))}")
-        blocks = self._placed(step.name, parts, slots)
+        blocks = self._placed(step.name, parts, memory)
         before = {place: block.data.copy() for place, block in blocks.items()}
-        table = CallTable(
-            [(self._entries[step.symbol], step.operands)],
-            lambda o: blocks[o.slot, o.offset].address,
-        )
+        # Each place is a buffer of its own.
+        named = {place: f"{place[0]} {place[1]}" for place in blocks}
+        operands = [Operand(named[o.slot, o.offset], 0, o.shape, o.dtype) for o in step.operands]
+        buffers = {named[place]: block.data for place, block in blocks.items()}
+        table = CallTable([(self._entries[step.symbol], operands)], buffers)
         self._scratch.owner = step.name
         with watching() as faults:
-            failed = table.run({}, 0, 1)
+            failed = table.run(0, 1)
         assert failed < 0, f"{step.name} failed: {native.raised()}"
         self._report(*_furthest(faults))
         self._report(*self._scratch.closed())
@@ -193,13 +210,13 @@ class GuardedExecutor(Executor):
             block = blocks[part.place]
             self._report(*block.overflowed())
             if part.writes:
-                self._take(i, part, block, slots)
+                self._take(i, part, block, memory)
             elif not np.array_equal(block.data, before[part.place]):
                 self._report(f"writes to {block.label}, which it only reads")
         for block in blocks.values():
             block.close()
 
-    def _placed(self, kernel: str, parts: list[Part], slots) -> dict:
+    def _placed(self, kernel: str, parts: list[Part], memory: Memory) -> dict:
         """A block for each place, with the contents of what is read; overlap is a plan's fault."""
         blocks: dict[tuple[str | None, int], Block] = {}
         for part in parts:
@@ -216,18 +233,15 @@ class GuardedExecutor(Executor):
             )
             if part.reads:
                 real = np.repeat(_held(part), np.dtype(part.operand.dtype).itemsize)
-                block.data[real] = self._bytes(part, slots)[real]
+                block.data[real] = self._bytes(part, memory)[real]
         return blocks
 
-    def _bytes(self, part: Part, slots: Mapping[str, np.ndarray]) -> np.ndarray:
-        slot, offset = part.place
-        if slot is None:
-            return self.arena.view(offset, (part.nbytes,), "uint8")
-        return np.ndarray((part.nbytes,), np.uint8, slots[slot], offset)
+    def _bytes(self, part: Part, memory: Memory) -> np.ndarray:
+        return memory.array(Operand(*part.place, (part.nbytes,), "uint8"))
 
-    def _take(self, i: int, part: Part, block: Block, slots) -> None:
+    def _take(self, i: int, part: Part, block: Block, memory: Memory) -> None:
         """Copy a result back, after a look at it."""
-        self._bytes(part, slots)[:] = block.data
+        self._bytes(part, memory)[:] = block.data
         elements = block.data.view(f"u{np.dtype(part.operand.dtype).itemsize}")
         held = _held(part)
         if isinstance(part.layout, PackedWeight) and elements[~held].any():

@@ -10,7 +10,8 @@ from __future__ import annotations
 from hypothesis import note
 from hypothesis import strategies as st
 
-from bngen.ir.node import Graph, Value
+from bngen.ir.node import Graph
+from bngen.ir.types import Value
 from tests.strategies import Network
 
 

@@ -19,7 +19,8 @@ import bngen as bg
 from bngen.compiler import FUSION_LEVELS
 from bngen.ir.build import GraphBuilder
 from bngen.ir.interp import run
-from bngen.ir.node import Graph, TensorType, Value
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType, Value
 from tests.compiled import compiled, forward
 
 SPECIAL = (

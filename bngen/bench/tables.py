@@ -5,13 +5,12 @@ In: the bench's JSON. Out: text on standard output, drawn by rich.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from bngen.bench.goals import shown, verdicts
 from bngen.bench.turns import PHASES, unsettled
 
 Json = Mapping[str, Any]
@@ -38,8 +37,6 @@ def show(report: Json) -> None:
     for part in report["kernels"]:
         console.print(groups_table(part))
         console.print(slowest_table(part))
-    if verdicts([report]):
-        console.print(goals_table([report]))
 
 
 def _machine_line(machine: Json) -> str:
@@ -129,20 +126,6 @@ def slowest_table(part: Json) -> Table:
             f"{1e6 * row['time']['median']:.0f}", f"{row['gflops']:.0f}",
             f"{100 * row['peak_share']:.0f}", f"{100 * row['roofline_share']:.0f}",
             f"{1e6 * bare['median']:.0f} {bare['layout']}", f"{row['ratio']['median']:.2f}x",
-        )  # fmt: skip
-    return table
-
-
-def goals_table(reports: Sequence[Json]) -> Table:
-    """What bngen means to reach, and what it does here."""
-    table = Table(title="goals", caption="ratios are the other's over bngen's; of memory, bngen's")
-    table.add_column("what", no_wrap=True)
-    for head in ("reach", "aim", "here", ""):
-        table.add_column(head, justify="right")
-    for goal, value, verdict in verdicts(reports):
-        table.add_row(
-            goal.what, shown(goal.reach, goal.unit), shown(goal.aim, goal.unit),
-            shown(value, goal.unit), verdict,
         )  # fmt: skip
     return table
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bngen.dtypes import DTYPES, FLOAT, INDEX, NAMES
-from bngen.ir.node import TensorType
+from bngen.ir.types import TensorType
 
 MOST_AXES = 32
 """Axes of a tensor."""
@@ -110,7 +110,6 @@ def _is_axes(value: Any) -> bool:
 _LARGEST = DTYPES[FLOAT].most
 _FLAG = Kind("True or False", lambda v: type(v) is bool)
 _PAIR = _integers(2, 1)
-_SIDES = _integers(4, 0)
 _AXIS = _integer(0, MOST_AXES - 1)
 _POSITION = _integer(0, MOST_BYTES)
 
@@ -132,6 +131,7 @@ KINDS: dict[str, Kind] = {
     "momentum": _number(-_LARGEST, _LARGEST),
     "output_size": _PAIR,
     "padding": _integers(2, 0),
+    "row_groups": _integer(1),
     "shape": Kind("a tuple of extents, each 1 or more", _is_shape),
     "slope": _number(),
     "start": _POSITION,
@@ -143,20 +143,20 @@ KINDS: dict[str, Kind] = {
     # Which of them, depends on the element type: see `value_misfit`.
     "value": Kind("a number, True or False", lambda v: type(v) in (bool, int, float)),
 }
-"""Attribute -> what it may be, in every op that has it."""
-
-KINDS_OF: dict[tuple[str, str], Kind] = {
-    ("conv2d", "padding"): _SIDES,
-    ("conv2d_grad_input", "padding"): _SIDES,
-    ("conv2d_grad_weight", "padding"): _SIDES,
-}
-"""(op, attribute) -> what it may be, where an op has its own form of it."""
+"""Attribute -> what it may be, in every op that has no form of its own."""
+SIDES = _integers(4, 0)
+"""Padding of (top, bottom, left, right)."""
 
 
-def attribute_misfit(op: str, attrs: Mapping[str, Any]) -> str | None:
-    """What is wrong with the first attribute that its kind does not accept, or None."""
+def attribute_misfit(attrs: Mapping[str, Any], own: Mapping[str, Kind]) -> str | None:
+    """What is wrong with the first attribute that its kind does not accept, or None.
+
+    Args:
+        attrs: attributes of an op.
+        own: what an attribute may be where the op has its own form of it.
+    """
     for name, value in attrs.items():
-        kind = KINDS_OF.get((op, name)) or KINDS[name]
+        kind = own.get(name) or KINDS[name]
         if not kind.accepts(value):
             return f"{name} must be {kind.what}, got {shown(value)}"
     return None

@@ -17,22 +17,10 @@ import numpy as np
 from bngen.dtypes import BOOL, FLOAT
 from bngen.errors import SourceLoc
 from bngen.ir.attributes import type_misfit
-from bngen.ir.node import Attrs, Graph, Input, Node, TensorType, Value
-from bngen.ir.ops import ShapeError, complete_attrs, infer, op_def
-
-RESULT_NAMES: dict[str, tuple[str, ...]] = {
-    "batch_norm": ("", "mean", "var"),
-    "batch_norm_grad": ("x", "weight", "bias"),
-    "bn_stats": ("mean", "var"),
-    "bn_merge_stats": ("mean", "var"),
-    "bn_partial_mean": ("sum", "rest"),
-    "bn_partial_stats": ("sum", "m2", "residual"),
-    "bn_grad_sums": ("dy", "dy_centred"),
-    "bn_grad_partial_sums": ("dy", "dy_centred"),
-    "bn_update": ("mean", "var"),
-    "max_pool2d": ("", "index"),
-}
-"""What the results of an op with several are called, after the op's own name."""
+from bngen.ir.node import Graph, Input, Node
+from bngen.ir.ops import complete_attrs, infer, op_def
+from bngen.ir.ops.row import ShapeError
+from bngen.ir.types import Attrs, TensorType, Value
 
 Operand = Value | float | int | bool | None
 
@@ -115,6 +103,11 @@ class GraphBuilder:
     def producer(self, value: Value) -> Node | None:
         """The node built so far that assigns ``value``; None for an input."""
         return self._producers.get(self.resolve(value))
+
+    def number(self, value: Value) -> float | int | bool | None:
+        """The number that a constant holds; None where ``value`` is none."""
+        node = self.producer(value)
+        return node.attrs["value"] if node is not None and node.row.literal else None
 
     # --- building -----------------------------------------------------------------------------
 
@@ -228,14 +221,14 @@ class GraphBuilder:
     def _result_names(self, op: str, stem: str, count: int) -> list[str]:
         if count == 1:
             return [self.fresh(stem)]
-        parts = RESULT_NAMES.get(op) or map(str, range(count))
+        parts = op_def(op).results
         return [self.fresh(f"{stem}_{part}" if part else stem) for part in parts]
 
     def _append(self, node: Node) -> None:
         self._nodes.append(node)
         self._names.update(v.name for v in node.outputs)
         self._producers.update((v, node) for v in node.outputs)
-        if node.op == "constant":
+        if node.row.literal:
             key = (repr(node.attrs["value"]), node.attrs["dtype"])
             self._constants.setdefault(key, node.out)
 

@@ -14,8 +14,9 @@ import numpy as np
 
 from bngen.dtypes import DTYPES
 from bngen.errors import CallError
-from bngen.ir.node import Attrs, Graph, Node, TensorType, Value
+from bngen.ir.node import Graph, Node
 from bngen.ir.ops import op_def
+from bngen.ir.types import Attrs, TensorType, Value
 from bngen.ir.verify import InternalError
 
 

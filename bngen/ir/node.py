@@ -1,100 +1,25 @@
-"""The nouns of the graph language: types, values, nodes, graphs.
+"""The nouns of the graph language, nodes and graphs, and their text form.
 
 A `Graph` is a straight-line program in single-assignment form: typed inputs, a topologically
 ordered tuple of `Node`s, outputs, and *updates* (an input that takes a new value when the program
 ends: running statistics, parameters under SGD). Everything is frozen and compares by structure;
 source locations are carried along but do not take part in equality.
 
-This module knows nothing of what an op means: see `ops`.
+Types, values and attributes are in `types`. The text form is described where it is read, in `text`.
 """
 
 from __future__ import annotations
 
-import math
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
 
-from bngen.dtypes import DTYPES, FLOAT, DType
 from bngen.errors import SourceLoc
-
-
-@dataclass(frozen=True)
-class TensorType:
-    """Logical shape (NCHW for feature maps) and element type of a value."""
-
-    shape: tuple[int, ...]
-    dtype: str = FLOAT
-
-    def __str__(self) -> str:
-        return f"{self.element.short}[{','.join(map(str, self.shape))}]"
-
-    @property
-    def element(self) -> DType:
-        """The row of the element type."""
-        return DTYPES[self.dtype]
-
-    @property
-    def size(self) -> int:
-        """Number of elements."""
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the dense logical tensor."""
-        return self.size * self.element.nbytes
-
-    @property
-    def is_float(self) -> bool:
-        """Whether gradients can flow through a value of this type."""
-        return self.element.is_float
-
-
-@dataclass(frozen=True)
-class Value:
-    """A name that is assigned once. Values of one graph are told apart by name alone."""
-
-    name: str
-    type: TensorType
-
-    def __hash__(self) -> int:
-        return hash(self.name)
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Logical shape."""
-        return self.type.shape
-
-    @property
-    def dtype(self) -> str:
-        """Element type."""
-        return self.type.dtype
-
-
-@dataclass(frozen=True)
-class Attrs(Mapping[str, Any]):
-    """An immutable, hashable attribute dictionary; keys are kept sorted."""
-
-    items_: tuple[tuple[str, Any], ...] = ()
-
-    @staticmethod
-    def of(**attrs: Any) -> Attrs:
-        """Build from keyword arguments; lists become tuples."""
-        frozen = {k: tuple(v) if isinstance(v, list) else v for k, v in attrs.items()}
-        return Attrs(tuple(sorted(frozen.items())))
-
-    def __getitem__(self, key: str) -> Any:
-        for k, v in self.items_:
-            if k == key:
-                return v
-        raise KeyError(key)
-
-    def __iter__(self) -> Iterator[str]:
-        return (k for k, _ in self.items_)
-
-    def __len__(self) -> int:
-        return len(self.items_)
+from bngen.ir.ops import OPS
+from bngen.ir.ops.row import OpDef
+from bngen.ir.types import Attrs, Value
 
 
 @dataclass(frozen=True)
@@ -112,6 +37,11 @@ class Node:
         return hash(self.outputs[0].name)
 
     @property
+    def row(self) -> OpDef:
+        """The op's row; `KeyError` for an op that is none, which `verify` refuses."""
+        return OPS[self.op]
+
+    @property
     def out(self) -> Value:
         """The first output."""
         return self.outputs[0]
@@ -124,6 +54,21 @@ class Node:
     def with_inputs(self, inputs: Iterable[Value | None]) -> Node:
         """The same node over other operands."""
         return replace(self, inputs=tuple(inputs))
+
+    def __str__(self) -> str:
+        """One line: results, op, operands, attributes that are no defaults, types."""
+        results = ", ".join(_name(v.name) for v in self.outputs)
+        operands = ", ".join("_" if v is None else _name(v.name) for v in self.inputs)
+        types = ", ".join(str(v.type) for v in self.outputs)
+        defaults = OPS[self.op].defaults if self.op in OPS else {}
+        shown = [
+            f"{key}={_literal(value)}"
+            for key, value in self.attrs.items()
+            # repr, not ==: 1, 1.0 and True are equal, 0.0 and -0.0 too.
+            if key not in defaults or repr(value) != repr(defaults[key])
+        ]
+        attrs = f" {{{', '.join(shown)}}}" if shown else ""
+        return f"{results} = {self.op}({operands}){attrs} : {types}"
 
 
 INPUT_KINDS = ("input", "parameter", "buffer")
@@ -148,6 +93,10 @@ class Input:
     def name(self) -> str:
         """The name by which arguments, parameters and gradients are known to the user."""
         return self.value.name
+
+    def __str__(self) -> str:
+        init = f" init={_literal(self.init)}" if self.init else ""
+        return f"{self.kind} {_name(self.name)} : {self.value.type}{init}"
 
 
 @dataclass(frozen=True)
@@ -199,6 +148,51 @@ class Graph:
             yield from node.outputs
 
     def __str__(self) -> str:
-        from bngen.ir.text import print_graph  # the printer imports this module
+        return self.text()
 
-        return print_graph(self)
+    def text(self, *, locations: bool = False) -> str:
+        """The text form, which `text.parse_graph` reads back.
+
+        Args:
+            locations: add the user's file and line to each node, as a comment.
+        """
+        lines = [f"program {_name(self.name)} {{"]
+        lines += [f"  {item}" for item in self.inputs]
+        for node in self.nodes:
+            # A file may have any name, but a comment ends with its line.
+            where = f"  # {' '.join(str(node.loc).split())}" if locations and node.loc else ""
+            lines.append(f"  {node}{where}")
+        lines += [f"  update {_name(old.name)} = {_name(new.name)}" for old, new in self.updates]
+        lines += [f"  {self._return_line()}".rstrip(), "}"]
+        return "\n".join(lines) + "\n"
+
+    def _return_line(self) -> str:
+        items = [_name(v.name) for v in self.outputs]
+        if self.output_names:
+            labels = map(_name, self.output_names)
+            items = [f"{label} = {item}" for label, item in zip(labels, items, strict=True)]
+        listed = ", ".join(items)
+        if not self.tuple_output:
+            return f"return {listed}"
+        return f"return ({listed},)" if len(items) == 1 else f"return ({listed})"
+
+
+# --- words of the text form -----------------------------------------------------------------------
+
+NAME = re.compile(r"[A-Za-z_]\w*(?:[.:]\w+)*")
+"""A name that needs no quotes."""
+KEYWORDS = (*INPUT_KINDS, "update", "return")
+"""Words that start a line: names only in quotes."""
+
+
+def _name(name: str) -> str:
+    return name if NAME.fullmatch(name) and name not in ("_", *KEYWORDS) else _literal(name)
+
+
+def _literal(value: Any) -> str:
+    if isinstance(value, tuple):
+        inner = ", ".join(map(_literal, value))
+        return f"({inner},)" if len(value) == 1 else f"({inner})"
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return repr(value)
+    raise TypeError(f"attribute value {value!r} has no text form")

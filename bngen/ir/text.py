@@ -1,4 +1,4 @@
-"""The text form of a graph: a printer, and a parser that reads back exactly what was printed.
+"""The text form of a graph, and the parser that reads back exactly what was printed.
 
 ::
 
@@ -34,18 +34,11 @@ from bngen.dtypes import OF_SHORT
 from bngen.errors import ProgramError
 from bngen.ir.attributes import shown, type_misfit
 from bngen.ir.build import complete, plain, with_missing_operands
-from bngen.ir.node import (
-    INPUT_KINDS,
-    Graph,
-    Input,
-    Node,
-    TensorType,
-    Value,
-)
-from bngen.ir.ops import OPS, ShapeError, infer
+from bngen.ir.node import INPUT_KINDS, NAME, Graph, Input, Node
+from bngen.ir.ops import infer
+from bngen.ir.ops.row import ShapeError
+from bngen.ir.types import TensorType, Value
 
-NAME = re.compile(r"[A-Za-z_]\w*(?:[.:]\w+)*")
-KEYWORDS = (*INPUT_KINDS, "update", "return")
 MOST_TEXT = 8 << 20
 """Characters of a text."""
 MOST_NESTED = 32
@@ -55,73 +48,6 @@ MOST_DIGITS = 400
 MOST_MESSAGE = 500
 """Characters of what an error repeats of a line."""
 
-# --- printing -----------------------------------------------------------------------------------
-
-
-def print_graph(graph: Graph, *, locations: bool = False) -> str:
-    """The text of a graph.
-
-    Args:
-        graph: what to print.
-        locations: add the user's file and line to each node, as a comment.
-    """
-    lines = [f"program {_name(graph.name)} {{"]
-    lines += [f"  {_print_input(i)}" for i in graph.inputs]
-    for node in graph.nodes:
-        # A file may have any name, but a comment ends with its line.
-        where = f"  # {' '.join(str(node.loc).split())}" if locations and node.loc else ""
-        lines.append(f"  {print_node(node)}{where}")
-    lines += [f"  update {_name(old.name)} = {_name(new.name)}" for old, new in graph.updates]
-    lines += [f"  {_print_return(graph)}".rstrip(), "}"]
-    return "\n".join(lines) + "\n"
-
-
-def print_node(node: Node) -> str:
-    """One line: results, op, operands, attributes that differ from their defaults, types."""
-    results = ", ".join(_name(v.name) for v in node.outputs)
-    operands = ", ".join("_" if v is None else _name(v.name) for v in node.inputs)
-    types = ", ".join(str(v.type) for v in node.outputs)
-    defaults = OPS[node.op].defaults if node.op in OPS else {}
-    shown = [
-        f"{key}={_literal(value)}"
-        for key, value in node.attrs.items()
-        # repr, not ==: 1, 1.0 and True are equal, 0.0 and -0.0 too.
-        if key not in defaults or repr(value) != repr(defaults[key])
-    ]
-    attrs = f" {{{', '.join(shown)}}}" if shown else ""
-    return f"{results} = {node.op}({operands}){attrs} : {types}"
-
-
-def _print_input(item: Input) -> str:
-    init = f" init={_literal(item.init)}" if item.init else ""
-    return f"{item.kind} {_name(item.name)} : {item.value.type}{init}"
-
-
-def _print_return(graph: Graph) -> str:
-    items = [_name(v.name) for v in graph.outputs]
-    if graph.output_names:
-        labels = map(_name, graph.output_names)
-        items = [f"{label} = {item}" for label, item in zip(labels, items, strict=True)]
-    listed = ", ".join(items)
-    if not graph.tuple_output:
-        return f"return {listed}"
-    return f"return ({listed},)" if len(items) == 1 else f"return ({listed})"
-
-
-def _name(name: str) -> str:
-    return name if NAME.fullmatch(name) and name not in ("_", *KEYWORDS) else _literal(name)
-
-
-def _literal(value: Any) -> str:
-    if isinstance(value, tuple):
-        inner = ", ".join(map(_literal, value))
-        return f"({inner},)" if len(value) == 1 else f"({inner})"
-    if value is None or isinstance(value, (bool, int, float, str)):
-        return repr(value)
-    raise TypeError(f"attribute value {value!r} has no text form")
-
-
-# --- parsing ------------------------------------------------------------------------------------
 
 TOKEN = re.compile(
     rf"""\s*(?:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterator
 from bngen.ir.attributes import type_misfit
 from bngen.ir.build import prune
 from bngen.ir.node import INPUT_KINDS, Graph, Node
-from bngen.ir.ops import OPS, ShapeError, complete_attrs, infer
-from bngen.ir.text import print_node
+from bngen.ir.ops import OPS, complete_attrs, infer
+from bngen.ir.ops.row import ShapeError
 
 
 class InternalError(Exception):
@@ -36,18 +36,18 @@ def _defined_before_use(graph: Graph) -> Iterator[str]:
     for node in graph.nodes:
         for v in node.operands:
             if v.name not in defined:
-                yield f"{v.name!r} is used before it is assigned: {print_node(node)}"
+                yield f"{v.name!r} is used before it is assigned: {node}"
             elif defined[v.name] != v.type:
-                yield f"{v.name!r} is {defined[v.name]}, used as {v.type}: {print_node(node)}"
+                yield f"{v.name!r} is {defined[v.name]}, used as {v.type}: {node}"
         defined.update((v.name, v.type) for v in node.outputs)
 
 
 def _known_ops(graph: Graph) -> Iterator[str]:
     for node in graph.nodes:
         if node.op not in OPS:
-            yield f"unknown op: {print_node(node)}"
+            yield f"unknown op: {node}"
         elif not _fits(node):
-            yield f"takes ({', '.join(OPS[node.op].operands)}): {print_node(node)}"
+            yield f"takes ({', '.join(OPS[node.op].operands)}): {node}"
 
 
 def _fits(node: Node) -> bool:
@@ -66,9 +66,9 @@ def _complete_attrs(graph: Graph) -> Iterator[str]:
         try:
             if complete_attrs(node.op, dict(node.attrs)) != node.attrs:
                 missing = set(OPS[node.op].defaults) - set(node.attrs)
-                yield f"attributes {sorted(missing)} are not filled in: {print_node(node)}"
+                yield f"attributes {sorted(missing)} are not filled in: {node}"
         except ShapeError as error:
-            yield f"{error}: {print_node(node)}"
+            yield f"{error}: {node}"
 
 
 def _inferred_types(graph: Graph) -> Iterator[str]:
@@ -78,10 +78,10 @@ def _inferred_types(graph: Graph) -> Iterator[str]:
         try:
             types = infer(node.op, [v and v.type for v in node.inputs], node.attrs)
         except ShapeError as error:
-            yield f"{error}: {print_node(node)}"
+            yield f"{error}: {node}"
             continue
         if types != tuple(v.type for v in node.outputs):
-            yield f"gives {', '.join(map(str, types))}: {print_node(node)}"
+            yield f"gives {', '.join(map(str, types))}: {node}"
 
 
 def _known(graph: Graph) -> Iterator[Node]:
@@ -124,14 +124,14 @@ def _updates_of_inputs(graph: Graph) -> Iterator[str]:
 def _no_coarse_ops(graph: Graph) -> Iterator[str]:
     for node in _known(graph):
         if OPS[node.op].kind == "coarse":
-            yield f"coarse op is left: {print_node(node)}"
+            yield f"coarse op is left: {node}"
 
 
 def _no_dead_nodes(graph: Graph) -> Iterator[str]:
     live = set(prune(graph).nodes)
     for node in graph.nodes:
         if node not in live:
-            yield f"nothing needs {print_node(node)}"
+            yield f"nothing needs {node}"
 
 
 INVARIANTS: dict[str, Check] = {

@@ -13,12 +13,14 @@ from typing import Any
 
 from bngen.dtypes import INDEX
 from bngen.ir.build import prune
-from bngen.ir.node import Graph, TensorType, Value
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType, Value
+from bngen.labels import VALUE
 from bngen.lang.optim import SGD, update
 from bngen.lang.program import Program, graph_of
 from bngen.lang.state import buffer, parameters, scope
 from bngen.lang.trace import error
-from bngen.passes.autodiff import differentiate
+from bngen.passes.autodiff import differentiate, targets_of
 from bngen.passes.grad_rules import NO_GRADIENT
 
 MOMENTUM_SCOPE = "momentum_buffer"
@@ -30,7 +32,8 @@ def grad(program: Any, wrt: Sequence[str] | None = None) -> Program:
 
     Args:
         program: a `Program` or its graph; it returns a single scalar.
-        wrt: names of floating-point inputs; every such argument and parameter when None.
+        wrt: names of floating-point inputs, perhaps none; every such argument and parameter when
+            None.
 
     Returns:
         A program of the same arguments that returns a dict of gradients by name.
@@ -39,8 +42,9 @@ def grad(program: Any, wrt: Sequence[str] | None = None) -> Program:
         ProgramError: for a name that is no floating-point input, or a result that is no scalar.
     """
     joint = _joint(program, wrt, "grad")
-    names = tuple(n.removeprefix("grad:") for n in joint.output_names[1:])
-    return Program.from_graph(prune(replace(joint, outputs=joint.outputs[1:], output_names=names)))
+    names = tuple(v.name for v in targets_of(joint, wrt))
+    gradients = replace(joint, outputs=joint.outputs[1:], output_names=names, tuple_output=False)
+    return Program.from_graph(prune(gradients))
 
 
 def value_and_grad(program: Any, wrt: Sequence[str] | None = None) -> Program:
@@ -48,7 +52,8 @@ def value_and_grad(program: Any, wrt: Sequence[str] | None = None) -> Program:
 
     Args:
         program: a `Program` or its graph; it returns a single scalar.
-        wrt: names of floating-point inputs; every such argument and parameter when None.
+        wrt: names of floating-point inputs, perhaps none; every such argument and parameter when
+            None.
 
     Returns:
         A program of the same arguments that returns ``(value, {name: gradient})``.
@@ -128,6 +133,6 @@ def _move(optimizer: SGD, gradients: dict[str, Any], lr: Any) -> None:
 
 
 def _joint(program: Any, wrt: Sequence[str] | None, label: str) -> Graph:
-    """The program's value, labelled ``value``, then the gradients, labelled ``grad:<name>``."""
+    """The program's value, then the gradients, labelled as such."""
     joint = differentiate(graph_of(program, label), wrt, cotangents="ones")
-    return replace(joint, output_names=("value", *joint.output_names[1:]))
+    return replace(joint, output_names=(VALUE, *joint.output_names[1:]), tuple_output=False)

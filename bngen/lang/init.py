@@ -14,7 +14,8 @@ import numpy as np
 from bngen.errors import ProgramError
 from bngen.initializers import DISTRIBUTIONS, Initializer, Shape, fans, misfit
 from bngen.ir.attributes import shown, value_misfit
-from bngen.ir.node import Input, TensorType
+from bngen.ir.node import Input
+from bngen.ir.types import TensorType
 
 
 def layer_weight(shape: Shape) -> tuple:

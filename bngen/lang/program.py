@@ -13,7 +13,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bngen.errors import BngenError, ProgramError, SourceLoc
-from bngen.ir.node import Graph, TensorType
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType
+from bngen.labels import handed_out
 from bngen.lang.mistakes import blame, check_function, name_and_loc, not_a_program
 from bngen.lang.tensor import Tensor, check_tensor, wrap
 from bngen.lang.trace import Trace, check_name, current_trace, error, is_tracing, running
@@ -205,7 +207,7 @@ def inline(graph: Graph, arguments: Sequence[Tensor]) -> Any:
     streams: dict[int, int] = {}
     for node in graph.nodes:
         attrs = dict(node.attrs)
-        if node.op == "random_uniform":
+        if node.row.random:
             # Draws that share a stream must go on sharing it: a mask that backward recomputes.
             if attrs["stream"] not in streams:
                 streams[attrs["stream"]] = into.next_stream()
@@ -216,17 +218,7 @@ def inline(graph: Graph, arguments: Sequence[Tensor]) -> Any:
     for target, new in graph.updates:
         into.set_update(graph.name, inputs[target.name], table[new.name])
     outputs = [wrap(into, table[v.name]) for v in graph.outputs]
-    if graph.output_names:
-        return _by_label(dict(zip(graph.output_names, outputs, strict=True)))
-    return tuple(outputs) if graph.tuple_output or len(outputs) != 1 else outputs[0]
-
-
-def _by_label(results: dict[str, Tensor]) -> Any:
-    """A dict; of a program made by `value_and_grad`, which labels so, (value, gradients)."""
-    first, *rest = results
-    if first != "value" or not rest or not all(n.startswith("grad:") for n in rest):
-        return results
-    return results[first], {n.removeprefix("grad:"): results[n] for n in rest}
+    return handed_out(outputs, graph.output_names, graph.tuple_output)
 
 
 def graph_of(program: Any, label: str) -> Graph:

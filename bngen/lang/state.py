@@ -8,7 +8,7 @@ from typing import Any
 
 from bngen.dtypes import FLOAT
 from bngen.ir.build import plain
-from bngen.ir.node import TensorType
+from bngen.ir.types import TensorType
 from bngen.lang.init import default_init, init_misfit
 from bngen.lang.tensor import Tensor, wrap
 from bngen.lang.trace import current_trace, error

@@ -17,7 +17,8 @@ from typing import Any
 
 from bngen.errors import ProgramError, SourceLoc
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, Input, TensorType, Value
+from bngen.ir.node import Graph, Input
+from bngen.ir.types import TensorType, Value
 
 OURS = ("bngen.lang.", "bngen.compiler", "bngen.runtime.")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*\Z")

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from bngen.dtypes import INDEX
 from bngen.errors import ProgramError, SourceLoc
-from bngen.ir.node import TensorType
+from bngen.ir.types import TensorType
 from bngen.lang.loss import cross_entropy
 from bngen.lang.program import Program, trace
 from bngen.lang.tensor import Tensor

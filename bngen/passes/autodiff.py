@@ -15,7 +15,9 @@ from typing import Literal
 
 from bngen.errors import ProgramError
 from bngen.ir.build import GraphBuilder, prune
-from bngen.ir.node import Graph, Node, TensorType, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import TensorType, Value
+from bngen.labels import gradient_label
 from bngen.passes.concatenations import nest_concatenations
 from bngen.passes.grad_rules import GRAD_RULES, NO_GRADIENT
 
@@ -46,7 +48,7 @@ def differentiate(
 
     Args:
         graph: the program.
-        wrt: names of floating-point inputs; all arguments and parameters when None.
+        wrt: names of floating-point inputs, perhaps none; all arguments and parameters when None.
         cotangents: ``inputs`` declares an input ``grad_<label or index>`` for each floating-point
             output; ``ones`` differentiates the single scalar output itself.
         independent: told the inputs that no output depends on, whose gradient is zero;
@@ -56,7 +58,7 @@ def differentiate(
         ProgramError: for a name that is no floating-point input, an op without a gradient rule,
             or ``ones`` where there is no single scalar output.
     """
-    targets = _targets(graph, wrt)
+    targets = targets_of(graph, wrt)
     graph = nest_concatenations(graph)
     active = _active_values(graph, targets)
     b = GraphBuilder(graph)
@@ -71,7 +73,7 @@ def differentiate(
     labels = graph.output_names or [f"output:{i}" for i in range(len(graph.outputs))]
     joint = b.finish(
         (*graph.outputs, *gradients),
-        output_names=(*labels, *(f"grad:{v.name}" for v in targets)),
+        output_names=(*labels, *(gradient_label(v.name) for v in targets)),
         tuple_output=True,
     )
     return prune(joint)
@@ -80,19 +82,20 @@ def differentiate(
 # --- what is asked for --------------------------------------------------------------------------
 
 
-def _targets(graph: Graph, wrt: Sequence[str] | None) -> list[Value]:
+def targets_of(graph: Graph, wrt: Sequence[str] | None) -> list[Value]:
+    """The inputs that a program is differentiated with respect to; see `differentiate`."""
     inputs = {i.name: i.value for i in graph.inputs if i.value.type.is_float}
     if wrt is None:
         trained = {i.name for i in graph.inputs if i.kind != "buffer"}
         wrt = [name for name in inputs if name in trained]
+        if not wrt:
+            raise ProgramError(
+                f"{graph.name} has nothing to differentiate with respect to",
+                hint="give it a floating-point argument or parameter, or ask for none: wrt=[]",
+            )
     listed = isinstance(wrt, Iterable) and not isinstance(wrt, str)
     if not listed or not all(isinstance(name, str) for name in wrt):
         raise ProgramError(f"wrt={wrt!r} is no list of names", hint='write wrt=["weight"]')
-    if not wrt:
-        raise ProgramError(
-            f"{graph.name} has nothing to differentiate with respect to",
-            hint="give it a floating-point input, or name one in wrt",
-        )
     for name in wrt:
         if name not in inputs:
             raise _no_such_input(graph, name, list(inputs))

@@ -1,15 +1,23 @@
-"""Nest concatenations that share a prefix, so that each adds only what is new to an earlier one.
+"""Concatenations: nested where they share a prefix, and written in place by who makes their parts.
 
-In: a graph. Out: the same graph with other operands on some ``cat`` nodes; no node comes or goes.
-A dense block written with flat concatenations then accumulates its gradient feature map by feature
-map: what flows back through a ``cat`` is one slice for all of its predecessor, one for the rest.
+`nest_concatenations` comes first. In: a graph. Out: the same graph with other operands on some
+``cat`` nodes, so that each adds only what is new to an earlier one; no node comes or goes. A dense
+block written with flat concatenations then accumulates its gradient feature map by feature map:
+what flows back through a ``cat`` is one slice for all of its predecessor, one for the rest.
+
+`place_concatenations` comes after the layouts. In: a graph, layouts. Out: the same with copies of
+those parts that cannot lie in the concatenation's memory; the memory plan puts the others there.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.build import GraphBuilder
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
+from bngen.plan.layout import Blocked, Layout
 
 CHANNEL_AXIS = 1
 
@@ -35,7 +43,7 @@ def nest_concatenations(graph: Graph) -> Graph:
     joined: dict[tuple[Value, ...], Value] = {}
     nodes = []
     for node in graph.nodes:
-        if node.op == "cat" and node.attrs["axis"] == CHANNEL_AXIS:
+        if node.row.moves == "joins" and node.attrs["axis"] == CHANNEL_AXIS:
             node = _nest(node, leaves, joined)
             leaves[node.out] = _flatten(node.operands, leaves)
             joined.setdefault(leaves[node.out], node.out)
@@ -61,3 +69,61 @@ def _nest(
         if len(prefix) > 1 and prefix in joined:
             return node.with_inputs((joined[prefix], *operands[count:]))
     return node
+
+
+# --- concatenations without copies ----------------------------------------------------------------
+
+
+def is_placed(cat: Node, layouts: Mapping[Value, Layout]) -> bool:
+    """Whether all parts of a concatenation were made to lie in its memory."""
+    return cat.attrs["axis"] == cat.out.type.channel_axis and isinstance(layouts[cat.out], Blocked)
+
+
+def place_concatenations(
+    graph: Graph, layouts: dict[Value, Layout]
+) -> tuple[Graph, dict[Value, Layout]]:
+    """ICF: let producers write into slices of a concatenation's memory.
+
+    Before: ``c = cat(a, b)``. After: the same where ``a`` and ``b`` can lie inside ``c``;
+    ``c = cat(copy(a), b)`` where ``a`` is an input, a view, or lies in another concatenation.
+    Later, larger concatenations choose first, so that nested ones end up inside them.
+    """
+    producers = graph.producers()
+    taken: set[Value] = set()
+    copied: dict[Node, tuple[int, ...]] = {}
+    for node in reversed(graph.nodes):
+        if node.row.moves != "joins" or not is_placed(node, layouts):
+            continue
+        bad = []
+        for i, v in enumerate(node.inputs):
+            source = producers.get(v)
+            view = source is not None and source.row.kind == "view" and source.row.moves != "joins"
+            exact = isinstance(layouts[v], Blocked)
+            free = source is not None and not view and exact
+            if not free or v in taken:
+                bad.append(i)
+            else:
+                taken.add(v)
+        if bad:
+            copied[node] = tuple(bad)
+    if not copied:
+        return graph, layouts
+    b = GraphBuilder.rewriting(graph)
+    table = dict(layouts)
+    for node in graph.nodes:
+        operands = list(node.inputs)
+        for i in copied.get(node, ()):
+            v = b.resolve(operands[i])
+            copy = b.emit("copy", v)
+            cut = layouts[node.out].slice(*_span(node, i))
+            table[copy] = cut[0]
+            operands[i] = copy
+        b.add(node.with_inputs(operands))
+    return b.finish(), table
+
+
+def _span(cat: Node, i: int) -> tuple[int, int]:
+    """Channels of a concatenation that its i-th operand fills."""
+    axis = cat.attrs["axis"]
+    start = sum(v.shape[axis] for v in cat.inputs[:i])
+    return start, start + cat.inputs[i].shape[axis]

@@ -22,13 +22,12 @@ Terms follow Jung et al. (SysML 2019); the gradient formula is that of Ioffe and
 from __future__ import annotations
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, Node, TensorType, Value
-from bngen.passes.rewrite import rewrite
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import TensorType, Value
+from bngen.passes.rewrite import Rule, rewrite
 
 ROWS_PER_GROUP_TARGET = 128
 """Pixels after which a group of rows is closed: float32 sums of so few lose no more than 1e-5."""
-
-
 LONGEST_ROW = 1024
 """Pixels of a row up to which its sum is one partial sum; longer ones are summed in float64."""
 
@@ -128,7 +127,7 @@ def _partial_stats(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     if not _has_short_rows(x):
         return None
     groups = row_groups(x.type)
-    parts = b.emit("bn_partial_stats", x, groups=groups, loc=node.loc)
+    parts = b.emit("bn_partial_stats", x, row_groups=groups, loc=node.loc)
     return b.emit("bn_merge_stats", *parts, count=samples(x) // groups, loc=node.loc)
 
 
@@ -136,31 +135,34 @@ def _partial_grad_sums(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     dy, x, mean = node.inputs
     if not _has_short_rows(x):
         return None
-    parts = b.emit("bn_grad_partial_sums", dy, x, mean, groups=row_groups(x.type), loc=node.loc)
+    parts = b.emit("bn_grad_partial_sums", dy, x, mean, row_groups=row_groups(x.type), loc=node.loc)
     return tuple(b.emit("sum", p, axes=(0,), loc=node.loc) for p in parts)
 
 
-def _partial_reduce(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
-    """A sum, mean or maximum over exactly ``n h w`` of a feature map."""
-    (x,) = node.inputs
-    if not _has_short_rows(x) or tuple(sorted(a % 4 for a in node.attrs["axes"])) != (0, 2, 3):
-        return None
-    fold = "amax" if node.op == "amax" else "sum"
-    partial = "partial_max" if node.op == "amax" else "partial_sum"
-    part = b.emit(partial, x, groups=row_groups(x.type), loc=node.loc)
-    total = b.emit(fold, part, axes=(0,), loc=node.loc)
-    if node.op == "mean":
-        total = b.emit("div", total, float(samples(x)))
-    if node.attrs["keepdims"]:
-        total = b.emit("reshape", total, shape=(1, x.shape[1], 1, 1))
-    return (total,)
+def _in_parts(partial: str, fold: str, *, averages: bool = False) -> Rule:
+    """The rule of a fold over exactly ``n h w`` of a feature map: partial results, folded."""
+
+    def rule(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
+        (x,) = node.inputs
+        axes = tuple(sorted(a % 4 for a in node.attrs["axes"]))
+        if not _has_short_rows(x) or axes != (0, 2, 3):
+            return None
+        part = b.emit(partial, x, row_groups=row_groups(x.type), loc=node.loc)
+        total = b.emit(fold, part, axes=(0,), loc=node.loc)
+        if averages:
+            total = b.emit("div", total, float(samples(x)))
+        if node.attrs["keepdims"]:
+            total = b.emit("reshape", total, shape=(1, x.shape[1], 1, 1))
+        return (total,)
+
+    return rule
 
 
 def _partial_mean(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     (x,) = node.inputs
     if not _has_short_rows(x):
         return None
-    parts = b.emit("bn_partial_mean", x, groups=row_groups(x.type), loc=node.loc)
+    parts = b.emit("bn_partial_mean", x, row_groups=row_groups(x.type), loc=node.loc)
     return (b.emit("bn_merge_mean", *parts, count=samples(x), loc=node.loc),)
 
 
@@ -168,24 +170,25 @@ def _partial_var(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     x, mean = node.inputs
     if not _has_short_rows(x):
         return None
-    part = b.emit("bn_partial_var", x, mean, groups=row_groups(x.type), loc=node.loc)
+    part = b.emit("bn_partial_var", x, mean, row_groups=row_groups(x.type), loc=node.loc)
     return (b.emit("mul", b.emit("sum", part, axes=(0,)), 1.0 / samples(x)),)
+
+
+IN_PARTS: dict[str, Rule] = {
+    "bn_mean": _partial_mean,
+    "bn_var": _partial_var,
+    "bn_stats": _partial_stats,
+    "bn_grad_sums": _partial_grad_sums,
+    "sum": _in_parts("partial_sum", "sum"),
+    "mean": _in_parts("partial_sum", "sum", averages=True),
+    "amax": _in_parts("partial_max", "amax"),
+}
+"""Reductions over ``n h w`` -> partial ones and a small merge."""
 
 
 def split_reductions(graph: Graph) -> Graph:
     """Cut reductions over ``n h w`` into partial sums over groups of rows and a small merge."""
-    return rewrite(
-        graph,
-        {
-            "bn_mean": _partial_mean,
-            "bn_var": _partial_var,
-            "bn_stats": _partial_stats,
-            "bn_grad_sums": _partial_grad_sums,
-            "sum": _partial_reduce,
-            "mean": _partial_reduce,
-            "amax": _partial_reduce,
-        },
-    )
+    return rewrite(graph, IN_PARTS)
 
 
 def _hoist_normalize(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
@@ -209,6 +212,14 @@ def _hoist_grad_input(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
     return (b.emit("bn_grad_apply", dy, x, mean, scale, mean_dy, slope, loc=node.loc),)
 
 
+HOISTED: dict[str, Rule] = {
+    "bn_normalize": _hoist_normalize,
+    "bn_grad_direct": _hoist_grad_direct,
+    "bn_grad_input": _hoist_grad_input,
+}
+"""Sub-layers with square roots and divisions -> the same with these computed once a channel."""
+
+
 def hoist_channel_factors(graph: Graph) -> Graph:
     """Compute once a channel what depends on the channel alone: square roots, divisions.
 
@@ -216,11 +227,4 @@ def hoist_channel_factors(graph: Graph) -> Graph:
     weight); y = bn_apply(x, mean, scale, bias)``, and the same for BN's gradient. Forward and
     backward then share ``scale``.
     """
-    return rewrite(
-        graph,
-        {
-            "bn_normalize": _hoist_normalize,
-            "bn_grad_direct": _hoist_grad_direct,
-            "bn_grad_input": _hoist_grad_input,
-        },
-    )
+    return rewrite(graph, HOISTED)

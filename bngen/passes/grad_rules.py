@@ -14,8 +14,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Node, TensorType, Value
-from bngen.ir.ops import normalize_axes
+from bngen.ir.node import Node
+from bngen.ir.ops.reduce import normalize_axes
+from bngen.ir.types import TensorType, Value
 
 Gradients = Sequence[Value | None]
 Rule = Callable[..., Gradients]
@@ -52,8 +53,7 @@ def _pow(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
 
 
 def _pow_base(b: GraphBuilder, base: Value, exponent: Value, dy: Value) -> Value:
-    producer = b.producer(exponent)
-    constant = producer.attrs["value"] if producer and producer.op == "constant" else None
+    constant = b.number(exponent)
     if constant == 0:
         return b.zeros(dy.type)
     if constant == 1:

@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from bngen.ir.build import prune
-from bngen.ir.node import Graph, Value
+from bngen.ir.node import Graph
+from bngen.ir.types import Value
 from bngen.ir.verify import verify
-from bngen.passes.concatenations import nest_concatenations
+from bngen.passes.concatenations import nest_concatenations, place_concatenations
 from bngen.passes.deferral import defer_affine_gradients
 from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, split_reductions
-from bngen.passes.fusion.cut import LEVELS, FusionLevel, fuse, place_concatenations
+from bngen.passes.fusion.cut import fuse
+from bngen.passes.fusion.levels import LEVELS, FusionLevel
 from bngen.passes.layout import assign_layouts
 from bngen.passes.memory import plan_memory
 from bngen.passes.simplify import (
@@ -25,6 +27,7 @@ from bngen.passes.simplify import (
     share_statistics,
 )
 from bngen.plan.check import check_plan
+from bngen.plan.formats import C_ORDER, Formats
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.memory import MemoryPlan
 
@@ -68,9 +71,10 @@ def plan_program(
     graph: Graph,
     level: str,
     lanes: int,
-    late: Iterable[Value] = (),
+    cotangents: Iterable[Value] | None = None,
     keep: Iterable[Value] = (),
     dump: Dump | None = None,
+    formats: Formats = C_ORDER,
 ) -> Planned:
     """Run every pass.
 
@@ -78,9 +82,10 @@ def plan_program(
         graph: as traced, or differentiated.
         level: a key of `LEVELS`.
         lanes: float32 elements of a vector register.
-        late: inputs that only the second of two calls provides (gradients of outputs).
+        cotangents: inputs that only ``backward`` is given; None where there is no such call.
         keep: values that must survive the last kernel.
         dump: called with each stage's name and graph.
+        formats: the users' arrays that are channels-last.
     """
     rules = LEVELS[level]
     for name, run in graph_passes(rules):
@@ -88,14 +93,14 @@ def plan_program(
         verify(graph, stage=name)
         if dump:
             dump(name, graph)
-    graph, layouts = assign_layouts(graph, lanes)
+    graph, layouts = assign_layouts(graph, lanes, formats)
     graph = prune(graph)
     if rules.across:
         graph, layouts = place_concatenations(graph, layouts)
     verify(graph, stage="layout")
     if dump:
         dump("layout", graph)
-    plan = fuse(graph, layouts, rules, frozenset(late))
+    plan = fuse(graph, layouts, rules, None if cotangents is None else frozenset(cotangents))
     memory = plan_memory(plan, keep)
     check_plan(plan, memory)
     return Planned(plan, memory)

@@ -6,15 +6,17 @@ program and, where it is asked for, its gradient.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, Node, Value
-from bngen.passes.autodiff import differentiate
-from bngen.passes.fusion.cut import late_nodes
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
+from bngen.passes.autodiff import differentiate, targets_of
 from bngen.passes.pipeline import Dump, Planned, plan_program
+from bngen.plan.calls import nodes_given
+from bngen.plan.formats import C_ORDER, Formats
 
 
 @dataclass(frozen=True)
@@ -24,19 +26,19 @@ class Joint:
     Attributes:
         graph: the results of the program, and then its gradients.
         program: the program alone.
-        cotangents: names of the inputs that only ``backward`` is given.
+        cotangents: the inputs that only ``backward`` is given: the gradient of each floating-point
+            result, in order. None where there is no ``backward``.
+        gradients: names of the inputs whose gradients are the graph's last outputs, in order.
         independent: inputs that no output depends on, whose gradient is zero.
+        formats: of ``graph``.
     """
 
     graph: Graph
     program: Graph
-    cotangents: frozenset[str] = frozenset()
+    cotangents: tuple[Value, ...] | None = None
+    gradients: tuple[str, ...] = ()
     independent: tuple[str, ...] = ()
-
-    @property
-    def late(self) -> frozenset[Value]:
-        """The inputs that only ``backward`` is given."""
-        return frozenset(i.value for i in self.graph.inputs if i.name in self.cotangents)
+    formats: Formats = C_ORDER
 
 
 class Prepared(NamedTuple):
@@ -53,18 +55,24 @@ class Prepared(NamedTuple):
     unaligned: frozenset[Value]
 
 
-def join_gradient(graph: Graph, wrt: Sequence[str] | None = None) -> Joint:
+def join_gradient(
+    graph: Graph, wrt: Sequence[str] | None = None, formats: Formats = C_ORDER
+) -> Joint:
     """A program and its gradient.
 
     Args:
         graph: the program.
-        wrt: names of the inputs to differentiate with respect to; by default every floating-point
-            argument and parameter.
+        wrt: names of the inputs to differentiate with respect to, perhaps none; by default every
+            floating-point argument and parameter.
+        formats: of the program.
     """
     independent: list[str] = []
     joint = differentiate(graph, wrt, "inputs", independent.extend)
-    cotangents = frozenset(i.name for i in joint.inputs) - {i.name for i in graph.inputs}
-    return Joint(joint, graph, cotangents, tuple(independent))
+    own = set(graph.input_values())
+    cotangents = tuple(v for v in joint.input_values() if v not in own)
+    gradients = tuple(v.name for v in targets_of(graph, wrt))
+    formats = formats.with_gradient(graph, cotangents, gradients)
+    return Joint(joint, graph, cotangents, gradients, tuple(independent), formats)
 
 
 def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = None) -> Prepared:
@@ -76,28 +84,30 @@ def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = N
         fusion: a fusion level.
         dump: called after each pass with its name and the graph.
     """
-    late = tuple(joint.late)
-    graph = keep_old_values(joint.graph, late)
-    planned = plan_program(graph, fusion, lanes, late=late, dump=dump)
+    graph = keep_old_values(joint.graph, joint.cotangents or ())
+    planned = plan_program(
+        graph, fusion, lanes, cotangents=joint.cotangents, dump=dump, formats=joint.formats
+    )
     users = {i.value for i in graph.inputs if i.kind == "input"}
     unaligned = frozenset(v for v, p in planned.memory.places.items() if p.root in users)
     return Prepared(replace(joint, graph=graph), planned, unaligned)
 
 
-def keep_old_values(graph: Graph, late: Sequence[Value] = ()) -> Graph:
+def keep_old_values(graph: Graph, cotangents: Iterable[Value] = ()) -> Graph:
     """Let whoever still needs an updated input once the update is made read a copy of it.
 
     An update is made when ``forward`` ends. The old value is needed after that by ``backward``
     (a dropout mask drawn again from a step counter), by a call that returns it, and by an update
-    of another input with it.
+    of another input with it. The copy lies in the call's own memory: a later ``forward`` that
+    updates the input again takes nothing from a call whose ``backward`` is still to come.
 
     Args:
         graph: a program, or a differentiated one.
-        late: inputs that only ``backward`` is given.
+        cotangents: inputs that only ``backward`` is given.
     """
     targets = {target for target, _ in graph.updates}
     needed = targets & {*graph.outputs, *(new for target, new in graph.updates if new != target)}
-    needed |= targets & _read_by(graph, late_nodes(graph, frozenset(late)))
+    needed |= targets & _read_by(graph, nodes_given(graph, cotangents))
     if not needed:
         return graph
     b = GraphBuilder.rewriting(graph)

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
 
 Rule = Callable[[GraphBuilder, Node], tuple[Value, ...] | None]
 """Emits what replaces a node and returns it, or None to let the node stand."""

@@ -10,8 +10,11 @@ In: nothing (nouns only). Out: what fusion, layout and memory planning decide, w
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
-from bngen.ir.node import Graph, Node, Value
+from bngen.errors import SourceLoc
+from bngen.ir.node import Graph, Node
+from bngen.ir.types import Value
 from bngen.plan.layout import Layout, physical_bytes
 
 
@@ -20,7 +23,7 @@ class Kernel:
     """A group of nodes that one loop nest computes.
 
     Attributes:
-        name: unique in the plan, made of the sub-layers it holds.
+        name: unique in the plan: its place in the order of execution and the sub-layers it holds.
         anchor: the node whose loop nest this is; None for a purely pointwise kernel.
         load: nodes recomputed wherever the anchor (or the store slot) reads, in graph order.
         store: nodes computed where the anchor's result is stored, in graph order.
@@ -46,13 +49,44 @@ class Kernel:
         return tuple(n.op for n in self.nodes)
 
 
+Slot = Literal["load", "store"]
+"""``load``: a reader computes it again as it loads. ``store``: it is computed as its operand is
+stored."""
+
+
 @dataclass(frozen=True)
 class Refusal:
-    """Why two nodes were not joined, for people who ask."""
+    """Why two ops, the second of which reads the first, are not in one kernel.
 
+    Attributes:
+        slot: where they would have met: in the load slots of the consumer's kernel, or in the store
+            slot of the producer's.
+        reason: a rule of `bngen.passes.fusion`, in words.
+        producer: name of the value that lies in memory for it.
+        consumer: name of the first result of the op that reads it.
+        lines: the user's lines that the two stem from, where known.
+    """
+
+    slot: Slot
+    reason: str
     producer: str
     consumer: str
-    reason: str
+    lines: tuple[SourceLoc | None, SourceLoc | None] = field(default=(None, None), compare=False)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a program.
+
+    Attributes:
+        name: ``forward`` or ``backward``.
+        start: its first kernel.
+        stop: the kernel after its last.
+    """
+
+    name: str
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)
@@ -64,7 +98,8 @@ class KernelPlan:
         kernels: in execution order.
         views: view nodes that move no data.
         layouts: physical layout of every value that lies in memory.
-        refused: fusions that were declined, with reasons.
+        refused: pairs of ops that were candidates for one kernel and are not, with reasons.
+        calls: which kernels run in which call.
     """
 
     graph: Graph
@@ -72,6 +107,7 @@ class KernelPlan:
     views: tuple[Node, ...]
     layouts: dict[Value, Layout] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
+    calls: tuple[Call, ...] = ()
 
     def nbytes(self, value: Value) -> int:
         """Bytes that a value takes in memory."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from bngen.ir.node import Value
+from bngen.ir.types import Value
 
 ALIGNMENT = 64
 

@@ -1,7 +1,6 @@
 """Traffic: how often a plan sweeps feature maps through memory. Analysis only.
 
-In: a `KernelPlan`. Out: for each kernel what it reads and writes, and what the forward kernels save
-for the backward ones. Nothing here decides anything.
+In: a `KernelPlan`. Out: for each kernel what it reads and writes. Nothing here decides anything.
 
 - A *feature map* is a value ``[N,C,H,W]`` of more than one pixel that is no convolution's weight,
   nor a weight's gradient, nor computed from those.
@@ -11,8 +10,6 @@ for the backward ones. Nothing here decides anything.
 - A concatenation that lies in one piece is one map, and so is a slice of it. What sweeps of maps
   of different sizes cost is told by the *bytes*: those of every feature map in the layout it has,
   a slice counting as what it covers.
-- A value is *saved for backward* when a kernel of the forward call writes it and one of the
-  backward call reads it.
 
 Sweeps are what Jung et al. (SysML 2019) count: "memory sweeps" of a layer over its feature maps.
 """
@@ -22,8 +19,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from bngen.ir.node import Graph, Node, Value
+from bngen.ir.node import Graph, Node
 from bngen.ir.ops import OPS
+from bngen.ir.types import Value
+from bngen.plan.calls import BACKWARD
 from bngen.plan.kernel import Kernel, KernelPlan
 
 
@@ -61,7 +60,7 @@ class KernelTraffic:
 
     Attributes:
         kernel: the kernel.
-        backward: whether it belongs to the second call.
+        backward: whether it belongs to the call of that name.
         read: feature maps it reads from memory.
         written: feature maps it writes to memory.
         traffic: the sweeps over them.
@@ -74,57 +73,24 @@ class KernelTraffic:
     traffic: Traffic
 
 
-def kernel_traffic(plan: KernelPlan, late: Iterable[Value] = ()) -> tuple[KernelTraffic, ...]:
-    """What each kernel reads and writes, in execution order.
-
-    Args:
-        plan: the kernels.
-        late: inputs that only the second call provides, as for `plan_program`.
-    """
+def kernel_traffic(plan: KernelPlan) -> tuple[KernelTraffic, ...]:
+    """What each kernel reads and writes, in execution order."""
     maps = feature_maps(plan.graph)
-    backward = backward_kernels(plan, late)
+    backward = [call.name == BACKWARD for call in plan.calls for _ in range(call.start, call.stop)]
     rows = []
-    for i, kernel in enumerate(plan.kernels):
+    for kernel, late in zip(plan.kernels, backward, strict=True):
         read = tuple(v for v in dict.fromkeys(kernel.inputs) if v in maps)
         written = tuple(v for v in kernel.outputs if v in maps)
         traffic = Traffic(
             len(read), len(written), sum(map(plan.nbytes, read)), sum(map(plan.nbytes, written))
         )
-        rows.append(KernelTraffic(kernel, i in backward, read, written, traffic))
+        rows.append(KernelTraffic(kernel, late, read, written, traffic))
     return tuple(rows)
 
 
 def total(rows: Iterable[KernelTraffic]) -> Traffic:
     """The sum over a table's rows."""
     return sum((row.traffic for row in rows), Traffic())
-
-
-def saved_for_backward(plan: KernelPlan, late: Iterable[Value]) -> tuple[Value, ...]:
-    """What forward kernels write and backward kernels read, in order of writing.
-
-    Views are looked through: a kernel that reads a concatenation reads what was written into it.
-    The program's inputs are not among them, they are the caller's.
-    """
-    backward = backward_kernels(plan, late)
-    views = {v: n for n in plan.views for v in n.outputs}
-    read: set[Value] = set()
-    work = [v for i in backward for v in plan.kernels[i].inputs]
-    while work:
-        v = work.pop()
-        if v not in read:
-            read.add(v)
-            work += views[v].operands if v in views else ()
-    forward = [k for i, k in enumerate(plan.kernels) if i not in backward]
-    return tuple(v for k in forward for v in k.outputs if v in read)
-
-
-def backward_kernels(plan: KernelPlan, late: Iterable[Value]) -> frozenset[int]:
-    """Positions of the kernels that run in the second call: from the first that needs ``late``."""
-    tainted = set(late)
-    for i, kernel in enumerate(plan.kernels):
-        if not tainted.isdisjoint(v for n in kernel.nodes for v in n.operands):
-            return frozenset(range(i, len(plan.kernels)))
-    return frozenset()
 
 
 def feature_maps(graph: Graph) -> frozenset[Value]:
@@ -148,7 +114,7 @@ def _weights(graph: Graph) -> set[Value]:
     for node in graph.nodes:
         found.update(v for v, role in zip(node.inputs, OPS[node.op].operands, strict=False)
                      if v is not None and role == "weight" and len(v.shape) == 4)  # fmt: skip
-        if node.op == "conv2d_grad_weight":
+        if node.row.direction == "weight":
             found.update(node.outputs)
     grown = True
     while grown:

@@ -1,196 +1,142 @@
-"""All kernel calls of a program as one table, in TVM's calling convention.
+"""How a module's calls run: arguments become memory, steps run over it, memory becomes results.
 
-In: the calls' entries and operands, and where the operands lie. Out: `CallTable.run`. Each argument
-is a ``DLTensor`` whose address stands in the table; a run fills in what comes with the call and
-hands the table to `dispatch.c`, so that no interpreter runs between two kernels.
+In: a program's signature, steps and code, the arrays of its parameters; then what callers give.
+Out: what they get, and `Call`s that wait for their ``backward``. One call at a time: whoever calls
+holds the module's lock.
 """
 
 from __future__ import annotations
 
-import ctypes
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
-from bngen.dtypes import DTYPES
-from bngen.errors import ToolchainError
-from bngen.runtime import toolchain
+from bngen.errors import CallError
+from bngen.labels import handed_out
+from bngen.runtime import threads
+from bngen.runtime.arguments import ArgSpec, WriteBack, is_torch, prepare_all
+from bngen.runtime.executor import Executor, Memory
+from bngen.runtime.given import Cotangents, check_labels, in_order
 from bngen.runtime.native import Entry
+from bngen.runtime.pending import Call, Kept, Pending
+from bngen.runtime.results import Results
+from bngen.runtime.signature import BACKWARD, FORWARD, Built, input_slot
+from bngen.runtime.state import State
 
-# The records of dlpack.h, c_api.h and dispatch.c.
-_TENSOR = np.dtype([
-    ("data", "u8"), ("device", "i4"), ("device_id", "i4"), ("ndim", "i4"), ("code", "u1"),
-    ("bits", "u1"), ("lanes", "u2"), ("shape", "u8"), ("strides", "u8"), ("byte_offset", "u8"),
-])  # fmt: skip
-_ANY = np.dtype([("type", "i4"), ("padding", "i4"), ("value", "u8")])
-_CALL = np.dtype([("call", "u8"), ("handle", "u8"), ("arguments", "u8"), ("count", "i8")])
-_CPU, _TENSOR_POINTER = 1, 7
-NO_STACK = -2
-"""What dispatch.c returns where the calling thread has no room for the tiles of kernels."""
+USER_ALIGNMENT = 1
+"""Kernels read users' arrays with unaligned moves; any address works."""
 
 
-@dataclass(frozen=True)
-class Operand:
-    """Where an argument of a kernel lies.
-
-    Attributes:
-        slot: name of the external buffer it is in; None for the arena.
-        offset: bytes into the arena or the slot.
-        shape: the shape the kernel's signature has.
-        dtype: element type.
-    """
-
-    slot: str | None
-    offset: int
-    shape: tuple[int, ...]
-    dtype: str
-
-
-class CallTable:
-    """Calls with their arguments.
+class Calls:
+    """The calls of one module.
 
     Args:
-        calls: an entry and its operands each, in execution order.
-        address: where an operand lies; None for one whose memory comes with a run.
+        built: what it runs.
+        entries: its kernels, by symbol.
+        state: its parameters and buffers.
+        num_threads: threads during calls; None for the process's setting.
+
+    Attributes:
+        pending: the calls that wait for their ``backward``.
+        executor: runs the steps.
     """
 
     def __init__(
-        self,
-        calls: Sequence[tuple[Entry, Sequence[Operand]]],
-        address: Callable[[Operand], int | None],
+        self, built: Built, entries: Mapping[str, Entry], state: State, num_threads: int | None
     ):
-        operands = list(dict.fromkeys(o for _, given in calls for o in given))
-        lie = [address(o) for o in operands]
-        self._tensors, self._extents = _tensors(operands)
-        self._tensors["data"] = [a or 0 for a in lie]
-        self._open = _OpenSlots(
-            [(i, o) for i, (o, a) in enumerate(zip(operands, lie, strict=True)) if a is None]
-        )
-        place = dict(zip(operands, _addresses(self._tensors), strict=True))
-        counts = [len(given) for _, given in calls]
-        self._arguments = np.zeros(sum(counts), _ANY)
-        self._arguments["type"] = _TENSOR_POINTER
-        self._arguments["value"] = [place[o] for _, given in calls for o in given]
-        self._calls = np.zeros(len(calls), _CALL)
-        self._calls["call"] = [entry.call for entry, _ in calls]
-        self._calls["handle"] = [entry.handle for entry, _ in calls]
-        self._calls["count"] = counts
-        firsts = np.cumsum([0, *counts])[:-1]
-        self._calls["arguments"] = _addresses(self._arguments, firsts)
-        self._owners = [entry.owner for entry, _ in calls]
+        self._signature, self._state, self._threads = built.signature, state, num_threads
+        self._program = built.signature.program
+        fixed = {input_slot(name): array for name, array in state.arrays.items()}
+        self.executor = Executor(built.steps, entries, fixed)
+        self.pending = Pending(built.signature, built.nbytes)
+        self._outputs = Results(self._program, built.signature.outputs, USER_ALIGNMENT)
+        self._gradients = Results(self._program, built.signature.gradients, USER_ALIGNMENT)
+        self._cotangents = Cotangents(built.signature)
+        self._spans = {call.name: call for call in built.signature.calls}
 
-    def run(self, slots: Mapping[str, np.ndarray], start: int, stop: int) -> int:
-        """Make calls [start, stop).
+    def forward(self, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        """Run the program; see `Module.forward`."""
+        values = in_order(self._signature, args, named)
+        slots, write_backs = self._prepare(self._signature.arguments, values)
+        check_labels(self._signature, slots)
+        slots |= self._outputs.memory()
+        as_torch = any(is_torch(v) for v in values)
+        kept = self.pending.begin(values, slots, self._state.changes, as_torch)
+        try:
+            self._run(FORWARD, Memory(kept.frame.arena, slots))
+            results = self._outputs.handed_out(slots, as_torch)
+            for write_back in write_backs:
+                write_back()
+        except BaseException:
+            self.pending.pool.give(kept.frame)
+            raise
+        if BACKWARD in self._spans:
+            self.pending.end(kept, bool(write_backs))
+        else:
+            self.pending.pool.give(kept.frame)
+        return self._packed(results)
 
-        Args:
-            slots: C-contiguous arrays by slot; only calls outside the range may lack one.
-            start: the first call.
-            stop: the call after the last.
+    def backward(
+        self,
+        grad_outputs: Sequence[Any],
+        call: Call | None,
+        out: Mapping[str, Any] | None,
+        accumulate: bool,
+    ) -> dict[str, Any]:
+        """Run its gradient; see `Module.backward`. What is refused is refused before it runs."""
+        call, kept = self.pending.find(call)
+        self._check_unchanged(kept)
+        given = self._cotangents.in_order(grad_outputs)
+        cotangents, _ = self._prepare(self._signature.cotangents, given)
+        destinations = self._gradients.destinations(out)
+        if accumulate and out is None:
+            hint = "backward(..., out={'weight': array}, accumulate=True)"
+            raise CallError(f"{self._program}: accumulate onto what?", hint=hint)
+        slots = {**kept.slots, **cotangents}
+        slots |= self._gradients.memory(destinations, accumulate, list(slots.values()))
+        self.pending.claim(call)
+        try:
+            self._run(BACKWARD, Memory(kept.frame.arena, slots))
+        finally:
+            self.pending.pool.give(kept.frame)
+        as_torch = kept.as_torch or any(is_torch(v) for v in grad_outputs)
+        results = self._gradients.handed_out(slots, as_torch, destinations, accumulate)
+        names = (spec.name for spec in self._signature.gradients)
+        return dict(zip(names, results, strict=True))
 
-        Returns:
-            The position of the call that failed, and where the calls ended; -1 when none did;
-            `NO_STACK` when none was made for want of stack.
+    def check_differentiated(self) -> None:
+        """Refuse a program that has no ``backward``.
+
+        Raises:
+            CallError: naming it.
         """
-        self._open.fill(self._tensors, slots)
-        return _dispatch()(self._calls.ctypes.data, start, stop)
+        if BACKWARD not in self._spans:
+            hint = "bngen.build(..., grad=True)"
+            raise CallError(f"{self._program}: built without gradients", hint=hint)
 
-    def without_work(self) -> None:
-        """Let every call return at once: what is left of a run is what bngen itself costs."""
-        self._calls["call"] = _idle_entry()
+    def _check_unchanged(self, kept: Kept) -> None:
+        changed = self._state.changed_since(kept.changes, self._spans[BACKWARD].reads)
+        if changed is not None:
+            raise CallError(
+                f"{self._program}: {changed!r}, which backward reads, was changed by "
+                "load_state_dict or init after the forward call",
+                hint="call mod.forward(...) again",
+            )
 
+    def _run(self, name: str, memory: Memory) -> None:
+        span = self._spans[name]
+        with threads.using(self._threads or 0):
+            self.executor.run(memory, span.start, span.stop)
 
-class _OpenSlots:
-    """The operands whose memory comes with a run."""
+    def _prepare(
+        self, specs: Sequence[ArgSpec], values: Sequence[Any]
+    ) -> tuple[dict[str, np.ndarray], list[WriteBack]]:
+        arrays, write_backs = prepare_all(self._program, specs, values, USER_ALIGNMENT)
+        slots = {input_slot(s.name): array for s, array in zip(specs, arrays, strict=True)}
+        return slots, write_backs
 
-    def __init__(self, operands: Sequence[tuple[int, Operand]]):
-        self._names = list(dict.fromkeys(o.slot for _, o in operands))
-        self._rows = np.array([i for i, _ in operands], np.intp)
-        self._slots = np.array([self._names.index(o.slot) for _, o in operands], np.intp)
-        self._offsets = np.array([o.offset for _, o in operands], np.uint64)
-
-    def fill(self, tensors: np.ndarray, slots: Mapping[str, np.ndarray]) -> None:
-        """Write where the slots lie; where one is missing, an address that kernels refuse."""
-        if not self._names:
-            return
-        bases = [slots[n].ctypes.data if n in slots else 0 for n in self._names]
-        there = np.array(bases, np.uint64)[self._slots]
-        tensors["data"][self._rows] = np.where(there == 0, there, there + self._offsets)
-
-
-def _tensors(operands: Sequence[Operand]) -> tuple[np.ndarray, np.ndarray]:
-    """A ``DLTensor`` for each operand, without data; and the extents and strides they point to."""
-    tensors = np.zeros(len(operands), _TENSOR)
-    rows = [DTYPES[o.dtype] for o in operands]
-    tensors["device"], tensors["lanes"] = _CPU, 1
-    tensors["code"] = [row.code for row in rows]
-    tensors["bits"] = [row.bits for row in rows]
-    tensors["ndim"] = [len(o.shape) for o in operands]
-    numbers: list[int] = []
-    firsts: list[int] = []
-    for o in operands:
-        firsts.append(len(numbers))
-        strides = np.cumprod([1, *o.shape[:0:-1]])[::-1] if o.shape else ()
-        numbers += [*o.shape, *map(int, strides)]
-    extents = np.array(numbers, np.int64)
-    tensors["shape"] = _addresses(extents, np.array(firsts, np.int64))
-    tensors["strides"] = tensors["shape"] + 8 * tensors["ndim"].astype(np.uint64)
-    return tensors, extents
-
-
-def _addresses(table: np.ndarray, rows: np.ndarray | None = None) -> np.ndarray:
-    rows = np.arange(len(table)) if rows is None else rows
-    return table.ctypes.data + rows * table.itemsize
-
-
-# --- making the calls -------------------------------------------------------------------------
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    source = Path(__file__).with_name("dispatch.c")
-    library = toolchain.shared_library(source, ctypes.CDLL, ("bngen_run", "bngen_idle"))
-    library.bngen_run.argtypes = (ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64)
-    library.bngen_run.restype = ctypes.c_int64
-    return library
-
-
-@functools.cache
-def _dispatch() -> Callable[[int, int, int], int]:
-    """`dispatch.c`, or where there is no C compiler the same in Python."""
-    try:
-        return _library().bngen_run
-    except ToolchainError:  # The thread pool has said so.
-        return run_in_python
-
-
-_KERNEL = ctypes.CFUNCTYPE(
-    ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int32, ctypes.c_void_p
-)
-
-
-def run_in_python(calls: int, start: int, stop: int) -> int:
-    """``bngen_run`` of dispatch.c."""
-    result = (ctypes.c_uint64 * 2)()
-    for i in range(start, stop):
-        fields = (ctypes.c_uint64 * 4).from_address(calls + i * _CALL.itemsize)
-        call, handle, arguments, count = fields
-        if _KERNEL(call)(handle, arguments, count, result):
-            return i
-    return -1
-
-
-@_KERNEL
-def _idle(handle: int, arguments: int, count: int, result: int) -> int:
-    return 0
-
-
-def _idle_entry() -> int:
-    function = _idle
-    try:
-        function = _library().bngen_idle
-    except ToolchainError:
-        pass
-    return ctypes.cast(function, ctypes.c_void_p).value or 0
+    def _packed(self, results: list[Any]) -> Any:
+        named = self._signature.named_outputs
+        labels = [spec.name for spec in self._signature.outputs] if named else ()
+        return handed_out(results, labels, self._signature.tuple_output)

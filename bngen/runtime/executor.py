@@ -1,93 +1,142 @@
-"""Runs kernels: steps over one arena, with slots for what changes from call to call.
+"""Runs steps over the memory of one call.
 
-In: steps, entries of their kernels, and the buffers that never move. Out: `Executor.run`. Knows
-nothing of graphs; what it is given is data, so that a kept program runs by the same code.
+In: steps, entries of their kernels, and the buffers that never move. Out: `Executor.run`, which is
+given the memory that a call has to itself. Knows nothing of graphs; what it is given is data, so
+that a kept program runs by the same code.
+
+Consecutive kernels are one `Action`, handed to `dispatch` as a whole; a step that is no kernel is
+an action of its own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from typing import Protocol
 
 import numpy as np
 
 from bngen.errors import BngenError
 from bngen.runtime import native
-from bngen.runtime.calls import NO_STACK, CallTable, Operand
+from bngen.runtime.dispatch import NO_STACK, CallTable
 from bngen.runtime.memory import Arena
 from bngen.runtime.native import Entry
+from bngen.runtime.steps import CopyStep, KernelStep, Operand, Step
 
 
 @dataclass(frozen=True)
-class Step:
-    """One call of a kernel.
+class Memory:
+    """What the steps of one call read and write.
 
     Attributes:
-        name: the kernel's, for messages.
-        symbol: of its code.
-        operands: its arguments, in order.
+        arena: what operands without a slot lie in.
+        slots: C-contiguous arrays by slot; only steps that are not run may lack one.
     """
 
-    name: str
-    symbol: str
-    operands: tuple[Operand, ...]
+    arena: Arena
+    slots: Mapping[str, np.ndarray]
+
+    def array(self, operand: Operand) -> np.ndarray:
+        """A view of what an operand names."""
+        if operand.slot is None:
+            return self.arena.view(operand.offset, operand.shape, operand.dtype)
+        return view(self.slots[operand.slot], operand.offset, operand.shape, operand.dtype)
+
+
+class Action(Protocol):
+    """What an executor does at a time."""
+
+    def run(self, memory: Memory) -> None:
+        """Do it, in the memory of a call.
+
+        Raises:
+            BngenError: when it fails.
+        """
 
 
 class Executor:
-    """A bound sequence of steps.
+    """A bound sequence of steps; one call at a time.
 
     Args:
         steps: in execution order.
-        entries: the code of the steps, by symbol.
-        nbytes: size of the arena.
-        fixed: external buffers that never move (parameters), by slot: aligned, C-contiguous.
+        entries: the code of the kernels, by symbol.
+        fixed: buffers that never move (parameters), by slot: aligned, C-contiguous.
     """
 
     def __init__(
         self,
         steps: Sequence[Step],
         entries: Mapping[str, Entry],
-        nbytes: int,
         fixed: Mapping[str, np.ndarray],
     ):
-        self.arena = Arena(nbytes)
         self._steps, self._fixed = tuple(steps), dict(fixed)
-        self._calls = CallTable([(entries[s.symbol], s.operands) for s in steps], self._address)
+        kernels = [s for s in steps if isinstance(s, KernelStep)]
+        self._table = CallTable([(entries[s.symbol], s.operands) for s in kernels], fixed)
+        self._actions: dict[tuple[int, int], tuple[Action, ...]] = {}
 
-    def _address(self, operand: Operand) -> int | None:
-        if operand.slot is None:
-            return self.read(operand).ctypes.data
-        array = self._fixed.get(operand.slot)
-        return None if array is None else array.ctypes.data + operand.offset
-
-    def run(self, slots: Mapping[str, np.ndarray], start: int = 0, stop: int | None = None) -> None:
-        """Call steps [start, stop) with this call's buffers.
+    def run(self, memory: Memory, start: int = 0, stop: int | None = None) -> None:
+        """Do steps [start, stop).
 
         Args:
-            slots: C-contiguous arrays by slot; only steps that are not called may lack one.
+            memory: of the call.
             start: first step.
             stop: the step after the last; all by default.
 
         Raises:
             BngenError: when a kernel fails, or the thread has too little stack.
         """
-        stop = len(self._steps) if stop is None else stop
-        failed = self._calls.run(slots, start, stop)
+        span = start, len(self._steps) if stop is None else stop
+        if span not in self._actions:
+            self._actions[span] = tuple(self._actions_of(*span))
+        memory = Memory(memory.arena, {**memory.slots, **self._fixed})
+        self._table.bind(memory.arena, memory.slots)
+        for action in self._actions[span]:
+            action.run(memory)
+
+    def _actions_of(self, start: int, stop: int) -> Iterator[Action]:
+        first = sum(isinstance(s, KernelStep) for s in self._steps[:start])
+        for kernels, group in groupby(
+            self._steps[start:stop], lambda step: isinstance(step, KernelStep)
+        ):
+            steps = tuple(group)
+            if kernels:
+                yield _Kernels(self._table, first, tuple(s.name for s in steps))
+                first += len(steps)
+            else:
+                yield from map(_Copy, steps)
+
+    def without_work(self) -> None:
+        """Let every kernel return at once, to time what is left of a step. There is no way back."""
+        self._table.without_work()
+
+
+@dataclass(frozen=True)
+class _Kernels:
+    """Consecutive kernels, by their place in the table."""
+
+    table: CallTable
+    first: int
+    names: tuple[str, ...]
+
+    def run(self, memory: Memory) -> None:
+        failed = self.table.run(self.first, self.first + len(self.names))
         if failed == NO_STACK:
             raise BngenError(
                 "kernels need 512 KiB of stack, and this thread has less",
                 hint="raise ulimit -s, or threading.stack_size before it is started",
             )
         if failed >= 0:
-            raise BngenError(f"kernel {self._steps[failed].name} failed: {native.raised()}")
+            name = self.names[failed - self.first]
+            raise BngenError(f"kernel {name} failed: {native.raised()}")
 
-    def without_work(self) -> None:
-        """Let every kernel return at once, to time what is left of a step. There is no way back."""
-        self._calls.without_work()
 
-    def read(self, operand: Operand) -> np.ndarray:
-        """A view of an arena operand."""
-        return self.arena.view(operand.offset, operand.shape, operand.dtype)
+@dataclass(frozen=True)
+class _Copy:
+    step: CopyStep
+
+    def run(self, memory: Memory) -> None:
+        np.copyto(memory.array(self.step.target), memory.array(self.step.source))
 
 
 def view(array: np.ndarray, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -40,6 +40,7 @@ class Arena:
 
     Attributes:
         nbytes: usable size.
+        address: of its first byte.
     """
 
     def __init__(self, nbytes: int, *, huge_pages: bool = True):
@@ -67,6 +68,7 @@ class Arena:
             _advise_huge_pages(area)
         whole = np.frombuffer(area, np.uint8)
         start = -whole.ctypes.data % boundary
+        self.address = whole.ctypes.data + start
         self._bytes = whole[start : start + nbytes]
 
     def view(self, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -5,37 +5,66 @@ In: nothing (nouns only). Out: what binding decides, a bundle keeps and a `Modul
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bngen.options import CONTIGUOUS
 from bngen.runtime.arguments import ArgSpec
-from bngen.runtime.calls import Operand
-from bngen.runtime.executor import Step
+from bngen.runtime.formats import memory_shape
+from bngen.runtime.steps import KernelStep, Step
+
+FORWARD, BACKWARD = "forward", "backward"
+
+
+def input_slot(name: str) -> str:
+    """The slot of an input, by its name: an argument, a parameter or buffer, a cotangent."""
+    return f"in:{name}"
+
+
+@dataclass(frozen=True)
+class CallSpec:
+    """One of a program's calls.
+
+    Attributes:
+        name: ``forward``, and of a program with its gradient ``backward``.
+        start: the first of its steps.
+        stop: the step after the last.
+        reads: names of arguments of the call before it, and of parameters and buffers, that it
+            reads; empty for the first.
+    """
+
+    name: str
+    start: int
+    stop: int
+    reads: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class OutputSpec:
-    """One result of a call.
+    """One result of a call, in memory that is made for each call and given away.
 
     Attributes:
-        name: label, ``""`` where the program gave none.
+        name: label, ``""`` where the program gave none; of a gradient, its input's name.
         shape: logical shape.
         dtype: element type.
-        slot: slot that the kernels write it to, in fresh memory of each call; None where it is
-            copied from ``operand`` or from the input ``source``.
+        slot: slot that the steps write it to; small results share one.
         offset: bytes into the slot.
-        operand: where it lies in the arena.
-        source: name of the input that it is.
+        memory_format: how it lies there, and in the caller's hands.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    slot: str | None = None
+    slot: str
     offset: int = 0
-    operand: Operand | None = None
-    source: str | None = None
+    memory_format: str = CONTIGUOUS
+
+    @functools.cached_property
+    def memory_shape(self) -> tuple[int, ...]:
+        """Its extents in memory order."""
+        return memory_shape(self.shape, self.memory_format)
 
 
 @dataclass(frozen=True)
@@ -58,10 +87,9 @@ class Signature:
         cotangents: gradients of outputs that ``backward`` takes.
         outputs: results of the program.
         gradients: results of ``backward``, by input name.
-        update_copies: (input name, operand) of updates that are copied after the run.
-        forward_steps: how many steps come before ``backward``.
+        calls: which steps belong to which call.
         tuple_output: whether a single result is still returned in a tuple.
-        named_outputs: whether results are returned as a dict.
+        named_outputs: whether results are returned by name.
         labels: inputs to check before a run.
         memory: bytes by use; see `Module.memory`.
     """
@@ -72,12 +100,15 @@ class Signature:
     cotangents: tuple[ArgSpec, ...]
     outputs: tuple[OutputSpec, ...]
     gradients: tuple[OutputSpec, ...] = ()
-    update_copies: tuple[tuple[str, Operand], ...] = ()
-    forward_steps: int = 0
+    calls: tuple[CallSpec, ...] = ()
     tuple_output: bool = False
     named_outputs: bool = False
     labels: tuple[LabelCheck, ...] = ()
     memory: Mapping[str, int] = field(default_factory=dict)
+
+    def call(self, name: str) -> CallSpec | None:
+        """The call of that name."""
+        return next((call for call in self.calls if call.name == name), None)
 
 
 @dataclass(frozen=True)
@@ -86,7 +117,7 @@ class Built:
 
     Attributes:
         signature: names, shapes and results.
-        steps: calls of kernels, in order.
+        steps: what its calls do, in order.
         nbytes: size of the arena.
         manifest: see `Module.manifest`.
     """
@@ -95,3 +126,8 @@ class Built:
     steps: tuple[Step, ...]
     nbytes: int
     manifest: Mapping[str, Any]
+
+    @property
+    def kernels(self) -> tuple[KernelStep, ...]:
+        """The steps that call kernels."""
+        return tuple(step for step in self.steps if isinstance(step, KernelStep))

@@ -12,7 +12,7 @@ import tvm_ffi
 from tvm import DataType, s_tir, tirx
 from tvm.ir import TensorLoad, Var
 
-from bngen.lower.coords import Expr
+from bngen.lower.opaque import Expr
 
 LINE = 64
 """Bytes of a cache line."""

@@ -14,9 +14,9 @@ import numpy as np
 
 from bngen.codegen.compile import CompiledKernel, load
 from bngen.runtime import threads as thread_pool
-from bngen.runtime.calls import Operand
-from bngen.runtime.executor import Executor, Step
-from bngen.runtime.memory import ALIGNMENT
+from bngen.runtime.executor import Executor, Memory
+from bngen.runtime.memory import ALIGNMENT, Arena
+from bngen.runtime.steps import KernelStep, Operand
 
 _SHORTEST = 2e-3
 """Seconds that one measurement lasts at least: shorter ones measure the clock."""
@@ -32,27 +32,28 @@ class LoneKernel:
             operands.append(Operand(None, offset, a.shape, a.value.dtype))
             nbytes = math.prod(a.shape) * np.dtype(a.value.dtype).itemsize
             offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
-        step = Step(compiled.kernel.name, compiled.code.symbol, tuple(operands))
-        self._executor = Executor([step], load([compiled.code]), offset, {})
+        step = KernelStep(compiled.kernel.name, compiled.code.symbol, tuple(operands))
+        self._executor = Executor([step], load([compiled.code]), {})
+        self._memory = Memory(Arena(offset), {})
         self._threads = threads
         inputs = len(compiled.kernel.inputs)
         self._outputs = operands[inputs:]
         rng = np.random.default_rng(seed)
         for operand in operands[:inputs]:
-            fill(self._executor.read(operand), rng)
+            fill(self._memory.array(operand), rng)
 
     def run(self, times: int = 1) -> None:
         """Call the kernel."""
         with thread_pool.using(self._threads):
             for _ in range(times):
-                self._executor.run({})
+                self._executor.run(self._memory)
 
     def results(self) -> list[np.ndarray]:
         """Run once; copies of what it writes."""
         for operand in self._outputs:
-            self._executor.read(operand).fill(0)  # lanes that nobody writes are equal, then
+            self._memory.array(operand).fill(0)  # lanes that nobody writes are equal, then
         self.run()
-        return [self._executor.read(o).copy() for o in self._outputs]
+        return [self._memory.array(o).copy() for o in self._outputs]
 
     def seconds(self) -> float:
         """Time of one call, measured over several."""

@@ -50,7 +50,7 @@ def test_every_variable_bngen_reads_is_in_the_table():
 
 
 def test_fusion_levels_are_the_compilers():
-    from bngen.passes.fusion.cut import LEVELS
+    from bngen.passes.fusion.levels import LEVELS
 
     assert tuple(LEVELS) == options.FUSION_CHOICES
 

@@ -23,7 +23,7 @@ EXTREMES = (
 WORDS = (
     "f32", "f64", "i32", "i64", "u8", "b1", "f16", "input", "parameter", "buffer", "update",
     "return", "program", "init", "_", "axes", "stride", "shape", "groups", "value", "dtype",
-    "padding",
+    "padding", "row_groups",
     "conv2d", "conv2d_grad_input", "conv2d_grad_weight", "max_pool2d", "max_pool2d_grad",
     "avg_pool2d", "adaptive_avg_pool2d", "adaptive_avg_pool2d_grad", "reshape", "one_hot", "sum",
     "amax", "cat", "slice", "matmul", "cast", "constant", "random_uniform", "bn_stats", "bn_update",

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, TensorType
+from bngen.ir.node import Graph
 from bngen.ir.ops import OPS
+from bngen.ir.types import TensorType
 
 
 @dataclass(frozen=True)
@@ -147,14 +148,14 @@ BATCH_NORM = [
     case("bn_stats", normal(6, 3)),
     case("bn_mean", normal(*MAP)),
     case("bn_var", normal(*MAP), normal(3)),
-    case("bn_partial_stats", normal(*MAP), groups=10),
-    case("bn_partial_stats", normal(2, 3, 6, 4), groups=6),
-    case("bn_partial_var", normal(*MAP), normal(3), groups=2),
+    case("bn_partial_stats", normal(*MAP), row_groups=10),
+    case("bn_partial_stats", normal(2, 3, 6, 4), row_groups=6),
+    case("bn_partial_var", normal(*MAP), normal(3), row_groups=2),
     case("bn_merge_stats", normal(4, 3), positive(4, 3), normal(4, 3), count=6),
-    case("bn_partial_mean", normal(*MAP), groups=10),
+    case("bn_partial_mean", normal(*MAP), row_groups=10),
     case("bn_merge_mean", normal(4, 3), normal(4, 3), count=24),
     case("bn_grad_sums", normal(*MAP), normal(*MAP), normal(3)),
-    case("bn_grad_partial_sums", normal(*MAP), normal(*MAP), normal(3), groups=2),
+    case("bn_grad_partial_sums", normal(*MAP), normal(*MAP), normal(3), row_groups=2),
     case("batch_norm", normal(*MAP), normal(3), normal(3), eps=1e-3),
     case("batch_norm", normal(*MAP), None, normal(3)),
     case("batch_norm", normal(*MAP), normal(3), None),
@@ -166,8 +167,8 @@ REDUCTIONS = [
     for op, operand in (("sum", normal(*MAP)), ("mean", normal(*MAP)), ("amax", tied(*MAP)))
     for axes, keep in (((0, 2, 3), False), ((1,), True), ((-1, 1), True), ((0, 1, 2, 3), False))
 ] + [
-    case("partial_sum", normal(*MAP), groups=10),
-    case("partial_max", normal(*MAP), groups=2),
+    case("partial_sum", normal(*MAP), row_groups=10),
+    case("partial_max", normal(*MAP), row_groups=2),
 ]
 
 _CONVS = [

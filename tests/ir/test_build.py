@@ -8,10 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bngen.errors import SourceLoc
-from bngen.ir.build import RESULT_NAMES, GraphBuilder, plain, prune, substitute
+from bngen.ir.build import GraphBuilder, plain, prune, substitute
 from bngen.ir.interp import run
-from bngen.ir.node import Graph, TensorType, Value
+from bngen.ir.node import Graph
+from bngen.ir.ops import OPS
 from bngen.ir.text import parse_graph
+from bngen.ir.types import TensorType, Value
 from bngen.ir.verify import verify
 from tests.ir.op_cases import CASES
 from tests.oracle import assert_same
@@ -36,7 +38,7 @@ def test_names_are_unique_and_readable():
 def test_every_op_with_several_results_names_them():
     for case in CASES:
         results = case.graph.outputs
-        assert len(results) == 1 or len(RESULT_NAMES[case.op]) == len(results), case.op
+        assert len(results) == 1 or len(OPS[case.op].results) == len(results), case.op
 
 
 def test_numbers_become_constants_of_the_neighbours_type_and_are_shared():

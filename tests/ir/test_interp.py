@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from bngen.errors import CallError
 from bngen.ir import interp
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, TensorType
+from bngen.ir.node import Graph
 from bngen.ir.text import parse_graph
+from bngen.ir.types import TensorType
 from bngen.ir.verify import InternalError, verify
 from tests.oracle import assert_close, assert_same, torch_run, torch_runs
 from tests.strategies import programs, random_args

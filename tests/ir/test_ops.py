@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 import torch
 
+from bngen.dtypes import DTYPES
 from bngen.ir.build import GraphBuilder
 from bngen.ir.interp import run
-from bngen.ir.node import DTYPES, TensorType
-from bngen.ir.ops import OPS, ShapeError, complete_attrs, infer
+from bngen.ir.ops import OPS, complete_attrs, infer
+from bngen.ir.ops.row import ShapeError
+from bngen.ir.types import TensorType
 from bngen.ir.verify import verify
 from bngen.torch_bridge import reference
 from bngen.verification.tolerance import few_ulps

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from bngen.errors import BngenError
-from bngen.ir.node import Attrs, Graph, Input, Node, TensorType, Value
+from bngen.ir.node import Graph, Input, Node
 from bngen.ir.text import parse_graph
+from bngen.ir.types import Attrs, TensorType, Value
 from bngen.ir.verify import INVARIANTS, STAGE_INVARIANTS, InternalError, verify
 
 GOOD = parse_graph("""program p {

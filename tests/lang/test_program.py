@@ -9,7 +9,7 @@ import pytest
 
 import bngen as bg
 from bngen.ir.interp import run
-from bngen.ir.node import TensorType
+from bngen.ir.types import TensorType
 from bngen.ir.verify import verify
 from tests.lang.meaning import normal
 

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 import bngen as bg
-from bngen.ir.node import Input, TensorType, Value
+from bngen.ir.node import Input
+from bngen.ir.types import TensorType, Value
 from bngen.lang.init import fill
 
 

@@ -8,7 +8,8 @@ from collections.abc import Iterable
 import numpy as np
 
 from bngen.ir.interp import Results, run
-from bngen.ir.node import Graph, Value
+from bngen.ir.node import Graph
+from bngen.ir.types import Value
 from bngen.passes.autodiff import differentiate
 from tests.oracle import assert_same
 from tests.strategies import random_args

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 
-from bngen.ir.node import Graph, TensorType, Value
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType
 from bngen.lang.program import trace
 from bngen.models import make
 from bngen.models.common import Options
 from bngen.models.densenet import DenseNet
 from bngen.models.resnet import ResNet
-from bngen.passes.fusion.cut import LEVELS
+from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.pipeline import Planned, plan_program
-from bngen.plan.traffic import KernelTraffic, kernel_traffic, saved_for_backward, total
+from bngen.plan.calls import saved
+from bngen.plan.traffic import KernelTraffic, kernel_traffic, total
 from tests.passes.meaning import joint_program
 
 LANES = 16
@@ -35,15 +37,15 @@ LAYERS = {
 
 
 @cache
-def planned(name: str, level: str) -> tuple[Planned, tuple[Value, ...]]:
-    """Plan of a training step at batch 8, 224x224, and what its backward call is given."""
+def planned(name: str, level: str) -> Planned:
+    """Plan of a training step at batch 8, 224x224."""
     joint, late = joint_program(make(name, batch=8, image=224).graph)
-    return plan_program(joint, level, LANES, late=late), tuple(late)
+    return plan_program(joint, level, LANES, cotangents=late)
 
 
 def rows_of(graph: Graph, level: str) -> tuple[KernelTraffic, ...]:
     joint, late = joint_program(graph)
-    return kernel_traffic(plan_program(joint, level, LANES, late=late).plan, late)
+    return kernel_traffic(plan_program(joint, level, LANES, cotangents=late).plan)
 
 
 def counts(rows: tuple[KernelTraffic, ...]) -> tuple[int, ...]:
@@ -63,13 +65,13 @@ def composite_layer(family: str, level: str) -> tuple[int, ...]:
 
 def network_row(name: str, level: str) -> str:
     """Sweeps, bytes they move and bytes kept of a network's training step."""
-    plan, late = planned(name, level)
-    rows = kernel_traffic(plan.plan, late)
+    plan = planned(name, level).plan
+    rows = kernel_traffic(plan)
     cells = []
     for backward in (False, True):
         half = total(r for r in rows if r.backward == backward)
         cells += [half.sweeps_read, half.sweeps_written, f"{half.nbytes / MIB:,.0f}"]
-    kept = sum(map(plan.plan.nbytes, saved_for_backward(plan.plan, late)))
+    kept = sum(map(plan.nbytes, saved(plan)))
     return f"| `{level}` | " + " | ".join(map(str, [*cells, f"{kept / MIB:,.0f}"])) + " |"
 
 

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 
 from bngen.ir.build import GraphBuilder
 from bngen.ir.interp import run
-from bngen.ir.node import Graph, TensorType
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType
 from bngen.ir.verify import verify
 from bngen.passes.concatenations import nest_concatenations
 from tests.oracle import assert_same

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import Graph, TensorType
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType
 from bngen.passes.autodiff import differentiate
 from bngen.passes.fission import fission_batch_norm
 from bngen.passes.simplify import (

@@ -8,15 +8,15 @@ from pathlib import Path
 import pytest
 
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import TensorType, Value
-from bngen.passes.fusion.cut import LEVELS
+from bngen.ir.types import TensorType, Value
+from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.pipeline import plan_program
+from bngen.plan.calls import saved
 from bngen.plan.traffic import (
     KernelTraffic,
     Traffic,
     feature_maps,
     kernel_traffic,
-    saved_for_backward,
     total,
 )
 from tests.passes.meaning import joint_program
@@ -98,17 +98,17 @@ def test_saved_values_are_found_through_concatenations():
     """The concatenation that backward reads was written piece by piece in forward."""
     graph = LAYERS["DenseNet"](3)
     joint, late = joint_program(graph)
-    plan = plan_program(joint, "icf", 16, late=late).plan
-    saved = set(saved_for_backward(plan, late))
+    plan = plan_program(joint, "icf", 16, cotangents=late).plan
+    values = set(saved(plan))
     written = {v for k in plan.kernels for v in k.outputs}
     cats = [n for n in plan.views if n.op == "cat" and len(n.out.shape) == 4]
-    assert cats and saved <= written
-    assert all(v in saved for n in cats for v in n.inputs if v in written)
+    assert cats and values <= written
+    assert all(v in values for n in cats for v in n.inputs if v in written)
 
 
 def test_without_a_second_call_nothing_is_saved():
     plan = plan_program(residual(), "icf", 16).plan
-    assert saved_for_backward(plan, ()) == ()
+    assert saved(plan) == ()
     assert not any(r.backward for r in kernel_traffic(plan))
 
 
@@ -167,10 +167,9 @@ def test_readme(request):
 
 def writers_of_saved(name: str, level: str) -> set[str]:
     """The ops that made the feature maps that are kept for backward."""
-    plan, late = planned(name, level)
+    plan = planned(name, level)
     maps, producers = feature_maps(plan.plan.graph), plan.plan.graph.producers()
-    saved = saved_for_backward(plan.plan, late)
-    return {producers[v].op for v in saved if v in maps}
+    return {producers[v].op for v in saved(plan.plan) if v in maps}
 
 
 def test_densenet_keeps_nothing_normalized_or_rectified():
@@ -183,8 +182,8 @@ def test_resnet_keeps_its_sums_besides():
 
 @pytest.mark.parametrize("name, sums", [("densenet121", set()), ("resnet50", {"add"})])
 def test_forward_writes_what_is_kept_and_no_more(name, sums):
-    plan, late = planned(name, "icf")
-    rows = kernel_traffic(plan.plan, late)
+    plan = planned(name, "icf")
+    rows = kernel_traffic(plan.plan)
     producers = plan.plan.graph.producers()
     written = {producers[v].op for r in rows if not r.backward for v in r.written}
     assert written <= {"conv2d", "max_pool2d", "avg_pool2d"} | sums
@@ -195,17 +194,17 @@ def test_without_fusion_normalized_maps_are_kept():
 
 
 def test_all_that_is_kept_besides_maps_is_small():
-    plan, late = planned("densenet121", "icf")
+    plan = planned("densenet121", "icf")
     maps = feature_maps(plan.plan.graph)
-    rest = [v for v in saved_for_backward(plan.plan, late) if v not in maps]
+    rest = [v for v in saved(plan.plan) if v not in maps]
     assert sum(map(plan.plan.nbytes, rest)) < 2**20
 
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_gradients_accumulate_in_place(name):
     """Whatever adds to a gradient in memory writes it where it was, and no mask is stored."""
-    plan, late = planned(name, "icf")
-    rows = [r for r in kernel_traffic(plan.plan, late) if r.backward]
+    plan = planned(name, "icf")
+    rows = [r for r in kernel_traffic(plan.plan) if r.backward]
     done = {(kernel, read) for kernel, read, _ in plan.memory.in_place}
     adding = 0
     for row in rows:
@@ -220,5 +219,5 @@ def test_gradients_accumulate_in_place(name):
 
 def test_levels_never_sweep_more():
     for name in NETWORKS:
-        steps = [total(kernel_traffic(planned(name, level)[0].plan)) for level in LEVELS]
+        steps = [total(kernel_traffic(planned(name, level).plan)) for level in LEVELS]
         assert steps == sorted(steps, key=lambda t: (-t.sweeps, -t.nbytes))

@@ -9,7 +9,7 @@ import pytest
 
 import bngen as bg
 from bngen.errors import BngenError
-from bngen.runtime import bundle
+from bngen.runtime import bundle, bundle_form
 from bngen.runtime.plain import PlainError
 
 BUDGET = 400
@@ -40,14 +40,14 @@ def test_what_is_written_is_read_again(made, contents):
     assert again == made
     assert again.manifest() == made.manifest()
     assert bundle.files(again) == contents
-    assert contents[bundle.LIBRARY] == made.library
-    symbol = made.built.steps[0].symbol
-    assert contents[bundle.object_file(symbol)] == made.objects[symbol]
+    assert contents[bundle_form.LIBRARY] == made.library
+    symbol = made.built.kernels[0].symbol
+    assert contents[bundle_form.object_file(symbol)] == made.objects[symbol]
     assert again.emit("tir") == made.emit("tir") and len(again.emit("tir")) == len(made.objects)
 
 
 def test_the_manifest_is_not_read_before_it_is_asked_for(contents):
-    again = read({**contents, bundle.MANIFEST: b"nonsense"})
+    again = read({**contents, bundle_form.MANIFEST: b"nonsense"})
     assert again.target.cpu
     with pytest.raises(PlainError):
         again.manifest()
@@ -88,6 +88,15 @@ def _operand(form, **changes):
         form["operands"][name][0] = value
 
 
+def _calls(form, **changes):
+    form["signature"]["calls"].update(changes)
+
+
+def _copy(form):
+    """The operands of the first step that is a copy."""
+    return form["steps"]["operands"][form["steps"]["symbol"].index("")]
+
+
 HOSTILE = {
     "beyond the arena": lambda f: f.update(nbytes=0),
     "before it": lambda f: _operand(f, offset=-64),
@@ -100,20 +109,35 @@ HOSTILE = {
     "no name": lambda f: _operand(f, dtype="(1,"),
     "no such width": lambda f: _operand(f, dtype="int7"),
     "a result over an input": lambda f: f["signature"]["outputs"].update(
-        slot=["in:x", None], offset=[1 << 20, 0], operand=[None, None], source=[None, "x"]
+        slot=["in:x", "out:1"], offset=[1 << 20, 0]
     ),
     "no such slot": lambda f: _operand(f, slot="in:nothing"),
     "no slot": lambda f: _operand(f, slot=""),
-    "no such operand": lambda f: f["calls"]["operands"][0].append(10**6),
-    "the last operand": lambda f: f["calls"]["operands"][0].append(-1),
-    "more forward than there is": lambda f: f["signature"].update(forward_steps=10**6),
-    "less than nothing": lambda f: f["signature"].update(forward_steps=-1),
+    "no such operand": lambda f: f["steps"]["operands"][0].append(10**6),
+    "the last operand": lambda f: f["steps"]["operands"][0].append(-1),
+    "more forward than there is": lambda f: _calls(f, start=[0, 10**6], stop=[10**6, 10**6]),
+    "less than nothing": lambda f: _calls(f, start=[0, -1], stop=[-1, len(f["steps"]["name"])]),
+    "steps of no call": lambda f: _calls(f, stop=[f["signature"]["calls"]["stop"][0]] * 2),
+    "a call of another name": lambda f: _calls(f, name=["forward", "sideways"]),
+    "backward alone": lambda f: f["signature"].update(
+        calls={"name": ["backward"], "start": [0], "stop": [len(f["steps"]["name"])], "reads": [[]]}
+    ),
+    "no calls": lambda f: f["signature"].update(
+        calls={"name": [], "start": [], "stop": [], "reads": []}
+    ),
+    "backward reads what it does not say": lambda f: _calls(f, reads=[[], []]),
+    "backward reads what there is not": lambda f: f["signature"]["calls"]["reads"][1].append("no"),
+    "forward reads gradients": lambda f: _calls(
+        f, start=[0, len(f["steps"]["name"])], stop=[len(f["steps"]["name"])] * 2
+    ),
+    "a copy of nothing": lambda f: _copy(f).pop(),
+    "a copy of another shape": lambda f: _copy(f).__setitem__(0, 0),
     "a negative arena": lambda f: f.update(nbytes=-1),
     "another format": lambda f: f.update(format=1),
     "another version": lambda f: f.update(made_by=["0.0", "0.0"]),
     "a version of nothing": lambda f: f.update(made_by=[]),
     "other fields": lambda f: f.update(more=1, format=9),
-    "no code": lambda f: f["objects"].pop(f["calls"]["symbol"][0]),
+    "no code": lambda f: f["objects"].pop(f["steps"]["symbol"][0]),
     "a name that is a path": lambda f: f["objects"].update({"../../x": "0"}),
     "an empty name": lambda f: f["objects"].update({"": "0"}),
     "no kind of text": lambda f: f["texts"].update(cuda={}),
@@ -122,22 +146,23 @@ HOSTILE = {
     "numbers too many": lambda f: f["initializers"]["numbers"][0].append(1),
     "no number": lambda f: f["initializers"]["numbers"].__setitem__(0, ["one", "two"]),
     "a fan-in of nothing": lambda f: f["initializers"]["numbers"].__setitem__(0, [1, 0]),
+    "channels last of too few axes": lambda f: f["signature"]["arguments"].update(
+        memory_format=["channels_last", "channels_last"]
+    ),
+    "no memory format": lambda f: f["signature"]["outputs"].update(
+        memory_format=["contiguous_format", "nhwc"]
+    ),
     "labels of nothing": lambda f: f["signature"]["labels"].update(name=["nothing"]),
-    "a result of nothing": lambda f: f["signature"]["outputs"].update(
-        slot=[None, None], operand=[None, None], source=["nothing", "x"]
-    ),
-    "an update of nothing": lambda f: f["signature"].update(
-        update_copies=[["nothing", {"slot": None, "offset": 0, "shape": [], "dtype": "int64"}]]
-    ),
+    "a result of nothing": lambda f: f["signature"]["outputs"].update(slot=["nothing", "nothing"]),
 }
 
 
 @pytest.mark.parametrize("change", HOSTILE)
 def test_what_would_reach_beyond_its_memory_is_refused(contents, change):
-    form = json.loads(contents[bundle.DATA])
+    form = json.loads(contents[bundle_form.DATA])
     HOSTILE[change](form)
     with pytest.raises(BngenError) as caught:
-        read({**contents, bundle.DATA: json.dumps(form).encode()})
+        read({**contents, bundle_form.DATA: json.dumps(form).encode()})
     assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
 
 
@@ -159,14 +184,14 @@ def _changed(data, path, value):
 
 def test_hostile_documents_are_read_or_refused(contents):
     """Any part of the document becomes something else: a `Bundle` comes out, or one line."""
-    form = json.loads(contents[bundle.DATA])
+    form = json.loads(contents[bundle_form.DATA])
     paths, rng = list(_leaves(form)), random.Random(0)
     values = [None, True, -1, 0, 2**63, 1.5, "", "x", "in:x", [], [1], {}, {"x": 1}, [[]]]
     refused = 0
     for _ in range(BUDGET):
         document = _changed(form, rng.choice(paths), rng.choice(values))
         try:
-            read({**contents, bundle.DATA: json.dumps(document).encode()})
+            read({**contents, bundle_form.DATA: json.dumps(document).encode()})
         except BngenError as error:
             assert "\n" not in str(error)
             refused += 1

@@ -18,7 +18,7 @@ from hypothesis import settings
 import bngen as bg
 from bngen.compiler import FUSION_LEVELS
 from bngen.runtime import native
-from bngen.runtime.calls import run_in_python
+from bngen.runtime.dispatch import run_in_python
 from bngen.runtime.native import Entry
 from tests import guard_pages
 from tests.guard_pages import NANS, Block, watching
@@ -109,7 +109,7 @@ def beyond(x, i):
 def test_what_a_kernel_does_wrong_is_found(kernel, words, monkeypatch):
     graph = bg.trace(lambda x: bg.relu(x), bg.Tensor[5, 5]).graph
     module, executor = guarded(graph, "none", "llvm -mcpu=native")
-    monkeypatch.setattr("bngen.runtime.calls._dispatch", lambda: run_in_python)
+    monkeypatch.setattr("bngen.runtime.dispatch._dispatch", lambda: run_in_python)
     entry = python_entry(kernel, 25)
     executor._entries = dict.fromkeys(executor._entries, entry)
     for executor.layout in RUNS:

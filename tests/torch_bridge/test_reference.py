@@ -9,7 +9,7 @@ import torch
 from bngen.errors import ProgramError, SourceLoc
 from bngen.ir import interp
 from bngen.ir.build import GraphBuilder
-from bngen.ir.node import TensorType
+from bngen.ir.types import TensorType
 from bngen.torch_bridge import reference
 from tests.ir.op_cases import CASES, case, normal
 from tests.oracle import assert_few_ulps, assert_same

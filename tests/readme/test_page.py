@@ -1,8 +1,8 @@
 """The README's measurements: the section, and what its tables say."""
 
-from bngen.bench import page
 from bngen.bench.samples import ratios, summary
 from bngen.bench.turns import PHASES
+from tests.readme import page
 
 MACHINE = {"cpu": "znver3", "model": "EPYC", "cpus": 2, "versions": {"bngen": "1", "torch": "2"}}
 

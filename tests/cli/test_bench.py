@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from bngen.bench.measure import SCHEMA
 from bngen.bench.process import Unavailable
 from bngen.cli import bench as bench_command
 from bngen.errors import BngenError, ToolchainError, UsageError
@@ -24,13 +25,13 @@ def request(**changes):
 
 def test_the_command_writes_json_and_plots(monkeypatch, tmp_path, capsys):
     stage = Stage()
-    monkeypatch.setattr("bngen.bench.process.Process", lambda entry, variables: stage.runner(entry))
+    monkeypatch.setattr("bngen.bench.measure.Process", lambda entry, variables: stage.runner(entry))
     status = bench_command.run(
         request(json_file=str(tmp_path / "r.json"), plot=str(tmp_path / "plots"))
     )
     assert status == 0
     report = json.loads((tmp_path / "r.json").read_text())
-    assert report["schema"] == bench_command.SCHEMA
+    assert report["schema"] == SCHEMA
     assert {"cpu", "model", "cpus", "caches", "versions"} <= set(report["machine"])
     # The level that bngen runs at is no rival of itself.
     names = [r["name"] for r in report["races"][0]["contenders"]]
@@ -40,7 +41,7 @@ def test_the_command_writes_json_and_plots(monkeypatch, tmp_path, capsys):
 
 def test_the_command_fails_when_a_rival_disagrees(monkeypatch, capsys):
     stage = Stage(losses={"eager": 1.0})
-    monkeypatch.setattr("bngen.bench.process.Process", lambda entry, variables: stage.runner(entry))
+    monkeypatch.setattr("bngen.bench.measure.Process", lambda entry, variables: stage.runner(entry))
     assert bench_command.run(request()) == 1
     assert "eager disagrees: its loss is 1, not 6.9" in capsys.readouterr().out
 
@@ -52,7 +53,7 @@ def test_startup_is_measured_cold_and_warm(monkeypatch, tmp_path):
         folders.append(variables["BNGEN_CACHE_DIR"])
         return stage.runner(entry)
 
-    monkeypatch.setattr("bngen.bench.process.Process", runner)
+    monkeypatch.setattr("bngen.bench.measure.Process", runner)
     path = tmp_path / "r.json"
     asked = request(startup=True, against=("eager", "none"), json_file=str(path))
     assert bench_command.run(asked) == 0
@@ -80,7 +81,7 @@ def interrupted(monkeypatch, at):
     stage = Stage()
     runners = {"bngen": stage.runner, "eager": lambda e: InterruptedRunner(stage, "eager", at=at)}
     monkeypatch.setattr(
-        "bngen.bench.process.Process", lambda entry, variables: runners[entry.contender](entry)
+        "bngen.bench.measure.Process", lambda entry, variables: runners[entry.contender](entry)
     )
     return stage
 
@@ -109,7 +110,7 @@ def test_an_interrupt_while_starting_again_keeps_the_race(monkeypatch, tmp_path)
             return super().start()
 
     monkeypatch.setattr(
-        "bngen.bench.process.Process", lambda entry, variables: Once(stage, entry.contender)
+        "bngen.bench.measure.Process", lambda entry, variables: Once(stage, entry.contender)
     )
     path = tmp_path / "r.json"
     asked = request(startup=True, against=("eager",), json_file=str(path))
@@ -142,7 +143,7 @@ def raced(monkeypatch, broken=()):
         sick = {"bngen": 2} if entry.program in broken else {}
         return FakeRunner(Stage(fail=sick, log=stage.log), entry.contender)
 
-    monkeypatch.setattr("bngen.bench.process.Process", process)
+    monkeypatch.setattr("bngen.bench.measure.Process", process)
     return stage
 
 
@@ -221,7 +222,7 @@ def test_one_that_does_not_start_again_leaves_the_race(monkeypatch, tmp_path):
 
     stage = Stage()
     monkeypatch.setattr(
-        "bngen.bench.process.Process", lambda entry, variables: Once(stage, entry.contender)
+        "bngen.bench.measure.Process", lambda entry, variables: Once(stage, entry.contender)
     )
     path = tmp_path / "r.json"
     asked = request(startup=True, against=("eager",), json_file=str(path))
@@ -274,7 +275,7 @@ def test_the_level_that_bngen_runs_at_is_nobody_to_race_against():
 
 def test_rivals_that_all_fail_are_no_success(monkeypatch, tmp_path, capsys):
     stage = Stage(fail={"eager": 0, "none": 2})
-    monkeypatch.setattr("bngen.bench.process.Process", lambda entry, variables: stage.runner(entry))
+    monkeypatch.setattr("bngen.bench.measure.Process", lambda entry, variables: stage.runner(entry))
     path = tmp_path / "r.json"
     assert bench_command.run(request(against=("eager", "none"), json_file=str(path))) == 2
     assert "tiny_resnet: none of the rivals could run" in capsys.readouterr().err

@@ -10,9 +10,9 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from bngen.bench.goals import shown, verdicts
 from bngen.bench.turns import unsettled
 from bngen.options import FUSION_CHOICES
+from tests.readme.goals import shown, verdicts
 
 Json = Mapping[str, Any]
 

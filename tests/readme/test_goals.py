@@ -2,7 +2,7 @@
 
 import pytest
 
-from bngen.bench.goals import GOALS, shown, verdicts
+from tests.readme.goals import GOALS, shown, verdicts
 
 
 def row(name, ratio, peak=100, **more):

@@ -1,0 +1,177 @@
+"""Pointwise ops: arithmetic, comparisons, functions of one number, and numbers out of nothing.
+
+Each element of a result depends on one element of each operand, broadcast as in NumPy. The per-
+channel sub-layers of batch normalization are in `batch_norm` and `batch_norm_grad`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+
+from bngen.dtypes import BOOL, FLOAT
+from bngen.ir.attributes import value_misfit
+from bngen.ir.ops.row import (
+    OpDef,
+    ShapeError,
+    Types,
+    along_channel,
+    broadcast_shapes,
+    infer_first,
+    infer_float,
+    pointwise,
+    promote,
+    promoted,
+    unary,
+)
+from bngen.ir.types import Attrs, TensorType
+
+# --- shape rules ----------------------------------------------------------------------------------
+
+
+def _infer_compare(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    return (TensorType(broadcast_shapes([t.shape for t in types]), BOOL),)
+
+
+def _infer_where(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    if types[0].dtype != BOOL:
+        raise ShapeError(f"the condition must be bool, got {types[0]}")
+    return (TensorType(broadcast_shapes([t.shape for t in types]), promote(types[1:])),)
+
+
+def _infer_broadcast_to(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (x,) = types
+    if broadcast_shapes([x.shape, attrs["shape"]]) != tuple(attrs["shape"]):
+        raise ShapeError(f"{x} does not broadcast to {list(attrs['shape'])}")
+    return (TensorType(tuple(attrs["shape"]), x.dtype),)
+
+
+def _infer_constant(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    if wrong := value_misfit(attrs["value"], attrs["dtype"]):
+        raise ShapeError(wrong)
+    return (TensorType((), attrs["dtype"]),)
+
+
+def _infer_hardtanh(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    if attrs["lo"] > attrs["hi"]:
+        raise ShapeError(f"lo {attrs['lo']} exceeds hi {attrs['hi']}")
+    return infer_float(types, attrs)
+
+
+def _infer_one_hot(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (labels,) = types
+    if labels.element.kind != "int" or not labels.shape:
+        raise ShapeError(f"labels must be integers with a batch axis, got {labels}")
+    return (TensorType((labels.shape[0], attrs["classes"], *labels.shape[1:])),)
+
+
+# --- meanings -------------------------------------------------------------------------------------
+
+
+def _binary(fn):
+    def evaluate(arrays, attrs):
+        return (np.asarray(fn(*promoted(arrays))),)
+
+    return evaluate
+
+
+def _where(arrays, attrs):
+    return (np.where(arrays[0], *promoted(arrays[1:])),)
+
+
+def _sigmoid(x):
+    # exp of a negative number never overflows, and small results keep their digits.
+    tail = np.exp(-np.abs(x))
+    return (np.where(x >= 0, x.dtype.type(1), tail) / (1 + tail)).astype(x.dtype)
+
+
+def _cast(arrays, attrs):
+    return (arrays[0].astype(attrs["dtype"]),)
+
+
+def _constant(arrays, attrs):
+    return (np.asarray(attrs["value"], attrs["dtype"]),)
+
+
+def _one_hot(arrays, attrs):
+    (labels,) = arrays
+    classes = np.arange(attrs["classes"]).reshape(-1, *(1,) * (labels.ndim - 1))
+    return ((np.expand_dims(labels, 1) == classes).astype(FLOAT),)
+
+
+# --- the rows -------------------------------------------------------------------------------------
+
+
+def _compare(name: str, relation: str, fn: Callable) -> OpDef:
+    return pointwise(name, ("a", "b"), _binary(fn), _infer_compare, relation=relation)
+
+
+def _function(name: str, fn: Callable) -> OpDef:
+    """A function of one floating-point number."""
+    return pointwise(name, ("x",), unary(fn), infer_float)
+
+
+POINTWISE = (
+    pointwise("add", ("a", "b"), _binary(np.add), wraps=True),
+    pointwise("sub", ("a", "b"), _binary(np.subtract), takes="number", wraps=True),
+    pointwise("mul", ("a", "b"), _binary(np.multiply), wraps=True),
+    pointwise("div", ("a", "b"), _binary(np.divide), infer_float),
+    pointwise("pow", ("a", "b"), _binary(np.power), infer_float),
+    pointwise("maximum", ("a", "b"), _binary(np.maximum)),
+    pointwise("minimum", ("a", "b"), _binary(np.minimum)),
+    _compare("greater", ">", np.greater),
+    _compare("greater_equal", ">=", np.greater_equal),
+    _compare("less", "<", np.less),
+    _compare("less_equal", "<=", np.less_equal),
+    _compare("equal", "==", np.equal),
+    _compare("not_equal", "!=", np.not_equal),
+    _function("exp", np.exp),
+    _function("log", np.log),
+    _function("sqrt", np.sqrt),
+    _function("rsqrt", lambda x: (1 / np.sqrt(x)).astype(x.dtype)),
+    _function("tanh", np.tanh),
+    _function("sigmoid", _sigmoid),
+    _function("silu", lambda x: x * _sigmoid(x)),
+    pointwise("neg", ("x",), unary(np.negative), takes="number"),
+    pointwise("abs", ("x",), unary(np.abs), takes="number"),
+    pointwise(
+        "relu", ("x",), unary(lambda x: np.where(x < 0, x.dtype.type(0), x)), takes="number"
+    ),
+    pointwise(
+        "leaky_relu", ("x",),
+        lambda a, at: (np.where(a[0] > 0, a[0], a[0] * a[0].dtype.type(at["slope"])),),
+        infer_float, defaults={"slope": 0.01},
+    ),
+    pointwise(
+        "hardtanh", ("x",), lambda a, at: (np.clip(a[0], at["lo"], at["hi"]).astype(a[0].dtype),),
+        _infer_hardtanh, defaults={"lo": -1.0, "hi": 1.0},
+    ),
+    pointwise("where", ("cond", "a", "b"), _where, _infer_where),
+    pointwise(
+        "cast", ("x",), _cast, lambda t, at: (TensorType(t[0].shape, at["dtype"]),),
+        defaults={"dtype": ...}, converts=True,
+    ),
+    pointwise("stop_gradient", ("x",), unary(lambda x: x), identity=True),
+    pointwise(
+        "constant", (), _constant, _infer_constant,
+        defaults={"value": ..., "dtype": FLOAT}, literal=True, sublayer=False,
+    ),
+    pointwise(
+        "broadcast_to", ("x",), lambda a, at: (np.broadcast_to(a[0], at["shape"]).copy(),),
+        _infer_broadcast_to, defaults={"shape": ...}, identity=True, sublayer=False,
+    ),
+    pointwise(
+        "one_hot", ("labels",), _one_hot, _infer_one_hot, defaults={"classes": ...}, new_axis=1,
+        class_numbers=True,
+    ),
+    pointwise(
+        "bias_add", ("x", "bias"), lambda a, at: (a[0] + along_channel(a[1], a[0].ndim),),
+        infer_first, channel=("bias",), takes="float",
+    ),
+    pointwise(
+        "channel_scale", ("x", "scale"),
+        lambda a, at: (a[0] * along_channel(a[1], a[0].ndim),), infer_first, channel=("scale",),
+        takes="float",
+    ),
+)  # fmt: skip

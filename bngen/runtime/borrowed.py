@@ -1,0 +1,93 @@
+"""What ``backward`` reads of the arguments of ``forward``: borrowed, or a call's own.
+
+In: an argument as the caller gave it, and the array that kernels read. Out: whether the two are the
+same memory, and a `Loan` where PyTorch tells whether it was changed since.
+
+PyTorch counts the changes of a tensor's memory, so a tensor is read where it lies, and one that was
+changed in place is refused, as PyTorch's own ``backward`` does. NumPy counts nothing: what lies in
+memory of NumPy's, or of a tensor that shares it with NumPy, has to be copied.
+"""
+
+from __future__ import annotations
+
+import numbers
+import sys
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from bngen.errors import CallError
+from bngen.runtime.arguments import is_torch
+
+
+@dataclass(frozen=True)
+class Loan:
+    """A tensor's memory, while a call waits for its ``backward``.
+
+    Attributes:
+        name: of the argument.
+        tensor: over the caller's memory, with the caller's count of changes.
+        address: where its elements lie.
+        version: PyTorch's count of its changes.
+    """
+
+    name: str
+    tensor: Any
+    address: int
+    version: int
+
+    def renewed(self) -> Loan:
+        """The same after ``forward`` has written to other arguments, perhaps beside it."""
+        return replace(self, version=self.tensor._version)
+
+    def check(self, program: str) -> None:
+        """Refuse to read what is no longer what ``forward`` read.
+
+        Raises:
+            CallError: for a tensor that was changed or has given up its memory.
+        """
+        if self.tensor._version != self.version:
+            raise CallError(
+                f"{program}: argument {self.name!r}, which backward reads, was modified by an "
+                f"inplace operation after the forward call: it is at version "
+                f"{self.tensor._version}, expected version {self.version}",
+                hint="call forward again, or pass a .clone()",
+            )
+        size = self.tensor.untyped_storage().nbytes()
+        if self.tensor.data_ptr() != self.address or size < self.tensor.nbytes:
+            raise CallError(
+                f"{program}: argument {self.name!r}, which backward reads, has other memory than "
+                "in the forward call",
+                hint="call forward again",
+            )
+
+
+def borrow(name: str, value: Any, array: np.ndarray) -> Loan | None:
+    """A loan of an argument; None where its changes would go unnoticed.
+
+    That is so in inference mode, and where something that PyTorch does not know shares the memory:
+    such storage cannot be resized.
+
+    Args:
+        name: of the argument.
+        value: as the caller gave it.
+        array: what kernels read.
+    """
+    if not is_torch(value):
+        return None
+    with sys.modules["torch"]._C.DisableTorchFunctionSubclass():
+        tensor = value.detach()
+    if tensor.is_inference() or not tensor.untyped_storage().resizable():
+        return None
+    address = tensor.data_ptr()
+    return Loan(name, tensor, address, tensor._version) if address == array.ctypes.data else None
+
+
+def is_own(value: Any, array: np.ndarray) -> bool:
+    """Whether the array is a copy made for this call: no memory that the caller has."""
+    if isinstance(value, np.ndarray):
+        return not np.may_share_memory(value, array)
+    if is_torch(value):
+        return value.data_ptr() != array.ctypes.data
+    return isinstance(value, list | tuple | numbers.Number)
