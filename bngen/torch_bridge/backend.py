@@ -12,7 +12,6 @@ import logging
 import threading
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from torch import fx
 from bngen.errors import BngenError
 from bngen.options import environment
 from bngen.torch_bridge.region import Region
-from bngen.torch_bridge.regions import Regions, cut
+from bngen.torch_bridge.regions import cut
 
 _LOG = logging.getLogger(__name__)
 PATIENCE = 3
@@ -80,14 +79,9 @@ def compiled(captured: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
     """A captured graph whose regions bngen computes."""
     regions = cut(captured, inputs)
     for taken in regions.taken:
-        grads = [torch.is_grad_enabled() and _requires_grad(n) for n in taken.inputs]
+        grads = [torch.is_grad_enabled() and n.meta["requires_grad"] for n in taken.inputs]
         setattr(regions.module, taken.name, Region(taken, grads))
     return regions.module
-
-
-def _requires_grad(node: fx.Node) -> bool:
-    value = node.meta["val"]
-    return value.is_floating_point() and value.requires_grad
 
 
 def _key(inputs: Sequence[Any]) -> tuple[Any, ...]:

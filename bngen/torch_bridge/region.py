@@ -80,7 +80,9 @@ def _built(taken: Taken, wrt: Sequence[str]) -> Module:
             threads=torch.get_num_threads(), memory_format=_formats(taken),
         )  # fmt: skip
     except BngenError as error:
-        raise BngenError(f"{taken.name}: {error}", hint="BNGEN_FALLBACK=1 runs it in PyTorch") from error
+        raise BngenError(
+            f"{taken.name}: {error}", hint="BNGEN_FALLBACK=1 runs it in PyTorch"
+        ) from error
 
 
 def _formats(taken: Taken) -> dict[str, str]:
@@ -88,7 +90,7 @@ def _formats(taken: Taken) -> dict[str, str]:
     named = dict(zip((i.name for i in taken.graph.inputs), taken.inputs, strict=True))
     found = {name: node.meta["val"] for name, node in named.items()}
     results = zip(taken.graph.outputs, taken.outputs, strict=True)
-    found |= {f"output:{i}": node.meta["val"] for i, (_, node) in enumerate(results)}
+    found |= {f"return.{i}": node.meta["val"] for i, (_, node) in enumerate(results)}
     return {name: "channels_last" for name, value in found.items() if is_channels_last(value)}
 
 
@@ -96,7 +98,5 @@ def is_channels_last(value: torch.Tensor) -> bool:
     """Whether a tensor's channels lie innermost, and only so."""
     layout = torch.channels_last
     return (
-        value.ndim == 4
-        and not value.is_contiguous()
-        and value.is_contiguous(memory_format=layout)
+        value.ndim == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=layout)
     )

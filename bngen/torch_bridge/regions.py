@@ -113,7 +113,7 @@ def _evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
         mode.from_tensor(x, static_shapes=True) if isinstance(x, torch.Tensor) else x
         for x in inputs
     ]
-    FakeTensorProp(module, mode).propagate_dont_convert_inputs(*fakes)
+    _Evaluation(module, mode).propagate_dont_convert_inputs(*fakes)
     for node in list(module.graph.nodes):
         value = node.meta.get("val")
         if node.op == "output" or isinstance(value, torch.Tensor) or not _is_constant(value):
@@ -123,6 +123,15 @@ def _evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
             user.kwargs = _substituted(user.kwargs, node, value)
         if node.op != "placeholder":
             module.graph.erase_node(node)
+
+
+class _Evaluation(FakeTensorProp):
+    """Notes which values require a gradient, too: what is kept of a node's value is detached."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        result = super().run_node(n)
+        n.meta["requires_grad"] = isinstance(result, torch.Tensor) and result.requires_grad
+        return result
 
 
 def _is_constant(value: Any) -> bool:

@@ -8,6 +8,7 @@ being tried on the types at hand: what it refuses runs in PyTorch, with its word
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -16,12 +17,15 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+import bngen
 from bngen.errors import BngenError, SourceLoc
-from bngen.ir.node import Graph, TensorType
-from bngen.lang import loss, normalization, pointwise, reductions, shapes, windows
+from bngen.ir.node import Graph
+from bngen.ir.types import TensorType
+from bngen.lang import pointwise
 from bngen.lang.tensor import Tensor, wrap
 from bngen.lang.trace import Trace, running
 from bngen.torch_bridge import masks
+from bngen.torch_bridge.ops import Spelling, spelling_of
 
 DTYPES = {
     torch.float32: "float32",
@@ -40,35 +44,6 @@ class UnsupportedError(Exception):
 # --- translations that are more than a name ---------------------------------------------------
 
 
-def _scaled(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    """``add`` and ``sub`` of PyTorch scale the second operand by ``alpha``."""
-
-    def translated(input: Any, other: Any, *, alpha: float = 1) -> Tensor:
-        return function(input, other if alpha == 1 else pointwise.mul(other, alpha))
-
-    return translated
-
-
-def _divided(input: Any, other: Any, *, rounding_mode: str | None = None) -> Tensor:
-    if rounding_mode is not None:
-        raise UnsupportedError(f"div with rounding_mode={rounding_mode!r}")
-    return pointwise.div(input, other)
-
-
-def _max_pool2d(
-    input: Tensor,
-    kernel_size: Any,
-    stride: Any = None,
-    padding: Any = 0,
-    dilation: Any = 1,
-    ceil_mode: bool = False,
-    return_indices: bool = False,
-) -> Tensor:
-    if return_indices:
-        raise UnsupportedError("max_pool2d with return_indices")
-    return windows.max_pool2d(input, kernel_size, stride, padding, dilation, ceil_mode)
-
-
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
     if training and p > 0:
         raise UnsupportedError("dropout whose mask is not drawn by PyTorch's generator")
@@ -80,43 +55,6 @@ def _masked(input: Tensor, mask: Tensor, p: float) -> Tensor:
     if p >= 1:
         return pointwise.where(mask, input, 0.0)
     return pointwise.where(mask, input * (1.0 / (1.0 - p)), 0.0)
-
-
-def _softmax(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
-    def translated(
-        input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
-    ) -> Tensor:
-        if dim is None or dtype is not None:
-            raise UnsupportedError("softmax without dim, or with a dtype")
-        return function(input, dim)
-
-    return translated
-
-
-def _reduction(name: str) -> Callable[..., Tensor]:
-    def translated(
-        input: Tensor, dim: Any = None, keepdim: bool = False, *, dtype: Any = None
-    ) -> Tensor:
-        if dtype is not None:
-            input = input.to(_dtype(dtype))
-        return getattr(input, name)(_plain(dim), keepdim)
-
-    return translated
-
-
-def _cross_entropy(
-    input: Tensor,
-    target: Tensor,
-    weight: Tensor | None = None,
-    size_average: Any = None,
-    ignore_index: int = -100,
-    reduce: Any = None,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    if size_average is not None or reduce is not None:
-        raise UnsupportedError("cross_entropy with size_average or reduce, which are deprecated")
-    return loss.cross_entropy(input, target, weight, ignore_index, reduction, label_smoothing)
 
 
 def _hardsigmoid(input: Tensor) -> Tensor:
@@ -203,115 +141,68 @@ def _plain(dim: Any) -> Any:
 
 # --- the table --------------------------------------------------------------------------------
 
-FUNCTIONS: dict[Any, Callable[..., Any]] = {
-    torch.conv2d: windows.conv2d,
-    F.linear: windows.linear,
-    torch.matmul: windows.matmul,
-    torch.mm: windows.matmul,
-    F.batch_norm: normalization.batch_norm,
-    F.max_pool2d: _max_pool2d,
-    torch.max_pool2d: _max_pool2d,
-    F.avg_pool2d: windows.avg_pool2d,
-    F.adaptive_avg_pool2d: windows.adaptive_avg_pool2d,
-    F.dropout: _dropout,
-    torch.dropout: _dropout,
+OWN: dict[Any, Callable[..., Any]] = {
     masks.drop: _masked,
-    F.relu: pointwise.relu,
-    torch.relu: pointwise.relu,
-    F.relu6: pointwise.relu6,
-    F.hardtanh: pointwise.hardtanh,
-    F.leaky_relu: pointwise.leaky_relu,
-    F.silu: pointwise.silu,
+    F.dropout: _dropout,
     F.hardsigmoid: _hardsigmoid,
     F.hardswish: _hardswish,
-    F.sigmoid: pointwise.sigmoid,
-    torch.sigmoid: pointwise.sigmoid,
-    F.tanh: pointwise.tanh,
-    torch.tanh: pointwise.tanh,
-    torch.exp: pointwise.exp,
-    torch.log: pointwise.log,
-    torch.sqrt: pointwise.sqrt,
-    torch.rsqrt: pointwise.rsqrt,
-    torch.abs: pointwise.abs,
-    torch.neg: pointwise.neg,
-    torch.add: _scaled(pointwise.add),
-    torch.sub: _scaled(pointwise.sub),
-    torch.mul: pointwise.mul,
-    torch.div: _divided,
-    torch.true_divide: pointwise.div,
-    torch.pow: pointwise.pow,
-    torch.maximum: pointwise.maximum,
-    torch.minimum: pointwise.minimum,
-    torch.where: pointwise.where,
     torch.clamp: _clamp,
-    torch.gt: pointwise.greater,
-    torch.ge: pointwise.greater_equal,
-    torch.lt: pointwise.less,
-    torch.le: pointwise.less_equal,
-    torch.eq: pointwise.equal,
-    torch.ne: pointwise.not_equal,
-    torch.cat: shapes.cat,
-    torch.concat: shapes.cat,
-    torch.flatten: shapes.flatten,
-    torch.reshape: shapes.reshape,
     torch.squeeze: _squeeze,
     torch.unsqueeze: _unsqueeze,
     torch.narrow: _narrow,
     torch.split: _split,
     torch.chunk: _chunk,
-    torch.sum: _reduction("sum"),
-    torch.mean: _reduction("mean"),
-    torch.amax: _reduction("amax"),
-    F.softmax: _softmax(reductions.softmax),
-    F.log_softmax: _softmax(reductions.log_softmax),
-    F.cross_entropy: _cross_entropy,
-    operator.add: pointwise.add,
-    operator.sub: pointwise.sub,
-    operator.mul: pointwise.mul,
-    operator.truediv: pointwise.div,
-    operator.pow: pointwise.pow,
-    operator.neg: pointwise.neg,
-    operator.matmul: windows.matmul,
-    operator.gt: pointwise.greater,
-    operator.ge: pointwise.greater_equal,
-    operator.lt: pointwise.less,
-    operator.le: pointwise.less_equal,
-    operator.eq: pointwise.equal,
-    operator.ne: pointwise.not_equal,
     operator.getitem: _getitem,
-}
-"""What PyTorch calls -> the same in bngen's language, arguments as PyTorch passes them."""
-
-METHODS: dict[str, Callable[..., Any]] = {
-    **{f.__name__: g for f, g in FUNCTIONS.items() if getattr(torch.Tensor, f.__name__, None)},
-    "view": _view,
-    "reshape": _view,
+    "clamp": _clamp,
+    "squeeze": _squeeze,
+    "unsqueeze": _unsqueeze,
+    "narrow": _narrow,
+    "split": _split,
+    "chunk": _chunk,
     "contiguous": _same,
     "clone": _same,
-    "detach": pointwise.detach,
-    "float": lambda input: input.to("float32"),
-    "double": lambda input: input.to("float64"),
     "to": _cast,
-    "type": _cast,
-    "size": lambda input, dim=None: input.size(dim),
 }
-"""Methods of tensors, by name."""
+"""Calls that the language has other words for than `ops.SPELLINGS` can tell."""
 
 
 def translation(node: fx.Node) -> Callable[..., Any]:
-    """The row of a call.
+    """What takes PyTorch's arguments and gives bngen's tensors.
 
     Raises:
-        UnsupportedError: where there is none.
+        UnsupportedError: where there is nothing.
     """
-    found = None
-    if node.op == "call_function":
-        found = FUNCTIONS.get(node.target)
-    elif node.op == "call_method":
-        found = METHODS.get(str(node.target))
-    if found is None:
-        raise UnsupportedError(f"bngen has no {called(node)}")
-    return found
+    if node.op in ("call_function", "call_method"):
+        if node.target in OWN:
+            return OWN[node.target]
+        if spelling := spelling_of(node.target):
+            return functools.partial(_spelled, spelling, node.target)
+    raise UnsupportedError(f"bngen has no {called(node)}")
+
+
+def _spelled(spelling: Spelling, target: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call the language's function of a spelling with PyTorch's arguments."""
+    function: Any = bngen
+    for name in spelling.language.split("."):
+        function = getattr(function, name)
+    given = dict(kwargs)
+    names = _parameters(target) or _parameters(function)
+    if len(args) > len(names):
+        return function(*args, **kwargs)  # its own *args, as of Tensor.view
+    given |= dict(zip(names, args, strict=False))
+    if refused := spelling.refusal(given):
+        raise UnsupportedError(refused)
+    own = {n: v for n, v in given.items() if n not in spelling.only}
+    names = _parameters(function)
+    in_order = [own.pop(n) for n in list(names)[: len(args)] if n in own] if args else []
+    return function(*in_order, **own)
+
+
+@functools.cache
+def _parameters(function: Any) -> tuple[str, ...]:
+    """Names of a Python function's parameters; none of a built-in one's."""
+    code = getattr(function, "__code__", None)
+    return () if code is None else code.co_varnames[: code.co_argcount]
 
 
 def called(node: fx.Node) -> str:
