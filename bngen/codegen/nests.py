@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from bngen.dtypes import FLOAT
 from bngen.ir.attributes import shown
-from bngen.ir.ops import OPS
 from bngen.lower.facts import (
     AnyFacts,
     ConvFacts,
@@ -93,12 +92,13 @@ class Strategy:
 # --- what a row is made of --------------------------------------------------------------------
 
 
-def _anchored(*ops: str) -> Callable[[Kernel], bool]:
-    return lambda kernel: kernel.anchor is not None and kernel.anchor.op in ops
+def _convolves(*directions: str) -> Callable[[Kernel], bool]:
+    """Whether a kernel is built around a convolution of these directions."""
+    return lambda kernel: kernel.anchor is not None and kernel.anchor.row.direction in directions
 
 
 def _is_window(kernel: Kernel) -> bool:
-    return kernel.anchor is not None and OPS[kernel.anchor.op].kind == "window"
+    return kernel.anchor is not None and kernel.anchor.row.kind == "window"
 
 
 def _is_pointwise(kernel: Kernel) -> bool:
@@ -106,8 +106,7 @@ def _is_pointwise(kernel: Kernel) -> bool:
 
 
 def _is_partial(kernel: Kernel) -> bool:
-    anchor = kernel.anchor
-    return anchor is not None and anchor.row.is_partial
+    return kernel.anchor is not None and kernel.anchor.row.is_partial
 
 
 def _lowering(module: str, function: str) -> Callable[[Kernel, Layouts], Lowered]:
@@ -129,9 +128,9 @@ def _tile(_: Facts, knobs: Knobs) -> int:
     return tile_registers(knobs["columns"], knobs["blocks"])
 
 
-_CONVOLUTION = _anchored("conv2d", "conv2d_grad_input")
-_DATA_GRADIENT = _anchored("conv2d_grad_input")
-_GRADIENT = _anchored("conv2d_grad_weight")
+_CONVOLUTION = _convolves("forward", "input")
+_DATA_GRADIENT = _convolves("input")
+_GRADIENT = _convolves("weight")
 
 STRATEGIES: tuple[Strategy, ...] = (
     Strategy(

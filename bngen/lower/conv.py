@@ -91,7 +91,7 @@ def lower_unpacked_conv(kernel: Kernel, layouts: Layouts) -> Lowered:
         k, valid = lane.logical(), lane.valid()
         (y, in_h), (z, in_w) = row_of(geo, 0, h * sh + r * dh), row_of(geo, 1, wi * sw + s * dw)
         source = tirx.floordiv(k, out_per) * in_per + ci
-        if node.op == "conv2d_grad_input":
+        if node.row.direction == "input":
             tap = body.at(weight, (source, tirx.floormod(k, out_per), rows - 1 - r, cols - 1 - s))
         else:
             tap = body.at(weight, (k, ci, r, s))

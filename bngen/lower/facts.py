@@ -195,9 +195,6 @@ def element_bytes(v: Value) -> int:
 
 # --- what the store slot asks of a schedule ---------------------------------------------------
 
-WIDE_SUMS = frozenset({"bn_partial_mean"})
-"""Partial sums in float64, rounded and what that leaves: stages that only the fallback schedules"""
-
 
 def partial_sums(kernel: Kernel) -> list:
     """The reductions over groups of rows that a kernel holds."""
@@ -215,6 +212,12 @@ def group_rows(kernel: Kernel) -> int | None:
 
 
 def wide_sums(kernel: Kernel) -> Declined | None:
-    """Why the sums of a kernel cannot follow its tiles, or None where they can."""
-    wide = [n.op for n in partial_sums(kernel) if n.op in WIDE_SUMS]
-    return Declined(f"{wide[0]} sums in float64, which no tile holds") if wide else None
+    """Why the sums of a kernel cannot follow its tiles, or None where they can.
+
+    Exact ones, rounded and what that leaves, are stages that only the fallback schedules.
+    """
+    for node in partial_sums(kernel):
+        if node.row.exact:
+            exact = node.inputs[0].type.element.exact
+            return Declined(f"{node.op} sums in {exact}, which no tile holds")
+    return None

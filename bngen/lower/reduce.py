@@ -40,8 +40,9 @@ def _fold_axes(body: Body, node: Node) -> None:
     count = 1
     for a in axes:
         count *= x.shape[a]
-    how = maximum_over(x.dtype) if node.op == "amax" else te.sum
-    wide = node.op != "amax" and x.type.is_float
+    largest = node.row.combine == "max"
+    how = maximum_over(x.dtype) if largest else te.sum
+    wide = not largest and x.type.is_float
 
     def element(*index):
         coord = list(logical_coord(out.type, body.layouts[out], index) if out.shape else ())
@@ -58,7 +59,7 @@ def _fold_axes(body: Body, node: Node) -> None:
 
     shape = physical_shape(out.type, body.layouts[out]) or (1,)
     total = te.compute(shape, element, name="fold")
-    _define_scaled(body, out, total, count if node.op == "mean" else 1)
+    _define_scaled(body, out, total, count if node.row.averages else 1)
 
 
 def _define_scaled(body: Body, out: Value, total: te.Tensor, count: int) -> None:

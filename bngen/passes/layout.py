@@ -62,7 +62,8 @@ class _Layouts:
         ]
         self.goals = self.find_goals()
         self.copies: dict[tuple[Value, Layout], Value] = {}
-        self.conv_input = {n.inputs[1]: n.inputs[0] for n in graph.nodes if n.op == "conv2d"}
+        convolutions = (n for n in graph.nodes if n.row.direction == "forward")
+        self.conv_input = {n.inputs[1]: n.inputs[0] for n in convolutions}
 
     def run(self) -> tuple[Graph, dict[Value, Layout]]:
         for node in self.graph.nodes:
@@ -96,8 +97,7 @@ class _Layouts:
 
     def fit(self, v: Value, layout: Layout) -> Layout:
         """``layout`` for a result, or plain where the result has not these channels."""
-        channels = v.shape[0 if len(v.shape) == 1 else 1] if v.shape else 0
-        if isinstance(layout, Blocked) and layout.channels == channels:
+        if isinstance(layout, Blocked) and layout.channels == v.type.channels:
             return layout
         return self.goals.get(v, layout if isinstance(layout, Plain) else PLAIN)
 
@@ -129,8 +129,7 @@ class _Layouts:
     def feature_layout(self, x: Value) -> Blocked:
         """The blocked layout a feature map, or vector, has or would get."""
         layout = self.of[x]
-        channels = x.shape[0] if len(x.shape) == 1 else x.shape[1]
-        return layout if isinstance(layout, Blocked) else self.plain_block(channels)
+        return layout if isinstance(layout, Blocked) else self.plain_block(x.type.channels)
 
     def feature(self, x: Value) -> tuple[Value, Blocked]:
         layout = self.feature_layout(x)
@@ -222,7 +221,7 @@ class _Layouts:
 
     def spans_channels(self, v: Value, out: Value) -> bool:
         """A broadcast operand of the result's rank that has all of its channels."""
-        axis = 0 if len(out.shape) == 1 else 1
+        axis = out.type.channel_axis
         return len(v.shape) == len(out.shape) and v.shape[axis] == out.shape[axis] > 1
 
     def pointwise_layout(self, node: Node) -> Layout:
@@ -261,9 +260,7 @@ class _Layouts:
         return 1 not in axes and (node.attrs["keepdims"] or axes == {0, 2, 3})
 
     def folds_groups(self, node: Node) -> bool:
-        return node.op in ("bn_merge_stats", "bn_merge_mean") or (
-            tuple(a % 2 for a in node.attrs.get("axes", (1,))) == (0,)
-        )
+        return node.row.merges or (tuple(a % 2 for a in node.attrs.get("axes", (1,))) == (0,))
 
     def window(self, node: Node):
         first, layout = self.feature(node.inputs[0])
@@ -273,7 +270,7 @@ class _Layouts:
 
     def cat(self, node: Node):
         axis, rank = node.attrs["axis"], len(node.out.shape)
-        along_channels = axis == (0 if rank == 1 else 1)
+        along_channels = axis == node.out.type.channel_axis
         some_blocked = any(isinstance(self.of[v], Blocked) for v in node.inputs)
         if not along_channels or rank not in (1, 4) or (rank == 1 and not some_blocked):
             return [self.plain(v) for v in node.inputs], PLAIN
@@ -286,7 +283,7 @@ class _Layouts:
         layout, rank = self.of[x], len(x.shape)
         if not isinstance(layout, Blocked) or rank not in (1, 4):
             return [self.plain(x)], PLAIN
-        if node.attrs["axis"] != (0 if rank == 1 else 1):
+        if node.attrs["axis"] != x.type.channel_axis:
             return [x], layout
         cut = layout.slice(node.attrs["start"], node.attrs["stop"])
         return [x], cut[0] if cut else self.plain_block(node.attrs["stop"] - node.attrs["start"])

@@ -146,18 +146,13 @@ def plain(type_: TensorType, *, channels_last: bool) -> Plain:
     return PLAIN
 
 
-def channel_axis(rank: int) -> int:
-    """The axis that `Blocked` blocks: 0 for a vector, else 1."""
-    return 0 if rank == 1 else 1
-
-
 def physical_shape(type_: TensorType, layout: Layout) -> tuple[int, ...]:
     """Extents of the array in memory."""
     shape = type_.shape
     if isinstance(layout, Plain):
         return tuple(shape[axis] for axis in layout.order(len(shape)))
     if isinstance(layout, Blocked):
-        axis = channel_axis(len(shape))
+        axis = type_.channel_axis
         return (layout.blocks, *shape[:axis], *shape[axis + 1 :], layout.lanes)
     r, s = shape[2:]
     if layout.depthwise:
@@ -179,7 +174,7 @@ def same_bytes(type_: TensorType, a: Layout, b: Layout) -> bool:
         return False
     if flat.channels_last:
         return other.blocks == 1
-    axis = channel_axis(len(type_.shape))
+    axis = type_.channel_axis
     before = math.prod(type_.shape[:axis])
     after = math.prod(type_.shape[axis + 1 :])
     return before * after == 1 or (before == 1 and other.blocks == 1 and after == 1)

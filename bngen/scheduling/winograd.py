@@ -118,7 +118,7 @@ def pays(node: Node, image: Value, weight: Value, rows: int | None = None) -> De
 def products(kernel: Kernel) -> int:
     """Multiplications of a convolution, or a gradient of one; transforms are not counted."""
     node = kernel.anchor
-    is_gradient = node.op == "conv2d_grad_weight"
+    is_gradient = node.row.direction == "weight"
     image, weight = (node.inputs[1], node.out) if is_gradient else (node.out, node.inputs[1])
     (n, _, h, w), (k, c, _, _) = image.shape, weight.shape
     return n * k * c * POINTS**2 * -(-h // TILE) * -(-w // TILE)

@@ -23,7 +23,6 @@ from bngen.plan.layout import (
     Blocked,
     Layout,
     PackedWeight,
-    channel_axis,
     physical_shape,
 )
 
@@ -156,7 +155,7 @@ def addresses(type_: TensorType, layout: Layout) -> np.ndarray:
     index = np.indices(type_.shape, sparse=True) if type_.shape else ()
     physical = physical_shape(type_, layout)
     if isinstance(layout, Blocked):
-        axis = channel_axis(len(type_.shape))
+        axis = type_.channel_axis
         block, lane = lanes_of(layout)
         rest = [i for a, i in enumerate(index) if a != axis]
         place = (block[index[axis]], *rest, lane[index[axis]])

@@ -150,7 +150,7 @@ def check_layouts(graph: Graph, layouts, formats: Formats) -> None:
     for v in graph.values():
         layout = layouts[v]
         if isinstance(layout, Blocked):
-            assert layout.channels == v.shape[0 if len(v.shape) == 1 else 1], v
+            assert layout.channels == v.type.channels, v
     for i in graph.inputs:
         assert layouts[i.value] == plain(i.value.type, channels_last=i.name in formats.inputs)
     for i, v in enumerate(graph.outputs):
