@@ -1,14 +1,16 @@
-"""``torch.compile(model, backend="bngen")``: captured graphs, cut, compiled and called.
+"""``torch.compile(model, backend="bngen")``: captured graphs, cut, built and called.
 
 In: a graph that Dynamo has captured, before AOTAutograd takes batch normalization apart. Out: a
-function that computes the same. Each set of shapes that a graph is called with has a `Version` of
-its own: the first is compiled at once; another runs in eager PyTorch until it has come back
-`PATIENCE` times, since a ragged last batch is not worth a compilation.
+function that computes the same.
+
+A graph's first set of shapes is compiled at once. Another set (a ragged last batch, validation at
+another size) runs in eager PyTorch; when it comes back it is built in the background, and taken
+over once that is done: no step waits for a compiler.
 """
 
 from __future__ import annotations
 
-import logging
+import sys
 import threading
 import warnings
 from collections.abc import Callable, Sequence
@@ -18,69 +20,121 @@ import torch
 from torch import fx
 
 from bngen.errors import BngenError
-from bngen.options import environment
-from bngen.torch_bridge.region import Region
-from bngen.torch_bridge.regions import cut
+from bngen.options import debug_level, environment
+from bngen.torch_bridge.builds import BUILDS
+from bngen.torch_bridge.explain import explained
+from bngen.torch_bridge.region import Asked, Region
+from bngen.torch_bridge.regions import Regions, cut
 
-_LOG = logging.getLogger(__name__)
-PATIENCE = 3
-"""Calls with a new set of shapes before it is compiled."""
-
-
-def backend(captured: fx.GraphModule, example_inputs: Sequence[Any]) -> Callable[..., Any]:
-    """Dynamo's backend; see ``torch.compile``."""
-    return Captured(captured)
+Function = Callable[..., Any]
 
 
-def compile(model: torch.nn.Module) -> torch.nn.Module:  # noqa: A001 - as torch.compile
-    """Compile a model in place: ``model.compile(backend=...)``, so that state_dict keys stay."""
+def backend(captured: fx.GraphModule, example_inputs: Sequence[Any]) -> Function:
+    """Dynamo's backend ``bngen``; see ``torch.compile``."""
+    with _lock:
+        known = captured.code in _codes
+        _codes.add(captured.code)
+    symbolic = any(isinstance(x, torch.SymInt) for x in example_inputs)
+    return Captured(captured, first_at_once=not (known or symbolic))
+
+
+_codes: set[str] = set()
+"""Code of the graphs that have come: one that comes again has other shapes."""
+_lock = threading.Lock()
+
+
+def compile(model: torch.nn.Module) -> torch.nn.Module:
+    """Compile a PyTorch model in place, as ``model.compile(backend="bngen")`` does.
+
+    Args:
+        model: any ``torch.nn.Module``; what bngen does not know in it runs in PyTorch.
+
+    Returns:
+        The model itself: its parameters, its state_dict keys and its class stay.
+
+    Raises:
+        BngenError: for what is no module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise BngenError(
+            f"compile takes a torch.nn.Module, not a {type(model).__name__}",
+            hint="a program of bngen's own language is built by bngen.build",
+        )
     model.compile(backend=backend)
     return model
 
 
 class Captured:
-    """A captured graph, with a compiled version for each set of shapes that it is called with."""
+    """A captured graph, with a version for each set of shapes that it is called with.
 
-    def __init__(self, captured: fx.GraphModule):
-        self._captured = captured
-        self._versions: dict[Any, Callable[..., Any]] = {}
-        self._seen: dict[Any, int] = {}
-        self._lock = threading.Lock()
+    Args:
+        captured: the graph.
+        first_at_once: whether the first set is compiled at once.
+    """
+
+    def __init__(self, captured: fx.GraphModule, first_at_once: bool):
+        self._captured, self._at_once = captured, first_at_once
+        self._versions: dict[Any, Function] = {}
+        self._seen: set[Any] = set()
+        self._waiting: dict[Any, Regions] = {}
+        self._lock = threading.RLock()
 
     def __call__(self, *inputs: Any) -> Any:
         """Compute the graph."""
         key = _key(inputs)
         version = self._versions.get(key)
         if version is None:
-            version = self._decide(key, inputs)
+            with self._lock:
+                version = self._decided(key, inputs)
         return version(*inputs)
 
-    def _decide(self, key: Any, inputs: Sequence[Any]) -> Callable[..., Any]:
-        with self._lock:
-            if key in self._versions:
-                return self._versions[key]
-            self._seen[key] = self._seen.get(key, 0) + 1
-            if self._versions and self._seen[key] <= PATIENCE:
-                return self._captured
-            self._versions[key] = version = self._compiled(inputs)
-            return version
-
-    def _compiled(self, inputs: Sequence[Any]) -> Callable[..., Any]:
+    def _decided(self, key: Any, inputs: Sequence[Any]) -> Function:
+        if key in self._versions:
+            return self._versions[key]
         try:
-            return compiled(self._captured, inputs)
+            if self._at_once:
+                self._at_once = False
+                self._versions[key] = finished(_cut(self._captured, inputs))
+                return self._versions[key]
+            if key not in self._seen:
+                self._seen.add(key)
+                return self._captured
+            regions = self._waiting.setdefault(key, None) or _cut(self._captured, inputs)
+            self._waiting[key] = regions
+            if not all([_is_ready(Asked.of(taken)) for taken in regions.taken]):
+                return self._captured
+            self._versions[key] = finished(regions)
+            del self._waiting[key]
+            return self._versions[key]
         except BngenError as error:
             if not environment("fallback"):
                 raise
-            warnings.warn(f"bngen: {error}; the model runs in PyTorch", stacklevel=2)
+            warnings.warn(f"bngen: {error}; this part of the model runs in PyTorch", stacklevel=4)
+            self._versions[key] = self._captured
             return self._captured
 
 
-def compiled(captured: fx.GraphModule, inputs: Sequence[Any]) -> fx.GraphModule:
-    """A captured graph whose regions bngen computes."""
+def _cut(captured: fx.GraphModule, inputs: Sequence[Any]) -> Regions:
     regions = cut(captured, inputs)
+    if debug_level():
+        print(explained([regions]), file=sys.stderr, flush=True)
+    return regions
+
+
+def _is_ready(asked: Asked) -> bool:
+    """Whether a region is built; if not, it is going to be."""
+    if BUILDS.ready(asked) is not None:
+        return True
+    BUILDS.later(asked)
+    return False
+
+
+def finished(regions: Regions) -> fx.GraphModule:
+    """A cut graph whose regions are built and loaded."""
     for taken in regions.taken:
-        grads = [torch.is_grad_enabled() and n.meta["requires_grad"] for n in taken.inputs]
-        setattr(regions.module, taken.name, Region(taken, grads))
+        asked = Asked.of(taken)
+        region = Region(BUILDS.now(asked), taken.graph, asked.wanted)
+        setattr(regions.module, taken.name, region)
     return regions.module
 
 

@@ -1,45 +1,88 @@
 """A region of a model as PyTorch calls it: bngen's forward and backward behind one autograd node.
 
-In: a region's program and what its tensors are like. Out: a module that takes the region's tensors
-and returns its results, with gradients where PyTorch wants them.
+In: what is to be built (`Asked`), and the loaded module of it. Out: a `Region`, which takes the
+region's tensors and returns its results, with gradients where PyTorch wants them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.autograd.function import once_differentiable
 
-from bngen.compiler import build
-from bngen.errors import BngenError
+from bngen.ir.node import Graph
+from bngen.options import CHANNELS_LAST
 from bngen.runtime.module import Module
 from bngen.torch_bridge.regions import Taken
 
 
-class Region(torch.nn.Module):
-    """One region, built.
+@dataclass(frozen=True)
+class Asked:
+    """What is to be built of a region; equal regions share one build.
 
-    Args:
-        taken: the region.
-        requires_grad: of each of its arguments, whether it needs a gradient.
+    Attributes:
+        program: the text of its graph.
+        wanted: of each argument, whether its gradient is wanted.
+        formats: declared memory formats, by names as ``memory_format=`` takes them.
+        threads: threads of a call.
     """
 
-    def __init__(self, taken: Taken, requires_grad: Sequence[bool]):
+    program: str
+    wanted: tuple[bool, ...]
+    formats: tuple[tuple[str, str], ...]
+    threads: int
+
+    @classmethod
+    def of(cls, taken: Taken) -> Asked:
+        """What a region needs: tensors as they come, and results as eager would leave them."""
+        grad = torch.is_grad_enabled()
+        wanted = tuple(grad and n.meta["requires_grad"] for n in taken.inputs)
+        named = dict(zip((i.name for i in taken.graph.inputs), taken.inputs, strict=True))
+        named |= {f"return.{i}": node for i, node in enumerate(taken.outputs)}
+        last = sorted(n for n, node in named.items() if is_channels_last(node.meta["val"]))
+        formats = tuple((name, CHANNELS_LAST) for name in last)
+        return cls(str(taken.graph), wanted, formats, torch.get_num_threads())
+
+    def options(self, graph: Graph) -> dict[str, Any]:
+        """Arguments of `bngen.bundle`."""
+        names = [i.name for i, wanted in zip(graph.inputs, self.wanted, strict=True) if wanted]
+        formats = dict(self.formats) or None
+        if not names:
+            return {"memory_format": formats}
+        return {"grad": True, "wrt": names, "memory_format": formats}
+
+
+def is_channels_last(value: torch.Tensor) -> bool:
+    """Whether a tensor's channels lie innermost, and only so."""
+    return (
+        value.ndim == 4
+        and not value.is_contiguous()
+        and value.is_contiguous(memory_format=torch.channels_last)
+    )
+
+
+class Region(torch.nn.Module):
+    """One region, loaded.
+
+    Args:
+        built: its module, which other regions may share.
+        graph: its program.
+        wanted: of each argument, whether its gradient is wanted.
+    """
+
+    def __init__(self, built: Module, graph: Graph, wanted: tuple[bool, ...]):
         super().__init__()
-        names = [i.name for i in taken.graph.inputs]
-        self.wanted = tuple(requires_grad)
-        self.names = tuple(names)
-        self.built = _built(taken, [n for n, r in zip(names, requires_grad, strict=True) if r])
-        updated = {target.name for target, _ in taken.graph.updates}
-        self.updated = tuple(i for i, n in enumerate(names) if n in updated)
+        self.built, self.wanted = built, wanted
+        self.names = tuple(i.name for i in graph.inputs)
+        updated = {target.name for target, _ in graph.updates}
+        self.updated = tuple(i for i, name in enumerate(self.names) if name in updated)
+        self.floats = tuple(v.type.is_float for v in graph.outputs)
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         """The region's results."""
-        if torch.is_grad_enabled() and any(
-            t.requires_grad and w for t, w in zip(tensors, self.wanted, strict=True)
-        ):
+        if any(self.wanted) and torch.is_grad_enabled():
             results = _Differentiated.apply(self, *tensors)
         else:
             results = self.built.forward(*map(torch.Tensor.detach, tensors))
@@ -49,54 +92,32 @@ class Region(torch.nn.Module):
 
 
 class _Differentiated(torch.autograd.Function):
+    """One call of a region's program, which waits for its backward."""
+
     @staticmethod
     def forward(ctx: Any, region: Region, *tensors: torch.Tensor) -> Any:
         results, call = region.built.record(*map(torch.Tensor.detach, tensors))
         ctx.region, ctx.call = region, call
         ctx.set_materialize_grads(False)
-        # For PyTorch's own check that nobody changes them before backward; no copies are made.
+        # For PyTorch's own check that nobody changes them before backward.
         ctx.save_for_backward(*(t for i, t in enumerate(tensors) if i not in region.updated))
-        ctx.mark_non_differentiable(*(r for r in results if not r.is_floating_point()))
+        ctx.mark_non_differentiable(
+            *(r for r, is_float in zip(results, region.floats, strict=True) if not is_float)
+        )
         return results
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> Any:
-        _ = ctx.saved_tensors  # raises where one of them was changed in place
         region: Region = ctx.region
-        floats = [
-            g for g, out in zip(cotangents, region.built.signature.outputs, strict=True)
-            if out.dtype.startswith("float")
-        ]  # fmt: skip
-        gradients = region.built.backward(*floats, call=ctx.call)
+        if ctx.call is None:
+            raise RuntimeError(
+                "Trying to backward through the graph a second time: a region compiled by bngen "
+                "keeps nothing after its backward, retain_graph=True included. Call forward again."
+            )
+        _ = ctx.saved_tensors  # raises where one of them was changed in place
+        floats = [g for g, is_float in zip(cotangents, region.floats, strict=True) if is_float]
+        call, ctx.call = ctx.call, None
+        gradients = region.built.backward(*floats, call=call)
         wanted = zip(region.names, region.wanted, strict=True)
         return None, *(gradients[name] if w else None for name, w in wanted)
-
-
-def _built(taken: Taken, wrt: Sequence[str]) -> Module:
-    try:
-        return build(
-            taken.graph, grad=bool(wrt), wrt=list(wrt) if wrt else None,
-            threads=torch.get_num_threads(), memory_format=_formats(taken),
-        )  # fmt: skip
-    except BngenError as error:
-        raise BngenError(
-            f"{taken.name}: {error}", hint="BNGEN_FALLBACK=1 runs it in PyTorch"
-        ) from error
-
-
-def _formats(taken: Taken) -> dict[str, str]:
-    """The declared memory formats of a region's tensors: as they come, and as eager would leave."""
-    named = dict(zip((i.name for i in taken.graph.inputs), taken.inputs, strict=True))
-    found = {name: node.meta["val"] for name, node in named.items()}
-    results = zip(taken.graph.outputs, taken.outputs, strict=True)
-    found |= {f"return.{i}": node.meta["val"] for i, (_, node) in enumerate(results)}
-    return {name: "channels_last" for name, value in found.items() if is_channels_last(value)}
-
-
-def is_channels_last(value: torch.Tensor) -> bool:
-    """Whether a tensor's channels lie innermost, and only so."""
-    layout = torch.channels_last
-    return (
-        value.ndim == 4 and not value.is_contiguous() and value.is_contiguous(memory_format=layout)
-    )
