@@ -31,6 +31,7 @@ from bngen.codegen.signature import overwritten
 from bngen.ir.node import Graph
 from bngen.ir.types import TensorType, Value
 from bngen.passes.prepare import Joint, Prepared, join_gradient, prepare
+from bngen.plan.formats import C_ORDER, Formats
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.layout import Blocked, Layout, PackedWeight
 from bngen.runtime import native, threads
@@ -70,6 +71,7 @@ def guarded(
     *,
     grad: bool = True,
     knobs: Callable[[KernelPlan, Target], KnobLookup] | None = None,
+    formats: Formats = C_ORDER,
 ) -> tuple[Module, GuardedExecutor]:
     """A program, compiled for a target that runs here.
 
@@ -79,9 +81,13 @@ def guarded(
         target: what to compile for.
         grad: whether to compile its gradient, too.
         knobs: what to take for records; those that bngen is shipped with by default.
+        formats: the program's arrays that are channels-last.
     """
     machine = Target.parse(target)
-    joint = join_gradient(graph) if grad else Joint(graph, graph)
+    if grad:
+        joint = join_gradient(graph, formats=formats)
+    else:
+        joint = Joint(graph, graph, formats=formats)
     prepared = prepare(joint, machine.channel_block, level)
     plan = prepared.planned.plan
     threads.install()

@@ -40,14 +40,15 @@ MAY_IMPORT = {
     "codegen": {"ir", "lower", "plan", "runtime", "scheduling", "target"},
     "tuning": PLANNING | GENERATING | {"runtime"},
     "binding": {"codegen", "ir", "passes", "plan", "runtime", "target"},
-    "cache": {"ir", "runtime", "target", "tuning"},
+    "cache": {"ir", "plan", "runtime", "target", "tuning"},
     "compiler": {
-        "binding", "cache", "codegen", "ir", "lang", "passes", "runtime", "target", "tuning",
+        "binding", "cache", "codegen", "ir", "lang", "passes", "plan", "runtime", "target",
+        "tuning",
     },
     "torch_bridge": {"ir", "models"},
     "verification": {"ir", "torch_bridge"},
     "bench": {
-        "codegen", "compiler", "lang", "lower", "models", "passes", "plan", "programs", "runtime",
+        "codegen", "compiler", "lang", "models", "passes", "plan", "programs", "runtime",
         "target", "torch_bridge", "tuning",
     },
     "cli": {

@@ -80,7 +80,6 @@ def lower_unpacked_conv(kernel: Kernel, layouts: Layouts) -> Lowered:
     geo, groups = Geometry.of_convolution(node), node.attrs["groups"]
     body = Body(kernel, layouts)
     x, weight = node.inputs
-    w = body.tensors[weight]
     outer: Blocked = layouts[node.out]
     out_per, in_per = node.out.shape[1] // groups, x.shape[1] // groups
     ci = te.reduce_axis((0, in_per), "ci")
@@ -93,9 +92,9 @@ def lower_unpacked_conv(kernel: Kernel, layouts: Layouts) -> Lowered:
         (y, in_h), (z, in_w) = row_of(geo, 0, h * sh + r * dh), row_of(geo, 1, wi * sw + s * dw)
         source = tirx.floordiv(k, out_per) * in_per + ci
         if node.row.direction == "input":
-            tap = w[source, tirx.floormod(k, out_per), rows - 1 - r, cols - 1 - s]
+            tap = body.at(weight, (source, tirx.floormod(k, out_per), rows - 1 - r, cols - 1 - s))
         else:
-            tap = w[k, ci, r, s]
+            tap = body.at(weight, (k, ci, r, s))
         tests = [*in_h, *in_w, *([valid] if valid is not None else [])]
         product = body.at(x, (n, source, y, z)) * tap
         if tests:

@@ -16,13 +16,13 @@ from __future__ import annotations
 from tvm import te, tirx
 
 from bngen.lower.body import Body
-from bngen.lower.coords import Lane, lane_of, zero
+from bngen.lower.coords import Lane, lane_of, logical_coord, zero
 from bngen.lower.facts import Layouts
 from bngen.lower.geometry import Geometry
 from bngen.lower.lowered import Lowered
 from bngen.lower.operand import gradient, operand, row_of
 from bngen.plan.kernel import Kernel
-from bngen.plan.layout import Blocked
+from bngen.plan.layout import Blocked, physical_shape
 
 
 def lower_weight_gradient(kernel: Kernel, layouts: Layouts) -> Lowered:
@@ -41,11 +41,13 @@ def lower_depthwise_gradient(kernel: Kernel, layouts: Layouts) -> Lowered:
     sums = _depthwise_sums(operand(body, x, geo), gradient(body, dy, geo), geo)
     outer: Blocked = layouts[dy]
 
-    def unpack(ki, ci, r, s):
+    def unpack(*index):
+        ki, ci, r, s = logical_coord(node.out.type, layouts[node.out], index)
         lane = lane_of(ki, outer)
         return sums[lane.block, r, s, lane.lane]
 
-    body.results[node.out] = te.compute(node.out.shape, unpack, name="dweight")
+    shape = physical_shape(node.out.type, layouts[node.out])
+    body.results[node.out] = te.compute(shape, unpack, name="dweight")
     return body.finish("partial")
 
 
@@ -53,9 +55,10 @@ def unpacked(body: Body, taps: te.Tensor) -> None:
     """The kernel's result from ``(Kb, Cb of a group, R, S, in lanes, out lanes)``."""
     node = body.kernel.anchor
     inner, outer = (body.layouts[v] for v in node.inputs)
-    groups = node.attrs["groups"]
+    groups, layout = node.attrs["groups"], body.layouts[node.out]
 
-    def unpack(ki, ci, r, s):
+    def unpack(*index):
+        ki, ci, r, s = logical_coord(node.out.type, layout, index)
         lane = lane_of(ki, outer)
         if not isinstance(inner, Blocked):
             return taps[lane.block, ci, r, s, 0, lane.lane]
@@ -63,7 +66,8 @@ def unpacked(body: Body, taps: te.Tensor) -> None:
         source = lane_of(ci, inner) if groups == 1 else Lane(ci // lanes, ci % lanes, inner)
         return taps[lane.block, source.block, r, s, source.lane, lane.lane]
 
-    body.results[node.out] = te.compute(node.out.shape, unpack, name="dweight")
+    shape = physical_shape(node.out.type, layout)
+    body.results[node.out] = te.compute(shape, unpack, name="dweight")
 
 
 def _pixels(grad: te.Tensor) -> list[te.IterVar]:
@@ -110,7 +114,8 @@ def lower_unpacked_gradient(kernel: Kernel, layouts: Layouts) -> Lowered:
     (sh, sw), (dh, dw) = geo.stride, geo.dilation
     im, h, w = (te.reduce_axis((0, e), a) for e, a in ((n, "n"), (oh, "h"), (ow, "w")))
 
-    def element(ki, ci, r, s):
+    def element(*index):
+        ki, ci, r, s = logical_coord(node.out.type, layouts[node.out], index)
         (y, in_h), (z, in_w) = row_of(geo, 0, h * sh + r * dh), row_of(geo, 1, w * sw + s * dw)
         source = tirx.floordiv(ki, k // groups) * cg + ci
         product = body.at(x, (im, source, y, z)) * body.at(dy, (im, ki, h, w))
@@ -119,5 +124,6 @@ def lower_unpacked_gradient(kernel: Kernel, layouts: Layouts) -> Lowered:
             product = tirx.if_then_else(tirx.all(*tests), product, zero(x.dtype))
         return te.sum(product, axis=[im, h, w])
 
-    body.results[node.out] = te.compute(node.out.shape, element, name="conv")
+    shape = physical_shape(node.out.type, layouts[node.out])
+    body.results[node.out] = te.compute(shape, element, name="conv")
     return body.finish("conv")

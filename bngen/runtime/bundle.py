@@ -34,6 +34,7 @@ import numpy as np
 from bngen.dtypes import DTYPES
 from bngen.errors import BngenError, ToolchainError
 from bngen.initializers import Initializer, misfit
+from bngen.options import CHANNELS_LAST, MEMORY_FORMATS
 from bngen.runtime import artifact, plain
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.compiled_for import CompiledFor
@@ -414,6 +415,11 @@ def _check_initializers(state: Sequence[ArgSpec], initializers: Sequence[Initial
 
 def _check(signature: Signature, operands: Iterable[Operand], arena: int) -> None:
     given = (*signature.arguments, *signature.state, *signature.cotangents)
+    results = (*signature.outputs, *signature.gradients)
+    for spec in (*given, *results):
+        last = spec.memory_format == CHANNELS_LAST
+        if spec.memory_format not in MEMORY_FORMATS or (last and len(spec.shape) != 4):
+            raise PlainError(f"{spec.name!r} is {spec.memory_format!r:.40} of shape {spec.shape}")
     inputs = {input_slot(spec.name): _nbytes(spec.shape, spec.dtype) for spec in given}
     slots: dict[str, int] = {}
     for spec in (*signature.outputs, *signature.gradients):
