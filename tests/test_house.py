@@ -48,8 +48,8 @@ MAY_IMPORT = {
     "torch_bridge": {"ir", "models"},
     "verification": {"ir", "torch_bridge"},
     "bench": {
-        "codegen", "compiler", "lang", "models", "passes", "plan", "programs", "runtime",
-        "target", "torch_bridge", "tuning",
+        "codegen", "compiler", "lang", "models", "passes", "plan", "programs", "runtime", "target",
+        "torch_bridge", "tuning",
     },
     "cli": {
         "bench", "cache", "compiler", "programs", "runtime", "target", "tuning", "verification",
@@ -67,6 +67,10 @@ ONLY_PARTS = {
     ("compiler", "tuning"): {"records"},
     # A program that ends in an update has its gradient made while it is traced.
     ("lang", "passes"): {"autodiff", "grad_rules"},
+    # The blocks that lowering has named, and the facts that knobs follow from; of a target, what it
+    # is to a schedule.
+    ("scheduling", "lower"): {"facts", "geometry", "lowered", "opaque"},
+    ("scheduling", "target"): {"machine"},
     ("cli", "runtime"): {"artifact", "bundle"},
     ("cli", "target"): {"parse"},
     ("verification", "torch_bridge"): {"reference"},

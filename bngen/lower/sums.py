@@ -1,50 +1,49 @@
 """Partial reductions over groups of rows, as stages of a kernel.
 
-In: the kernel's body and a partial reduction. Out: a stage for each of its results, of shape
-``(Cb, N, groups/N, lanes)``; `SUMS` has a row for every such op.
+In: how a kernel reads its values, and a partial reduction. Out: a stage for each of its results, of
+shape ``(Cb, N, groups/N, lanes)``; `SUMS` has a row for every such op.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
 
 from tvm import te, tirx
 
 from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.lower.coords import Coord, Lane
-from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered, identifier
 from bngen.lower.opaque import Expr, bind
 from bngen.lower.pointwise import maximum_over
 from bngen.plan.layout import Blocked
 
 Term = Callable[[Coord], Expr]
+Read = Callable[[Value, Coord], Expr]
+"""(value, coordinate) -> the element, from wherever the kernel has it."""
 
 
-class Reading(Protocol):
-    """What is asked of a kernel's `Body`."""
+def sums_of_rows(node: Node, read: Read, layout: Blocked, lowered: Lowered) -> list[te.Tensor]:
+    """Stages of a partial reduction, one for each of its results.
 
-    layouts: Layouts
-    lowered: Lowered
-
-    def at(self, v: Value, coord: Coord) -> Expr:
-        """The element of ``v`` at a logical coordinate."""
-
-
-def sums_of_rows(body: Reading, node: Node) -> list[te.Tensor]:
-    """Stages of a partial reduction, one for each of its results."""
-    return SUMS[node.op](_Rows(body, node))
+    Args:
+        node: the reduction.
+        read: how the kernel reads an element.
+        layout: of the map that is reduced.
+        lowered: the kernel, which is told which stages there are.
+    """
+    return SUMS[node.op](_Rows(node, read, layout, lowered))
 
 
 @dataclass(frozen=True)
 class _Rows:
     """The groups of rows that a reduction goes over."""
 
-    body: Reading
     node: Node
+    read: Read
+    layout: Blocked
+    lowered: Lowered
 
     @property
     def x(self) -> Value:
@@ -66,20 +65,18 @@ class _Rows:
     def shape(self) -> tuple[int, ...]:
         """Extents of a result in memory."""
         n, _, h, _ = self.x.shape
-        layout: Blocked = self.body.layouts[self.x]
-        return (layout.blocks, n, h // self.rows, layout.lanes)
+        return (self.layout.blocks, n, h // self.rows, self.layout.lanes)
 
     def at(self, coord: Coord) -> Expr:
         """The element of the map."""
-        return self.body.at(self.x, coord)
+        return self.read(self.x, coord)
 
     def over(self, element: Callable[[Coord, tuple[Expr, ...]], Expr], name: str, how=te.sum):
         """A stage that folds ``element(coordinate, index of the result)`` over each group."""
         hi, wi = te.reduce_axis((0, self.rows), "hi"), te.reduce_axis((0, self.x.shape[3]), "wi")
-        layout: Blocked = self.body.layouts[self.x]
 
         def folded(cb, image, group, lane):
-            coord = (image, Lane(cb, lane, layout), group * self.rows + hi, wi)
+            coord = (image, Lane(cb, lane, self.layout), group * self.rows + hi, wi)
             return how(element(coord, (cb, image, group, lane)), axis=[hi, wi])
 
         return te.compute(self.shape, folded, name=name)
@@ -87,7 +84,7 @@ class _Rows:
     def fold(self, term: Term, name: str, how=te.sum) -> te.Tensor:
         """A stage that folds ``term(coordinate)``, and may read one tile at a time."""
         stage = self.over(lambda coord, _: term(coord), name, how)
-        self.body.lowered.sums.append(name)
+        self.lowered.sums.append(name)
         return stage
 
 
@@ -104,7 +101,7 @@ def _squares(rows: _Rows) -> list[te.Tensor]:
     mean = rows.node.inputs[1]
 
     def square(c: Coord) -> Expr:
-        return bind(rows.at(c) - rows.body.at(mean, (c[1],)), lambda d: d * d)
+        return bind(rows.at(c) - rows.read(mean, (c[1],)), lambda d: d * d)
 
     return [rows.fold(square, f"sum_{rows.names[0]}")]
 
@@ -114,7 +111,7 @@ def _gradient_sums(rows: _Rows) -> list[te.Tensor]:
     value, mean = rows.node.inputs[1:]
 
     def centred(c: Coord) -> Expr:
-        return rows.at(c) * (rows.body.at(value, c) - rows.body.at(mean, (c[1],)))
+        return rows.at(c) * (rows.read(value, c) - rows.read(mean, (c[1],)))
 
     whole, product = rows.names
     return [rows.fold(rows.at, f"sum_{whole}"), rows.fold(centred, f"sum_{product}")]
@@ -137,7 +134,7 @@ def _moments(rows: _Rows) -> list[te.Tensor]:
         return squared, rows.at(coord) - centre
 
     spread, residual = rows.over(deviation, f"m2_{rows.names[1]}", _both_sums)
-    rows.body.lowered.deviations.append(spread.op.name)
+    rows.lowered.deviations.append(spread.op.name)
     return [total, spread, residual]
 
 

@@ -124,16 +124,16 @@ def net(x, w, kept):
     return y, bg.max_pool2d(y, 2), x
 
 
-@functools.cache
+@pytest.fixture(scope="module")
 def module():
     types = bg.Tensor[2, 3, 6, 6], bg.Tensor[20, 3, 3, 3], bg.Tensor[2, 3, 6, 6]
-    return bg.build(bg.trace(net, *types), grad=True, memory_format=LAST)
+    return bg.build(bg.trace(net, *types), grad=True, wrt=["x", "w"], memory_format=LAST)
 
 
-@functools.cache
+@pytest.fixture(scope="module")
 def in_c_order():
     types = bg.Tensor[2, 3, 6, 6], bg.Tensor[20, 3, 3, 3], bg.Tensor[2, 3, 6, 6]
-    return bg.build(bg.trace(net, *types), grad=True)
+    return bg.build(bg.trace(net, *types), grad=True, wrt=["x", "w"])
 
 
 SHAPES = ((2, 3, 6, 6), (20, 3, 3, 3), (2, 3, 6, 6))
@@ -149,17 +149,19 @@ def no_copies(monkeypatch):
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])
-def test_no_argument_is_copied_and_all_results_lie_as_declared(library, monkeypatch):
+def test_no_argument_is_copied_and_all_results_lie_as_declared(
+    library, monkeypatch, module, in_c_order
+):
     wrap = torch.from_numpy if library == "torch" else np.asarray
     given_ = [last(array_of(s, i)) for i, s in enumerate(SHAPES)]
     cotangents = [last(array_of(s, i)) for i, s in enumerate(RESULTS)]
     plain_args = [np.ascontiguousarray(a) for a in given_]
-    expected = in_c_order()(*plain_args)
-    expected_gradients = in_c_order().backward(*map(np.ascontiguousarray, cotangents))
+    expected = in_c_order(*plain_args)
+    expected_gradients = in_c_order.backward(*map(np.ascontiguousarray, cotangents))
     no_copies(monkeypatch)
     kept = given_[2].ctypes.data
-    results = module()(*map(wrap, given_))
-    gradients = module().backward(*map(wrap, cotangents))
+    results = module(*map(wrap, given_))
+    gradients = module.backward(*map(wrap, cotangents))
     assert given_[2].ctypes.data == kept
     np.testing.assert_array_equal(given_[2], plain_args[2])
     for ours, theirs in zip((*results, *gradients.values()),
@@ -170,16 +172,48 @@ def test_no_argument_is_copied_and_all_results_lie_as_declared(library, monkeypa
         assert to_memory_order(np.asarray(ours), LAST).flags.c_contiguous
 
 
-def test_what_lies_otherwise_gives_the_same():
-    first = module()(*(array_of(s, i) for i, s in enumerate(SHAPES)))
-    again = module()(*(last(array_of(s, i)) for i, s in enumerate(SHAPES)))
+@pytest.mark.parametrize("accumulate", [False, True])
+def test_gradients_go_straight_into_arrays_that_lie_as_their_inputs(accumulate, module):
+    """And into those that lie otherwise by a copy."""
+    given_ = [last(array_of(s, i)) for i, s in enumerate(SHAPES)]
+    cotangents = [last(array_of(s, i)) for i, s in enumerate(RESULTS)]
+    module(*given_)
+    expected = module.backward(*cotangents)
+    for lay in (np.array, last):
+        out = {n: lay(np.ones(s, np.float32)) for n, s in zip("xw", SHAPES, strict=False)}
+        module(*given_)
+        found = module.backward(*cotangents, out=out, accumulate=accumulate)
+        for name, array in out.items():
+            assert found[name] is array
+            np.testing.assert_array_equal(array, expected[name] + np.float32(accumulate))
+
+
+@pytest.mark.parametrize("library", ["numpy", "torch"])
+def test_backward_reads_what_forward_was_given(library, module):
+    """What it reads of the arguments is borrowed or copied in their own order."""
+    wrap = torch.from_numpy if library == "torch" else np.asarray
+    found = []
+    for lay in (np.array, last):
+        arrays = [lay(array_of(s, i)) for i, s in enumerate(SHAPES)]
+        module(*map(wrap, arrays))
+        if library == "numpy":
+            arrays[0][...] = 7  # as a loader fills it with the next batch
+        cotangents = [lay(array_of(s, i)) for i, s in enumerate(RESULTS)]
+        found.append(module.backward(*map(wrap, cotangents)))
+    for name in found[0]:
+        np.testing.assert_array_equal(np.asarray(found[0][name]), np.asarray(found[1][name]))
+
+
+def test_what_lies_otherwise_gives_the_same(module):
+    first = module(*(array_of(s, i) for i, s in enumerate(SHAPES)))
+    again = module(*(last(array_of(s, i)) for i, s in enumerate(SHAPES)))
     for a, b in zip(first, again, strict=True):
         np.testing.assert_array_equal(a, b)
 
 
-def test_results_are_the_callers():
+def test_results_are_the_callers(module):
     given_ = [last(array_of(s, i)) for i, s in enumerate(SHAPES)]
-    results = module()(*given_)
+    results = module(*given_)
     assert not any(np.shares_memory(r, a) for r in results for a in given_)
 
 
@@ -210,7 +244,7 @@ def test_one_format_a_name():
 # --- parameters -----------------------------------------------------------------------------------
 
 
-@functools.cache
+@pytest.fixture(scope="module")
 def trained():
     """A training step whose weights are channels-last."""
 
@@ -223,10 +257,10 @@ def trained():
     return [bg.build(step, memory_format=given_) for given_ in (None, LAST)]
 
 
-def test_a_training_step_updates_channels_last_weights():
+def test_a_training_step_updates_channels_last_weights(trained):
     """The same bits as in C order, step after step, from one seed."""
     x, labels = array_of((2, 3, 6, 6)), np.array([1, 4])
-    c_order, ours = (mod.init(0) for mod in trained())
+    c_order, ours = (mod.init(0) for mod in trained)
     for _ in range(3):
         assert c_order(x, labels) == ours(last(x), labels)
     wanted, state = c_order.state_dict(), ours.state_dict()
@@ -237,8 +271,8 @@ def test_a_training_step_updates_channels_last_weights():
     assert all(to_memory_order(a, LAST).flags.c_contiguous for a in weights)
 
 
-def test_a_state_of_any_strides_is_taken():
-    c_order, ours = trained()
+def test_a_state_of_any_strides_is_taken(trained):
+    c_order, ours = trained
     state = c_order.init(3).state_dict()
     tensors = {
         name: torch.from_numpy(a).to(memory_format=torch.channels_last) if a.ndim == 4 else a
@@ -251,9 +285,9 @@ def test_a_state_of_any_strides_is_taken():
 
 
 @pytest.mark.parametrize("make", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))])
-def test_a_copy_has_the_same_formats(make):
+def test_a_copy_has_the_same_formats(make, trained):
     x, labels = last(array_of((2, 3, 6, 6))), np.array([1, 4])
-    ours = trained()[1].init(0)
+    ours = trained[1].init(0)
     copied = make(ours)
     assert copied.signature == ours.signature
     assert copied(x, labels) == ours(x, labels)
@@ -262,10 +296,10 @@ def test_a_copy_has_the_same_formats(make):
 # --- as data --------------------------------------------------------------------------------------
 
 
-def test_the_manifest_lists_formats():
-    signature = module().manifest()["signature"]
+def test_the_manifest_lists_formats(module, in_c_order):
+    signature = module.manifest()["signature"]
     assert {a["memory_format"] for a in signature["arguments"]} == {LAST}
     assert {o["memory_format"] for o in signature["outputs"]} == {LAST}
-    assert {a["memory_format"] for a in in_c_order().manifest()["signature"]["arguments"]} == {
+    assert {a["memory_format"] for a in in_c_order.manifest()["signature"]["arguments"]} == {
         "contiguous_format"
     }
