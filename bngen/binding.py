@@ -110,33 +110,33 @@ class Binding:
                 slot = "out:small" if i < own else "grad:small"
                 offset = shared_bytes[slot]
                 shared_bytes[slot] += -(-v.type.nbytes // ALIGNMENT) * ALIGNMENT
-            if v in may_write[i >= own]:
+            if i in may_write:
                 self.written.setdefault(v, (slot, offset))
             memory_format = self.formats.of_output(i)
             specs.append(OutputSpec(name, v.shape, v.dtype, slot, offset, memory_format))
         return tuple(specs)
 
-    def written_by_kernels(self) -> tuple[set[Value], set[Value]]:
-        """Results, and gradients, that a kernel can write straight into the caller's memory.
+    def written_by_kernels(self) -> set[int]:
+        """Positions of results that a kernel can write straight into the caller's memory.
 
         Not so what lies in memory of another layout, or together with something else. Nor a
         gradient that ``forward`` computes: its memory comes with ``backward``. Nor what
         ``backward`` reads of the results: callers may change what they were given.
         """
         own = len(self.joint.program.outputs)
-        outputs, gradients = self.graph.outputs[:own], set(self.graph.outputs[own:])
+        gradients = set(self.graph.outputs[own:])
         early = {v for k in kernels_of(self.plan, FORWARD) for v in k.outputs}
         read_late = {v for k in kernels_of(self.plan, BACKWARD) for v in k.inputs}
         roots = Counter(place.root for place in self.memory.places.values())
-        alone = {
-            v
+        return {
+            i
             for i, v in enumerate(self.graph.outputs)
             if self.memory.places[v].root == v
             and v not in self.inputs
             and roots[v] == 1
             and same_bytes(v.type, self.plan.layouts[v], self.declared(i))
+            and v not in (read_late | gradients if i < own else early)
         }
-        return alone & set(outputs) - read_late - gradients, alone & gradients - early
 
     def declared(self, i: int) -> Plain:
         """The layout in which the i-th result is handed out."""

@@ -18,7 +18,9 @@ import numpy as np
 import pytest
 
 from bngen.dtypes import DTYPES
-from bngen.runtime.bundle import Bundle, object_file
+from bngen.runtime import toolchain
+from bngen.runtime.bundle import Bundle
+from bngen.runtime.bundle_form import object_file
 from bngen.runtime.signature import OutputSpec, input_slot
 from bngen.runtime.steps import CopyStep, Operand
 
@@ -69,6 +71,9 @@ def run(bundle: Bundle, args: Arrays, emulator: Emulator, folder: Path) -> Ran:
     (folder / "driver.c").write_text(_driver(bundle, memory))
     bundle.save(folder / "bundle")
     objects = [f"bundle/{object_file(symbol)}" for symbol in bundle.objects]
+    # As `bngen.load` links them on such a machine.
+    first, *libraries = toolchain.LINK_FLAGS
+    _call(folder, emulator.compiler, first, *objects, *libraries, "-o", "kernels.so")
     _call(folder, emulator.compiler, "-O1", "-static", "driver.c", *objects, "-lm", "-o", "driver")
     (folder / "before").write_bytes(b"".join(a.tobytes() for a in memory.values()))
     _call(folder, *emulator.command, "./driver")

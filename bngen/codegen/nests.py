@@ -93,6 +93,7 @@ class Strategy:
 
 
 def _convolves(*directions: str) -> Callable[[Kernel], bool]:
+    """Whether a kernel is built around a convolution of these directions."""
     return lambda kernel: kernel.anchor is not None and kernel.anchor.row.direction in directions
 
 
@@ -105,8 +106,7 @@ def _is_pointwise(kernel: Kernel) -> bool:
 
 
 def _is_partial(kernel: Kernel) -> bool:
-    anchor = kernel.anchor
-    return anchor is not None and anchor.row.is_partial
+    return kernel.anchor is not None and kernel.anchor.row.is_partial
 
 
 def _lowering(module: str, function: str) -> Callable[[Kernel, Layouts], Lowered]:

@@ -11,7 +11,6 @@ from collections.abc import Callable
 from tvm import te, tirx
 
 from bngen.ir.node import Node
-from bngen.ir.ops import OPS
 from bngen.ir.types import Value
 from bngen.lower.coords import Coord, Lane, logical_coord, read
 from bngen.lower.facts import Layouts
@@ -95,15 +94,15 @@ class Body:
     def store_slot(self) -> None:
         """Stages for what the store slot writes or several stages need, then its reductions."""
         anchor_outputs = self.kernel.anchor.outputs if self.kernel.anchor else ()
-        reductions = [n for n in self.kernel.store if OPS[n.op].kind == "reduce"]
-        twice = {n.inputs[0] for n in reductions if OPS[n.op].combine == "moments"}
+        reductions = [n for n in self.kernel.store if n.row.kind == "reduce"]
+        twice = {n.inputs[0] for n in reductions if n.row.combine == "moments"}
         shared = self.shared({*self.kernel.outputs, *twice})
         for v in anchor_outputs:
             self.from_main.add(v)
             if v in self.kernel.outputs or v in twice:
                 self.write(v)
         for node in self.kernel.store:
-            if OPS[node.op].kind == "reduce":
+            if node.row.kind == "reduce":
                 continue
             if not self.from_main.isdisjoint(node.operands):
                 self.from_main.update(node.outputs)
@@ -130,7 +129,7 @@ class Body:
                 fits = v.dtype != "bool" and v.shape == self.domain.shape
                 if v not in written and len(users) > 1 and fits:
                     found.add(v)
-                a_stage = v in written or v in found or OPS[node.op].kind == "reduce"
+                a_stage = v in written or v in found or node.row.kind == "reduce"
                 own |= {(node, v)} if a_stage else users
             for v in node.operands:
                 stages.setdefault(v, set()).update(own)

@@ -29,7 +29,7 @@ def lower_copy(kernel: Kernel, layouts: Layouts) -> Lowered:
 
         def element(*index):
             coord = logical_coord(out.type, layout, index) if out.shape else ()
-            return ELEMENTS[node.op](body, node, coord)
+            return ELEMENTS[node.row.moves](body, node, coord)
 
     tensor = te.compute(shape, element, name="copy")
     body.results[out] = tensor
@@ -71,12 +71,12 @@ def _joined(body: Body, node: Node, coord):
 
 
 ELEMENTS: dict[str, Callable[..., Expr]] = {
-    "copy": _copied,
-    "slice": _sliced,
-    "reshape": _reshaped,
-    "cat": _joined,
+    "copies": _copied,
+    "cuts": _sliced,
+    "reshapes": _reshaped,
+    "joins": _joined,
 }
-"""Op -> the element of its result at a coordinate: ``(body, node, coord)``."""
+"""How an op moves -> the element of its result at a coordinate: ``(body, node, coord)``."""
 
 
 def _guarded(body: Body, x: Value, coord, source):

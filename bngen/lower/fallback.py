@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bngen.ir.ops import OPS
 from bngen.lower.conv import lower_conv, lower_depthwise, lower_unpacked_conv
 from bngen.lower.copies import lower_copy
 from bngen.lower.facts import Layouts
@@ -23,10 +22,10 @@ def lower_any(kernel: Kernel, layouts: Layouts) -> Lowered:
     anchor = kernel.anchor
     if anchor is None:
         return lower_pointwise(kernel, layouts)
-    row = OPS[anchor.op]
-    if row.kind == "reduce":
-        return (lower_partial if anchor.row.is_partial else lower_reduce)(kernel, layouts)
-    return (_CONTRACTIONS.get(anchor.op) or _BY_KIND[row.kind])(kernel, layouts)
+    row = anchor.row
+    if row.is_partial:
+        return lower_partial(kernel, layouts)
+    return (_BY_DIRECTION.get(row.direction) or _BY_KIND[row.kind])(kernel, layouts)
 
 
 def _convolution(kernel: Kernel, layouts: Layouts) -> Lowered:
@@ -37,10 +36,15 @@ def _convolution(kernel: Kernel, layouts: Layouts) -> Lowered:
 
 
 Lowering = Callable[[Kernel, Layouts], Lowered]
-_CONTRACTIONS: dict[str, Lowering] = {
-    "conv2d": _convolution,
-    "conv2d_grad_input": _convolution,
-    "conv2d_grad_weight": lower_unpacked_gradient,
-    "matmul": lower_matmul,
+_BY_DIRECTION: dict[str, Lowering] = {
+    "forward": _convolution,
+    "input": _convolution,
+    "weight": lower_unpacked_gradient,
 }
-_BY_KIND: dict[str, Lowering] = {"window": lower_window, "copy": lower_copy, "view": lower_copy}
+_BY_KIND: dict[str, Lowering] = {
+    "reduce": lower_reduce,
+    "contract": lower_matmul,
+    "window": lower_window,
+    "copy": lower_copy,
+    "view": lower_copy,
+}

@@ -127,8 +127,8 @@ def direct_products(node: Node) -> int:
     """Multiplications of a direct convolution; its gradients take as many."""
     a, b, out = node.inputs[0], node.inputs[1], node.out
     weight, image = {
-        "conv2d": (b, out), "conv2d_grad_input": (b, a), "conv2d_grad_weight": (out, b),
-    }[node.op]  # fmt: skip
+        "forward": (b, out), "input": (b, a), "weight": (out, b),
+    }[node.row.direction]  # fmt: skip
     n, _, h, w = image.shape
     return n * h * w * math.prod(weight.shape)
 

@@ -94,7 +94,8 @@ class Cotangents:
         """An array of one number; it is made once, and only read."""
         if (spec.name, number) not in self._constants:
             # Of zeros the system makes no pages before somebody writes to them.
-            make = np.ones if number else np.zeros
-            ordered = make(spec.memory_shape, spec.dtype)
-            self._constants[spec.name, number] = to_logical_order(ordered, spec.memory_format)
+            array = np.zeros(spec.memory_shape, spec.dtype)
+            if number:
+                array += number
+            self._constants[spec.name, number] = to_logical_order(array, spec.memory_format)
         return self._constants[spec.name, number]

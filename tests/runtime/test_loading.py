@@ -14,7 +14,8 @@ import pytest
 
 import bngen as bg
 from bngen.errors import BngenError, TargetError, ToolchainError
-from bngen.runtime import bundle, host, native, toolchain
+from bngen.runtime import host, native, toolchain
+from bngen.runtime.plain import PlainError
 from tests import networks
 
 X = np.random.default_rng(0).standard_normal((2, 3, 6, 6), dtype=np.float32)
@@ -206,7 +207,7 @@ def test_a_damaged_folder_is_one_line(folder, untouched, kind):
     damage(folder)
     with pytest.raises(BngenError, match=told) as caught:
         bg.load(folder)
-    assert not isinstance(caught.value, bundle.PlainError)
+    assert not isinstance(caught.value, PlainError)
     assert str(folder) in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 400
 
