@@ -3,7 +3,7 @@
 In: a graph that Dynamo has captured, before AOTAutograd takes batch normalization apart. Out: a
 function that computes the same.
 
-A graph's first set of shapes is compiled at once. Another set (a ragged last batch, validation at
+A model's first set of shapes is compiled at once. Another set (a ragged last batch, validation at
 another size) runs in eager PyTorch; when it comes back it is built in the background, and taken
 over once that is done: no step waits for a compiler.
 """
@@ -18,11 +18,14 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.utils.weak import WeakIdKeyDictionary
 
 from bngen.errors import BngenError
 from bngen.options import debug_level, environment
 from bngen.torch_bridge.builds import BUILDS
 from bngen.torch_bridge.explain import explained
+from bngen.torch_bridge.partition import MAPS
+from bngen.torch_bridge.places import CALLS
 from bngen.torch_bridge.region import Asked, Region
 from bngen.torch_bridge.regions import Regions, cut
 
@@ -31,16 +34,40 @@ Function = Callable[..., Any]
 
 def backend(captured: fx.GraphModule, example_inputs: Sequence[Any]) -> Function:
     """Dynamo's backend ``bngen``; see ``torch.compile``."""
-    with _lock:
-        known = captured.code in _codes
-        _codes.add(captured.code)
-    symbolic = any(isinstance(x, torch.SymInt) for x in example_inputs)
-    return Captured(captured, first_at_once=not (known or symbolic))
+    return Captured(captured, first_at_once=_MODELS.is_new(captured, example_inputs))
 
 
-_codes: set[str] = set()
-"""Code of the graphs that have come: one that comes again has other shapes."""
-_lock = threading.Lock()
+class _Models:
+    """What has been captured so far: a model that comes again has other shapes."""
+
+    def __init__(self) -> None:
+        self._of_weight: Any = WeakIdKeyDictionary()
+        self._without_weights: set[Any] = set()
+        self._lock = threading.Lock()
+
+    def is_new(self, captured: fx.GraphModule, example_inputs: Sequence[Any]) -> bool:
+        """Whether these calls come for the first time with these weights."""
+        weights = [x for x in example_inputs if isinstance(x, torch.nn.Parameter)]
+        calls = _calls(captured), torch.is_grad_enabled()
+        with self._lock:
+            known = self._without_weights
+            if weights:
+                known = self._of_weight.setdefault(weights[0], set())
+            new = calls not in known
+            known.add(calls)
+            return new
+
+
+_MODELS = _Models()
+
+
+def _calls(captured: fx.GraphModule) -> Any:
+    """What a graph has in common with the same model's at another batch size."""
+    return tuple(
+        (str(n.target), repr(fx.node.map_arg((n.args, n.kwargs), lambda _: None)))
+        for n in captured.graph.nodes
+        if n.op in CALLS and n.target in MAPS
+    )
 
 
 def compile(model: torch.nn.Module) -> torch.nn.Module:
@@ -76,7 +103,7 @@ class Captured:
         self._captured, self._at_once = captured, first_at_once
         self._versions: dict[Any, Function] = {}
         self._seen: set[Any] = set()
-        self._waiting: dict[Any, Regions] = {}
+        self._waiting: dict[Any, tuple[Regions, list[Asked]]] = {}
         self._lock = threading.RLock()
 
     def __call__(self, *inputs: Any) -> Any:
@@ -96,22 +123,28 @@ class Captured:
                 self._at_once = False
                 self._versions[key] = finished(_cut(self._captured, inputs))
                 return self._versions[key]
-            if key not in self._seen:
-                self._seen.add(key)
-                return self._captured
-            regions = self._waiting.setdefault(key, None) or _cut(self._captured, inputs)
-            self._waiting[key] = regions
-            if not all([_is_ready(Asked.of(taken)) for taken in regions.taken]):
-                return self._captured
-            self._versions[key] = finished(regions)
-            del self._waiting[key]
-            return self._versions[key]
+            return self._later(key, inputs)
         except BngenError as error:
             if not environment("fallback"):
                 raise
             warnings.warn(f"bngen: {error}; this part of the model runs in PyTorch", stacklevel=4)
             self._versions[key] = self._captured
             return self._captured
+
+    def _later(self, key: Any, inputs: Sequence[Any]) -> Function:
+        """PyTorch's own, until what was asked for in the background is there."""
+        if key not in self._seen:
+            self._seen.add(key)
+            return self._captured
+        if key not in self._waiting:
+            regions = _cut(self._captured, inputs)
+            self._waiting[key] = regions, [Asked.of(taken) for taken in regions.taken]
+        regions, asked = self._waiting[key]
+        if not all([_is_ready(a) for a in asked]):
+            return self._captured
+        self._versions[key] = finished(regions)
+        del self._waiting[key]
+        return self._versions[key]
 
 
 def _cut(captured: fx.GraphModule, inputs: Sequence[Any]) -> Regions:
@@ -130,11 +163,14 @@ def _is_ready(asked: Asked) -> bool:
 
 
 def finished(regions: Regions) -> fx.GraphModule:
-    """A cut graph whose regions are built and loaded."""
+    """A cut graph whose regions are built and loaded.
+
+    Raises:
+        BngenError: when a region cannot be built.
+    """
     for taken in regions.taken:
         asked = Asked.of(taken)
-        region = Region(BUILDS.now(asked), taken.graph, asked.wanted)
-        setattr(regions.module, taken.name, region)
+        setattr(regions.module, taken.name, Region(BUILDS.now(asked), taken, asked.wanted))
     return regions.module
 
 
@@ -146,4 +182,5 @@ def _key(inputs: Sequence[Any]) -> tuple[Any, ...]:
         else x
         for x in inputs
     )
-    return torch.is_grad_enabled(), described
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+    return torch.is_grad_enabled(), autocast, described

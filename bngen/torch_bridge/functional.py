@@ -1,6 +1,6 @@
 """In-place calls become functional ones where nobody can tell the difference.
 
-In: a captured graph whose nodes carry fake values (``meta["val"]``). Out: the same graph, edited.
+In: an evaluated graph (see `evaluation`). Out: the same graph, edited.
 
 Before::
 
@@ -12,17 +12,21 @@ After::
     y = relu(b); z = add(y, x); return cat(z, z)
 
 A call that changes one of the graph's inputs, or a tensor of which a view is read later, stays what
-it is: PyTorch runs it, and nothing that shares its memory is taken by bngen (`shared`).
+it is: PyTorch runs it, and nothing that shares its memory is taken by bngen.
 """
 
 from __future__ import annotations
 
+import itertools
 import operator
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import fx
+
+from bngen.torch_bridge.places import CALLS
 
 _OPERATORS = {
     operator.iadd: operator.add,
@@ -38,114 +42,109 @@ def functionalize(graph: fx.Graph) -> set[fx.Node]:
     Returns:
         The nodes whose memory is changed by calls that stay in place.
     """
-    shared: set[fx.Node] = set()
+    aliases = _Aliases(graph)
+    kept: set[int] = set()
     for node in list(graph.nodes):
-        if not is_inplace(node):
+        if not node.meta.get("writes"):
             continue
-        target = node.args[0]
-        aliases = _aliases(graph, target, node)
-        if isinstance(target, fx.Node) and _may_be_functional(node, aliases):
-            _rewrite(node, aliases)
+        function = _functional_target(node)
+        if function is not None and _is_private(node, aliases):
+            _rewrite(node, function, aliases)
         else:
-            shared |= aliases | {node}
-    return shared
+            kept.update(m for w in node.meta["writes"] if (m := w.meta["memory"]) is not None)
+    shared = {n for n in graph.nodes if n.meta.get("memory") in kept}
+    return shared | {n for n in graph.nodes if n.meta.get("writes")}
 
 
-def is_inplace(node: fx.Node) -> bool:
-    """Whether a call changes its first operand, running statistics aside."""
-    if node.op == "call_method":
-        name = str(node.target)
-        return name.endswith("_") and not name.endswith("__") or name == "__setitem__"
-    if node.op != "call_function":
-        return False
-    name = getattr(node.target, "__name__", "")
-    underscored = name.endswith("_") and not name.endswith("__") and not name.startswith("_")
-    return (
-        node.target in _OPERATORS
-        or node.target in (operator.setitem, operator.ipow, operator.ifloordiv, operator.imod)
-        or bool(_flag(node))
-        or underscored
-    )
+class _Aliases:
+    """Which nodes lie in the same memory, in order."""
 
+    def __init__(self, graph: fx.Graph):
+        self.order = {n: i for i, n in enumerate(graph.nodes)}
+        self._of: dict[int, list[fx.Node]] = defaultdict(list)
+        self._fresh = itertools.count(-1, -1)  # addresses are positive
+        for node in graph.nodes:
+            if (memory := node.meta.get("memory")) is not None:
+                self._of[memory].append(node)
 
-def _flag(node: fx.Node) -> Any:
-    if "inplace" in node.kwargs:
-        return node.kwargs["inplace"]
-    # Positional flags of torch.nn.functional: the last argument, by the function's signature.
-    names = getattr(getattr(node.target, "__code__", None), "co_varnames", ())
-    if "inplace" in names and names.index("inplace") < len(node.args):
-        return node.args[names.index("inplace")]
-    return False
+    def of(self, node: fx.Node) -> list[fx.Node]:
+        """All in the memory of a node, itself included."""
+        return self._of[node.meta["memory"]]
+
+    def replace(self, node: fx.Node, new: fx.Node) -> None:
+        """Let ``new`` take the place of ``node``, in memory of its own with all that came later."""
+        memory, at = next(self._fresh), self.order[node]
+        old = self.of(node)
+        later = [n for n in old if self.order[n] > at]
+        self._of[node.meta["memory"]] = [n for n in old if self.order[n] < at]
+        self._of[memory] = [new, *later]
+        self.order[new] = at
+        new.meta["memory"] = memory
+        for n in later:
+            n.meta["memory"] = memory
 
 
 def _functional_target(node: fx.Node) -> Callable[..., Any] | str | None:
+    """What computes the same and changes nothing."""
     if node.target in _OPERATORS:
         return _OPERATORS[node.target]
     if _flag(node):
         return node.target
-    if node.op == "call_method" and hasattr(torch.Tensor, str(node.target)[:-1]):
-        return str(node.target)[:-1]
-    name = getattr(node.target, "__name__", "")[:-1]
-    return getattr(torch, name, None) if name else None
-
-
-def _storage(node: fx.Node) -> int | None:
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor):
+    if isinstance(node.target, str):
+        name = node.target[:-1]
+        known = node.op in CALLS and not name.startswith("_") and hasattr(torch.Tensor, name)
+        return name if known else None
+    name = getattr(node.target, "__name__", "")
+    if not name.endswith("_") or node.kwargs.get("out") is not None:
         return None
-    try:
-        return value.untyped_storage()._cdata
-    except (NotImplementedError, RuntimeError):  # a tensor without a storage, as sparse ones are
-        return None
+    return getattr(torch, name[:-1], None)
 
 
-def _aliases(graph: fx.Graph, target: Any, until: fx.Node) -> set[fx.Node]:
-    """The nodes before ``until`` whose values lie in the memory of ``target``."""
-    if not isinstance(target, fx.Node):
-        return set()
-    storage, found = _storage(target), {target}
-    for node in graph.nodes:
-        if node is until:
-            break
-        if storage is not None and _storage(node) == storage:
-            found.add(node)
-    return found
+def _flag(node: fx.Node) -> bool:
+    if "inplace" in node.kwargs:
+        return bool(node.kwargs["inplace"])
+    at = _position(node)
+    return at is not None and bool(node.args[at])
 
 
-def _may_be_functional(node: fx.Node, aliases: set[fx.Node]) -> bool:
-    """Whether all that shares the memory is the very same tensor, made in the graph."""
-    target, result = node.args[0].meta["val"], node.meta["val"]
-    if _functional_target(node) is None or not isinstance(result, torch.Tensor):
-        return False
-    if (result.shape, result.dtype) != (target.shape, target.dtype):
-        return False
-    same = all(
-        a.op in ("call_function", "call_method")
-        and (a.meta["val"].shape, a.meta["val"].stride()) == (target.shape, target.stride())
-        and a.meta["val"].storage_offset() == target.storage_offset()
-        for a in aliases
-    )
-    return same
-
-
-def _rewrite(node: fx.Node, aliases: set[fx.Node]) -> None:
-    graph = node.graph
-    function = _functional_target(node)
-    kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
+def _position(node: fx.Node) -> int | None:
+    """Where among a call's positional arguments ``inplace`` stands."""
     names = getattr(getattr(node.target, "__code__", None), "co_varnames", ())
+    at = names.index("inplace") if "inplace" in names else None
+    return at if at is not None and at < len(node.args) else None
+
+
+def _is_private(node: fx.Node, aliases: _Aliases) -> bool:
+    """Whether a call changes its first operand, and all in that memory is the very same tensor."""
+    target = node.args[0] if node.args else None
+    if node.meta["writes"] != (target,) or target.meta["memory"] is None:
+        return False
+    old, result = target.meta["val"], node.meta["val"]
+    if not isinstance(result, torch.Tensor) or node.meta["memory"] != target.meta["memory"]:
+        return False
+    before = [n for n in aliases.of(target) if aliases.order[n] <= aliases.order[node]]
+    return result.dtype == old.dtype and all(
+        n.op in CALLS and _geometry(n.meta["val"]) == _geometry(result) for n in before
+    )
+
+
+def _geometry(value: torch.Tensor) -> tuple[Any, ...]:
+    return value.shape, value.stride(), value.storage_offset()
+
+
+def _rewrite(node: fx.Node, function: Callable[..., Any] | str, aliases: _Aliases) -> None:
+    kwargs = {k: v for k, v in node.kwargs.items() if k != "inplace"}
     args = list(node.args)
-    if "inplace" in names and names.index("inplace") < len(args):
-        args[names.index("inplace")] = False
-    with graph.inserting_before(node):
-        method = isinstance(function, str)
-        make = graph.call_method if method else graph.call_function
+    if (at := _position(node)) is not None:
+        args[at] = False
+    before = [n for n in aliases.of(node) if aliases.order[n] <= aliases.order[node]]
+    with node.graph.inserting_before(node):
+        make = node.graph.call_method if isinstance(function, str) else node.graph.call_function
         new = make(function, tuple(args), kwargs)
-    new.meta = dict(node.meta)
-    # A value of its own: what shares memory with the old one is not what the new one shares.
-    new.meta["val"] = node.meta["val"].clone()
-    order = {n: i for i, n in enumerate(graph.nodes)}
-    for alias in (*aliases, node):
+    new.meta = {**node.meta, "writes": ()}
+    aliases.replace(node, new)
+    for alias in before:
         for user in list(alias.users):
-            if user is not new and user is not node and order[user] > order[node]:
+            if user is not new and aliases.order[user] >= aliases.order[node]:
                 user.replace_input_with(alias, new)
-    graph.erase_node(node)
+    node.graph.erase_node(node)

@@ -6,6 +6,7 @@ region's tensors and returns its results, with gradients where PyTorch wants the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +16,14 @@ from torch.autograd.function import once_differentiable
 from bngen.ir.node import Graph
 from bngen.options import CHANNELS_LAST
 from bngen.runtime.module import Module
+from bngen.runtime.signature import BACKWARD
 from bngen.torch_bridge.regions import Taken
+
+AGAIN = (
+    "Trying to backward through the graph a second time: a region compiled by bngen keeps nothing "
+    "after its backward, retain_graph=True included. Add the losses up and call backward once, or "
+    "call forward again."
+)
 
 
 @dataclass(frozen=True)
@@ -37,8 +45,8 @@ class Asked:
     @classmethod
     def of(cls, taken: Taken) -> Asked:
         """What a region needs: tensors as they come, and results as eager would leave them."""
-        grad = torch.is_grad_enabled()
-        wanted = tuple(grad and n.meta["requires_grad"] for n in taken.inputs)
+        flows = frozenset().union(*taken.reached)
+        wanted = tuple(i in flows for i in range(len(taken.inputs)))
         named = dict(zip((i.name for i in taken.graph.inputs), taken.inputs, strict=True))
         named |= {f"return.{i}": node for i, node in enumerate(taken.outputs)}
         last = sorted(n for n, node in named.items() if is_channels_last(node.meta["val"]))
@@ -68,56 +76,69 @@ class Region(torch.nn.Module):
 
     Args:
         built: its module, which other regions may share.
-        graph: its program.
+        taken: the region.
         wanted: of each argument, whether its gradient is wanted.
     """
 
-    def __init__(self, built: Module, graph: Graph, wanted: tuple[bool, ...]):
+    def __init__(self, built: Module, taken: Taken, wanted: tuple[bool, ...]):
         super().__init__()
-        self.built, self.wanted = built, wanted
-        self.names = tuple(i.name for i in graph.inputs)
-        updated = {target.name for target, _ in graph.updates}
+        self.built, self.wanted, self.reached = built, wanted, taken.reached
+        self.names = tuple(i.name for i in taken.graph.inputs)
+        updated = {target.name for target, _ in taken.graph.updates}
         self.updated = tuple(i for i, name in enumerate(self.names) if name in updated)
-        self.floats = tuple(v.type.is_float for v in graph.outputs)
+        self.floats = tuple(v.type.is_float for v in taken.graph.outputs)
+        backward = built.signature.call(BACKWARD)
+        reads = set(backward.reads) - updated if backward else set()
+        self.read = tuple(i for i, name in enumerate(self.names) if name in reads)
 
-    def forward(self, *tensors: torch.Tensor) -> Any:
+    def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The region's results."""
-        if any(self.wanted) and torch.is_grad_enabled():
-            results = _Differentiated.apply(self, *tensors)
-        else:
+        if not any(self.wanted):
             results = self.built.forward(*map(torch.Tensor.detach, tensors))
+            self.count_changes(tensors)
+            return results
+        # A region may lie on both sides of a switch of gradients, which it has in its program.
+        with torch.enable_grad():
+            return _Differentiated.apply(self, *tensors)
+
+    def count_changes(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Let PyTorch know that running statistics have changed."""
         for i in self.updated:
             torch.autograd.graph.increment_version(tensors[i])
-        return results if len(results) > 1 else results[0]
+
+    def flows(self, cotangents: Sequence[torch.Tensor | None]) -> frozenset[int]:
+        """By number, the arguments that the gradients of results flow to."""
+        given = zip(self.reached, cotangents, strict=True)
+        return frozenset().union(*(reached for reached, g in given if g is not None))
 
 
 class _Differentiated(torch.autograd.Function):
     """One call of a region's program, which waits for its backward."""
 
     @staticmethod
-    def forward(ctx: Any, region: Region, *tensors: torch.Tensor) -> Any:
+    def forward(ctx: Any, region: Region, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         results, call = region.built.record(*map(torch.Tensor.detach, tensors))
+        region.count_changes(tensors)
         ctx.region, ctx.call = region, call
         ctx.set_materialize_grads(False)
         # For PyTorch's own check that nobody changes them before backward.
-        ctx.save_for_backward(*(t for i, t in enumerate(tensors) if i not in region.updated))
-        ctx.mark_non_differentiable(
-            *(r for r, is_float in zip(results, region.floats, strict=True) if not is_float)
-        )
+        ctx.save_for_backward(*(tensors[i] for i in region.read))
+        apart = zip(results, region.reached, strict=True)
+        ctx.mark_non_differentiable(*(r for r, reached in apart if not reached))
         return results
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *cotangents: torch.Tensor | None) -> Any:
+    def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[Any, ...]:
         region: Region = ctx.region
         if ctx.call is None:
-            raise RuntimeError(
-                "Trying to backward through the graph a second time: a region compiled by bngen "
-                "keeps nothing after its backward, retain_graph=True included. Call forward again."
-            )
+            raise RuntimeError(AGAIN)
         _ = ctx.saved_tensors  # raises where one of them was changed in place
         floats = [g for g, is_float in zip(cotangents, region.floats, strict=True) if is_float]
         call, ctx.call = ctx.call, None
         gradients = region.built.backward(*floats, call=call)
-        wanted = zip(region.names, region.wanted, strict=True)
-        return None, *(gradients[name] if w else None for name, w in wanted)
+        flows = region.flows(cotangents)
+        return None, *(
+            gradients[name] if wanted and i in flows else None
+            for i, (name, wanted) in enumerate(zip(region.names, region.wanted, strict=True))
+        )

@@ -1,252 +1,26 @@
-"""From PyTorch's calls to bngen's language: one row a function, and what is supported at all.
+"""Calls of a captured graph, made in bngen's language: one by one to see, or a region of them.
 
-In: a node of a graph that Dynamo has captured, and tensors of a running trace for its tensor
-arguments. Out: tensors of that trace. bngen's language takes PyTorch's names and arguments, so a
-row is little more than the pair of them. Whether a call is supported the language itself says, by
-being tried on the types at hand: what it refuses runs in PyTorch, with its words as the reason.
+In: nodes of an evaluated graph. Out: why a call cannot be taken, if so; the program of a region.
+Whether a call is supported the language itself says, by being tried on the types at hand: what it
+refuses runs in PyTorch, with its words as the reason.
 """
 
 from __future__ import annotations
 
-import functools
-import operator
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 
-import bngen
-from bngen.errors import BngenError, SourceLoc
+from bngen.errors import BngenError
 from bngen.ir.node import Graph
-from bngen.ir.types import TensorType
 from bngen.lang import pointwise
 from bngen.lang.tensor import Tensor, wrap
 from bngen.lang.trace import Trace, running
-from bngen.torch_bridge import masks
-from bngen.torch_bridge.ops import Spelling, spelling_of
-
-DTYPES = {
-    torch.float32: "float32",
-    torch.float64: "float64",
-    torch.int32: "int32",
-    torch.int64: "int64",
-    torch.uint8: "uint8",
-    torch.bool: "bool",
-}
-
-
-class UnsupportedError(Exception):
-    """A call that bngen's language has no words for; the message is the reason."""
-
-
-# --- translations that are more than a name ---------------------------------------------------
-
-
-def _dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    if training and p > 0:
-        raise UnsupportedError("dropout whose mask is not drawn by PyTorch's generator")
-    return input
-
-
-def _masked(input: Tensor, mask: Tensor, p: float) -> Tensor:
-    """Dropout with a mask that PyTorch has drawn; see `masks.drop`."""
-    if p >= 1:
-        return pointwise.where(mask, input, 0.0)
-    return pointwise.where(mask, input * (1.0 / (1.0 - p)), 0.0)
-
-
-def _hardsigmoid(input: Tensor) -> Tensor:
-    return pointwise.relu6(input + 3.0) / 6.0
-
-
-def _hardswish(input: Tensor) -> Tensor:
-    return input * _hardsigmoid(input)
-
-
-def _same(input: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-    return input
-
-
-def _cast(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    wanted = [*args, *kwargs.values()]
-    if len(wanted) != 1 or not isinstance(wanted[0], torch.dtype):
-        raise UnsupportedError("to(...) with more than a dtype")
-    return input.to(_dtype(wanted[0]))
-
-
-def _view(input: Tensor, *shape: Any) -> Tensor:
-    if any(isinstance(s, torch.dtype) for s in shape):
-        raise UnsupportedError("view as another dtype")
-    flat = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
-    return input.reshape(tuple(flat))
-
-
-def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
-    if min is not None:
-        input = pointwise.maximum(input, min)
-    return input if max is None else pointwise.minimum(input, max)
-
-
-def _split(input: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
-    extent = input.shape[dim]
-    if isinstance(size, int):
-        size = [size] * (extent // size) + ([extent % size] if extent % size else [])
-    starts = [sum(size[:i]) for i in range(len(size))]
-    return tuple(_narrow(input, dim, a, n) for a, n in zip(starts, size, strict=True))
-
-
-def _chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
-    return _split(input, -(-input.shape[dim] // chunks), dim)
-
-
-def _narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
-    index = [slice(None)] * input.ndim
-    index[dim] = slice(start, start + length)
-    return input[tuple(index)]
-
-
-def _getitem(value: Any, index: Any) -> Any:
-    if isinstance(value, Tensor) and _holds_tensor(index):
-        raise UnsupportedError("indexing by a tensor")
-    return value[index]
-
-
-def _holds_tensor(index: Any) -> bool:
-    items = index if isinstance(index, tuple | list) else (index,)
-    return any(isinstance(i, Tensor | list) for i in items)
-
-
-def _squeeze(input: Tensor, dim: Any = None) -> Tensor:
-    dims = range(input.ndim) if dim is None else (dim if isinstance(dim, Sequence) else (dim,))
-    gone = {d % input.ndim for d in dims if input.shape[d] == 1}
-    return input.reshape(tuple(s for i, s in enumerate(input.shape) if i not in gone))
-
-
-def _unsqueeze(input: Tensor, dim: int) -> Tensor:
-    at = dim % (input.ndim + 1)
-    return input.reshape((*input.shape[:at], 1, *input.shape[at:]))
-
-
-def _dtype(dtype: torch.dtype) -> str:
-    if dtype not in DTYPES:
-        raise UnsupportedError(f"{dtype}")
-    return DTYPES[dtype]
-
-
-def _plain(dim: Any) -> Any:
-    return tuple(dim) if isinstance(dim, list) else dim
-
-
-# --- the table --------------------------------------------------------------------------------
-
-OWN: dict[Any, Callable[..., Any]] = {
-    masks.drop: _masked,
-    F.dropout: _dropout,
-    F.hardsigmoid: _hardsigmoid,
-    F.hardswish: _hardswish,
-    torch.clamp: _clamp,
-    torch.squeeze: _squeeze,
-    torch.unsqueeze: _unsqueeze,
-    torch.narrow: _narrow,
-    torch.split: _split,
-    torch.chunk: _chunk,
-    operator.getitem: _getitem,
-    "clamp": _clamp,
-    "squeeze": _squeeze,
-    "unsqueeze": _unsqueeze,
-    "narrow": _narrow,
-    "split": _split,
-    "chunk": _chunk,
-    "contiguous": _same,
-    "clone": _same,
-    "to": _cast,
-}
-"""Calls that the language has other words for than `ops.SPELLINGS` can tell."""
-
-
-def translation(node: fx.Node) -> Callable[..., Any]:
-    """What takes PyTorch's arguments and gives bngen's tensors.
-
-    Raises:
-        UnsupportedError: where there is nothing.
-    """
-    if node.op in ("call_function", "call_method"):
-        if node.target in OWN:
-            return OWN[node.target]
-        if spelling := spelling_of(node.target):
-            return functools.partial(_spelled, spelling, node.target)
-    raise UnsupportedError(f"bngen has no {called(node)}")
-
-
-def _spelled(spelling: Spelling, target: Any, *args: Any, **kwargs: Any) -> Any:
-    """Call the language's function of a spelling with PyTorch's arguments."""
-    function: Any = bngen
-    for name in spelling.language.split("."):
-        function = getattr(function, name)
-    given = dict(kwargs)
-    names = _parameters(target) or _parameters(function)
-    if len(args) > len(names):
-        return function(*args, **kwargs)  # its own *args, as of Tensor.view
-    given |= dict(zip(names, args, strict=False))
-    if refused := spelling.refusal(given):
-        raise UnsupportedError(refused)
-    own = {n: v for n, v in given.items() if n not in spelling.only}
-    names = _parameters(function)
-    in_order = [own.pop(n) for n in list(names)[: len(args)] if n in own] if args else []
-    return function(*in_order, **own)
-
-
-@functools.cache
-def _parameters(function: Any) -> tuple[str, ...]:
-    """Names of a Python function's parameters; none of a built-in one's."""
-    code = getattr(function, "__code__", None)
-    return () if code is None else code.co_varnames[: code.co_argcount]
-
-
-def called(node: fx.Node) -> str:
-    """What a node calls, as a user would write it."""
-    if isinstance(node.target, str):
-        return f"Tensor.{node.target}" if node.op == "call_method" else node.target
-    return getattr(node.target, "__name__", str(node.target))
-
-
-# --- types and places -------------------------------------------------------------------------
-
-
-def type_of(value: torch.Tensor) -> TensorType:
-    """A tensor's type in bngen.
-
-    Raises:
-        UnsupportedError: for a tensor that bngen has no type for, or that is on another device.
-    """
-    if type(value) not in (torch.Tensor, torch.nn.Parameter) and not _is_fake(value):
-        raise UnsupportedError(f"a {type(value).__name__}")
-    if value.device.type != "cpu":
-        raise UnsupportedError(f"a tensor on {value.device}")
-    if value.layout != torch.strided or value.is_quantized or value.is_nested:
-        raise UnsupportedError(f"a {value.layout} tensor")
-    if not all(isinstance(s, int) and s > 0 for s in value.shape):
-        raise UnsupportedError(f"a tensor of shape {list(value.shape)}")
-    return TensorType(tuple(value.shape), _dtype(value.dtype))
-
-
-def _is_fake(value: object) -> bool:
-    return isinstance(value, torch._subclasses.FakeTensor)
-
-
-def place_of(node: fx.Node) -> SourceLoc | None:
-    """The model's own line that a node stems from, as Dynamo has noted it."""
-    trace = (node.meta.get("stack_trace") or "").strip().splitlines()
-    for line in reversed(trace):
-        if line.lstrip().startswith('File "'):
-            path, number, *_ = line.split(", ")
-            return SourceLoc(path.split('"')[1], int(number.split()[1]))
-    return None
-
-
-# --- tracing ----------------------------------------------------------------------------------
+from bngen.torch_bridge.element_types import UnsupportedError, type_of
+from bngen.torch_bridge.places import AROUND, called, place_of
+from bngen.torch_bridge.vocabulary import translation
 
 
 def refusal(node: fx.Node) -> str | None:
@@ -263,10 +37,18 @@ def refusal(node: fx.Node) -> str | None:
             result = translate(node, env)
         _check_types(node, result)
     except (UnsupportedError, BngenError) as error:
-        return str(error).splitlines()[0].partition(" [in ")[0]
+        return _reason(error)
     except TypeError as error:  # Arguments that the row does not take.
         return f"{called(node)}: {error}"
+    except Exception as error:
+        what = f"{called(node)} cannot be translated: {type(error).__name__}: {error}"
+        raise BngenError(what, loc=place_of(node), hint=AROUND) from error
     return None
+
+
+def _reason(error: Exception) -> str:
+    what = error.what if isinstance(error, BngenError) else str(error)
+    return what.splitlines()[0].partition(" [in ")[0]
 
 
 def _declared(trace: Trace, name: str, node: fx.Node) -> Any:
@@ -276,6 +58,8 @@ def _declared(trace: Trace, name: str, node: fx.Node) -> Any:
             wrap(trace, trace.declare(f"{name}_{i}", type_of(v), "input"))
             for i, v in enumerate(value)
         )
+    if not isinstance(value, torch.Tensor):
+        raise UnsupportedError(f"a {type(value).__name__} that PyTorch computes")
     return wrap(trace, trace.declare(name, type_of(value), "input"))
 
 
@@ -308,7 +92,7 @@ def _without_flag(node: fx.Node) -> tuple[Any, ...]:
 
 
 def trace_region(
-    nodes: Iterable[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node], name: str
+    nodes: Sequence[fx.Node], inputs: Sequence[fx.Node], outputs: Sequence[fx.Node], name: str
 ) -> Graph:
     """The program of a region.
 
@@ -317,11 +101,37 @@ def trace_region(
         inputs: nodes outside whose values it reads; the program's arguments, ``a0``, ``a1``, ...
         outputs: nodes inside whose values are read outside; the program's results.
         name: the program's name.
+
+    Raises:
+        BngenError: when a call cannot be translated though it could by itself; it names its line.
     """
     trace = Trace(name)
+    follows = any(n.meta["requires_grad"] for n in nodes)
     with running(trace):
         env = {n: _declared(trace, f"a{i}", n) for i, n in enumerate(inputs)}
         for node in nodes:
             with trace.at(place_of(node)):
-                env[node] = translate(node, env)
+                result = _translated(node, env)
+                env[node] = _held(node, result) if follows else result
         return trace.finish([env[n].value for n in outputs], (), True)
+
+
+def _translated(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+    try:
+        return translate(node, env)
+    except Exception as error:
+        what = f"{called(node)} cannot be translated in its place: {_named(error)}"
+        raise BngenError(what, loc=place_of(node), hint=AROUND) from error
+
+
+def _named(error: Exception) -> str:
+    return error.what if isinstance(error, BngenError) else f"{type(error).__name__}: {error}"
+
+
+def _held(node: fx.Node, result: Any) -> Any:
+    """No gradient flows through what was computed under ``torch.no_grad``."""
+    if node.meta["requires_grad"] or not any(i.meta["requires_grad"] for i in node.all_input_nodes):
+        return result
+    parts = result if isinstance(result, tuple) else (result,)
+    held = tuple(pointwise.stop_gradient(p) if p.type.is_float else p for p in parts)
+    return held if isinstance(result, tuple) else held[0]

@@ -1,0 +1,150 @@
+"""What is known of a captured graph's values before it runs: types, memory, gradients, changes.
+
+In: a captured graph and the inputs of a call. Out: the same graph, whose nodes carry
+
+- ``meta["val"]``: a fake tensor, or what PyTorch's own `FakeTensorProp` notes of other values;
+- ``meta["requires_grad"]``: whether autograd would follow it (of a tuple, any part);
+- ``meta["writes"]``: the operands that the call changes in place, as PyTorch counts changes;
+- ``meta["memory"]``: a number that values in the same memory have in common, None of no tensor.
+
+What follows from sizes alone becomes a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from bngen.errors import BngenError
+from bngen.torch_bridge.places import AROUND, CALLS, FUNCTION, called, place_of
+
+_ONLY_AT_RUN_TIME = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+
+class UnknownUntilRunError(Exception):
+    """A graph with a call of whose result nothing is known before it runs; the message says so."""
+
+
+def evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    """Annotate a graph.
+
+    Args:
+        module: the graph; nodes that only compute sizes are removed.
+        inputs: of a call.
+
+    Raises:
+        UnknownUntilRunError: when it cannot be done for this graph.
+        BngenError: when it goes wrong.
+    """
+    grad = torch.is_grad_enabled()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    # Tensors of inference mode count no changes.
+    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+        fakes = [_fake(mode, x) if isinstance(x, torch.Tensor) else x for x in inputs]
+        _Evaluation(module, mode).propagate_dont_convert_inputs(*fakes)
+    for node in list(module.graph.nodes):
+        value = node.meta.get("val")
+        if isinstance(value, torch.Size | int | float | bool):
+            _make_constant(node, value)
+
+
+def _fake(mode: FakeTensorMode, value: torch.Tensor) -> torch.Tensor:
+    if value.is_inference():
+        value = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype,
+                                    device=value.device)  # fmt: skip
+    return mode.from_tensor(value, static_shapes=True)
+
+
+class _Evaluation(FakeTensorProp):
+    """PyTorch's own, which also notes what is said above of `evaluate`."""
+
+    def run_node(self, n: fx.Node) -> Any:
+        before = {i: _version(self.env[i]) for i in n.all_input_nodes}
+        try:
+            result = super().run_node(n)
+        except _ONLY_AT_RUN_TIME as error:
+            raise UnknownUntilRunError(
+                f"what {called(n)} gives is known only when it has run"
+            ) from error
+        except Exception as error:
+            what = f"{called(n)} cannot be evaluated on types: {type(error).__name__}: {error}"
+            raise BngenError(what, loc=place_of(n), hint=AROUND) from error
+        tensors = list(tensors_of(result))
+        n.meta["requires_grad"] = any(t.requires_grad for t in tensors)
+        n.meta["writes"] = tuple(i for i, was in before.items() if _version(self.env[i]) != was)
+        n.meta["memory"] = _memory(result) if isinstance(result, torch.Tensor) else None
+        return result
+
+
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a value, tuples and lists looked through."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors_of(part)
+
+
+def _version(value: Any) -> tuple[int, ...]:
+    return tuple(t._version for t in tensors_of(value))
+
+
+def _memory(value: torch.Tensor) -> int | None:
+    try:
+        return value.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # no storage, as sparse tensors have none
+        return None
+
+
+def _make_constant(node: fx.Node, value: Any) -> None:
+    for user in list(node.users):
+        user.args = _substituted(user.args, node, value)
+        user.kwargs = _substituted(user.kwargs, node, value)
+    if node.op in CALLS:
+        node.graph.erase_node(node)
+
+
+def _substituted(arguments: Any, node: fx.Node, value: Any) -> Any:
+    return fx.node.map_arg(arguments, lambda n: value if n is node else n)
+
+
+def statistics(node: fx.Node) -> list[fx.Node]:
+    """The running statistics that a batch normalization updates, which PyTorch does not count."""
+    if node.target is not F.batch_norm:
+        return []
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training")
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    if not given.get("training"):
+        return []
+    found = (given.get("running_mean"), given.get("running_var"))
+    return [s for s in found if isinstance(s, fx.Node)]
+
+
+_MODES = ("grad_enabled", "autocast", "inference_mode")
+
+
+def switches_mode(node: fx.Node) -> bool:
+    """Whether a call changes how the calls after it are to be understood."""
+    return node.op == FUNCTION and any(m in called(node) for m in _MODES)
+
+
+def is_certain(node: fx.Node, known: Callable[[fx.Node], bool]) -> bool:
+    """Whether a call does nothing but give its result, as far as bngen knows it."""
+    return not node.meta.get("writes") and not switches_mode(node) and known(node)
