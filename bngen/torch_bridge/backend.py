@@ -25,7 +25,7 @@ from bngen.options import debug_level, environment
 from bngen.torch_bridge.builds import BUILDS
 from bngen.torch_bridge.explain import explained
 from bngen.torch_bridge.partition import MAPS
-from bngen.torch_bridge.places import CALLS
+from bngen.torch_bridge.places import AROUND, CALLS
 from bngen.torch_bridge.region import Asked, Region
 from bngen.torch_bridge.regions import Regions, cut
 
@@ -103,7 +103,7 @@ class Captured:
         self._captured, self._at_once = captured, first_at_once
         self._versions: dict[Any, Function] = {}
         self._seen: set[Any] = set()
-        self._waiting: dict[Any, tuple[Regions, list[Asked]]] = {}
+        self._waiting: dict[Any, _Waiting] = {}
         self._lock = threading.RLock()
 
     def __call__(self, *inputs: Any) -> Any:
@@ -137,14 +137,30 @@ class Captured:
             self._seen.add(key)
             return self._captured
         if key not in self._waiting:
-            regions = _cut(self._captured, inputs)
-            self._waiting[key] = regions, [Asked.of(taken) for taken in regions.taken]
-        regions, asked = self._waiting[key]
-        if not all([_is_ready(a) for a in asked]):
+            self._waiting[key] = _Waiting(_cut(self._captured, inputs))
+        if not self._waiting[key].is_over():
             return self._captured
-        self._versions[key] = finished(regions)
-        del self._waiting[key]
+        self._versions[key] = finished(self._waiting.pop(key).regions)
         return self._versions[key]
+
+
+class _Waiting:
+    """A cut graph whose regions are being built in the background."""
+
+    def __init__(self, regions: Regions):
+        self.regions = regions
+        self._asked = dict.fromkeys(Asked.of(taken) for taken in regions.taken)
+        self._built: dict[Asked, Any] = {}
+
+    def is_over(self) -> bool:
+        """Whether all is there; what is not is asked for."""
+        for asked in self._asked.keys() - self._built.keys():
+            module = BUILDS.ready(asked)
+            if module is None:
+                BUILDS.later(asked)
+            else:
+                self._built[asked] = module
+        return len(self._built) == len(self._asked)
 
 
 def _cut(captured: fx.GraphModule, inputs: Sequence[Any]) -> Regions:
@@ -154,23 +170,24 @@ def _cut(captured: fx.GraphModule, inputs: Sequence[Any]) -> Regions:
     return regions
 
 
-def _is_ready(asked: Asked) -> bool:
-    """Whether a region is built; if not, it is going to be."""
-    if BUILDS.ready(asked) is not None:
-        return True
-    BUILDS.later(asked)
-    return False
-
-
 def finished(regions: Regions) -> fx.GraphModule:
     """A cut graph whose regions are built and loaded.
 
     Raises:
-        BngenError: when a region cannot be built.
+        BngenError: when a region cannot be built; it names the region's first line in the model.
     """
     for taken in regions.taken:
         asked = Asked.of(taken)
-        setattr(regions.module, taken.name, Region(BUILDS.now(asked), taken, asked.wanted))
+        try:
+            built = BUILDS.now(asked, taken.graph)
+        except BngenError:
+            raise
+        except Exception as error:
+            what = (
+                f"{taken.calls} calls from here on cannot be built: {type(error).__name__}: {error}"
+            )
+            raise BngenError(what, loc=taken.loc, hint=AROUND) from error
+        setattr(regions.module, taken.name, Region(built, taken, asked.wanted))
     return regions.module
 
 

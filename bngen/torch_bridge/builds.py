@@ -20,6 +20,7 @@ from pathlib import Path
 
 from bngen.compiler import build
 from bngen.errors import BngenError
+from bngen.ir.node import Graph
 from bngen.ir.text import parse_graph
 from bngen.runtime.loading import load
 from bngen.runtime.module import Module
@@ -35,12 +36,16 @@ class Builds:
     def __init__(self) -> None:
         self._modules: weakref.WeakValueDictionary[Asked, Module] = weakref.WeakValueDictionary()
         self._running: dict[Asked, _Running] = {}
-        self._failed: dict[Asked, str] = {}
+        self._failed: set[Asked] = set()
         self._lock = threading.RLock()
-        atexit.register(self.stop)
+        self._process: int | None = None  # whose exit ends what runs in the background
 
-    def now(self, asked: Asked) -> Module:
+    def now(self, asked: Asked, graph: Graph) -> Module:
         """The module, built here if it has to be.
+
+        Args:
+            asked: what is to be built.
+            graph: the program, with the model's lines in it.
 
         Raises:
             BngenError: when it cannot be built.
@@ -48,13 +53,12 @@ class Builds:
         with self._lock:
             found = self.ready(asked)
             if found is None:
-                graph = parse_graph(asked.program)
                 found = build(graph, threads=asked.threads, **asked.options(graph))
                 self._modules[asked] = found
             return found
 
     def ready(self, asked: Asked) -> Module | None:
-        """The module if it is there by now, never waiting for it."""
+        """The module if it is there by now, never waiting for it; for the caller to hold."""
         with self._lock:
             if asked in self._modules:
                 return self._modules[asked]
@@ -66,20 +70,34 @@ class Builds:
                 self._modules[asked] = found = running.loaded(asked.threads)
                 return found
             except BngenError as error:
-                _LOG.warning("a background build failed, the model runs in PyTorch: %s", error)
-                self._failed[asked] = str(error)
+                self._note_failure(asked, error)
                 return None
 
     def later(self, asked: Asked) -> None:
-        """Begin to build in the background, unless that has begun or has failed."""
+        """Begin to build in the background, unless that has begun or has failed.
+
+        One process at a time: what has to wait is asked for again.
+        """
         with self._lock:
-            if asked in self._modules or asked in self._running or asked in self._failed:
+            if asked in self._modules or asked in self._failed or self._running:
                 return
-            self._running[asked] = _Running(asked)
+            if self._process != os.getpid():
+                self._process = os.getpid()
+                atexit.register(self.stop)
+            try:
+                self._running[asked] = _Running(asked)
+            except OSError as error:
+                self._note_failure(asked, error)
+
+    def _note_failure(self, asked: Asked, error: Exception) -> None:
+        _LOG.warning("a background build failed, this size runs in PyTorch: %s", error)
+        self._failed.add(asked)
 
     def stop(self) -> None:
-        """End what runs in the background."""
+        """End what runs in the background; a forked process leaves it to the one it stems from."""
         with self._lock:
+            if self._process != os.getpid():
+                return
             for running in self._running.values():
                 running.stop()
             self._running.clear()
@@ -108,12 +126,11 @@ class _Running:
 
     def loaded(self, threads: int) -> Module:
         """The module that was built; raises `BngenError` where none was."""
-        if self._process.returncode:
-            lines = self._errors.read_text(errors="replace").strip().splitlines()
-            raise BngenError(lines[-1] if lines else f"exit status {self._process.returncode}")
-        found = load(self._out, threads=threads)
-        self._folder.cleanup()
-        return found
+        with self._folder:
+            if self._process.returncode:
+                lines = self._errors.read_text(errors="replace").strip().splitlines()
+                raise BngenError(lines[-1] if lines else f"exit status {self._process.returncode}")
+            return load(self._out, threads=threads)
 
     def stop(self) -> None:
         """End the process and remove what it has written."""

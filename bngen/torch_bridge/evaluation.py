@@ -5,7 +5,8 @@ In: a captured graph and the inputs of a call. Out: the same graph, whose nodes 
 - ``meta["val"]``: a fake tensor, or what PyTorch's own `FakeTensorProp` notes of other values;
 - ``meta["requires_grad"]``: whether autograd would follow it (of a tuple, any part);
 - ``meta["writes"]``: the operands that the call changes in place, as PyTorch counts changes;
-- ``meta["memory"]``: a number that values in the same memory have in common, None of no tensor.
+- ``meta["memory"]``: a number that values in the same memory have in common, None of no tensor;
+- ``meta["object"]``: a number that the results have in common that are one and the same object.
 
 What follows from sizes alone becomes a constant.
 """
@@ -55,14 +56,19 @@ def evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
     """
     grad = torch.is_grad_enabled()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
-    # Tensors of inference mode count no changes.
-    with torch.inference_mode(False), torch.set_grad_enabled(grad):
+    # Tensors of inference mode count no changes; the caller's hooks are not for what is fake.
+    hooks = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+    with torch.inference_mode(False), torch.set_grad_enabled(grad), hooks:
         fakes = [_fake(mode, x) if isinstance(x, torch.Tensor) else x for x in inputs]
         _Evaluation(module, mode).propagate_dont_convert_inputs(*fakes)
     for node in list(module.graph.nodes):
         value = node.meta.get("val")
         if isinstance(value, torch.Size | int | float | bool):
             _make_constant(node, value)
+
+
+def _itself(saved: torch.Tensor) -> torch.Tensor:
+    return saved
 
 
 def _fake(mode: FakeTensorMode, value: torch.Tensor) -> torch.Tensor:
@@ -73,7 +79,11 @@ def _fake(mode: FakeTensorMode, value: torch.Tensor) -> torch.Tensor:
 
 
 class _Evaluation(FakeTensorProp):
-    """PyTorch's own, which also notes what is said above of `evaluate`."""
+    """PyTorch's own, which also notes what is said above."""
+
+    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode):
+        super().__init__(module, mode)
+        self._objects: list[Any] = []  # alive, so that no two have one number
 
     def run_node(self, n: fx.Node) -> Any:
         before = {i: _version(self.env[i]) for i in n.all_input_nodes}
@@ -89,6 +99,8 @@ class _Evaluation(FakeTensorProp):
         tensors = list(tensors_of(result))
         n.meta["requires_grad"] = any(t.requires_grad for t in tensors)
         n.meta["writes"] = tuple(i for i, was in before.items() if _version(self.env[i]) != was)
+        self._objects.append(result)
+        n.meta["object"] = id(result)
         n.meta["memory"] = _memory(result) if isinstance(result, torch.Tensor) else None
         return result
 

@@ -115,21 +115,15 @@ def _position(node: fx.Node) -> int | None:
 
 
 def _is_private(node: fx.Node, aliases: _Aliases) -> bool:
-    """Whether a call changes its first operand, and all in that memory is the very same tensor."""
+    """Whether a call changes its first operand alone, of which there is no view and no argument."""
     target = node.args[0] if node.args else None
     if node.meta["writes"] != (target,) or target.meta["memory"] is None:
         return False
-    old, result = target.meta["val"], node.meta["val"]
-    if not isinstance(result, torch.Tensor) or node.meta["memory"] != target.meta["memory"]:
+    result = node.meta["val"]
+    if not isinstance(result, torch.Tensor) or result.dtype != target.meta["val"].dtype:
         return False
     before = [n for n in aliases.of(target) if aliases.order[n] <= aliases.order[node]]
-    return result.dtype == old.dtype and all(
-        n.op in CALLS and _geometry(n.meta["val"]) == _geometry(result) for n in before
-    )
-
-
-def _geometry(value: torch.Tensor) -> tuple[Any, ...]:
-    return value.shape, value.stride(), value.storage_offset()
+    return all(n.op in CALLS and n.meta["object"] == node.meta["object"] for n in before)
 
 
 def _rewrite(node: fx.Node, function: Callable[..., Any] | str, aliases: _Aliases) -> None:

@@ -50,6 +50,7 @@ class Taken:
         outputs: the nodes that are its results, in order.
         reached: of each result, by number the arguments that its gradient flows to.
         calls: how many of the model's calls it holds.
+        loc: the model's line of the first of them.
     """
 
     name: str
@@ -58,6 +59,7 @@ class Taken:
     outputs: tuple[fx.Node, ...]
     reached: tuple[frozenset[int], ...]
     calls: int
+    loc: SourceLoc | None
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,9 @@ def _taken(name: str, nodes: Sequence[fx.Node]) -> Taken:
     except Exception as error:
         what = f"a region of {len(nodes)} calls: {type(error).__name__}: {error}"
         raise BngenError(what, loc=place_of(nodes[0])) from error
-    return Taken(name, program, inputs, outputs, _reached(nodes, inputs, outputs), len(nodes))
+    reached = _reached(nodes, inputs, outputs)
+    loc = next(filter(None, map(place_of, nodes)), None)
+    return Taken(name, program, inputs, outputs, reached, len(nodes), loc)
 
 
 def _reached(

@@ -52,19 +52,19 @@ def _reason(error: Exception) -> str:
 
 
 def _declared(trace: Trace, name: str, node: fx.Node) -> Any:
-    value = node.meta["val"]
+    value = node.meta.get("val")
     if isinstance(value, tuple | list):
         return tuple(
             wrap(trace, trace.declare(f"{name}_{i}", type_of(v), "input"))
             for i, v in enumerate(value)
         )
     if not isinstance(value, torch.Tensor):
-        raise UnsupportedError(f"a {type(value).__name__} that PyTorch computes")
+        raise UnsupportedError(f"what {called(node)} gives is no tensor")
     return wrap(trace, trace.declare(name, type_of(value), "input"))
 
 
 def _check_types(node: fx.Node, result: Any) -> None:
-    value = node.meta["val"]
+    value = node.meta.get("val")
     expected = value if isinstance(value, tuple | list) else (value,)
     found = result if isinstance(result, tuple) else (result,)
     if len(found) != len(expected):
