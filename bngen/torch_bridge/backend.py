@@ -23,6 +23,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from bngen.errors import BngenError
 from bngen.options import debug_level, environment
 from bngen.torch_bridge.builds import BUILDS
+from bngen.torch_bridge.evaluation import reads_number
 from bngen.torch_bridge.explain import explained
 from bngen.torch_bridge.partition import MAPS
 from bngen.torch_bridge.places import AROUND, CALLS
@@ -101,6 +102,8 @@ class Captured:
 
     def __init__(self, captured: fx.GraphModule, first_at_once: bool):
         self._captured, self._at_once = captured, first_at_once
+        nodes = [n for n in captured.graph.nodes if n.op not in CALLS]
+        self._numbers = [i for i, n in enumerate(nodes) if any(map(reads_number, n.users))]
         self._versions: dict[Any, Function] = {}
         self._seen: set[Any] = set()
         self._waiting: dict[Any, _Waiting] = {}
@@ -108,7 +111,7 @@ class Captured:
 
     def __call__(self, *inputs: Any) -> Any:
         """Compute the graph."""
-        key = _key(inputs)
+        key = _key(inputs), tuple(inputs[i].item() for i in self._numbers)
         version = self._versions.get(key)
         if version is None:
             with self._lock:
@@ -140,7 +143,8 @@ class Captured:
             self._waiting[key] = _Waiting(_cut(self._captured, inputs))
         if not self._waiting[key].is_over():
             return self._captured
-        self._versions[key] = finished(self._waiting.pop(key).regions)
+        self._versions[key] = finished(self._waiting[key].regions)
+        del self._waiting[key]  # not before: it holds what was built
         return self._versions[key]
 
 
@@ -179,16 +183,18 @@ def finished(regions: Regions) -> fx.GraphModule:
     for taken in regions.taken:
         asked = Asked.of(taken)
         try:
-            built = BUILDS.now(asked, taken.graph)
+            region = Region(BUILDS.now(asked, taken.graph), taken, asked.wanted)
         except BngenError:
             raise
         except Exception as error:
-            what = (
-                f"{taken.calls} calls from here on cannot be built: {type(error).__name__}: {error}"
-            )
+            what = f"{taken.calls} calls, this the first, cannot be built: {_named(error)}"
             raise BngenError(what, loc=taken.loc, hint=AROUND) from error
-        setattr(regions.module, taken.name, Region(built, taken, asked.wanted))
+        setattr(regions.module, taken.name, region)
     return regions.module
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _key(inputs: Sequence[Any]) -> tuple[Any, ...]:

@@ -13,7 +13,7 @@ What follows from sizes alone becomes a constant.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,7 +29,7 @@ from torch._subclasses.fake_tensor import (
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from bngen.errors import BngenError
-from bngen.torch_bridge.places import AROUND, CALLS, FUNCTION, called, place_of
+from bngen.torch_bridge.places import AROUND, CALLS, FUNCTION, METHOD, called, place_of
 
 _ONLY_AT_RUN_TIME = (
     DataDependentOutputException,
@@ -60,11 +60,24 @@ def evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
     hooks = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
     with torch.inference_mode(False), torch.set_grad_enabled(grad), hooks:
         fakes = [_fake(mode, x) if isinstance(x, torch.Tensor) else x for x in inputs]
-        _Evaluation(module, mode).propagate_dont_convert_inputs(*fakes)
+        _Evaluation(module, mode, _numbers(module.graph, inputs)).propagate_dont_convert_inputs(
+            *fakes
+        )
     for node in list(module.graph.nodes):
         value = node.meta.get("val")
         if isinstance(value, torch.Size | int | float | bool):
             _make_constant(node, value)
+
+
+def reads_number(node: fx.Node) -> bool:
+    """Whether a call takes the number out of a tensor, as Dynamo hands numbers that may change."""
+    return node.op == METHOD and node.target == "item" and node.args[0].op not in CALLS
+
+
+def _numbers(graph: fx.Graph, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
+    """What those calls give for these inputs."""
+    given = dict(zip((n for n in graph.nodes if n.op not in CALLS), inputs, strict=False))
+    return {n: given[n.args[0]].item() for n in graph.nodes if reads_number(n)}
 
 
 def _itself(saved: torch.Tensor) -> torch.Tensor:
@@ -81,11 +94,17 @@ def _fake(mode: FakeTensorMode, value: torch.Tensor) -> torch.Tensor:
 class _Evaluation(FakeTensorProp):
     """PyTorch's own, which also notes what is said above."""
 
-    def __init__(self, module: fx.GraphModule, mode: FakeTensorMode):
+    def __init__(
+        self, module: fx.GraphModule, mode: FakeTensorMode, numbers: Mapping[fx.Node, Any]
+    ):
         super().__init__(module, mode)
+        self._numbers = numbers
         self._objects: list[Any] = []  # alive, so that no two have one number
 
     def run_node(self, n: fx.Node) -> Any:
+        if n in self._numbers:
+            n.meta["val"] = self._numbers[n]
+            return self._numbers[n]
         before = {i: _version(self.env[i]) for i in n.all_input_nodes}
         try:
             result = super().run_node(n)

@@ -79,11 +79,11 @@ def explain_model(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Explanat
 
         return run
 
+    # Of a compiled model, the model itself: a copy of it is not compiled.
+    model = copy.deepcopy(getattr(model, "_orig_mod", model))
     random = torch.get_rng_state()
     try:
-        torch._dynamo.reset()
-        torch.compile(copy.deepcopy(model), backend=note, dynamic=False)(*args, **kwargs)
+        torch.compile(model, backend=note, dynamic=False)(*args, **kwargs)
     finally:
-        torch._dynamo.reset()
         torch.set_rng_state(random)
     return explained(cuts)
