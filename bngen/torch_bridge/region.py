@@ -84,27 +84,30 @@ class Region(torch.nn.Module):
         super().__init__()
         self.built, self.wanted, self.reached = built, wanted, taken.reached
         self.names = tuple(i.name for i in taken.graph.inputs)
-        updated = {target.name for target, _ in taken.graph.updates}
-        self.updated = tuple(i for i, name in enumerate(self.names) if name in updated)
+        self.updated = {target.name for target, _ in taken.graph.updates}
         self.floats = tuple(v.type.is_float for v in taken.graph.outputs)
         backward = built.signature.call(BACKWARD)
-        reads = set(backward.reads) - updated if backward else set()
+        reads = set(backward.reads) - self.updated if backward else set()
         self.read = tuple(i for i, name in enumerate(self.names) if name in reads)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The region's results."""
         if not any(self.wanted):
-            results = self.built.forward(*map(torch.Tensor.detach, tensors))
-            self.count_changes(tensors)
-            return results
+            return self.built.forward(*self.arguments(tensors))
         # A region may lie on both sides of a switch of gradients, which it has in its program.
         with torch.enable_grad():
             return _Differentiated.apply(self, *tensors)
 
-    def count_changes(self, tensors: Sequence[torch.Tensor]) -> None:
-        """Let PyTorch know that running statistics have changed."""
-        for i in self.updated:
-            torch.autograd.graph.increment_version(tensors[i])
+    def arguments(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+        """The tensors' own memory for bngen.
+
+        Of running statistics without their count of changes: PyTorch's batch normalization does
+        not count its updates, and its backward elsewhere in the model would refuse them.
+        """
+        return [
+            t.data if name in self.updated else t.detach()
+            for name, t in zip(self.names, tensors, strict=True)
+        ]
 
     def flows(self, cotangents: Sequence[torch.Tensor | None]) -> frozenset[int]:
         """By number, the arguments that the gradients of results flow to."""
@@ -117,8 +120,7 @@ class _Differentiated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, region: Region, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        results, call = region.built.record(*map(torch.Tensor.detach, tensors))
-        region.count_changes(tensors)
+        results, call = region.built.record(*region.arguments(tensors))
         ctx.region, ctx.call = region, call
         ctx.set_materialize_grads(False)
         # For PyTorch's own check that nobody changes them before backward.
