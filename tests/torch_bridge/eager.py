@@ -175,7 +175,7 @@ def compare(ours: dict, eager: dict, exact: dict, nudged: list[dict]) -> None:
         errors = [(run[name].double() - right).abs().max().item() for run in (eager, *nudged)
                   if theirs.numel()]  # fmt: skip
         error = (mine.double() - right).abs().max().item() if theirs.numel() else 0.0
-        scale = right.abs().max().item() if theirs.numel() else 0.0
+        scale = _scale(name, exact) if theirs.numel() else 0.0
         limit = allowed(max(errors, default=0.0), scale, str(theirs.dtype).removeprefix("torch."))
         assert error <= limit, f"{name}: error {error}, allowed {limit}, scale {scale}"
 
@@ -183,3 +183,19 @@ def compare(ours: dict, eager: dict, exact: dict, nudged: list[dict]) -> None:
 def _layout(value: torch.Tensor) -> list[int]:
     """Strides, of axes that have more than one element."""
     return [s for s, n in zip(value.stride(), value.shape, strict=True) if n > 1]
+
+
+def _scale(name: str, exact: dict) -> float:
+    """The largest element of a tensor, or of what stands beside it and is summed from the same.
+
+    A gradient or a mean may be zero but for rounding: of a bias before a batch normalization, of
+    what a batch normalization has just centred.
+    """
+    module, _, kind = name.removesuffix(".grad").rpartition(".")
+    beside = [name]
+    if name.endswith(".grad"):
+        beside += [n for n in exact if n.endswith(".grad") and n.startswith(f"{module}.")]
+    largest = max(exact[n].abs().max().item() for n in beside if isinstance(exact[n], torch.Tensor))
+    if kind == "running_mean":
+        largest = max(largest, exact[f"{module}.running_var"].max().item() ** 0.5)
+    return largest

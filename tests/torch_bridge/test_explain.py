@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -12,11 +11,10 @@ from torch import nn
 import bngen
 from bngen.torch_bridge import backend as backend_module
 from bngen.torch_bridge.region import Region
+from tests.torch_bridge.installed import write_entry_points
 from tests.torch_bridge.test_backend import Net, images
 
 pytestmark = pytest.mark.usefixtures("compiling")
-
-PYPROJECT = Path(bngen.__file__).parents[1] / "pyproject.toml"
 
 
 class Odd(Net):
@@ -139,18 +137,10 @@ def test_gradients_of_dropout_go_where_it_kept():
 
 
 def test_pytorch_finds_the_backend_without_importing_it(tmp_path):
-    import tomllib
-
-    table = tomllib.loads(PYPROJECT.read_text())["project"]["entry-points"]
-    (group,) = table
-    info = tmp_path / "bngen_entry-1.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: bngen-entry\nVersion: 1\n")
-    lines = [f"{name} = {home}" for name, home in table[group].items()]
-    (info / "entry_points.txt").write_text("\n".join([f"[{group}]", *lines]))
+    folder = write_entry_points(tmp_path)
     source = f"""
 import sys
-sys.path.insert(0, {str(tmp_path)!r})
+sys.path.insert(0, {str(folder)!r})
 import torch
 assert "bngen" in torch._dynamo.list_backends()
 assert "bngen" not in sys.modules
