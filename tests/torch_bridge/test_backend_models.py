@@ -7,7 +7,7 @@ from torch import nn
 
 import bngen
 from tests.torch_bridge.eager import assert_as_eager, step
-from tests.torch_bridge.test_backend import Net, images
+from tests.torch_bridge.small import Net, images
 
 pytestmark = pytest.mark.usefixtures("compiling")
 

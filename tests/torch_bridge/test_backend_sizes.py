@@ -13,7 +13,7 @@ from bngen.errors import BngenError
 from bngen.torch_bridge import backend as backend_module
 from bngen.torch_bridge import builds
 from bngen.torch_bridge.region import Region
-from tests.torch_bridge.test_backend import Net, images
+from tests.torch_bridge.small import Net, images
 
 pytestmark = pytest.mark.usefixtures("compiling")
 
@@ -100,7 +100,7 @@ def test_nothing_is_left_at_exit(tmp_path):
     source = """
 import sys, bngen, torch
 from bngen.torch_bridge import builds
-from tests.torch_bridge.test_backend import Net
+from tests.torch_bridge.small import Net
 builds._BUILD = "import time; time.sleep(600)"
 model = bngen.compile(Net())
 for n in (4, 3, 3, 3):
@@ -160,7 +160,7 @@ def test_a_mistake_inside_names_the_models_line(where, monkeypatch):
     with pytest.raises(BngenError, match=r"ZeroDivisionError: by a test") as error:
         bngen.compile(Net())(x)
     if where != "region.Region":
-        assert "test_backend.py:" in str(error.value)
+        assert "small.py:" in str(error.value)
     monkeypatch.setenv("BNGEN_FALLBACK", "1")
     torch._dynamo.reset()
     model = bngen.compile(Net().eval())

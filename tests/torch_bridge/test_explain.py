@@ -12,7 +12,7 @@ import bngen
 from bngen.torch_bridge import backend as backend_module
 from bngen.torch_bridge.region import Region
 from tests.torch_bridge.installed import write_entry_points
-from tests.torch_bridge.test_backend import Net, images
+from tests.torch_bridge.small import Net, images
 
 pytestmark = pytest.mark.usefixtures("compiling")
 
