@@ -67,13 +67,15 @@ class _Waiting:
                 self._missing[i] += 1
 
     def ready(self) -> list[int]:
-        """The kernels that wait for nothing."""
-        return [i for i in range(self._kernels) if not self._missing[i]]
+        """The kernels that wait for nothing; views of the program's inputs are there already."""
+        free = [i for i, missing in enumerate(self._missing) if not missing]
+        found = [i for i in free if i < self._kernels]
+        return found + [j for i in free if i >= self._kernels for j in self.done(i)]
 
-    def done(self, kernel: int) -> list[int]:
+    def done(self, step: int) -> list[int]:
         """The kernels that waited for this one last."""
         found: list[int] = []
-        work = [kernel]
+        work = [step]
         while work:
             for i in self._readers[work.pop()]:
                 self._missing[i] -= 1
