@@ -190,7 +190,7 @@ def test_every_line_runs(line, tmp_path):
     reason = NOT_RUN.get(line)
     if reason and not (reason == LONG and thorough):
         pytest.skip(reason)
-    if "-mcpu znver4" in line and Target.parse("llvm -mcpu=native").lanes < 16:
+    if "-mcpu znver4" in line and Target.parse("llvm -mcpu=native").channel_block < 16:
         pytest.skip("compiles for a CPU with AVX-512, which this machine does not have")
     (tmp_path / "net.py").write_text(NET)
     folder = Path(sys.executable).parent

@@ -16,10 +16,10 @@ from bngen.bench.limits import highest, measure_limits
 from bngen.bench.samples import geometric_mean, ratios, roofline, summary
 from bngen.bench.turns import CALLS, take
 from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan
+from bngen.codegen.nests import BY_KIND
 from bngen.errors import UsageError
-from bngen.lower.winograd import products
 from bngen.passes.prepare import join_gradient, prepare
-from bngen.plan.kernel import KernelPlan
+from bngen.plan.kernel import Kernel, KernelPlan
 from bngen.programs import step_program, trained
 from bngen.runtime import threads as thread_pool
 from bngen.target.parse import Target
@@ -90,7 +90,9 @@ def measure_kernels(
 def convolutions(entry: Entry, target: Target) -> KernelPlan:
     """The plan of a program's training step, its convolution kernels alone."""
     graph = step_program(entry.program, entry.batch, entry.image).graph
-    plan = prepare(join_gradient(graph, trained(graph)), target.lanes, entry.fusion).planned.plan
+    plan = prepare(
+        join_gradient(graph, trained(graph)), target.channel_block, entry.fusion
+    ).planned.plan
     kept = tuple(k for k in plan.kernels if k.anchor and k.anchor.op in DIRECTIONS)
     return replace(plan, kernels=kept)
 
@@ -170,7 +172,7 @@ def groups(rows: Sequence[Mapping[str, Any]], limits: Mapping[str, Any]) -> list
 def _row(m: Measured, limits: Mapping[str, Any]) -> dict[str, Any]:
     node = m.compiled.kernel.anchor
     time = summary(m.ours)
-    work, done = flops(node), performed(node, m.compiled.code.rule)
+    work, done = flops(node), performed(m.compiled.kernel, m.compiled.code.rule)
     gflops = work / time["median"] / 1e9
     least = roofline(done, m.nbytes, limits["gflops"], limits["gbytes"])
     fastest = min(m.bare, key=lambda name: summary(m.bare[name])["median"], default=None)
@@ -196,13 +198,9 @@ def _row(m: Measured, limits: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def performed(node: Any, rule: str) -> int:
-    """Operations of the kernel's products: at Winograd's points fewer than `flops`."""
-    if not rule.startswith("winograd"):
-        return flops(node)
-    _, (k, c, *_), _ = shapes(node)
-    n, _, h, w = (node.inputs[1] if node.row.direction == "weight" else node.out).shape
-    return 2 * n * k * c * products(h, w)
+def performed(kernel: Kernel, rule: str) -> int:
+    """Operations of the kernel's products, two a multiplication: at Winograd's points fewer."""
+    return 2 * BY_KIND[rule].products(kernel)
 
 
 def total(rows: Sequence[Mapping[str, Any]], limits: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,6 +27,7 @@ class CompileRequest(Request):
     """What every command that compiles is asked for."""
 
     program: str
+    memory_format: str
     json: bool
     no_cache: bool
 
@@ -77,6 +78,7 @@ def compiler_options(request: CompileRequest, progress: console.Progress) -> dic
     return {
         "target": request.parsed_target(cached=not request.no_cache),
         "fusion": request.fusion,
+        "memory_format": request.memory_format,
         "schedules": request.schedules,
         "cache": not request.no_cache,
         "progress": progress.kernel,

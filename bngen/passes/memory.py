@@ -12,15 +12,15 @@ buffers with overlapping lives get disjoint parts of one arena.
 
 from __future__ import annotations
 
-import bisect
+from collections import defaultdict
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from bngen.ir.node import Node
 from bngen.ir.ops import OPS
 from bngen.ir.types import Value
+from bngen.passes.arena import Arena
 from bngen.plan.kernel import Kernel, KernelPlan
-from bngen.plan.layout import Blocked, Plain, physical_bytes, same_bytes
+from bngen.plan.layout import Blocked, physical_bytes, same_bytes
 from bngen.plan.memory import MemoryPlan, Place, align
 
 
@@ -34,14 +34,33 @@ def plan_memory(plan: KernelPlan, keep_until_end: Iterable[Value] = ()) -> Memor
     return _Memory(plan, set(keep_until_end)).run()
 
 
-@dataclass
-class _Region:
-    """Bytes [start, stop) of a buffer, and the kernels that read or write them."""
+class _Spans:
+    """When the parts of one buffer are read and written last, by first byte and end.
 
-    value: Value
-    start: int
-    stop: int
-    reads: list[int] = field(default_factory=list)
+    Values that are the same bytes share a part, so that the work does not grow with their number.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[int, int], tuple[int, int]] = {}
+
+    def touch(self, start: int, stop: int, read: int, written: int) -> None:
+        """Note the numbers of kernels that read and write a part; -1 for none."""
+        known = self._last.get((start, stop), (-1, -1))
+        self._last[start, stop] = (max(known[0], read), max(known[1], written))
+
+    def take(self, other: _Spans, offset: int) -> None:
+        """All that lay in ``other`` now lies here, so many bytes further."""
+        for (start, stop), (read, written) in other._last.items():
+            self.touch(start + offset, stop + offset, read, written)
+
+    def is_done(self, start: int, stop: int, kernel: int) -> bool:
+        """Whether no kernel after this one reads or writes any of these bytes."""
+        return all(
+            last <= kernel
+            for (lo, hi), times in self._last.items()
+            if lo < stop and start < hi
+            for last in times
+        )
 
 
 class _Memory:
@@ -84,14 +103,14 @@ class _Memory:
     # --- views --------------------------------------------------------------------------------
 
     def place_view(self, node: Node) -> None:
-        if node.op == "cat":
+        if node.row.moves == "joins":
             start = 0
             axis = node.attrs["axis"]
             for v in node.inputs:
                 stop = start + v.shape[axis]
                 self.inside[v] = (node.out, self.channel_offset(node.out, start, stop))
                 start = stop
-        elif node.op == "slice":
+        elif node.row.moves == "cuts":
             x = node.inputs[0]
             at = self.channel_offset(x, node.attrs["start"], node.attrs["stop"])
             self.inside[node.out] = (x, at)
@@ -105,10 +124,15 @@ class _Memory:
         return block * (self.size(x) // layout.blocks)
 
     def place(self, v: Value) -> Place:
-        offset = 0
+        """Where a value lies; each step to the buffer's root is gone once."""
+        chain: list[Value] = []
         while v in self.inside:
-            v, more = self.inside[v]
-            offset += more
+            chain.append(v)
+            v = self.inside[v][0]
+        offset = 0
+        for u in reversed(chain):
+            offset += self.inside[u][1]
+            self.inside[u] = (v, offset)
         return Place(v, offset)
 
     # --- in place -----------------------------------------------------------------------------
@@ -119,7 +143,7 @@ class _Memory:
         taken: set[Value] = set()
         for target, new in self.graph.updates:
             writer = self.writer.get(new)
-            same = same_bytes(new.type, self.layouts[new], Plain())
+            same = same_bytes(new.type, self.layouts[new], self.layouts[target])
             late = [i for i in self.readers.get(target, ()) if writer is not None and i > writer]
             kernel = self.plan.kernels[writer] if writer is not None else None
             free = (
@@ -175,55 +199,59 @@ class _Memory:
 
     def accumulate_in_place(self) -> None:
         """Let a store slot write over the gradient it adds to, where that was the last reader."""
-        regions: dict[Value, list[_Region]] = {}
-        for v, readers in self.readers.items():
-            place = self.place(v)
-            region = _Region(v, place.offset, place.offset + self.size(v), readers)
-            regions.setdefault(place.root, []).append(region)
+        spans = self.spans()
         results = {self.place(v).root for v in (*self.graph.results(), *self.keep)}
         for i, kernel in enumerate(self.plan.kernels):
             for out in kernel.outputs:
                 if out in self.inside or out in results or out in self.keep:
                     continue
                 for v in kernel.inputs:
-                    if self.may_overwrite(i, kernel, v, out, regions, results):
+                    root = self.place(v).root
+                    if root in self.inputs or root in results:
+                        continue
+                    if self.may_overwrite(i, kernel, v, out, spans[root]):
                         self.inside[out] = (v, 0)
                         self.in_place.append((kernel.name, v, out))
-                        root = self.place(v)
-                        self.move_regions(out, root, regions)
+                        self.move(out, spans)
                         break
 
-    def move_regions(self, out: Value, at: Place, regions: dict[Value, list[_Region]]) -> None:
+    def spans(self) -> dict[Value, _Spans]:
+        """For each buffer what is read and written in it; its own first write does not count."""
+        found: dict[Value, _Spans] = defaultdict(_Spans)
+        for v in {**self.readers, **self.writer}:
+            place = self.place(v)
+            written = self.writer.get(v, -1) if v in self.inside else -1
+            read = self.readers[v][-1] if v in self.readers else -1
+            found[place.root].touch(place.offset, place.offset + self.size(v), read, written)
+        return found
+
+    def move(self, out: Value, spans: dict[Value, _Spans]) -> None:
         """Everything that lay in ``out``'s buffer now lies in the buffer it was put into."""
-        moved = regions.pop(out, [])
-        for region in moved:
-            region.start += at.offset
-            region.stop += at.offset
-        regions.setdefault(at.root, []).extend(moved)
+        place, size = self.place(out), self.size(out)
+        own = spans.pop(out, _Spans())
+        own.touch(0, size, -1, self.writer[out])
+        spans[place.root].take(own, place.offset)
 
-    def may_overwrite(self, i, kernel, v, out, regions, results) -> bool:
-        place = self.place(v)
-        if place.root in self.inputs or place.root in results or self.size(v) != self.size(out):
+    def may_overwrite(self, i: int, kernel: Kernel, v: Value, out: Value, spans: _Spans) -> bool:
+        """Whether the i-th kernel may write ``out`` where it reads ``v``, in a buffer of these."""
+        size, place = self.size(v), self.place(v)
+        if size != self.size(out) or v.dtype != out.dtype or len(v.shape) != 4:
             return False
-        if v.dtype != out.dtype or len(v.shape) != 4 or not self.only_elementwise(kernel, v, out):
+        if not self.only_elementwise(kernel, v, out):
             return False
-        start, stop = place.offset, place.offset + self.size(v)
-        for region in regions.get(place.root, ()):
-            if region.start < stop and start < region.stop:
-                if any(r > i for r in region.reads):
-                    return False
-                if region.value != v and i in region.reads:
-                    return False
-        writers = [
-            when
-            for w, when in self.writer.items()
-            if w != v and w in self.inside and self.overlaps(w, place.root, start, stop)
-        ]
-        return all(when <= i for when in writers)
+        if any(u != v and self.overlaps(u, place, size) for u in kernel.inputs):
+            return False
+        return spans.is_done(place.offset, place.offset + size, i)
 
-    def overlaps(self, w: Value, root: Value, start: int, stop: int) -> bool:
-        place = self.place(w)
-        return place.root == root and place.offset < stop and start < place.offset + self.size(w)
+    def overlaps(self, u: Value, place: Place, size: int) -> bool:
+        """Whether a value lies in any of ``size`` bytes from a place on."""
+        other = self.place(u)
+        same = other.root == place.root
+        return (
+            same
+            and other.offset < place.offset + size
+            and place.offset < other.offset + self.size(u)
+        )
 
     # --- lives and packing --------------------------------------------------------------------
 
@@ -244,15 +272,8 @@ class _Memory:
 
     def pack(self, lives: dict[Value, tuple[int, int]]) -> tuple[dict[Value, int], int]:
         """Offsets, largest buffers first, each at the lowest place free during its life."""
-        placed: list[tuple[int, int, int, int]] = []
+        placed = Arena()
         offsets: dict[Value, int] = {}
         for root in sorted(lives, key=lambda r: (-self.size(r), lives[r])):
-            begin, end = lives[root]
-            nbytes = align(max(self.size(root), 1))
-            at = 0
-            for lo, hi, b, e in placed:
-                if b <= end and begin <= e and lo < at + nbytes and at < hi:
-                    at = hi
-            offsets[root] = at
-            bisect.insort(placed, (at, at + nbytes, begin, end))
-        return offsets, max((hi for _, hi, _, _ in placed), default=0)
+            offsets[root] = placed.add(align(max(self.size(root), 1)), *lives[root])
+        return offsets, placed.nbytes

@@ -27,6 +27,7 @@ from bngen.passes.simplify import (
     share_statistics,
 )
 from bngen.plan.check import check_plan
+from bngen.plan.formats import C_ORDER, Formats
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.memory import MemoryPlan
 
@@ -73,6 +74,7 @@ def plan_program(
     cotangents: Iterable[Value] | None = None,
     keep: Iterable[Value] = (),
     dump: Dump | None = None,
+    formats: Formats = C_ORDER,
 ) -> Planned:
     """Run every pass.
 
@@ -83,6 +85,7 @@ def plan_program(
         cotangents: inputs that only ``backward`` is given; None where there is no such call.
         keep: values that must survive the last kernel.
         dump: called with each stage's name and graph.
+        formats: the users' arrays that are channels-last.
     """
     rules = LEVELS[level]
     for name, run in graph_passes(rules):
@@ -90,7 +93,7 @@ def plan_program(
         verify(graph, stage=name)
         if dump:
             dump(name, graph)
-    graph, layouts = assign_layouts(graph, lanes)
+    graph, layouts = assign_layouts(graph, lanes, formats)
     graph = prune(graph)
     if rules.across:
         graph, layouts = place_concatenations(graph, layouts)

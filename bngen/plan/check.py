@@ -8,12 +8,15 @@ a hundredth of the time that planning takes.
 from __future__ import annotations
 
 import bisect
+import heapq
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 
+from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.ir.verify import InternalError
 from bngen.plan.kernel import Kernel, KernelPlan
+from bngen.plan.layout import same_bytes
 from bngen.plan.memory import MemoryPlan, align
 
 Check = Callable[[KernelPlan, MemoryPlan], Iterator[str]]
@@ -36,22 +39,32 @@ def _written_before_read(plan: KernelPlan, memory: MemoryPlan) -> Iterator[str]:
     views = {v: n for n in plan.views for v in n.outputs}
     written = set(plan.graph.input_values())
     for kernel in plan.kernels:
-        for v in _sources(kernel.inputs, views):
-            if v not in written:
-                yield f"{kernel.name} reads {v.name!r} before it is written"
+        for v in kernel.inputs:
+            for missing in _missing(v, views, written):
+                yield f"{kernel.name} reads {missing.name!r} before it is written"
         written.update(kernel.outputs)
 
 
-def _sources(values: Iterable[Value], views: dict) -> set[Value]:
-    """What has to be written before values, some of them views, can be read."""
-    found, work = set(), list(values)
+def _missing(v: Value, views: Mapping[Value, Node], written: set[Value]) -> list[Value]:
+    """What is not written of what a value, perhaps a view, is made of.
+
+    Views that are whole are added to ``written``: each is looked through once.
+    """
+    missing: list[Value] = []
+    seen, work = {v}, [v]
     while work:
-        v = work.pop()
-        if v in views:
-            work += views[v].operands
+        u = work.pop()
+        if u in written:
+            continue
+        if u in views:
+            new = [w for w in views[u].operands if w not in seen]
+            seen.update(new)
+            work += new
         else:
-            found.add(v)
-    return found
+            missing.append(u)
+    if not missing:
+        written.update(seen)
+    return missing
 
 
 def _complete_bodies(plan: KernelPlan, memory: MemoryPlan) -> Iterator[str]:
@@ -78,18 +91,23 @@ def _inside_buffers(plan: KernelPlan, memory: MemoryPlan) -> Iterator[str]:
 
 
 def _disjoint_lives(plan: KernelPlan, memory: MemoryPlan) -> Iterator[str]:
-    alive: list[tuple[int, int, int, Value]] = []  # first byte, end, last kernel; by first byte
+    alive: list[tuple[int, int, int, str]] = []  # first byte, end, last kernel; by first byte
+    ending: list[tuple[int, tuple[int, int, int, str]]] = []
     for v in sorted(memory.arena, key=lambda v: memory.lives[v]):
         begin, last = memory.lives[v]
         start = memory.arena[v]
         end = start + align(max(plan.nbytes(v), 1))
-        alive = [row for row in alive if row[2] >= begin]
-        at = bisect.bisect(alive, start, key=lambda row: row[0])
+        while ending and ending[0][0] < begin:
+            row = heapq.heappop(ending)[1]
+            del alive[bisect.bisect_left(alive, row)]
+        row = (start, end, last, v.name)
+        at = bisect.bisect(alive, row)
         # Those alive are disjoint, or were reported: a neighbour overlaps if any of them does.
-        for other_start, other_end, _, u in alive[max(at - 1, 0) : at + 1]:
+        for other_start, other_end, _, name in alive[max(at - 1, 0) : at + 1]:
             if other_start < end and start < other_end:
-                yield f"{u.name!r} and {v.name!r} share bytes while both live"
-        alive.insert(at, (start, end, last, v))
+                yield f"{name!r} and {v.name!r} share bytes while both live"
+        alive.insert(at, row)
+        heapq.heappush(ending, (last, row))
 
 
 def _within_lives(plan: KernelPlan, memory: MemoryPlan) -> Iterator[str]:
@@ -129,6 +147,13 @@ def _overwrites(kernel: Kernel, memory: MemoryPlan, out: Value, v: Value) -> boo
     return whole and len(readers) == 1 and readers[0] in kernel.store
 
 
+def _updates_fit(plan: KernelPlan, memory: MemoryPlan) -> Iterator[str]:
+    for target, new in plan.graph.updates:
+        if not same_bytes(new.type, plan.layouts[new], plan.layouts[target]):
+            layouts = f"{plan.layouts[target]} with {plan.layouts[new]}"
+            yield f"{target.name!r} is updated with {new.name!r}: {layouts}"
+
+
 PLAN_INVARIANTS: dict[str, Check] = {
     "one writer": _one_writer,
     "written before read": _written_before_read,
@@ -137,6 +162,7 @@ PLAN_INVARIANTS: dict[str, Check] = {
     "disjoint lives": _disjoint_lives,
     "within lives": _within_lives,
     "in place once": _in_place_once,
+    "updates fit": _updates_fit,
 }
 """What holds for every plan."""
 

@@ -114,7 +114,7 @@ def _weights(graph: Graph) -> set[Value]:
     for node in graph.nodes:
         found.update(v for v, role in zip(node.inputs, OPS[node.op].operands, strict=False)
                      if v is not None and role == "weight" and len(v.shape) == 4)  # fmt: skip
-        if node.op == "conv2d_grad_weight":
+        if node.row.direction == "weight":
             found.update(node.outputs)
     grown = True
     while grown:

@@ -13,6 +13,7 @@ import numpy as np
 
 from bngen.dtypes import DTYPES
 from bngen.initializers import Initializer, misfit
+from bngen.options import CHANNELS_LAST, MEMORY_FORMATS
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.plain import PlainError
 from bngen.runtime.signature import BACKWARD, FORWARD, Signature, input_slot
@@ -36,6 +37,10 @@ def check_initializers(state: Sequence[ArgSpec], initializers: Sequence[Initiali
 def check_operands(signature: Signature, operands: Iterable[Operand], arena: int) -> None:
     """Operands lie in memory that a call has, and so do results."""
     given = (*signature.arguments, *signature.state, *signature.cotangents)
+    for spec in (*given, *signature.outputs, *signature.gradients):
+        last = spec.memory_format == CHANNELS_LAST
+        if spec.memory_format not in MEMORY_FORMATS or (last and len(spec.shape) != 4):
+            raise PlainError(f"{spec.name!r} is {spec.memory_format!r:.40} of shape {spec.shape}")
     inputs = {input_slot(spec.name): _nbytes(spec.shape, spec.dtype) for spec in given}
     slots: dict[str, int] = {}
     for spec in (*signature.outputs, *signature.gradients):

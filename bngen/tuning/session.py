@@ -50,14 +50,14 @@ def tune_into(
 
     def report(job: search.Job, done: int, total: int, best: search.Found) -> None:
         gain = best.baseline / best.seconds
-        name = f"{job.kind} {done}/{total} best {gain:.2f}x {1e6 * best.seconds:.0f}us"
+        name = f"{job.strategy.kind} {done}/{total} best {gain:.2f}x {1e6 * best.seconds:.0f}us"
         progress(place[job.id], len(work), name)
 
     def compile(job: search.Job, knobs: Knobs) -> LoneKernel:
         return search.compile_candidate(job, target, knobs, threads)
 
     versions = {"bngen": __version__, "apache-tvm": importlib.metadata.version("apache-tvm")}
-    registers = target.vector_registers
+    registers = target.machine.traits.vector_registers
     for record in search.tune(work, dict(found), trials, threads, registers, compile, report):
         found[record.id] = record
         records.write(path, found.values(), versions)

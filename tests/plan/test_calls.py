@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from bngen.ir.text import parse_graph
 from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.prepare import Joint, join_gradient, prepare
-from bngen.plan.calls import BACKWARD, FORWARD, Call, kernels_of, nodes_given, saved
+from bngen.plan.calls import BACKWARD, FORWARD, kernels_of, nodes_given, saved
+from bngen.plan.kernel import Call
 from tests.strategies import programs
 
 

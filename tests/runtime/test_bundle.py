@@ -146,6 +146,12 @@ HOSTILE = {
     "numbers too many": lambda f: f["initializers"]["numbers"][0].append(1),
     "no number": lambda f: f["initializers"]["numbers"].__setitem__(0, ["one", "two"]),
     "a fan-in of nothing": lambda f: f["initializers"]["numbers"].__setitem__(0, [1, 0]),
+    "channels last of too few axes": lambda f: f["signature"]["arguments"].update(
+        memory_format=["channels_last", "channels_last"]
+    ),
+    "no memory format": lambda f: f["signature"]["outputs"].update(
+        memory_format=["contiguous_format", "nhwc"]
+    ),
     "labels of nothing": lambda f: f["signature"]["labels"].update(name=["nothing"]),
     "a result of nothing": lambda f: f["signature"]["outputs"].update(slot=["nothing", "nothing"]),
 }

@@ -200,7 +200,7 @@ BATCH_NORM = (
     ),
     OpDef(
         "bn_partial_mean", "reduce", ("x",), infer_partial(2), _bn_partial_mean, ROW_GROUPS,
-        results=("sum", "rest"), combine="sum", takes="float",
+        results=("sum", "rest"), combine="sum", exact=True, takes="float",
     ),
     OpDef(
         "bn_merge_mean", "reduce", ("sum", "rest"), _infer_merge(1), _bn_merge_mean, {"count": ...},

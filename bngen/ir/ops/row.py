@@ -55,6 +55,8 @@ class OpDef:
             operand along it, ``reshapes`` or ``copies`` it.
         combine: for ``reduce``: how two partial results join (``sum``, ``max``, ``moments``).
         averages: for ``reduce``: what was summed is divided by the number of summands.
+        exact: of a partial reduction: sums in the element type's ``exact`` one, as a rounded sum
+            and the rest.
         merges: folds partial results ``[row_groups, C]`` over the groups.
         direction: of a convolution: ``forward``, or which gradient it is (``input``, ``weight``).
         store_slot: results are final where they are stored, so that what is made of them can be
@@ -88,6 +90,7 @@ class OpDef:
     moves: str = ""
     combine: str = ""
     averages: bool = False
+    exact: bool = False
     merges: bool = False
     direction: str = ""
     store_slot: bool = True

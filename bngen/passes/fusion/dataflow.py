@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bngen.errors import SourceLoc
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import Value
 from bngen.passes.concatenations import is_placed
 from bngen.passes.fusion.levels import FusionLevel
 from bngen.plan.calls import nodes_given
-from bngen.plan.layout import Blocked, Layout, Plain
+from bngen.plan.layout import PLAIN, Blocked, Layout
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Dataflow:
         inputs: the program's inputs.
         views: nodes that are offsets into other values' memory.
         backward: nodes that need an input that only ``backward`` is given.
+        lines: the user's line of every node: its own, or that of a neighbour where a pass put it.
     """
 
     graph: Graph
@@ -44,6 +46,7 @@ class Dataflow:
     inputs: frozenset[Value]
     views: frozenset[Node]
     backward: frozenset[Node]
+    lines: Mapping[Node, SourceLoc | None]
 
     @classmethod
     def of(
@@ -67,6 +70,7 @@ class Dataflow:
             inputs,
             views,
             nodes_given(graph, cotangents),
+            _lines(graph),
         )
 
     def readers(self, v: Value) -> tuple[Node, ...]:
@@ -78,6 +82,21 @@ class Dataflow:
         maps = [v for v in node.operands if not is_small(v) and v.dtype != "bool"]
         deferred = any(self.producer[v].row.deferrable for v in maps if v in self.producer)
         return len(set(maps)) > 1 and not deferred
+
+
+def _lines(graph: Graph) -> dict[Node, SourceLoc | None]:
+    """Lines of the nodes; without one of its own a node has its reader's, or else its operand's."""
+    lines = {n: n.loc for n in graph.nodes}
+    near: dict[Value, SourceLoc] = {}
+    for node in reversed(graph.nodes):
+        lines[node] = lines[node] or next((near[v] for v in node.outputs if v in near), None)
+        if lines[node]:
+            near.update((v, lines[node]) for v in node.operands)
+    for node in graph.nodes:
+        lines[node] = lines[node] or next((near[v] for v in node.operands if v in near), None)
+        if lines[node]:
+            near.update((v, lines[node]) for v in node.outputs)
+    return lines
 
 
 # --- single values and nodes ------------------------------------------------------------------
@@ -126,7 +145,8 @@ def _moves_no_data(node: Node, layouts: Mapping[Value, Layout], inputs: frozense
     """Whether a reshape or slice is only an offset into its operand's memory."""
     x = node.inputs[0]
     if node.row.moves == "reshapes":
-        return isinstance(layouts[x], Plain) == isinstance(layouts[node.out], Plain)
+        both = layouts[x], layouts[node.out]
+        return both == (PLAIN, PLAIN) or all(isinstance(layout, Blocked) for layout in both)
     if node.row.moves != "cuts" or x in inputs:
         return False
     layout = layouts[x]

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from bngen.ir.types import Value
 from bngen.passes.fusion.state import Cut
-from bngen.plan.calls import Call, backward_kernels, divided
-from bngen.plan.kernel import Kernel
+from bngen.plan.calls import backward_kernels, divided
+from bngen.plan.kernel import Call, Kernel
 
 
 def in_execution_order(

@@ -17,11 +17,11 @@ from bngen.ir.types import Value
 from bngen.passes.fusion.dataflow import is_pointwise, is_small
 from bngen.passes.fusion.state import Cut
 
-MOST_OPS = 128
+MOST_OPS = 96
 """Ops of one kernel. A feature map written and read again costs little beside so many ops, while
 the time to compile a kernel grows faster than its length."""
 
-MOST_OPS_AGAIN = 32
+MOST_OPS_AGAIN = 24
 """Ops behind a value that several nodes read, and that each of them would compute again."""
 
 _MANY = 4

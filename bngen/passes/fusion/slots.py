@@ -32,6 +32,7 @@ MOST_MAPS = 2
 
 BESIDE = "it is stored for another reader"
 ELSEWHERE = "its readers compute it again as they load"
+UNSTORED = "it is computed from what its kernel does not store"
 MAPS = f"it is computed from more than {MOST_MAPS} feature maps"
 
 
@@ -193,13 +194,16 @@ def _refused_again(cut: Cut, v: Value, keep: set[Value], group: set[Node]) -> di
     if stored:
         return dict.fromkeys((node, *cut.flow.readers(v)), stored)
     refused = {r: why for r in readers if (why := legality.may_load(cut, node, r))}
-    if refused or _maps_behind(cut, v, keep, group) <= MOST_MAPS:
+    if refused:
         return refused
-    return dict.fromkeys(readers, MAPS)
+    maps = _maps_behind(cut, v, keep, group)
+    if maps is not None and maps <= MOST_MAPS:
+        return {}
+    return dict.fromkeys(readers, UNSTORED if maps is None else MAPS)
 
 
-def _maps_behind(cut: Cut, v: Value, keep: set[Value], group: set[Node]) -> int:
-    """Stored feature maps from which ``v`` can be computed; more than any where that ends."""
+def _maps_behind(cut: Cut, v: Value, keep: set[Value], group: set[Node]) -> int | None:
+    """How many stored feature maps ``v`` can be computed from; None if it needs another value."""
     found: set[Value] = set()
     seen, work = {v}, [v]
     while work:
@@ -208,7 +212,7 @@ def _maps_behind(cut: Cut, v: Value, keep: set[Value], group: set[Node]) -> int:
         if u in keep or node not in group:
             found |= set() if is_small(u) else {u}
         elif not is_pointwise(node):
-            return MOST_MAPS + 1
+            return None
         else:
             work += [w for w in node.operands if w not in seen]
             seen.update(node.operands)

@@ -85,7 +85,7 @@ class Cut:
         The first reason for each slot stands.
         """
         key = (self.flow.order[producer], self.flow.order[consumer], slot)
-        lines = (producer.loc, consumer.loc)
+        lines = (self.flow.lines[producer], self.flow.lines[consumer])
         refusal = Refusal(slot, reason, producer.out.name, consumer.out.name, lines)
         self._refusals.setdefault(key, refusal)
 
