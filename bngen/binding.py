@@ -284,7 +284,7 @@ def manifest(
 ) -> dict[str, Any]:
     """What was built, as data: the contents of manifest.json."""
     plan = planned.plan
-    imports = imports_of(c.code.machine_code for c in compiled)
+    imports = imports_of({c.code.symbol: c.code.machine_code for c in compiled}.values())
     return {
         "program": program,
         "target": target.compiled_for().described(),
