@@ -12,13 +12,14 @@ from dataclasses import replace
 from typing import Any
 
 from bngen.codegen.compile import CompiledKernel
+from bngen.codegen.object_files import imports_of
 from bngen.ir.node import Graph, Input, Node
 from bngen.ir.types import Value
 from bngen.passes.pipeline import Planned
 from bngen.passes.prepare import Joint, Prepared
 from bngen.plan.calls import BACKWARD, FORWARD, kernels_of
 from bngen.plan.kernel import KernelPlan
-from bngen.plan.layout import PLAIN, same_bytes
+from bngen.plan.layout import Plain, physical_shape, plain, same_bytes
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.memory import ALIGNMENT
 from bngen.runtime.signature import (
@@ -85,7 +86,7 @@ class Binding:
         planned: Planned,
         compiled: Sequence[CompiledKernel],
     ):
-        self.joint, self.compiled = joint, compiled
+        self.joint, self.compiled, self.formats = joint, compiled, joint.formats
         self.graph, self.plan, self.memory = planned.plan.graph, planned.plan, planned.memory
         self.inputs = {i.value: i.name for i in joint.graph.inputs}
         self.updated = {target for target, _ in joint.graph.updates}
@@ -109,32 +110,38 @@ class Binding:
                 slot = "out:small" if i < own else "grad:small"
                 offset = shared_bytes[slot]
                 shared_bytes[slot] += -(-v.type.nbytes // ALIGNMENT) * ALIGNMENT
-            if v in may_write[i >= own]:
+            if i in may_write:
                 self.written.setdefault(v, (slot, offset))
-            specs.append(OutputSpec(name, v.shape, v.dtype, slot, offset))
+            memory_format = self.formats.of_output(i)
+            specs.append(OutputSpec(name, v.shape, v.dtype, slot, offset, memory_format))
         return tuple(specs)
 
-    def written_by_kernels(self) -> tuple[set[Value], set[Value]]:
-        """Results, and gradients, that a kernel can write straight into the caller's memory.
+    def written_by_kernels(self) -> set[int]:
+        """Positions of results that a kernel can write straight into the caller's memory.
 
         Not so what lies in memory of another layout, or together with something else. Nor a
         gradient that ``forward`` computes: its memory comes with ``backward``. Nor what
         ``backward`` reads of the results: callers may change what they were given.
         """
         own = len(self.joint.program.outputs)
-        outputs, gradients = self.graph.outputs[:own], set(self.graph.outputs[own:])
+        gradients = set(self.graph.outputs[own:])
         early = {v for k in kernels_of(self.plan, FORWARD) for v in k.outputs}
         read_late = {v for k in kernels_of(self.plan, BACKWARD) for v in k.inputs}
         roots = Counter(place.root for place in self.memory.places.values())
-        alone = {
-            v
-            for v in self.graph.outputs
+        return {
+            i
+            for i, v in enumerate(self.graph.outputs)
             if self.memory.places[v].root == v
             and v not in self.inputs
             and roots[v] == 1
-            and same_bytes(v.type, self.plan.layouts[v], PLAIN)
+            and same_bytes(v.type, self.plan.layouts[v], self.declared(i))
+            and v not in (read_late | gradients if i < own else early)
         }
-        return alone & set(outputs) - read_late - gradients, alone & gradients - early
+
+    def declared(self, i: int) -> Plain:
+        """The layout in which the i-th result is handed out."""
+        last = i in self.formats.outputs
+        return plain(self.graph.outputs[i].type, channels_last=last)
 
     def bind_steps(self) -> tuple[tuple[Step, ...], tuple[CallSpec, ...]]:
         """All steps, and the calls that they belong to."""
@@ -163,16 +170,18 @@ class Binding:
         copies = []
         for v, spec in zip(self.graph.outputs[start:stop], self.results[start:stop], strict=True):
             if self.written.get(v) != (spec.slot, spec.offset):
-                target = Operand(spec.slot, spec.offset, v.shape, v.dtype)
-                copies.append(CopyStep(v.name, self.operand(v, v.shape), target))
+                target = Operand(spec.slot, spec.offset, spec.memory_shape, v.dtype)
+                copies.append(CopyStep(v.name, self.operand(v, spec.memory_shape), target))
         return copies
 
     def update_copies(self) -> list[CopyStep]:
         """Updates that no kernel writes in place."""
-        return [
-            CopyStep(target.name, self.operand(new, new.shape), self.operand(target, target.shape))
-            for target, new in self.memory.copies
-        ]
+        copies = []
+        for target, new in self.memory.copies:
+            shape = physical_shape(target.type, self.plan.layouts[target])
+            source, there = self.operand(new, shape), self.operand(target, shape)
+            copies.append(CopyStep(target.name, source, there))
+        return copies
 
     def reads(self, steps: Iterable[Step]) -> tuple[str, ...]:
         """Names of the inputs other than cotangents that steps read."""
@@ -194,7 +203,8 @@ class Binding:
 
     def argument(self, item: Input) -> ArgSpec:
         """What a caller has to give for an input."""
-        return ArgSpec(item.name, item.value.shape, item.value.dtype, item.value in self.updated)
+        v, memory_format = item.value, self.formats.of_input(item.name)
+        return ArgSpec(item.name, v.shape, v.dtype, v in self.updated, memory_format)
 
 
 def label_checks(graph: Graph) -> tuple[LabelCheck, ...]:
@@ -208,26 +218,30 @@ def label_checks(graph: Graph) -> tuple[LabelCheck, ...]:
     checks: list[LabelCheck] = []
     ignored: dict[int, int] = {}
     for node in graph.nodes:
-        if node.op not in ("one_hot", "not_equal"):
-            continue
-        labels = node.inputs[0]
-        if node.op == "one_hot":
+        if node.row.class_numbers:
+            (labels,) = node.inputs
             source = _before_conversion(labels, producers)
             if source in arguments:
                 pending[labels] = len(checks)
                 checks.append(LabelCheck(source.name, node.attrs["classes"]))
-        elif labels in pending:
-            other = producers.get(node.inputs[1])
-            if other is not None and other.op == "constant":
+        elif node.row.relation == "!=" and node.inputs[0] in pending:
+            labels, number = node.inputs
+            other = producers.get(number)
+            if other is not None and other.row.literal:
                 ignored[pending.pop(labels)] = int(other.attrs["value"])
     found = [replace(c, ignore=ignored.get(i)) for i, c in enumerate(checks)]
     return tuple(dict.fromkeys(found))
 
 
 def _before_conversion(v: Value, producers: Mapping[Value, Node]) -> Value:
-    while v in producers and producers[v].op in ("cast", "reshape", "copy"):
+    while v in producers and _hands_on(producers[v]):
         v = producers[v].inputs[0]
     return v
+
+
+def _hands_on(node: Node) -> bool:
+    """Whether a node's elements are its operand's, perhaps of another type or shape."""
+    return node.row.converts or node.row.moves in ("copies", "reshapes")
 
 
 def memory_report(graph: Graph, planned: Planned) -> dict[str, int]:
@@ -270,6 +284,7 @@ def manifest(
 ) -> dict[str, Any]:
     """What was built, as data: the contents of manifest.json."""
     plan = planned.plan
+    imports = imports_of({c.code.symbol: c.code.machine_code for c in compiled}.values())
     return {
         "program": program,
         "target": target.compiled_for().described(),
@@ -278,17 +293,19 @@ def manifest(
             "arguments": [_described(s) for s in signature.arguments],
             "state": [_described(s) for s in signature.state],
             "outputs": [
-                {"name": s.name, "shape": list(s.shape), "dtype": s.dtype}
+                {"name": s.name, "shape": list(s.shape), "dtype": s.dtype,
+                 "memory_format": s.memory_format}
                 for s in signature.outputs
             ],
             "gradients": [s.name for s in signature.gradients],
         },
         "counts": {
-            "before": sum(1 for n in plan.graph.nodes if n.op != "constant"),
+            "before": sum(1 for n in plan.graph.nodes if not n.row.literal),
             "after": len(plan.kernels),
             "distinct": len({c.code.symbol for c in compiled}),
         },
         "memory": dict(signature.memory),
+        "imports": {"functions": list(imports.functions), "pointers": list(imports.pointers)},
         "kernels": [
             {
                 "name": c.kernel.name,
@@ -296,6 +313,7 @@ def manifest(
                 "sublayers": list(c.kernel.sublayers),
                 "rule": c.code.rule,
                 "knobs": dict(c.code.knobs),
+                "declined": dict(c.code.declined),
                 "inputs": [_placed(v, plan) for v in c.kernel.inputs],
                 "outputs": [_placed(v, plan) for v in c.kernel.outputs],
             }
@@ -324,7 +342,7 @@ def described_refusals(plan: KernelPlan) -> list[dict[str, Any]]:
 
 def _described(spec: ArgSpec) -> dict[str, Any]:
     return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype,
-            "updated": spec.inplace}  # fmt: skip
+            "memory_format": spec.memory_format, "updated": spec.inplace}  # fmt: skip
 
 
 def _placed(v: Value, plan: Any) -> dict[str, str]:

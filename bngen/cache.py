@@ -19,6 +19,7 @@ from typing import Any
 
 from bngen.errors import BngenError
 from bngen.ir.node import Graph
+from bngen.plan.formats import Formats
 from bngen.runtime import bundle as bundles
 from bngen.runtime import host, plain
 from bngen.runtime.bundle import Bundle
@@ -68,11 +69,12 @@ def key(
     grad: bool,
     wrt: Sequence[str] | None,
     tuned: Records,
+    formats: Formats,
 ) -> str:
     """The digest of all that a bundle depends on; see `compiler.bundle`."""
     records = sorted(repr(record) for record in tuned.of.values())
     features = sorted(machine.features)
-    asked = (fusion, grad, None if wrt is None else tuple(wrt))
+    asked = (fusion, grad, None if wrt is None else tuple(wrt), str(formats))
     return _digest(str(program), repr(machine), repr((features, asked, records)))
 
 

@@ -39,9 +39,11 @@ from bngen.passes.autodiff import warn_of_independent
 from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.pipeline import Dump
 from bngen.passes.prepare import Joint, join_gradient, prepare
-from bngen.runtime import loading, toolchain
+from bngen.plan.formats import Formats, declared_formats
 from bngen.runtime import threads as thread_pool
+from bngen.runtime import toolchain
 from bngen.runtime.bundle import Bundle, check_text
+from bngen.runtime.entries import entries
 from bngen.runtime.module import Module
 from bngen.target.parse import Target
 from bngen.tuning import records
@@ -58,6 +60,7 @@ def bundle(
     fusion: str = "icf",
     grad: bool = False,
     wrt: Sequence[str] | None = None,
+    memory_format: Any = None,
     schedules: Any = None,
     cache: bool | None = None,
     progress: Progress | None = None,
@@ -77,6 +80,12 @@ def bundle(
         grad: also compile the gradient; the module then has ``backward``.
         wrt: names of the inputs to differentiate with respect to; by default every floating-point
             argument and parameter.
+        memory_format: how arrays lie; C order by default. ``"channels_last"`` for all arguments,
+            parameters, buffers and results of rank 4, or a dict to ``"channels_last"`` or
+            ``"contiguous_format"`` from their names; ``"return"`` stands for all results,
+            ``"return.0"`` for the first and ``"return.loss"`` for the one labelled so. Gradients
+            lie as their input, and what ``backward`` takes as the result. Arrays that lie so are
+            passed as they are, any others are converted.
         schedules: folder with schedule records to look in first; BNGEN_SCHEDULES by default.
         cache: whether to use and fill the cache on disk; yes by default, unless BNGEN_NO_CACHE.
         progress: called after each kernel with (done, total, name).
@@ -89,7 +98,10 @@ def bundle(
     Raises:
         BngenError: for a program, target or option that cannot be compiled.
     """
-    work = _asked(program, target, fusion, grad, wrt, schedules, cache, progress, dump, emit)
+    work = _asked(
+        "bundle", program, target, fusion, grad, wrt, memory_format, schedules, cache, progress,
+        dump, emit,
+    )  # fmt: skip
     found = work.bundle()
     return replace(found, texts={kind: work.texts(kind) for kind in emit}) if emit else found
 
@@ -102,6 +114,7 @@ def build(
     threads: int | None = None,
     grad: bool = False,
     wrt: Sequence[str] | None = None,
+    memory_format: Any = None,
     schedules: Any = None,
     cache: bool | None = None,
     progress: Progress | None = None,
@@ -118,6 +131,7 @@ def build(
         threads: threads of a call; all CPUs of the process by default.
         grad: see `bundle`.
         wrt: see `bundle`.
+        memory_format: see `bundle`.
         schedules: see `bundle`.
         cache: see `bundle`.
         progress: see `bundle`.
@@ -132,23 +146,27 @@ def build(
     """
     if threads is not None:
         thread_pool.checked_count(threads)
-    work = _asked(program, target, fusion, grad, wrt, schedules, cache, progress, dump)
+    work = _asked(
+        "build", program, target, fusion, grad, wrt, memory_format, schedules, cache, progress, dump
+    )
     work.target.compiled_for().check_runs_here(work.graph.name)
     found = work.bundle()
     try:
-        entries = loading.entries(found)
+        loaded = entries(found)
     except ToolchainError as error:  # The thread pool may have said so, and all works as before.
         _LOG.info("kernels are loaded by TVM's JIT: %s", error)
-        entries = jit(work.compiled[1])
-    return Module(found, entries, work.texts, threads)
+        loaded = jit(work.compiled[1])
+    return Module(found, loaded, work.texts, threads)
 
 
 def _asked(
+    label: str,
     program: Any,
     target: Any,
     fusion: Any,
     grad: bool,
     wrt: Any,
+    memory_format: Any,
     schedules: Any,
     cache: bool | None,
     progress: Any,
@@ -159,15 +177,16 @@ def _asked(
     _check_options(fusion, grad, wrt, schedules, progress, dump, emit)
     if cache is None:
         cache = not environment("no_cache")
-    graph = graph_of(program, "build")
+    graph = graph_of(program, label)
+    formats = declared_formats(graph, memory_format)
     machine = caches.target(target) if cache else Target.parse(target)
     tuned = records.find(machine, schedules or environment("schedules"))
     names = tuple(wrt) if isinstance(wrt, Iterable) and not isinstance(wrt, str) else wrt
     # What are no names differentiating refuses; nothing is kept of it.
     keepable = cache and (names is None or _are_names(names))
-    key = caches.key(graph, machine, fusion, grad, names, tuned) if keepable else None
+    key = caches.key(graph, machine, fusion, grad, names, tuned, formats) if keepable else None
     wrt = names if _are_names(names) else wrt
-    return _Work(graph, machine, fusion, grad, wrt, tuned.lookup, key, progress, dump)
+    return _Work(graph, machine, fusion, grad, wrt, formats, tuned.lookup, key, progress, dump)
 
 
 def _check_options(
@@ -201,6 +220,7 @@ class _Work:
     fusion: str
     grad: bool
     wrt: Any
+    formats: Formats
     knobs: KnobLookup
     key: str | None
     progress: Progress | None
@@ -223,9 +243,12 @@ class _Work:
     @functools.cached_property
     def compiled(self) -> tuple[Bundle, list[Code]]:
         """The bundle, and the distinct kernels as the compiler has them."""
-        joint = join_gradient(self.graph, self.wrt) if self.grad else Joint(self.graph, self.graph)
+        if self.grad:
+            joint = join_gradient(self.graph, self.wrt, self.formats)
+        else:
+            joint = Joint(self.graph, self.graph, formats=self.formats)
         initializers = {i.name: initializer(i) for i in self.graph.inputs if i.kind != "input"}
-        prepared = prepare(joint, self.target.lanes, self.fusion, self.dump)
+        prepared = prepare(joint, self.target.channel_block, self.fusion, self.dump)
         compiled = compile_plan(
             prepared.planned.plan,
             self.target,

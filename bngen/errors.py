@@ -50,7 +50,7 @@ class ProgramError(BngenError, ValueError):
 
 
 class TargetError(BngenError, ValueError):
-    """A target string or CPU name that LLVM does not know."""
+    """A target that cannot be compiled for, or code for another machine than this."""
 
 
 class CallError(BngenError, TypeError, ValueError):
@@ -58,7 +58,7 @@ class CallError(BngenError, TypeError, ValueError):
 
 
 class ToolchainError(BngenError, RuntimeError):
-    """A missing compiler or an output folder that cannot be written."""
+    """A missing compiler, or a folder of a build that cannot be written or read."""
 
 
 class UsageError(BngenError):

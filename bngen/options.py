@@ -19,6 +19,7 @@ ALL = (BUILD, VERIFY, BENCH, TUNE)
 
 FUSION_CHOICES = ("none", "rcf", "mvf", "bnff", "icf")
 EMIT_CHOICES = ("tir", "ll", "asm")
+MEMORY_FORMATS = CONTIGUOUS, CHANNELS_LAST = "contiguous_format", "channels_last"
 RIVAL_CHOICES = (
     *FUSION_CHOICES, "eager", "channels-last", "compile", "compile-channels-last",
     "jemalloc", "jemalloc-channels-last", "tcmalloc", "tcmalloc-channels-last",
@@ -96,6 +97,11 @@ OPTIONS: tuple[Option, ...] = (
     _row(
         "fusion", "choice", "how far to fuse; each level includes the ones before it",
         default="icf", choices=FUSION_CHOICES,
+    ),
+    _row(
+        "memory_format", "choice", "how arrays of rank 4 lie: arguments, weights and results",
+        flags=("--memory-format",), default=CONTIGUOUS, choices=MEMORY_FORMATS,
+        commands=(BUILD, VERIFY),
     ),
     _row("batch", "int", "batch size of the program", default_text="8", metavar="N"),
     _row("image", "int", "height and width of the images", default_text="224", metavar="PIXELS"),

@@ -46,6 +46,26 @@ def load_program(spec: str, batch: int | None = None, image: int | None = None) 
         return _traced(_called(chosen, spec, sizes), spec)
 
 
+def step_program(spec: str, batch: int | None = None, image: int | None = None) -> Any:
+    """The program of a training step: `load_program`, but built-in networks end in a loss.
+
+    They drop nothing out, so that every run of them computes the same.
+    """
+    from bngen.models import MODELS, make
+
+    if spec not in MODELS:
+        return load_program(spec, batch, image)
+    dropout = 0.0 if MODELS[spec].has_dropout else None
+    given = {k: v for k, v in (("batch", batch), ("image", image)) if v is not None}
+    return make(spec, loss=True, dropout=dropout, **given)
+
+
+def trained(graph: Any) -> list[str]:
+    """Names of the parameters; of a program that holds none, its floating-point arguments."""
+    own = [i.name for i in graph.inputs if i.kind == "parameter"]
+    return own or [i.name for i in graph.inputs if i.value.type.is_float and i.kind == "input"]
+
+
 # --- built-ins --------------------------------------------------------------------------------
 
 

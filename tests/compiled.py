@@ -11,6 +11,7 @@ import torch
 from bngen.compiler import build
 from bngen.ir.interp import run
 from bngen.ir.node import Graph
+from bngen.runtime.formats import memory_shape, to_logical_order, to_memory_order
 from bngen.runtime.module import Module
 from tests.oracle import assert_close, torch_run, torch_runs
 
@@ -24,14 +25,32 @@ def compiled(graph: Graph, level: str = "icf", target: str = "llvm -mcpu=native"
         return build(graph, fusion=level, target=target, **{"grad": True, **options})
 
 
+def as_declared(array: np.ndarray, memory_format: str) -> np.ndarray:
+    """A copy that lies as a module wants it."""
+    ordered = np.empty(memory_shape(array.shape, memory_format), array.dtype)
+    copied = to_logical_order(ordered, memory_format)
+    copied[...] = array
+    return copied
+
+
+def lies_as_declared(array: np.ndarray, memory_format: str) -> bool:
+    """Whether a result is dense in its memory format."""
+    return to_memory_order(array, memory_format).flags.c_contiguous
+
+
 def forward(module: Module, args: Arrays) -> tuple[tuple[np.ndarray, ...], dict[str, np.ndarray]]:
     """Outputs in order, and what every updated input then holds."""
     module.load_state_dict({s.name: args[s.name] for s in module.signature.state})
-    given = {s.name: np.array(args[s.name]) for s in module.signature.arguments}
+    given = {
+        s.name: as_declared(np.asarray(args[s.name]), s.memory_format)
+        for s in module.signature.arguments
+    }
     result = module(*given.values())
     if isinstance(result, dict):
         result = tuple(result.values())
     outputs = result if isinstance(result, tuple) else (result,)
+    for array, spec in zip(outputs, module.signature.outputs, strict=True):
+        assert lies_as_declared(np.asarray(array), spec.memory_format), spec
     return outputs, {**given, **module.state_dict()}
 
 
@@ -56,16 +75,24 @@ def cotangents_for(graph: Graph, seed: int = 0) -> list[np.ndarray]:
     return [np.asarray(rng.standard_normal(v.shape), np.float32) for v in floats]
 
 
+def as_results(module: Module, cotangents: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """Cotangents that lie as the results they belong to."""
+    specs = module.signature.cotangents
+    return [as_declared(c, s.memory_format) for c, s in zip(cotangents, specs, strict=True)]
+
+
 def check_gradients(
     module: Module, graph: Graph, args: Arrays, cotangents: Sequence[np.ndarray] | None = None
 ) -> None:
-    """Gradients obey the tolerance rule."""
+    """Gradients obey the tolerance rule, and lie as their inputs do."""
     cotangents = cotangents_for(graph) if cotangents is None else cotangents
     forward(module, args)
-    gradients = module.backward(*cotangents)
+    gradients = module.backward(*as_results(module, cotangents))
+    formats = {s.name: s.memory_format for s in module.signature.gradients}
     theirs = torch_runs(graph, args, list(gradients), cotangents)
     exact = torch_run(graph, args, torch.float64, list(gradients), cotangents).grads
     for name, ours in gradients.items():
+        assert lies_as_declared(ours, formats[name]), name
         assert_close(ours, [t.grads[name] for t in theirs], exact[name], f"gradient of {name}")
 
 

@@ -18,50 +18,38 @@ knobs, they stand in the order of the machines; a line that not all have begins 
 
 from __future__ import annotations
 
-import functools
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from unittest import mock
 
-from bngen.codegen import nests as rules
-from bngen.codegen.compile import overwritten, signature
+from bngen.codegen.nests import choose
+from bngen.codegen.signature import overwritten, signature
+from bngen.dtypes import FLOAT
 from bngen.ir.node import Graph, Node
-from bngen.lower.body import Lowered
-from bngen.lower.kernel import lower
 from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.plan.calls import BACKWARD, kernels_of, saved
 from bngen.plan.kernel import Kernel, KernelPlan
 from bngen.plan.memory import MemoryPlan
+from bngen.runtime.host import Caches
+from bngen.target.machine import Machine, machine_of
 
 
-@dataclass(frozen=True)
-class FakeMachine:
+def _machine(features: str) -> Machine:
     """All that decisions may depend on; no machine of anyone's."""
-
-    lanes: int
-    vector_registers: int
-    l1: int
-    l2: int
-    threads: int
-
-    def __str__(self) -> str:
-        return (
-            f"{self.lanes} lanes, {self.vector_registers} registers, L1 {self.l1 >> 10} KiB, "
-            f"L2 {self.l2 >> 10} KiB, {self.threads} threads"
-        )
+    caches = Caches(l1=32 << 10, l2=512 << 10, l3=4 << 20)
+    return machine_of("x86_64", frozenset(features.split()), caches, threads=4)
 
 
-MACHINES = {
-    m.lanes: m
-    for m in (
-        FakeMachine(4, 16, 32 << 10, 512 << 10, 4),
-        FakeMachine(8, 16, 32 << 10, 512 << 10, 4),
-        FakeMachine(16, 32, 32 << 10, 512 << 10, 4),
+MACHINES = {m.lanes(FLOAT): m for m in map(_machine, ("", "avx", "avx512f"))}
+
+
+def _described(m: Machine) -> str:
+    return (
+        f"{m.lanes(FLOAT)} lanes, {m.traits.vector_registers} registers, L1 {m.l1 >> 10} KiB, "
+        f"L2 {m.l2 >> 10} KiB, {m.threads} threads"
     )
-}
 
 
 @dataclass(frozen=True)
@@ -69,7 +57,7 @@ class Row:
     """One kernel.
 
     Attributes:
-        strategy: the rule that generates it, and the kind of nest that the fallback was given.
+        strategy: how it is generated, and why not in another way where nobody took it.
         load: ops recomputed where it reads.
         anchor: the op whose loop nest it is; empty for a pointwise kernel.
         store: ops computed where its result is stored.
@@ -107,17 +95,17 @@ class Decisions:
 # --- what knows the compiler ----------------------------------------------------------------------
 
 
-def decide(graph: Graph, level: str, machine: FakeMachine, *, gradient: bool) -> Decisions:
+def decide(graph: Graph, level: str, machine: Machine, *, gradient: bool) -> Decisions:
     """Plan a program, with the gradients of its inputs if asked for."""
     joint = join_gradient(graph) if gradient else Joint(graph, graph)
-    planned = prepare(joint, machine.lanes, level).planned
+    planned = prepare(joint, machine.lanes(FLOAT), level).planned
     plan, memory = planned.plan, planned.memory
     rows = [_row(kernel, plan, memory, machine) for kernel in plan.kernels]
     return Decisions(tuple(rows), _facts(plan, memory), _refusals(plan))
 
 
-def _row(kernel: Kernel, plan: KernelPlan, memory: MemoryPlan, machine: FakeMachine) -> Row:
-    strategy, knobs = _strategy(signature(kernel, plan), kernel, plan, machine)
+def _row(kernel: Kernel, plan: KernelPlan, memory: MemoryPlan, machine: Machine) -> Row:
+    strategy, knobs = _strategy(kernel, plan, machine)
     merged = len(overwritten(kernel, memory.places))
     arity = f"{len(kernel.inputs)}>{len(kernel.outputs)}" + (f" {merged} in place" * bool(merged))
     return Row(
@@ -135,34 +123,15 @@ def _ops(nodes: Iterable[Node]) -> tuple[str, ...]:
     return tuple(n.op for n in nodes if n.op != "constant")
 
 
-_lowered: dict[str, Lowered] = {}
-
-
 def _strategy(
-    key: str, kernel: Kernel, plan: KernelPlan, machine: FakeMachine
+    kernel: Kernel, plan: KernelPlan, machine: Machine
 ) -> tuple[str, tuple[tuple[str, int], ...]]:
-    """How a kernel is generated; equal kernels, of which networks are full, are lowered once."""
-    if key not in _lowered:
-        low = lower(kernel, plan.layouts)
-        _lowered[key] = Lowered(low.name, low.kind, extents=low.extents)
-    low = _lowered[key]
-    with _choosing():
-        chosen = rules.schedule(low, machine)
-    strategy = chosen.rule
-    if strategy == "fallback":
-        strategy += f" ({low.kind}: {'; '.join(d.reason for d in chosen.declined)})"
-    return strategy, tuple(chosen.knobs.items())
-
-
-@functools.cache
-def _undone() -> Mapping[str, rules.Rule]:
-    """The rules that choose knobs, and then make no schedule of them."""
-    nothing = mock.Mock()
-    return {kind: replace(r, apply=lambda *_: nothing) for kind, r in rules.RULES.items()}
-
-
-def _choosing():
-    return mock.patch.multiple(rules, RULES=_undone(), schedule_fallback=mock.Mock())
+    """How a kernel is generated, and its knobs; of the fallback's, what all others said."""
+    choice = choose(kernel, plan.layouts, machine)
+    strategy = choice.strategy.kind
+    if strategy == "fallback" and choice.declined:
+        strategy += f" ({'; '.join(dict.fromkeys(choice.declined.values()))})"
+    return strategy, tuple(choice.knobs(machine).items())
 
 
 def _extents(kernel: Kernel) -> tuple[str, str]:
@@ -233,7 +202,7 @@ def table(graph: Graph, lanes: Sequence[int], *, gradient: bool = True) -> str:
     found = {
         n: [decide(graph, level, MACHINES[n], gradient=gradient) for level in LEVELS] for n in lanes
     }
-    plan: dict[tuple[str, str], list[int]] = {("", str(MACHINES[n])): [n] for n in lanes}
+    plan: dict[tuple[str, str], list[int]] = {("", _described(MACHINES[n])): [n] for n in lanes}
     refused: dict[tuple[str, str], list[int]] = {}
     for n, decisions in found.items():
         for name in decisions[0].facts:

@@ -26,10 +26,12 @@ from functools import cache
 import numpy as np
 
 from bngen.binding import bind
-from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan, load, overwritten
+from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan, load
+from bngen.codegen.signature import overwritten
 from bngen.ir.node import Graph
 from bngen.ir.types import TensorType, Value
 from bngen.passes.prepare import Joint, Prepared, join_gradient, prepare
+from bngen.plan.formats import C_ORDER, Formats
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.layout import Blocked, Layout, PackedWeight
 from bngen.runtime import native, threads
@@ -69,6 +71,7 @@ def guarded(
     *,
     grad: bool = True,
     knobs: Callable[[KernelPlan, Target], KnobLookup] | None = None,
+    formats: Formats = C_ORDER,
 ) -> tuple[Module, GuardedExecutor]:
     """A program, compiled for a target that runs here.
 
@@ -78,10 +81,14 @@ def guarded(
         target: what to compile for.
         grad: whether to compile its gradient, too.
         knobs: what to take for records; those that bngen is shipped with by default.
+        formats: the program's arrays that are channels-last.
     """
     machine = Target.parse(target)
-    joint = join_gradient(graph) if grad else Joint(graph, graph)
-    prepared = prepare(joint, machine.lanes, level)
+    if grad:
+        joint = join_gradient(graph, formats=formats)
+    else:
+        joint = Joint(graph, graph, formats=formats)
+    prepared = prepare(joint, machine.channel_block, level)
     plan = prepared.planned.plan
     threads.install()
     compiled = compile_plan(
@@ -94,8 +101,10 @@ def guarded(
     built = bind(prepared, compiled, machine, level)
     entries = load([c.code for c in compiled])
     module = Module(Bundle(built, {}, {}), entries)
-    module._executor = GuardedExecutor(module, built, entries, compiled, prepared, machine.lanes)
-    return module, module._executor
+    block = machine.channel_block
+    executor = GuardedExecutor(module, built, entries, compiled, prepared, block)
+    module._calls.executor = executor
+    return module, executor
 
 
 @dataclass(frozen=True)

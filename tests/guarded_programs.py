@@ -15,6 +15,7 @@ import sys
 import traceback
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,20 +23,21 @@ from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
 
 import bngen as bg
-from bngen.codegen.compile import KnobLookup, signature
+from bngen.codegen import nests
+from bngen.codegen.compile import KnobLookup
+from bngen.codegen.signature import signature
 from bngen.compiler import FUSION_LEVELS
 from bngen.ir.interp import run
 from bngen.ir.node import Graph
-from bngen.lower.kernel import lower
+from bngen.plan.formats import C_ORDER, Formats, declared_formats
 from bngen.plan.kernel import KernelPlan
 from bngen.runtime.module import Module
-from bngen.scheduling.legality import knobs_of
 from bngen.target.parse import Target
-from tests.compiled import Arrays, cotangents_for, forward
+from tests.compiled import Arrays, as_results, cotangents_for, forward
 from tests.guarded import RUNS, guarded
 from tests.odd_programs import odd_programs
 from tests.oracle import assert_close, kink_margin, torch_run, torch_runs
-from tests.strategies import random_args
+from tests.strategies import formats_of, random_args
 
 TARGETS = ("llvm -mcpu=native", "llvm -mcpu=x86-64-v3", "llvm -mcpu=x86-64")
 KINK_MARGIN, COARSE = 1e-5, 100
@@ -44,7 +46,7 @@ KINK_MARGIN, COARSE = 1e-5, 100
 def targets() -> list[str]:
     """One of each width of vectors that this machine has."""
     parsed = {t: Target.parse(t) for t in TARGETS}
-    widths = {p.lanes: t for t, p in reversed(parsed.items()) if p.runs_here}
+    widths = {p.channel_block: t for t, p in reversed(parsed.items()) if p.runs_here}
     return list(widths.values())
 
 
@@ -53,22 +55,25 @@ def drawn_knobs(number: int) -> Callable[[KernelPlan, Target], KnobLookup]:
 
     def choose(plan: KernelPlan, target: Target) -> KnobLookup:
         rng, table = random.Random(number), {}
-        with target.tvm():
-            for kernel in plan.kernels:
-                low = lower(kernel, plan.layouts)
-                chosen = table[low.kind, signature(kernel, plan)] = {}
-                try:
-                    for name, choices in knobs_of(low.kind, low.extents).items():
-                        chosen[name] = rng.choice(choices(low.extents, chosen))
-                except KeyError:  # No knobs are legal for a kernel that lacks an extent.
-                    chosen.clear()
+        for kernel in plan.kernels:
+            choice = nests.choose(kernel, plan.layouts, target.machine)
+            chosen = table[choice.strategy.kind, signature(kernel, plan)] = {}
+            for name, choices in choice.strategy.space(choice.facts).items():
+                chosen[name] = rng.choice(choices(chosen))
         return lambda kind, key: table[kind, key.partition("|")[0]] or None
 
     return choose
 
 
 def examine(
-    graph: Graph, level: str, target: str, number: int, *, grad: bool = True, drawn: bool = False
+    graph: Graph,
+    level: str,
+    target: str,
+    number: int,
+    *,
+    grad: bool = True,
+    drawn: bool = False,
+    formats: Formats = C_ORDER,
 ) -> list[str]:
     """Build a program and run it in ordinary memory, and then in every layout.
 
@@ -79,6 +84,7 @@ def examine(
         number: the seed of its arguments.
         grad: whether to build and call its gradient.
         drawn: whether to draw the knobs of its kernels, too.
+        formats: its arrays that are channels-last.
 
     Returns:
         What its kernels did with memory that is not theirs.
@@ -87,7 +93,7 @@ def examine(
         AssertionError: for wrong results.
     """
     knobs = drawn_knobs(number) if drawn else None
-    module, executor = guarded(graph, level, target, grad=grad, knobs=knobs)
+    module, executor = guarded(graph, level, target, grad=grad, knobs=knobs, formats=formats)
     args, cotangents = random_args(graph, number), cotangents_for(graph, number) if grad else None
     executor.layout = None
     ordinary = results(module, args, cotangents)
@@ -107,7 +113,9 @@ def examine(
 def results(module: Module, args: Arrays, cotangents: Sequence[np.ndarray] | None) -> dict:
     """All that a forward and a backward call give and change; None is no backward call."""
     outputs, held = forward(module, args)
-    gradients = module.backward(*cotangents) if cotangents is not None else {}
+    gradients = {}
+    if cotangents is not None:
+        gradients = module.backward(*as_results(module, cotangents))
     return (
         {("output", i): a for i, a in enumerate(outputs)}
         | {("input", name): a for name, a in held.items()}
@@ -161,7 +169,7 @@ def main() -> None:
     options = parser.parse_args()
     widths = targets()
 
-    def check(graph: Graph, number: int, **how: bool) -> None:
+    def check(graph: Graph, number: int, **how: Any) -> None:
         print(graph, flush=True)
         for target in widths:
             try:
@@ -171,16 +179,18 @@ def main() -> None:
                 error.add_note(f"in {options.level}, {target}, seed {number}, {how}, {graph}")
                 raise
 
-    def body(graph, number, drawn):
-        check(graph, number, drawn=drawn)
+    def body(graph, number, drawn, data):
+        check(graph, number, drawn=drawn, formats=data.draw(formats_of(graph)))
 
     phases = [Phase.generate, *([Phase.shrink] if options.shrink else [])]
     test = settings(
         max_examples=options.examples, phases=phases, deadline=None, database=None,
         report_multiple_bugs=False, suppress_health_check=list(HealthCheck),
-    )(given(odd_programs(), st.integers(0, 2**32 - 1), st.booleans())(body))  # fmt: skip
+    )(given(odd_programs(), st.integers(0, 2**32 - 1), st.booleans(), st.data())(body))  # fmt: skip
     try:
-        check(training_step(), 0, grad=False)
+        step = training_step()
+        check(step, 0, grad=False)
+        check(step, 0, grad=False, formats=declared_formats(step, "channels_last"))
         seed(zlib.crc32(f"{options.level} {options.seed}".encode()))(test)()
     except Exception as error:
         # What Hypothesis adds is the graph's many fields.

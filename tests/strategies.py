@@ -24,6 +24,7 @@ from bngen.ir.node import Graph
 from bngen.ir.ops import OPS
 from bngen.ir.ops.row import ShapeError
 from bngen.ir.types import TensorType, Value
+from bngen.plan.formats import Formats
 
 CHANNELS = (1, 3, 4, 8, 10, 16, 24, 50)
 MAX_ELEMENTS = 6000
@@ -48,6 +49,26 @@ def programs(draw, *, smooth: bool = False, heads: bool = True, max_layers: int 
     graph = net.with_loss() if heads and draw(st.integers(0, 3)) == 0 else net.finish()
     note(str(graph))
     return graph
+
+
+@st.composite
+def formats_of(draw, graph: Graph) -> Formats:
+    """Which arrays of a program are channels-last: none, all that can be, or some."""
+    inputs = [i.name for i in graph.inputs if len(i.value.shape) == 4]
+    outputs = [i for i, v in enumerate(graph.outputs) if len(v.shape) == 4]
+    kind = draw(st.sampled_from(("all", "some", "none")))
+    if kind == "some":
+        inputs = [name for name in inputs if draw(st.booleans())]
+        outputs = [i for i in outputs if draw(st.booleans())]
+    found = Formats() if kind == "none" else Formats(frozenset(inputs), frozenset(outputs))
+    note(str(found))
+    return found
+
+
+def memory_format_of(formats: Formats) -> dict[str, str]:
+    """What a user writes for it."""
+    names = (*sorted(formats.inputs), *(f"return.{i}" for i in sorted(formats.outputs)))
+    return dict.fromkeys(names, "channels_last")
 
 
 class Network:

@@ -27,7 +27,7 @@ from tests.compiled import (
     forward,
 )
 from tests.oracle import assert_close, kink_margin, torch_runs
-from tests.strategies import programs, random_args
+from tests.strategies import formats_of, memory_format_of, programs, random_args
 
 NATIVE, AVX2 = "llvm -mcpu=native", "llvm -mcpu=x86-64-v3"
 QUICK = settings.default.derandomize
@@ -51,8 +51,9 @@ def arguments(graph, seed=0, **given):
 @pytest.mark.parametrize("target", [NATIVE, AVX2], ids=["native", "avx2"])
 @pytest.mark.parametrize("level", FUSION_LEVELS)
 def test_random_programs(level, target):
-    def body(graph, number):
-        module = compiled(graph, level, target)
+    def body(graph, number, data):
+        formats = data.draw(formats_of(graph))
+        module = compiled(graph, level, target, memory_format=memory_format_of(formats))
         for kind in ("normal", "awkward"):
             check_forward(module, graph, random_args(graph, number, kind))
         args = random_args(graph, number)
@@ -62,7 +63,7 @@ def test_random_programs(level, target):
     # Compiling a program takes a second: shrinking one is for the thorough profile.
     phases = [Phase.explicit, Phase.generate] if QUICK else list(Phase)
     test = settings(max_examples=EXAMPLES, phases=phases)(
-        given(programs(), st.integers(0, 2**32 - 1))(body)
+        given(programs(), st.integers(0, 2**32 - 1), st.data())(body)
     )
     if QUICK:  # the same programs each time, but not the same at each level
         test = seed(zlib.crc32(f"{level} {target}".encode()))(test)
@@ -231,6 +232,15 @@ def test_grouped_convolutions(channels, filters, groups, stride):
     types = bg.Tensor[2, channels, 7, 7], bg.Tensor[filters, channels // groups, 3, 3]
     graph = bg.trace(net, *types).graph
     check(graph, arguments(graph))
+
+
+@pytest.mark.parametrize("memory_format", [None, "channels_last"])
+def test_weights_that_are_computed_for_groups_that_cut_blocks(memory_format):
+    def net(x, w):
+        return bg.conv2d(x, w * 0.5, padding=1, groups=2)
+
+    graph = bg.trace(net, bg.Tensor[2, 24, 5, 5], bg.Tensor[20, 12, 3, 3]).graph
+    check(graph, arguments(graph), "none", memory_format=memory_format)
 
 
 # --- sharing ----------------------------------------------------------------------------------

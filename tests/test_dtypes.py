@@ -86,7 +86,7 @@ NAMED_ON_PURPOSE = {
     "lang/tensor.py": {"uint8"},
     # The tap of a window that was the greatest; and raw bytes.
     "ir/ops/pool.py": {"int32"},
-    "runtime/module.py": {"uint8"},
+    "runtime/results.py": {"uint8"},
 }
 
 

@@ -21,11 +21,11 @@ from hypothesis import settings
 
 import bngen as bg
 from bngen.compiler import FUSION_LEVELS
+from bngen.dtypes import DTYPES
 from bngen.ir.build import GraphBuilder
 from bngen.ir.interp import run
 from bngen.ir.ops.row import ShapeError
 from bngen.ir.types import TensorType
-from bngen.verification.tolerance import ulp
 from tests.oracle import assert_few_ulps
 
 LEVELS = ("none", "icf") if settings.default.derandomize else FUSION_LEVELS
@@ -300,7 +300,7 @@ def test_gradients(names, dtype, level):
         assert_few_ulps(y, result.detach(), f.name, each=True)
         for leaf in leaves:
             theirs = leaf.grad.numpy()
-            eps, tiny = ulp(dtype), np.finfo(dtype).smallest_subnormal
+            eps, tiny = DTYPES[dtype].ulp, np.finfo(dtype).smallest_subnormal
             # Both are one less what is close to one: of that the last digit may be another.
             lost = eps * np.abs(dy).max() if f.name == "tanh" else 0
             loose = 2**10 if f.name in ("tanh", "log_softmax", "softmax") else 8

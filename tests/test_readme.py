@@ -1,5 +1,6 @@
 """The README's snippets, every one of them as it stands there, and its measurements."""
 
+import contextlib
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import bngen as bg
 from bngen.cli.main import cli
 from bngen.ir import interp
 from bngen.ir.text import parse_graph
@@ -55,6 +57,8 @@ def given() -> list[dict[str, np.ndarray]]:
         {k: rng.uniform(0.1, 1.0, s).astype(np.float32) for k, s in shapes.items()},
         {},
         {"x": images, "labels": rng.integers(0, 10, 64)},
+        {},
+        {},
     ]
 
 
@@ -62,12 +66,13 @@ def given() -> list[dict[str, np.ndarray]]:
 def session(tmp_path_factory):
     """The names after each block."""
     folder, names, after = tmp_path_factory.mktemp("readme"), {}, []
-    for i, (source, inputs) in enumerate(zip(blocks("python"), given(), strict=True)):
-        path = folder / f"block{i}.py"  # tracing names the user's lines, so there must be some
-        path.write_text(source)
-        names |= inputs
-        exec(compile(source, str(path), "exec"), names)
-        after.append(dict(names))
+    with contextlib.chdir(folder):
+        for i, (source, inputs) in enumerate(zip(blocks("python"), given(), strict=True)):
+            path = folder / f"block{i}.py"  # tracing names the user's lines, so there must be some
+            path.write_text(source)
+            names |= inputs
+            exec(compile(source, str(path), "exec"), names)
+            after.append(dict(names))
     return after
 
 
@@ -96,6 +101,25 @@ def test_the_training_example_learns(session):
     assert later[-1] < float(names["loss"])
 
 
+def test_calls_that_wait_add_up(session):
+    names = session[3]
+    mod, x, labels = names["mod"], names["x"], names["labels"]
+    expected = {name: 0 for name in names["grads"]}
+    for images, classes in ((x[::-1], labels[::-1]), (x, labels)):
+        mod(images, classes)
+        expected = {name: expected[name] + g for name, g in mod.backward().items()}
+    for name, gradient in names["grads"].items():
+        np.testing.assert_array_equal(gradient, expected[name], err_msg=name)
+
+
+def test_what_is_loaded_is_what_was_built(session):
+    trained, loaded = session[2], session[4]
+    again = bg.build(trained["net"], grad=True).init(0)
+    assert loaded["loss"] == again(trained["x"], trained["labels"])
+    with pytest.raises(bg.TargetError, match="aarch64 linux, and this machine is"):
+        bg.load(loaded["arm"])
+
+
 # --- the shell: each line by itself, in a folder of its own -----------------------------------
 
 LINES = [
@@ -121,6 +145,10 @@ WRITES = {
     "bngen build --target llvm -mcpu=native": "bngen-out/densenet121/manifest.json",
     "bngen build resnet50 --batch 4 -mcpu znver4 --emit tir,ll,asm": "bngen-out/resnet50/asm",
     "bngen build net.py:make --out build/net --json": "build/net/manifest.json",
+    "bngen build net.py:make --target 'llvm -mtriple=aarch64-linux-gnu -mcpu=neoverse-v1' "
+    "--out arm": "arm/bundle.json",
+    "bngen build net.py:make --target 'llvm -mtriple=riscv64-linux-gnu -mcpu=sifive-u74' "
+    "--out riscv": "riscv/bundle.json",
     "bngen bench resnet50 mobilenet_v2 --against none,channels-last,compile --json r.json "
     "--plot plots": "plots/steps.png",
 }
@@ -162,7 +190,7 @@ def test_every_line_runs(line, tmp_path):
     reason = NOT_RUN.get(line)
     if reason and not (reason == LONG and thorough):
         pytest.skip(reason)
-    if "-mcpu znver4" in line and Target.parse("llvm -mcpu=native").lanes < 16:
+    if "-mcpu znver4" in line and Target.parse("llvm -mcpu=native").channel_block < 16:
         pytest.skip("compiles for a CPU with AVX-512, which this machine does not have")
     (tmp_path / "net.py").write_text(NET)
     folder = Path(sys.executable).parent

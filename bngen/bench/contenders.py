@@ -14,7 +14,7 @@ import numpy as np
 
 from bngen.bench.forms import FORMS
 from bngen.lang.init import fill
-from bngen.models import MODELS, make
+from bngen.programs import step_program, trained
 
 OURS = "bngen"
 
@@ -63,24 +63,6 @@ class Contender(Protocol):
         """
 
 
-def step_program(entry: Entry) -> Any:
-    """The program of a training step: built-in networks end in a loss, and drop nothing out."""
-    from bngen.programs import load_program
-
-    if entry.program not in MODELS:
-        return load_program(entry.program, entry.batch, entry.image)
-    sizes = {"batch": entry.batch, "image": entry.image}
-    dropout = 0.0 if MODELS[entry.program].has_dropout else None
-    given = {k: v for k, v in sizes.items() if v is not None}
-    return make(entry.program, loss=True, dropout=dropout, **given)
-
-
-def trained(graph: Any) -> list[str]:
-    """Names of the parameters; of a program that holds none, its floating-point arguments."""
-    own = [i.name for i in graph.inputs if i.kind == "parameter"]
-    return own or [i.name for i in graph.inputs if i.value.type.is_float and i.kind == "input"]
-
-
 def weights(graph: Any, seed: int) -> dict[str, np.ndarray]:
     """Parameters and buffers, as `Module.init` draws them."""
     rng = np.random.default_rng(seed)
@@ -109,7 +91,7 @@ class BngenStep:
         """Compile, and load the weights."""
         from bngen.compiler import build
 
-        graph = step_program(entry).graph
+        graph = step_program(entry.program, entry.batch, entry.image).graph
         level = entry.fusion if entry.contender == OURS else entry.contender
         self._module = build(
             graph, target=entry.target, fusion=level, threads=entry.threads, grad=True,
@@ -144,43 +126,23 @@ class TorchStep:
 
     def __init__(self, entry: Entry):
         """Build the module, and load the weights."""
-        import torch
-
-        from bngen.torch_bridge.networks import make_network
+        from bngen.torch_bridge.training import TrainingStep
 
         form = FORMS[entry.contender]
-        if entry.threads:
-            torch.set_num_threads(entry.threads)
-        network = make_network(entry.program)
-        graph = step_program(entry).graph
-        state = weights(graph, entry.seed)
-        network.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
-        arrays = batch(graph, entry.seed)
-        self._x, self._labels = (torch.from_numpy(a) for a in arrays.values())
-        if form.channels_last:
-            network = network.to(memory_format=torch.channels_last)
-            self._x = self._x.contiguous(memory_format=torch.channels_last)
-        self._parameters = list(network.parameters())
-
-        def loss_of(x: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-            return torch.nn.functional.cross_entropy(network(x), labels)
-
-        if form.precision == "bfloat16":
-            loss_of = torch.autocast("cpu", torch.bfloat16)(loss_of)
-        self._loss_of = torch.compile(loss_of) if form.compiled else loss_of
-        self._loss: torch.Tensor | None = None
+        graph = step_program(entry.program, entry.batch, entry.image).graph
+        self._step = TrainingStep(
+            entry.program, weights(graph, entry.seed), *batch(graph, entry.seed).values(),
+            channels_last=form.channels_last, compiled=form.compiled, precision=form.precision,
+            threads=entry.threads,
+        )  # fmt: skip
 
     def forward(self) -> float:
         """See `Contender`."""
-        for p in self._parameters:
-            p.grad = None  # as `zero_grad(set_to_none=True)` does
-        self._loss = self._loss_of(self._x, self._labels)
-        return float(self._loss.detach())
+        return self._step.forward()
 
     def backward(self) -> None:
         """See `Contender`."""
-        self._loss.backward()
-        self._loss = None
+        self._step.backward()
 
     def without_work(self) -> bool:
         """See `Contender`."""

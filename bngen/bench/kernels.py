@@ -11,18 +11,20 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bngen.bench.contenders import Entry, step_program, trained
+from bngen.bench.contenders import Entry
 from bngen.bench.limits import highest, measure_limits
 from bngen.bench.samples import geometric_mean, ratios, roofline, summary
 from bngen.bench.turns import CALLS, take
 from bngen.codegen.compile import CompiledKernel, KnobLookup, compile_plan
+from bngen.codegen.nests import BY_KIND
 from bngen.errors import UsageError
-from bngen.lower.winograd import products
 from bngen.passes.prepare import join_gradient, prepare
-from bngen.plan.kernel import KernelPlan
+from bngen.plan.kernel import Kernel, KernelPlan
+from bngen.programs import step_program, trained
 from bngen.runtime import threads as thread_pool
 from bngen.target.parse import Target
 from bngen.torch_bridge.bare import DIRECTIONS, LAYOUTS, bare_convolution, flops, shapes
+from bngen.torch_bridge.training import use_threads
 from bngen.tuning import records
 from bngen.tuning.lone import LoneKernel, timed
 
@@ -64,10 +66,7 @@ def measure_kernels(
     Returns:
         The program's part of the report; after an interrupt, of the kernels measured until then.
     """
-    import torch
-
-    if entry.threads:
-        torch.set_num_threads(entry.threads)
+    use_threads(entry.threads)
     thread_pool.install()
     plan = convolutions(entry, target)
     tuned = records.find(target, entry.schedules)
@@ -90,8 +89,10 @@ def measure_kernels(
 
 def convolutions(entry: Entry, target: Target) -> KernelPlan:
     """The plan of a program's training step, its convolution kernels alone."""
-    graph = step_program(entry).graph
-    plan = prepare(join_gradient(graph, trained(graph)), target.lanes, entry.fusion).planned.plan
+    graph = step_program(entry.program, entry.batch, entry.image).graph
+    plan = prepare(
+        join_gradient(graph, trained(graph)), target.channel_block, entry.fusion
+    ).planned.plan
     kept = tuple(k for k in plan.kernels if k.anchor and k.anchor.op in DIRECTIONS)
     return replace(plan, kernels=kept)
 
@@ -171,7 +172,7 @@ def groups(rows: Sequence[Mapping[str, Any]], limits: Mapping[str, Any]) -> list
 def _row(m: Measured, limits: Mapping[str, Any]) -> dict[str, Any]:
     node = m.compiled.kernel.anchor
     time = summary(m.ours)
-    work, done = flops(node), performed(node, m.compiled.code.rule)
+    work, done = flops(node), performed(m.compiled.kernel, m.compiled.code.rule)
     gflops = work / time["median"] / 1e9
     least = roofline(done, m.nbytes, limits["gflops"], limits["gbytes"])
     fastest = min(m.bare, key=lambda name: summary(m.bare[name])["median"], default=None)
@@ -197,13 +198,9 @@ def _row(m: Measured, limits: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def performed(node: Any, rule: str) -> int:
-    """Operations of the kernel's products: at Winograd's points fewer than `flops`."""
-    if not rule.startswith("winograd"):
-        return flops(node)
-    _, (k, c, *_), _ = shapes(node)
-    n, _, h, w = (node.inputs[1] if node.op == "conv2d_grad_weight" else node.out).shape
-    return 2 * n * k * c * products(h, w)
+def performed(kernel: Kernel, rule: str) -> int:
+    """Operations of the kernel's products, two a multiplication: at Winograd's points fewer."""
+    return 2 * BY_KIND[rule].products(kernel)
 
 
 def total(rows: Sequence[Mapping[str, Any]], limits: Mapping[str, Any]) -> dict[str, Any]:

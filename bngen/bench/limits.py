@@ -63,7 +63,8 @@ def multiply_adds(target: Target, threads: int) -> tuple[Callable[[], None], flo
     import tvm
     from tvm.script import tirx as T
 
-    lanes, width = target.lanes, CHAINS * target.lanes
+    lanes = target.machine.lanes("float32")
+    width = CHAINS * lanes
 
     half = T.float32(0.5)
 
@@ -96,7 +97,7 @@ def copies(target: Target, threads: int) -> tuple[Callable[[], None], float]:
     import tvm
     from tvm.script import tirx as T
 
-    lanes = target.lanes
+    lanes = target.machine.lanes("float32")
     rows = COPY_BYTES // (4 * lanes * threads)
 
     @T.prim_func(s_tir=True, private=True)

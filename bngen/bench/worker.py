@@ -86,7 +86,7 @@ def serve(
 
 def _import_for(entry: Entry) -> None:
     if entry.contender in FORMS:
-        import torch  # noqa: F401
+        import bngen.torch_bridge.training  # noqa: F401
     else:
         import bngen.compiler  # noqa: F401
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from bngen import files
 from bngen.cli import console
+from bngen.cli.request import Request
 from bngen.errors import INTERRUPTED, ToolchainError, UsageError
 
 UNMEASURED = 2
@@ -24,18 +25,10 @@ UNMEASURED = 2
 
 
 @dataclass(frozen=True)
-class BenchRequest:
-    """What ``bngen bench`` is asked for; names and meanings as in `options`."""
+class BenchRequest(Request):
+    """What ``bngen bench`` is asked for."""
 
     program: tuple[str, ...]
-    target: str
-    mcpu: str | None
-    mattr: str | None
-    fusion: str
-    batch: int | None
-    image: int | None
-    threads: int | None
-    schedules: str | None
     seed: int
     against: tuple[str, ...]
     rounds: int
@@ -43,7 +36,6 @@ class BenchRequest:
     startup: bool
     json_file: str | None
     plot: str | None
-    quiet: bool
 
 
 def run(request: BenchRequest) -> int:
@@ -76,11 +68,10 @@ def run(request: BenchRequest) -> int:
 
 def _wanted(request: BenchRequest) -> Any:
     from bngen.bench.measure import Wanted
-    from bngen.target.parse import Target
 
     return Wanted(
         programs=request.program,
-        target=Target.parse(request.target, mcpu=request.mcpu, mattr=request.mattr or ()),
+        target=request.parsed_target(),
         fusion=request.fusion,
         batch=request.batch,
         image=request.image,

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bngen import options
 from bngen.cli import console, ladder
+from bngen.cli.request import Request
 from bngen.programs import load_program
 from bngen.runtime import artifact
 
@@ -22,20 +23,12 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class CompileRequest:
-    """What every command that compiles is asked for; names and meanings as in `options`."""
+class CompileRequest(Request):
+    """What every command that compiles is asked for."""
 
     program: str
-    target: str
-    mcpu: str | None
-    mattr: str | None
-    fusion: str
-    batch: int | None
-    image: int | None
-    threads: int | None
-    schedules: str | None
+    memory_format: str
     json: bool
-    quiet: bool
     no_cache: bool
 
 
@@ -82,13 +75,10 @@ def _compiled(program: Any, request: BuildRequest, progress: console.Progress) -
 def compiler_options(request: CompileRequest, progress: console.Progress) -> dict[str, Any]:
     """What the request asks of `bngen.compiler`; its target is looked up."""
     progress.stage("loading the compiler")
-    from bngen import cache  # NumPy comes with it: as late as can be
-    from bngen.target.parse import Target
-
-    parse = Target.parse if request.no_cache else cache.target
     return {
-        "target": parse(request.target, mcpu=request.mcpu, mattr=request.mattr or ()),
+        "target": request.parsed_target(cached=not request.no_cache),
         "fusion": request.fusion,
+        "memory_format": request.memory_format,
         "schedules": request.schedules,
         "cache": not request.no_cache,
         "progress": progress.kernel,

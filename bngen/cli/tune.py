@@ -6,7 +6,6 @@ loses one kernel at most and the next call goes on from there; a summary on stan
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,28 +13,19 @@ from typing import Any
 
 from bngen import files
 from bngen.cli import console
+from bngen.cli.request import Request
 from bngen.errors import INTERRUPTED, ToolchainError, UsageError
-from bngen.version import __version__
 
 
 @dataclass(frozen=True)
-class TuneRequest:
-    """What ``bngen tune`` is asked for; names and meanings as in `options`."""
+class TuneRequest(Request):
+    """What ``bngen tune`` is asked for."""
 
     program: str
-    target: str
-    mcpu: str | None
-    mattr: str | None
-    fusion: str
-    batch: int | None
-    image: int | None
-    threads: int | None
-    schedules: str | None
     trials: int
     records: str | None
     ship: bool
     json: bool
-    quiet: bool
 
 
 def run(request: TuneRequest) -> int:
@@ -45,10 +35,9 @@ def run(request: TuneRequest) -> int:
     if importlib.util.find_spec("optuna") is None:
         hint = "pip install 'bngen[bench]'"
         raise ToolchainError("tune needs optuna, which is not installed", hint=hint)
-    from bngen.target.parse import Target
     from bngen.tuning import records
 
-    target = Target.parse(request.target, mcpu=request.mcpu, mattr=request.mattr or ())
+    target = request.parsed_target()
     if not target.runs_here():
         what = f"{target.cpu} needs what this machine lacks: {', '.join(target.missing_here())}"
         raise UsageError(what, hint="tune on such a CPU, or for -mcpu=native")
@@ -80,32 +69,18 @@ def _tune(
     request: TuneRequest, target: Any, path: Path, found: dict[str, Any], progress: Any
 ) -> tuple[int, list[str]]:
     """Add to ``found`` and the file; the exit status and what is new."""
-    from bngen.bench.contenders import Entry, step_program, trained
-    from bngen.runtime import threads as thread_pool
-    from bngen.tuning import records
-    from bngen.tuning.search import compile_candidate, tune, work_of
+    from bngen.programs import step_program, trained
+    from bngen.tuning.session import tune_into
 
     progress.stage(f"planning {request.program}")
-    program = step_program(Entry(request.program, "bngen", request.batch, request.image))
-    work = work_of(program, target, request.fusion, trained(program.graph))
-    threads = request.threads or thread_pool.num_threads()
-    place = {job.id: i for i, job in enumerate(work)}
-
-    def report(job: Any, done: int, total: int, best: Any) -> None:
-        gain = best.baseline / best.seconds
-        name = f"{job.kind} {done}/{total} best {gain:.2f}x {1e6 * best.seconds:.0f}us"
-        progress.kernel(place[job.id], len(work), name)
-
-    def compile(job: Any, knobs: dict[str, int]) -> Any:
-        return compile_candidate(job, target, knobs, threads)
-
+    program = step_program(request.program, request.batch, request.image)
     touched: list[str] = []
     try:
-        registers = target.vector_registers
-        for record in tune(work, dict(found), request.trials, threads, registers, compile, report):
-            found[record.id] = record
+        for record in tune_into(
+            path, program, trained(program.graph), target, request.fusion, found,
+            request.trials, request.threads, progress.kernel,
+        ):  # fmt: skip
             touched.append(record.id)
-            records.write(path, found.values(), _versions())
     except KeyboardInterrupt:
         console.log(_stopped(path, touched))
         return INTERRUPTED, touched
@@ -118,10 +93,6 @@ def _stopped(path: Path, touched: list[str]) -> str:
         return f"stopped; {path} holds what was found, and the same command goes on"
     as_it_was = f"; {path} is as it was" if path.exists() else ", and no file was written"
     return f"stopped before the first kernel was done{as_it_was}"
-
-
-def _versions() -> dict[str, str]:
-    return {"bngen": __version__, "apache-tvm": importlib.metadata.version("apache-tvm")}
 
 
 def _summary(path: Path, new: list[Any], interrupted: bool) -> dict[str, Any]:

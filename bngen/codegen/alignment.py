@@ -26,6 +26,8 @@ def relax_alignment(func: tirx.PrimFunc, parameters: Sequence[int]) -> tirx.Prim
     Returns:
         The kernel in which vector moves on these parameters are unaligned ones.
     """
+    if not parameters:
+        return func
     chosen = [func.params[i] for i in parameters]
     return _substitute(func, {var: _aligned_to_element(var) for var in chosen})
 
@@ -64,6 +66,35 @@ def merge_parameters(func: tirx.PrimFunc, keep: int, drop: int) -> tirx.PrimFunc
     merged = _substitute(func, {dropped: kept})
     params = [var for i, var in enumerate(merged.params) if i != drop]
     return tirx.PrimFunc(params, merged.body, merged.ret_type, merged.attrs, merged.span)
+
+
+def merge_overwritten(
+    function: tirx.PrimFunc, pairs: list[tuple[int, int]], shapes: list[tuple[int, ...]]
+) -> tuple[tirx.PrimFunc, tuple[int, ...]]:
+    """Make one parameter of each pair that shares memory and has one shape in the kernel.
+
+    A pair that is read in another statement than the one that writes stays two parameters: the
+    memory plan has made sure that each element is read before it is written.
+
+    Args:
+        function: a scheduled kernel.
+        pairs: positions of inputs and outputs that share memory, see `signature.overwritten`.
+        shapes: of all parameters.
+
+    Returns:
+        The kernel, and the positions of the inputs that left its signature.
+    """
+    dropped: list[int] = []
+    for i, o in pairs:
+        if i in dropped or shapes[i] != shapes[o]:
+            continue
+        before = [sum(d < p for d in dropped) for p in (i, o)]
+        try:
+            function = merge_parameters(function, keep=o - before[1], drop=i - before[0])
+        except ValueError:
+            continue
+        dropped.append(i)
+    return function, tuple(dropped)
 
 
 def _substitute(func: tirx.PrimFunc, replacement: Mapping[Var, Var]) -> tirx.PrimFunc:

@@ -12,20 +12,20 @@ import logging
 import threading
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import Any
 
+from bngen.codegen.nests import choose
+from bngen.codegen.signature import overwritten, signature
 from bngen.errors import ProgramError, SourceLoc, ToolchainError
 from bngen.ir.node import Node
 from bngen.ir.types import Value
+from bngen.lower.lowered import Argument
 from bngen.plan.kernel import Kernel, KernelPlan
 from bngen.plan.layout import physical_bytes
 from bngen.runtime import memory_file, native, toolchain
 from bngen.runtime.native import Entry
 from bngen.target.parse import Target
-
-if TYPE_CHECKING:
-    from bngen.lower.body import Argument  # TVM comes with it, as with the imports of _compile
 
 _LOG = logging.getLogger(__name__)
 _COMPILER_STACK = 64 << 20
@@ -53,9 +53,9 @@ class Code:
         arguments: shapes of the signature.
         dropped: positions among the kernel's inputs that lie where an output does and left the
             signature: one buffer, read and overwritten element by element.
-        rule: the schedule rule that was applied.
+        rule: kind of the strategy that was chosen.
         knobs: with these knobs.
-        why: why no other rule applied.
+        declined: kind of each strategy that was asked before -> why it declined.
     """
 
     symbol: str
@@ -66,7 +66,7 @@ class Code:
     dropped: tuple[int, ...]
     rule: str
     knobs: dict[str, int]
-    why: str = ""
+    declined: dict[str, str] = field(default_factory=dict)
 
     def text(self, kind: str) -> str:
         """Its scheduled TIR (``tir``), LLVM IR (``ll``) or assembly (``asm``)."""
@@ -82,34 +82,6 @@ class CompiledKernel:
     kernel: Kernel
     code: Code
     arguments: tuple[Argument, ...]
-
-
-def signature(kernel: Kernel, plan: KernelPlan) -> str:
-    """A text equal for kernels that do the same on tensors of the same types and layouts."""
-    names: dict[Value, str] = {}
-
-    def name(v: Value | None) -> str:
-        if v is None:
-            return "_"
-        if v not in names:
-            layout = plan.layouts.get(v)
-            stored = v in kernel.inputs or v in kernel.outputs or not kernel_defines(kernel, v)
-            names[v] = f"v{len(names)}:{v.type}:{layout if stored or layout else ''}"
-        return names[v]
-
-    parts = [",".join(map(name, kernel.inputs))]
-    for node in kernel.nodes:
-        mark = "*" if node is kernel.anchor else ""
-        attrs = ",".join(f"{k}={v}" for k, v in node.attrs.items_)
-        inputs, outputs = ",".join(map(name, node.inputs)), ",".join(map(name, node.outputs))
-        parts.append(f"{outputs}={mark}{node.op}({inputs}){{{attrs}}}")
-    parts.append(",".join(map(name, kernel.outputs)))
-    return ";".join(parts)
-
-
-def kernel_defines(kernel: Kernel, v: Value) -> bool:
-    """Whether a node of the kernel computes ``v``."""
-    return any(v in n.outputs for n in kernel.nodes)
 
 
 def compile_plan(
@@ -146,7 +118,7 @@ def compile_plan(
         groups.setdefault(key, []).append(kernel)
     done = 0
     codes: dict[str, Code] = {}
-    with _without_collections(), ThreadPoolExecutor(jobs or target.threads) as pool:
+    with _without_collections(), ThreadPoolExecutor(jobs or target.machine.threads) as pool:
         futures = {
             _submitted(
                 pool, _compile, kernels[0], plan, target, unaligned, places or {}, knobs, key
@@ -255,45 +227,9 @@ def _alignment_key(kernel: Kernel, unaligned: frozenset[Value]) -> str:
 
 
 def _arguments(kernel: Kernel, code: Code) -> tuple[Argument, ...]:
-    from bngen.lower.body import Argument
-
     values = (*kernel.inputs, *kernel.outputs)
     kept = [v for i, v in enumerate(values) if i not in code.dropped]
     return tuple(Argument(v, s) for v, s in zip(kept, code.arguments, strict=True))
-
-
-def overwritten(kernel: Kernel, places: Mapping[Value, Hashable]) -> list[tuple[int, int]]:
-    """Positions (input, output) in the signature of values that share one place."""
-    first = len(kernel.inputs)
-    return [
-        (i, first + o)
-        for o, out in enumerate(kernel.outputs)
-        for i, v in enumerate(kernel.inputs)
-        if out in places and places.get(v) == places[out]
-    ]
-
-
-def _merged(
-    function: Any, pairs: list[tuple[int, int]], shapes: list[tuple[int, ...]]
-) -> tuple[Any, tuple[int, ...]]:
-    """Make one parameter of each pair that shares memory and has one shape in the kernel.
-
-    A pair that is read in another statement than the one that writes stays two parameters: the
-    memory plan has made sure that each element is read before it is written.
-    """
-    from bngen.codegen.alignment import merge_parameters
-
-    dropped: list[int] = []
-    for i, o in pairs:
-        if i in dropped or shapes[i] != shapes[o]:
-            continue
-        before = [sum(d < p for d in dropped) for p in (i, o)]
-        try:
-            function = merge_parameters(function, keep=o - before[1], drop=i - before[0])
-        except ValueError:
-            continue
-        dropped.append(i)
-    return function, tuple(dropped)
 
 
 def _compile(
@@ -307,39 +243,35 @@ def _compile(
 ) -> Code:
     import tvm
 
-    from bngen.codegen.alignment import relax_alignment
-    from bngen.codegen.nests import schedule
+    from bngen.codegen.alignment import merge_overwritten, relax_alignment
     from bngen.codegen.pipeline import compile_module
-    from bngen.lower.kernel import lower
-    from bngen.scheduling.legality import legal
     from bngen.scheduling.prefetch import add_prefetches
 
+    choice = choose(kernel, plan.layouts, target.machine)
+    strategy = choice.strategy
+    chosen = choice.knobs(target.machine, knobs(strategy.kind, key) if knobs else None)
     tvm_target = target.tvm()
     with tvm_target:
-        low = lower(kernel, plan.layouts)
-        asked = knobs(low.kind, key) if knobs else None
-        if asked and legal(low.kind, low.extents, asked):
-            asked = None  # A record for other extents: the rule's own choice stands.
-        scheduled = schedule(low, target, asked)
+        low = strategy.lower(kernel, plan.layouts)
+        function = strategy.schedule(low, choice.facts, chosen).mod[low.name]
         values = (*kernel.inputs, *kernel.outputs)
-        loose = [i for i, v in enumerate(values) if v in unaligned]
-        function = scheduled.module[low.name]
-        if loose:
-            function = relax_alignment(function, loose)
+        function = relax_alignment(function, [i for i, v in enumerate(values) if v in unaligned])
         shapes = [a.shape for a in low.arguments]
-        function, dropped = _merged(function, overwritten(kernel, places), shapes)
-        module = tvm.IRModule({low.name: add_prefetches(function, low)})
+        function, dropped = merge_overwritten(function, overwritten(kernel, places), shapes)
+        if strategy.prefetched:
+            function = add_prefetches(function, low)
+        module = tvm.IRModule({low.name: function})
         library = compile_module(module, tvm_target)
     return Code(
-        low.name,
-        module,
-        library,
-        _machine_code(library),
-        tuple(shape for i, shape in enumerate(shapes) if i not in dropped),
-        dropped,
-        scheduled.rule,
-        dict(scheduled.knobs),
-        "; ".join(d.reason for d in scheduled.declined),
+        symbol=low.name,
+        module=module,
+        library=library,
+        machine_code=_machine_code(library),
+        arguments=tuple(shape for i, shape in enumerate(shapes) if i not in dropped),
+        dropped=dropped,
+        rule=strategy.kind,
+        knobs=dict(chosen),
+        declined=dict(choice.declined),
     )
 
 

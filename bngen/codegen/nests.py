@@ -1,90 +1,273 @@
-"""The ordered list of rules, closed by the fallback.
+"""THE table of kernel strategies: what each is for, when it applies, and how it is done.
 
-A rule that does not apply answers `Declined` with its reason, never a bare None.
+In: a kernel of a plan, its layouts, a machine. Out: a `Choice`: the first strategy of `STRATEGIES`
+that applies, what it knows of the kernel, and why those before it did not. It is made before
+anything is lowered, from the plan alone: TVM is imported when a kernel is lowered and scheduled,
+not to choose. The compiler, the tuner, the bench and the manifest read the same rows.
+
+A new strategy is a row here, a module in `bngen.lower`, and one in `bngen.scheduling` that says
+when it applies, which knobs it has, and how they make a schedule.
+
+The road not taken: strategies that are tried one after the other on lowered TIR, as TVM's dlight
+does. By then a convolution is direct, and Winograd's points are out of reach.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from tvm import IRModule, s_tir
-
-from bngen.lower.body import Lowered
-from bngen.scheduling.conv import schedule_conv, schedule_phased
-from bngen.scheduling.fallback import schedule_fallback
-from bngen.scheduling.knobs import (
+from bngen.codegen.strategy import Strategy
+from bngen.dtypes import FLOAT
+from bngen.ir.attributes import shown
+from bngen.lower.facts import (
+    AnyFacts,
+    ConvFacts,
     Declined,
-    Knobs,
-    Machine,
-    conv_knobs,
-    map_knobs,
-    phased_knobs,
-    wgrad_knobs,
-    winograd_knobs,
-    winograd_wgrad_knobs,
+    Facts,
+    GradientFacts,
+    Layouts,
+    MapFacts,
+    PhasedFacts,
 )
-from bngen.scheduling.maps import schedule_map, schedule_partial
-from bngen.scheduling.wgrad import schedule_depthwise_gradient, schedule_weight_gradient
-from bngen.scheduling.winograd import schedule_winograd
+from bngen.lower.geometry import direct_products
+from bngen.lower.lowered import Lowered
+from bngen.plan.kernel import Kernel
+from bngen.scheduling import conv, depthwise, fallback, maps, phased, wgrad, winograd
+from bngen.scheduling.knobs import Knobs, tile_registers
+from bngen.target.machine import Machine
+
+# --- what a row is made of --------------------------------------------------------------------
+
+
+def _convolves(*directions: str) -> Callable[[Kernel], bool]:
+    """Whether a kernel is built around a convolution of these directions."""
+    return lambda kernel: kernel.anchor is not None and kernel.anchor.row.direction in directions
+
+
+def _is_window(kernel: Kernel) -> bool:
+    return kernel.anchor is not None and kernel.anchor.row.kind == "window"
+
+
+def _is_pointwise(kernel: Kernel) -> bool:
+    return kernel.anchor is None
+
+
+def _is_partial(kernel: Kernel) -> bool:
+    return kernel.anchor is not None and kernel.anchor.row.is_partial
+
+
+def _lowering(module: str, function: str) -> Callable[[Kernel, Layouts], Lowered]:
+    """A function of `bngen.lower`; its module, and TVM with it, is imported when it is called."""
+
+    def lower(kernel: Kernel, layouts: Layouts) -> Lowered:
+        return getattr(importlib.import_module(f"bngen.lower.{module}"), function)(kernel, layouts)
+
+    return lower
+
+
+def _direct(kernel: Kernel) -> int:
+    """Multiplications of a direct convolution; a kernel around anything else has none to count."""
+    is_convolution = _CONVOLUTION(kernel) or _GRADIENT(kernel)
+    return direct_products(kernel.anchor) if is_convolution else 0
+
+
+def _tile(_: Facts, knobs: Knobs) -> int:
+    return tile_registers(knobs["columns"], knobs["blocks"])
+
+
+_CONVOLUTION = _convolves("forward", "input")
+_DATA_GRADIENT = _convolves("input")
+_GRADIENT = _convolves("weight")
+
+STRATEGIES: tuple[Strategy, ...] = (
+    Strategy(
+        "phased",
+        "data gradients of strided convolutions: no products with the zeros between pixels",
+        made_for=_DATA_GRADIENT,
+        applies=phased.applies,
+        facts=PhasedFacts,
+        lower=_lowering("phased", "lower_phased"),
+        knobs=phased.phased_knobs,
+        space=phased.phased_space,
+        schedule=phased.schedule_phased,
+        registers=_tile,
+        products=_direct,
+    ),
+    Strategy(
+        "winograd",
+        "dense 3x3 convolutions and data gradients: 2.25 times fewer multiplications",
+        made_for=_CONVOLUTION,
+        applies=winograd.applies,
+        facts=ConvFacts,
+        lower=_lowering("winograd", "lower_winograd"),
+        knobs=winograd.winograd_knobs,
+        space=winograd.winograd_space,
+        schedule=winograd.schedule_winograd,
+        registers=_tile,
+        prefetched=True,
+        products=winograd.products,
+    ),
+    Strategy(
+        "depthwise",
+        "convolutions and data gradients of one input channel an output channel: a sweep",
+        made_for=_CONVOLUTION,
+        applies=depthwise.applies,
+        facts=ConvFacts,
+        lower=_lowering("conv", "lower_depthwise"),
+        knobs=depthwise.depthwise_knobs,
+        space=maps.map_space,
+        schedule=maps.schedule_map,
+        products=_direct,
+    ),
+    Strategy(
+        "conv",
+        "all other convolutions and data gradients whose weights are packed: register tiles",
+        made_for=_CONVOLUTION,
+        applies=conv.applies,
+        facts=ConvFacts,
+        lower=_lowering("conv", "lower_conv"),
+        knobs=conv.conv_knobs,
+        space=conv.conv_space,
+        schedule=conv.schedule_conv,
+        registers=_tile,
+        prefetched=True,
+        products=_direct,
+    ),
+    Strategy(
+        "winograd_wgrad",
+        "weight gradients of dense 3x3 convolutions: 2.25 times fewer multiplications",
+        made_for=_GRADIENT,
+        applies=winograd.applies_to_gradient,
+        facts=GradientFacts,
+        lower=_lowering("winograd", "lower_winograd_wgrad"),
+        knobs=winograd.winograd_wgrad_knobs,
+        space=wgrad.gradient_space,
+        schedule=wgrad.schedule_weight_gradient,
+        registers=wgrad.block_registers,
+        products=winograd.products,
+    ),
+    Strategy(
+        "depthwise_wgrad",
+        "weight gradients of depthwise convolutions: the window's taps are the accumulators",
+        made_for=_GRADIENT,
+        applies=depthwise.applies_to_gradient,
+        facts=GradientFacts,
+        lower=_lowering("wgrad", "lower_depthwise_gradient"),
+        knobs=depthwise.gradient_knobs,
+        space=depthwise.gradient_space,
+        schedule=depthwise.schedule_depthwise_gradient,
+        products=_direct,
+    ),
+    Strategy(
+        "wgrad",
+        "all other weight gradients of whole channel blocks: register blocks over pixels",
+        made_for=_GRADIENT,
+        applies=wgrad.applies,
+        facts=GradientFacts,
+        lower=_lowering("wgrad", "lower_weight_gradient"),
+        knobs=wgrad.wgrad_knobs,
+        space=wgrad.gradient_space,
+        schedule=wgrad.schedule_weight_gradient,
+        registers=wgrad.block_registers,
+        prefetched=True,
+        products=_direct,
+    ),
+    Strategy(
+        "window",
+        "pools and their gradients: a sweep over a map",
+        made_for=_is_window,
+        applies=maps.applies_window,
+        facts=MapFacts,
+        lower=_lowering("window", "lower_window"),
+        knobs=maps.map_knobs,
+        space=maps.map_space,
+        schedule=maps.schedule_map,
+    ),
+    Strategy(
+        "pointwise",
+        "pointwise ops over a map, and partial sums of what they compute: a sweep",
+        made_for=_is_pointwise,
+        applies=maps.applies_pointwise,
+        facts=MapFacts,
+        lower=_lowering("maps", "lower_pointwise"),
+        knobs=maps.map_knobs,
+        space=maps.map_space,
+        schedule=maps.schedule_map,
+    ),
+    Strategy(
+        "partial",
+        "partial sums of a map that no other kernel took: a sweep",
+        made_for=_is_partial,
+        applies=maps.applies_partial,
+        facts=MapFacts,
+        lower=_lowering("maps", "lower_partial"),
+        knobs=maps.map_knobs,
+        schedule=maps.schedule_partial,
+    ),
+)
+"""In the order in which they are asked; the first that applies is taken."""
+
+FALLBACK = Strategy(
+    "fallback",
+    "any kernel: right, and not tuned",
+    made_for=lambda kernel: True,
+    applies=lambda kernel, layouts: AnyFacts(vector=1),
+    facts=AnyFacts,
+    lower=_lowering("fallback", "lower_any"),
+    knobs=fallback.no_knobs,
+    schedule=fallback.schedule_fallback,
+    products=_direct,
+)
+"""Closes the table."""
+
+BY_KIND: Mapping[str, Strategy] = {row.kind: row for row in (*STRATEGIES, FALLBACK)}
+
+
+# --- choosing ---------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Rule:
-    """How one kind of kernel is scheduled.
+class Choice:
+    """The strategy of a kernel.
 
     Attributes:
-        kind: `Lowered.kind` it is made for.
-        knobs: analytic choice from the kernel's extents and the machine.
-        apply: knobs to a schedule.
+        strategy: the row of the table.
+        facts: what it knows of the kernel.
+        declined: kind of each strategy that was asked before -> why it declined.
     """
 
-    kind: str
-    knobs: Callable[[dict[str, int], Machine], Knobs]
-    apply: Callable[[Lowered, Knobs], s_tir.Schedule]
+    strategy: Strategy
+    facts: Facts
+    declined: Mapping[str, str]
+
+    def knobs(self, machine: Machine, asked: Knobs | None = None) -> Knobs:
+        """Those asked for where they are legal; else the strategy's own."""
+        if asked and self.strategy.misfit(self.facts, asked) is None:
+            return asked
+        return self.strategy.knobs(self.facts, machine)
 
 
-RULES: dict[str, Rule] = {
-    rule.kind: rule
-    for rule in (
-        Rule("conv", conv_knobs, schedule_conv),
-        Rule("phased", phased_knobs, schedule_phased),
-        Rule("winograd", winograd_knobs, schedule_winograd),
-        Rule("winograd_wgrad", winograd_wgrad_knobs, schedule_weight_gradient),
-        Rule("depthwise", map_knobs, schedule_map),
-        Rule("wgrad", wgrad_knobs, schedule_weight_gradient),
-        Rule("depthwise_wgrad", map_knobs, schedule_depthwise_gradient),
-        Rule("window", map_knobs, schedule_map),
-        Rule("pointwise", map_knobs, schedule_map),
-        Rule("partial", map_knobs, schedule_partial),
-    )
-}
+def choose(kernel: Kernel, layouts: Layouts, machine: Machine) -> Choice:
+    """The first strategy that applies to a kernel of a plan."""
+    declined: dict[str, str] = {}
+    for row in STRATEGIES:
+        if row.made_for(kernel):
+            found = row.asked(kernel, layouts)
+            if not isinstance(found, Declined):
+                return Choice(row, found, declined)
+            declined[row.kind] = found.reason
+    return Choice(FALLBACK, AnyFacts(vector=machine.lanes(FLOAT)), declined)
 
 
-@dataclass(frozen=True)
-class Scheduled:
-    """A scheduled kernel, the rule's kind (``fallback`` included) and the knobs that were used."""
-
-    module: IRModule
-    rule: str
-    knobs: Knobs
-    declined: tuple[Declined, ...] = ()
+def read(kind: str, extents: Mapping[str, int]) -> Facts | Declined:
+    """The facts that a record of a kind holds by name."""
+    row = BY_KIND.get(kind)
+    return row.facts.read(extents) if row else Declined(f"there is no strategy {shown(kind)}")
 
 
-def schedule(low: Lowered, machine: Machine, knobs: Knobs | None = None) -> Scheduled:
-    """Schedule a kernel with given knobs, or with the analytic ones.
-
-    Args:
-        low: the unscheduled kernel.
-        machine: lanes, registers and caches that analytic knobs follow.
-        knobs: a record's knobs; a record may change speed, never results.
-    """
-    rule = RULES.get(low.kind)
-    if rule is None:
-        declined = Declined(f"no rule for {low.kind} kernels")
-    elif not low.extents.get("lanes"):
-        declined = Declined("the kernel does not run over channel blocks")
-    else:
-        chosen = knobs or rule.knobs(low.extents, machine)
-        return Scheduled(rule.apply(low, chosen).mod, rule.kind, chosen)
-    return Scheduled(schedule_fallback(low, machine.lanes).mod, "fallback", {}, (declined,))
+def legal(kind: str, extents: Mapping[str, int], knobs: Mapping[str, int]) -> Declined | None:
+    """Why a record's knobs cannot schedule a kernel of its extents, or None where they can."""
+    facts = read(kind, extents)
+    return facts if isinstance(facts, Declined) else BY_KIND[kind].misfit(facts, knobs)

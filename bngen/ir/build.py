@@ -104,6 +104,11 @@ class GraphBuilder:
         """The node built so far that assigns ``value``; None for an input."""
         return self._producers.get(self.resolve(value))
 
+    def number(self, value: Value) -> float | int | bool | None:
+        """The number that a constant holds; None where ``value`` is none."""
+        node = self.producer(value)
+        return node.attrs["value"] if node is not None and node.row.literal else None
+
     # --- building -----------------------------------------------------------------------------
 
     def input(

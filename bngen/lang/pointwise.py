@@ -17,6 +17,7 @@ from bngen.lang.tensor import (
     emit,
     floating,
     power,
+    quotient,
     same_float_type,
 )
 from bngen.lang.trace import current_trace, error
@@ -42,7 +43,7 @@ def mul(input: Operand, other: Operand) -> Tensor:
 
 def div(input: Operand, other: Operand) -> Tensor:
     """``input / other``; integers divide as float32."""
-    return arithmetic("div", input, other)
+    return quotient(input, other)
 
 
 def pow(input: Operand, exponent: Operand) -> Tensor:

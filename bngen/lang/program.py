@@ -207,7 +207,7 @@ def inline(graph: Graph, arguments: Sequence[Tensor]) -> Any:
     streams: dict[int, int] = {}
     for node in graph.nodes:
         attrs = dict(node.attrs)
-        if node.op == "random_uniform":
+        if node.row.random:
             # Draws that share a stream must go on sharing it: a mask that backward recomputes.
             if attrs["stream"] not in streams:
                 streams[attrs["stream"]] = into.next_stream()

@@ -14,8 +14,9 @@ import numbers
 from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
-from bngen.dtypes import DTYPES, FLOAT, INDEX, meet
+from bngen.dtypes import BOOL, DTYPES, FLOAT, INDEX, meet
 from bngen.ir.attributes import shown
+from bngen.ir.ops import OPS
 from bngen.ir.ops.reduce import normalize_axes
 from bngen.ir.ops.row import ShapeError
 from bngen.ir.types import TensorType, Value
@@ -180,10 +181,10 @@ class Tensor:
         return arithmetic("mul", other, self)
 
     def __truediv__(self, other: Tensor | Scalar) -> Tensor:
-        return arithmetic("div", self, other)
+        return quotient(self, other)
 
     def __rtruediv__(self, other: Scalar) -> Tensor:
-        return arithmetic("div", other, self)
+        return quotient(other, self)
 
     def __pow__(self, other: Tensor | Scalar) -> Tensor:
         return power(self, other)
@@ -415,11 +416,11 @@ def constant(value: Scalar, dtype: str) -> Tensor:
     return emit("constant", value=value, dtype=dtype)
 
 
-def _number(label: str, x: Scalar, dtype: str) -> Tensor:
+def _number(label: str, x: Scalar, dtype: str, wraps: bool) -> Tensor:
     """A number that meets tensors of ``dtype``; refused where it is none of that type's.
 
-    Sums and products wrap, so there an integer counts modulo the range, as in PyTorch. PyTorch
-    wraps it in comparisons, too, where nothing of what was written is left: ``uint8 > -1`` would
+    Where results wrap, an integer counts modulo the range, as in PyTorch. PyTorch wraps it in
+    comparisons, too, where nothing of what was written is left: ``uint8 > -1`` would
     be false everywhere.
     """
     if DTYPES[dtype].is_float:
@@ -427,16 +428,25 @@ def _number(label: str, x: Scalar, dtype: str) -> Tensor:
             return constant(float(x), dtype)
         except OverflowError:
             raise error(f"{label}: {shown(x)} exceeds every floating-point number") from None
-    if dtype == "bool" or holds(dtype, x):
+    if dtype == BOOL or holds(dtype, x):
         return constant(x, dtype)
-    if label in ("add", "sub", "mul") and holds(INDEX, x):
+    if wraps and holds(INDEX, x):
         return constant(wrapped(int(x), dtype), dtype)
     hint = "convert the tensor to a wider type first, such as .to(bg.int64) or .float()"
     raise error(f"{label}: {shown(x)} is no {dtype}, which the tensor beside it is", hint)
 
 
-def coerce(label: str, operands: Sequence[Any]) -> list[Tensor]:
-    """All operands as tensors of the one dtype in which they meet."""
+def coerce(
+    label: str, operands: Sequence[Any], *, wraps: bool = False, floats: bool = False
+) -> list[Tensor]:
+    """All operands as tensors of the one dtype in which they meet.
+
+    Args:
+        label: what the user called.
+        operands: tensors and numbers.
+        wraps: take numbers modulo the range of an integer dtype.
+        floats: take integers as floating-point numbers.
+    """
     for x in operands:
         if isinstance(x, Tensor):
             check_tensor(label, "operand", x)
@@ -452,18 +462,26 @@ def coerce(label: str, operands: Sequence[Any]) -> list[Tensor]:
             [scalar_dtype(x) for x in operands if not isinstance(x, Tensor)],
         )
     )
-    if label == "div" and not DTYPES[dtype].is_float:
+    if floats and not DTYPES[dtype].is_float:
         dtype = FLOAT
-    return [x.to(dtype) if isinstance(x, Tensor) else _number(label, x, dtype) for x in operands]
+    return [
+        x.to(dtype) if isinstance(x, Tensor) else _number(label, x, dtype, wraps) for x in operands
+    ]
 
 
 def arithmetic(op: str, *operands: Tensor | Scalar, label: str | None = None) -> Tensor:
     """A pointwise op over operands of mixed kinds, dtypes and shapes that broadcast."""
-    label = label or op
-    xs = coerce(label, operands)
-    if op in ("sub", "neg", "abs") and xs[0].dtype == "bool":
+    label, row = label or op, OPS[op]
+    xs = coerce(label, operands, wraps=row.wraps)
+    if row.takes == "number" and xs[0].dtype == BOOL:
         raise error(f"{label}: not defined for bool", "convert it with .to(bg.float32)")
     return emit(op, *xs, label=label, hint=SHAPE_HINT)
+
+
+def quotient(dividend: Tensor | Scalar, divisor: Tensor | Scalar, label: str = "div") -> Tensor:
+    """``dividend / divisor``; integers divide as float32."""
+    xs = coerce(label, (dividend, divisor), floats=True)
+    return emit("div", *xs, label=label, hint=SHAPE_HINT)
 
 
 def floating(op: str, x: Tensor, **attrs: Any) -> Tensor:
@@ -477,7 +495,7 @@ def power(x: Tensor | Scalar, exponent: Tensor | Scalar) -> Tensor:
     if isinstance(x, Tensor) and is_scalar(exponent):
         check_tensor("pow", "input", x)
         base = x.to(meet(([x.dtype], [], [scalar_dtype(exponent)])))
-        if exponent == 2 and base.dtype != "bool":
+        if exponent == 2 and base.dtype != BOOL:
             return arithmetic("mul", base, base, label="pow")
         if not base.type.is_float:
             return _integer_power(base, int(exponent))
@@ -486,7 +504,7 @@ def power(x: Tensor | Scalar, exponent: Tensor | Scalar) -> Tensor:
                 1: lambda: base,
                 0.5: base.sqrt,
                 -0.5: base.rsqrt,
-                -1: lambda: arithmetic("div", 1.0, base, label="pow"),
+                -1: lambda: quotient(1.0, base, label="pow"),
             }[exponent]()
     base, exponent = coerce("pow", (x, exponent))
     if not base.type.is_float:
@@ -497,7 +515,7 @@ def power(x: Tensor | Scalar, exponent: Tensor | Scalar) -> Tensor:
 
 def _integer_power(x: Tensor, exponent: int) -> Tensor:
     """By squaring; products wrap."""
-    if x.dtype == "bool":
+    if x.dtype == BOOL:
         raise error("pow: not defined for bool", "convert it with .to(bg.float32)")
     if exponent < 0 or not holds(x.dtype, exponent):
         hint = "convert it to floating point first, .float()"
@@ -550,8 +568,8 @@ def reduction(
 
 
 def _largest(label: str, x: Tensor, dim: int | Sequence[int] | None, keepdim: bool) -> Tensor:
-    if x.dtype == "bool":
-        return reduction("amax", x.to("uint8"), dim, keepdim, label).to("bool")
+    if x.dtype == BOOL:
+        return reduction("amax", x.to("uint8"), dim, keepdim, label).to(BOOL)
     return reduction("amax", x, dim, keepdim, label)
 
 

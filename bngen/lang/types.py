@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from bngen.dtypes import DTYPES, FLOAT, INDEX, NAMES
+from bngen.dtypes import BOOL, DTYPES, FLOAT, INDEX, NAMES
 from bngen.ir.attributes import shown, type_misfit
 from bngen.ir.types import TensorType
 from bngen.lang.trace import error
@@ -77,7 +77,7 @@ def flag(label: str, what: str, x: Any) -> bool:
 def scalar_dtype(x: Scalar) -> str:
     """What a number counts as when it meets tensors."""
     if isinstance(x, bool | np.bool_):
-        return "bool"
+        return BOOL
     return INDEX if isinstance(x, numbers.Integral) else FLOAT
 
 

@@ -14,7 +14,7 @@ from tvm import te, tirx
 
 from bngen.ir.types import TensorType
 from bngen.lower.opaque import Expr, dtype_of, holds
-from bngen.plan.layout import Blocked, Layout, Plain, channel_axis
+from bngen.plan.layout import Blocked, Layout, Plain
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ def lane_of(axis: Any, layout: Blocked) -> Lane:
 def physical_index(type_: TensorType, layout: Layout, coord: Coord) -> list[Expr]:
     """Index into the physical array for a logical coordinate."""
     if isinstance(layout, Plain):
-        return [logical(c) for c in coord]
-    axis = channel_axis(len(type_.shape))
+        return [logical(coord[axis]) for axis in layout.order(len(coord))]
+    axis = type_.channel_axis
     lane = lane_of(coord[axis], layout)
     rest = [logical(c) for i, c in enumerate(coord) if i != axis]
     return [lane.block, *rest, lane.lane]
@@ -79,8 +79,9 @@ def physical_index(type_: TensorType, layout: Layout, coord: Coord) -> list[Expr
 def logical_coord(type_: TensorType, layout: Layout, index: Sequence[Expr]) -> tuple[Any, ...]:
     """The inverse of `physical_index` for plain and blocked layouts."""
     if isinstance(layout, Plain):
-        return tuple(index)
-    axis = channel_axis(len(type_.shape))
+        at = dict(zip(layout.order(len(index)), index, strict=True))
+        return tuple(at[axis] for axis in range(len(index)))
+    axis = type_.channel_axis
     rest = list(index[1:-1])
     rest.insert(axis, Lane(index[0], index[-1], layout))
     return tuple(rest)

@@ -235,13 +235,9 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "random_uniform": _random_uniform,
     "one_hot": _one_hot,
     "bias_add": lambda e, x, bias: add(x, bias),
-    "bn_normalize": lambda e, x, mean, var, weight, bias: _bn_apply(
-        e, x, mean, _inverse_std(e, var, weight), bias
-    ),
     "bn_scale": _inverse_std,
     "bn_apply": _bn_apply,
     "bn_update": _bn_update,
-    "bn_grad_direct": lambda e, dy, var, weight: scaled(dy, _inverse_std(e, var, weight)),
     "channel_scale": lambda e, x, scale: scaled(x, scale),
     "bn_grad_affine": lambda e, x, mean, slope, offset: _bn_apply(e, x, mean, slope, offset),
     "bn_grad_apply": lambda e, dy, x, mean, scale, mean_dy, slope: scaled(

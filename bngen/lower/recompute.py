@@ -19,7 +19,6 @@ from collections.abc import Callable, Hashable, Mapping
 from tvm import tirx
 
 from bngen.ir.node import Node
-from bngen.ir.ops import OPS
 from bngen.ir.types import Value
 from bngen.lower import opaque
 from bngen.lower.coords import Coord, Lane, broadcast_coord
@@ -94,18 +93,15 @@ def _in_scope(bound: list[tuple[tirx.Var, Expr]], result: Expr) -> Expr:
 
 def _operands(node: Node, coord: Coord) -> list[tuple[Value, Coord] | None]:
     """What a pointwise node reads to compute its element at a coordinate."""
-    row, out = OPS[node.op], node.out.shape
-    roles = [name.rstrip("?") for name in row.operands]
+    row, out = node.row, node.out.shape
     operands: list[tuple[Value, Coord] | None] = []
-    for role, v in zip(roles, node.inputs, strict=True):
+    for role, v in zip(row.roles, node.inputs, strict=True):
         if v is None:
             operands.append(None)
         elif role in row.channel:
             operands.append((v, (coord[1],)))
-        elif node.op == "one_hot":
-            operands.append((v, (coord[0], *coord[2:])))
-        elif node.op == "random_uniform":
-            operands.append((v, (0,) * len(v.shape)))
+        elif row.new_axis is not None:
+            operands.append((v, (*coord[: row.new_axis], *coord[row.new_axis + 1 :])))
         else:
             operands.append((v, broadcast_coord(coord, v.shape, out)))
     return operands

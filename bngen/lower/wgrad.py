@@ -15,93 +15,59 @@ from __future__ import annotations
 
 from tvm import te, tirx
 
-from bngen.ir.types import Value
-from bngen.lower.body import Body, Lowered
-from bngen.lower.conv import Geometry, operand
+from bngen.lower.body import Body
 from bngen.lower.coords import Lane, lane_of, logical_coord, zero
-from bngen.lower.winograd import POINTS, TILE, is_winograd, weight_sums, windows_of
+from bngen.lower.facts import Layouts
+from bngen.lower.geometry import Geometry
+from bngen.lower.lowered import Lowered
+from bngen.lower.operand import gradient, operand, row_of
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked, physical_shape
 
 
-def lower_weight_gradient(kernel: Kernel, layouts: dict) -> Lowered:
-    """dW[k,c,r,s] = sum over n h w of x * dy."""
-    node = kernel.anchor
-    x, dy = node.inputs
-    k, cg, rows, cols = node.out.shape
-    groups = node.attrs["groups"]
-    outer: Blocked = layouts[dy]
-    inner = layouts[x]
-    geo = _forward_geometry(node)
-    depthwise = groups > 1 and cg == 1 and k == groups and inner == outer
-    aligned = groups == 1 or (cg % outer.lanes == 0 and k // groups % outer.lanes == 0)
-    if not depthwise and not aligned:
-        return _generic_weight_gradient(kernel, layouts, geo)
-    wide = isinstance(inner, Blocked)
-    winograd = wide and is_winograd(kernel)
-    kind = "winograd_wgrad" if winograd else "depthwise_wgrad" if depthwise else "wgrad"
-    body = Body(kernel, layouts, kind)
-    if winograd:
-        geo = geo.of_whole_tiles(TILE)
-    data, grad = operand(body, x, geo, "pad"), _gradient(body, dy, geo)
-    n, (h, w) = dy.shape[0], geo.out
-    if winograd:
-        partial = weight_sums(body, data, grad)
-        taps = windows_of(partial)
-        h, w, rows, cols = h // TILE, w // TILE, POINTS, POINTS
-    else:
-        sums = _depthwise_sums if depthwise else _blocked_sums
-        taps = partial = sums(data, grad, geo, groups)
+def lower_weight_gradient(kernel: Kernel, layouts: Layouts) -> Lowered:
+    """dW[k,c,r,s] = sum over n h w of x * dy, over whole channel blocks of each group."""
+    node, body = kernel.anchor, Body(kernel, layouts)
+    geo, (x, dy) = Geometry.weight_gradient(node), node.inputs
+    data, grad = operand(body, x, geo), gradient(body, dy, geo)
+    unpacked(body, _blocked_sums(data, grad, geo, node.attrs["groups"]))
+    return body.finish("partial")
 
-    def unpack(ki, ci, r, s):
+
+def lower_depthwise_gradient(kernel: Kernel, layouts: Layouts) -> Lowered:
+    """The same where each channel is a group of its own, x and dy laid out alike."""
+    node, body = kernel.anchor, Body(kernel, layouts)
+    geo, (x, dy) = Geometry.weight_gradient(node), node.inputs
+    sums = _depthwise_sums(operand(body, x, geo), gradient(body, dy, geo), geo)
+    outer: Blocked = layouts[dy]
+
+    def unpack(*index):
+        ki, ci, r, s = logical_coord(node.out.type, layouts[node.out], index)
         lane = lane_of(ki, outer)
-        if depthwise:
-            return taps[lane.block, r, s, lane.lane]
-        if not wide:
+        return sums[lane.block, r, s, lane.lane]
+
+    shape = physical_shape(node.out.type, layouts[node.out])
+    body.results[node.out] = te.compute(shape, unpack, name="dweight")
+    return body.finish("partial")
+
+
+def unpacked(body: Body, taps: te.Tensor) -> None:
+    """The kernel's result from ``(Kb, Cb of a group, R, S, in lanes, out lanes)``."""
+    node = body.kernel.anchor
+    inner, outer = (body.layouts[v] for v in node.inputs)
+    groups, layout = node.attrs["groups"], body.layouts[node.out]
+
+    def unpack(*index):
+        ki, ci, r, s = logical_coord(node.out.type, layout, index)
+        lane = lane_of(ki, outer)
+        if not isinstance(inner, Blocked):
             return taps[lane.block, ci, r, s, 0, lane.lane]
         lanes = inner.lanes
         source = lane_of(ci, inner) if groups == 1 else Lane(ci // lanes, ci % lanes, inner)
         return taps[lane.block, source.block, r, s, source.lane, lane.lane]
 
-    body.results[node.out] = te.compute(node.out.shape, unpack, name="dweight")
-    body.lowered.main = "partial"
-    return body.finish(
-        n=n, h=h, w=w, out_blocks=outer.blocks, lanes=outer.lanes, r=rows, s=cols,
-        in_blocks=1 if depthwise else int(partial.shape[1]),
-        in_lanes=inner.lanes if wide and not depthwise else 1,
-        stride_h=geo.stride[0], stride_w=geo.stride[1], padded_w=int(data.shape[3]),
-        dilation_h=geo.dilation[0], groups=groups,
-    )  # fmt: skip
-
-
-def _forward_geometry(node) -> Geometry:
-    """Geometry of the forward convolution that a weight gradient belongs to."""
-
-    class Forward:
-        attrs = node.attrs
-        inputs = (node.inputs[0], node.out)
-        out = node.inputs[1]
-
-    return Geometry(Forward, flipped=False)
-
-
-def _gradient(body: Body, dy: Value, geo: Geometry) -> te.Tensor:
-    """The gradient with its load slot applied, zero where tiles reach over the map."""
-    layout: Blocked = body.layouts[dy]
-    blocks, n, h, w, lanes = physical_shape(dy.type, layout)
-    whole = geo.out == (h, w)
-    if whole and body.is_loaded(dy):
-        return body.tensors[dy]
-
-    def element(*index):
-        value = body.at(dy, logical_coord(dy.type, layout, index))
-        return value if whole else tirx.if_then_else(
-            tirx.all(index[2] < h, index[3] < w), value, zero(dy.dtype)
-        )  # fmt: skip
-
-    tensor = te.compute((blocks, n, *geo.out, lanes), element, name="grad")
-    body.lowered.pads.append("grad")
-    return tensor
+    shape = physical_shape(node.out.type, layout)
+    body.results[node.out] = te.compute(shape, unpack, name="dweight")
 
 
 def _pixels(grad: te.Tensor) -> list[te.IterVar]:
@@ -110,7 +76,7 @@ def _pixels(grad: te.Tensor) -> list[te.IterVar]:
     return [te.reduce_axis((0, e), name) for e, name in zip(extents, "nhw", strict=True)]
 
 
-def _depthwise_sums(data: te.Tensor, grad: te.Tensor, geo: Geometry, _: int) -> te.Tensor:
+def _depthwise_sums(data: te.Tensor, grad: te.Tensor, geo: Geometry) -> te.Tensor:
     """``(blocks, R, S, lanes)``."""
     (sh, sw), (dh, dw) = geo.stride, geo.dilation
     n, h, w = axes = _pixels(grad)
@@ -137,17 +103,20 @@ def _blocked_sums(data: te.Tensor, grad: te.Tensor, geo: Geometry, groups: int) 
     return te.compute(shape, element, name="partial")
 
 
-def _generic_weight_gradient(kernel: Kernel, layouts: dict, geo: Geometry) -> Lowered:
+def lower_unpacked_gradient(kernel: Kernel, layouts: Layouts) -> Lowered:
+    """Groups that cut channel blocks: right for anything, not tuned."""
     node = kernel.anchor
-    body = Body(kernel, layouts, "generic")
+    geo = Geometry.weight_gradient(node)
+    body = Body(kernel, layouts)
     x, dy = node.inputs
     n, k, oh, ow = dy.shape
     groups, cg = node.attrs["groups"], node.out.shape[1]
     (sh, sw), (dh, dw) = geo.stride, geo.dilation
     im, h, w = (te.reduce_axis((0, e), a) for e, a in ((n, "n"), (oh, "h"), (ow, "w")))
 
-    def element(ki, ci, r, s):
-        (y, in_h), (z, in_w) = geo.inside(0, h * sh + r * dh), geo.inside(1, w * sw + s * dw)
+    def element(*index):
+        ki, ci, r, s = logical_coord(node.out.type, layouts[node.out], index)
+        (y, in_h), (z, in_w) = row_of(geo, 0, h * sh + r * dh), row_of(geo, 1, w * sw + s * dw)
         source = tirx.floordiv(ki, k // groups) * cg + ci
         product = body.at(x, (im, source, y, z)) * body.at(dy, (im, ki, h, w))
         tests = [*in_h, *in_w]
@@ -155,7 +124,6 @@ def _generic_weight_gradient(kernel: Kernel, layouts: dict, geo: Geometry) -> Lo
             product = tirx.if_then_else(tirx.all(*tests), product, zero(x.dtype))
         return te.sum(product, axis=[im, h, w])
 
-    result = te.compute(node.out.shape, element, name="conv")
-    body.results[node.out] = result
-    body.lowered.main = "conv"
-    return body.finish(n=n, h=oh, w=ow, out_blocks=k, lanes=1)
+    shape = physical_shape(node.out.type, layouts[node.out])
+    body.results[node.out] = te.compute(shape, element, name="conv")
+    return body.finish("conv")

@@ -1,4 +1,4 @@
-"""Pools and their gradients; the load slot is applied into a scratch tile, as for convolutions.
+"""Pools; the load slot is applied into a scratch tile, as for convolutions.
 
 Blocks: ``pad`` (scratch), ``window`` (the fold over the window, for a maximum also which tap won),
 then the store slot.
@@ -7,42 +7,31 @@ then the store slot.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-import numpy as np
 from tvm import te, tirx
 
 from bngen.ir.node import Node
 from bngen.ir.ops.pool import adaptive_bounds
 from bngen.ir.types import Value
-from bngen.lower.body import Body, Lowered, identifier
+from bngen.lower.averages import divisor, share, window_sum
+from bngen.lower.body import Body
 from bngen.lower.coords import Lane, zero
+from bngen.lower.facts import Layouts
+from bngen.lower.lowered import Lowered, identifier
 from bngen.lower.opaque import Expr, dtype_of
 from bngen.lower.pointwise import maximum_over
+from bngen.lower.pool_gradients import adaptive_grad, avg_pool_grad, max_pool_grad
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked, physical_shape
 
-LONG_WINDOW = 64
-"""Taps that are summed in the element's own type: they lose no more than 4e-6."""
 
-
-def lower_window(kernel: Kernel, layouts: dict) -> Lowered:
+def lower_window(kernel: Kernel, layouts: Layouts) -> Lowered:
     """Any pool or pool gradient."""
-    node = kernel.anchor
-    body = Body(kernel, layouts, "window")
-    makers = {
-        "max_pool2d": _max_pool,
-        "avg_pool2d": _avg_pool,
-        "adaptive_avg_pool2d": _adaptive,
-        "max_pool2d_grad": _max_pool_grad,
-        "avg_pool2d_grad": _avg_pool_grad,
-        "adaptive_avg_pool2d_grad": _adaptive_grad,
-    }
-    makers[node.op](body, node)
-    body.lowered.main = "window"
+    body = Body(kernel, layouts)
+    POOLS[kernel.anchor.op](body, kernel.anchor)
     body.store_slot()
-    n, _, h, w = node.out.shape
-    layout = layouts[node.out]
-    return body.finish(n=n, h=h, w=w, out_blocks=layout.blocks, lanes=layout.lanes)
+    return body.finish("window")
 
 
 def _scratch(body: Body, x: Value, lo: tuple[int, int], extent: tuple[int, int], fill: float):
@@ -139,58 +128,18 @@ def _first_tap(node: Node):
     return lambda h, w: skipped(h, sh, ph, dh) * kw + skipped(w, sw, pw, dw)
 
 
-def _window_sum(value: Expr, axes: list) -> Expr:
-    """A sum over the taps of a window, in float64 where there are so many that digits would go."""
-    taps = math.prod(int(a.dom.extent) for a in axes)
-    return te.sum(tirx.Cast("float64", value) if taps > LONG_WINDOW else value, axis=axes)
-
-
-def _share(total: Expr, count: Expr, dtype: str) -> Expr:
-    """``total / count`` in a value's own type, divided in that of the total."""
-    share = total / tirx.Cast(dtype_of(total), count)
-    return share if dtype_of(share) == dtype else tirx.Cast(dtype, share)
-
-
-def _define_narrowed(body: Body, out: Value, total: te.Tensor) -> None:
-    """Later reads of ``out`` read ``total``, by way of a stage where it is wider than ``out``."""
-    if str(total.dtype) == out.dtype:
-        body.define(out, total)
-        return
-    narrow = te.compute(total.shape, lambda *i: tirx.Cast(out.dtype, total(*i)), name="mid_sum")
-    body.define(out, narrow)
-    body.lowered.tiles.append("mid_sum")
-
-
 def _avg_pool(body: Body, node: Node) -> None:
     (out,) = node.outputs
     shape = physical_shape(out.type, body.layouts[out])
     (r, s), tap = _forward(body, node, 0.0)
-    total = te.compute(shape, lambda *i: _window_sum(tap(*i, r, s), [r, s]), name="window")
-    share = _divisor(node, node.inputs[0].shape[2:])
+    total = te.compute(shape, lambda *i: window_sum(tap(*i, r, s), [r, s]), name="window")
+    count = divisor(node, node.inputs[0].shape[2:])
 
     def mean(cb, n, h, w, lane):
-        return _share(total(cb, n, h, w, lane), share(h, w), out.dtype)
+        return share(total(cb, n, h, w, lane), count(h, w), out.dtype)
 
     body.define(out, te.compute(shape, mean, name="mid_mean"))
     body.lowered.tiles.append("mid_mean")
-
-
-def _divisor(node: Node, source: tuple[int, int]):
-    """The count by which output (h, w) of an average pool is divided, as an expression."""
-    bounds = []
-    for i, size in enumerate(source):
-        k, s, p = node.attrs["kernel"][i], node.attrs["stride"][i], node.attrs["padding"][i]
-        bounds.append((k, s, p, size))
-    pads = node.attrs["count_include_pad"]
-
-    def extent(o: Expr, i: int) -> Expr:
-        k, s, p, size = bounds[i]
-        start = o * s - p
-        if pads:
-            return tirx.min(start + k, size + p) - start
-        return tirx.min(start + k, size) - tirx.max(start, 0)
-
-    return lambda h, w: extent(h, 0) * extent(w, 1)
 
 
 def _adaptive(body: Body, node: Node) -> None:
@@ -212,94 +161,25 @@ def _adaptive(body: Body, node: Node) -> None:
         if not exact:
             tests = tirx.all(h0 + axes[0] < h1, w0 + axes[1] < w1)
             value = tirx.if_then_else(tests, value, zero(x.dtype))
-        return _window_sum(value, axes)
+        return window_sum(value, axes)
 
     shape = physical_shape(out.type, layout)
     total = te.compute(shape, element, name="window")
 
     def mean(cb, n, h, w, lane):
         (h0, h1), (w0, w1) = range_of(h, 0), range_of(w, 1)
-        return _share(total(cb, n, h, w, lane), (h1 - h0) * (w1 - w0), out.dtype)
+        return share(total(cb, n, h, w, lane), (h1 - h0) * (w1 - w0), out.dtype)
 
     body.define(out, te.compute(shape, mean, name="mid_mean"))
     body.lowered.tiles.append("mid_mean")
 
 
-def _scatter(body: Body, node: Node, term) -> None:
-    """A pool's gradient: sum over the windows that cover (h, w) of ``term(oh, ow, tap)``."""
-    out = node.out
-    layout: Blocked = body.layouts[out]
-    (kh, kw), (sh, sw) = node.attrs["kernel"], node.attrs["stride"]
-    (ph, pw), (dh, dw) = node.attrs["padding"], node.attrs.get("dilation", (1, 1))
-    oh, ow = node.inputs[0].shape[2:]
-    r, s = te.reduce_axis((0, kh), "r"), te.reduce_axis((0, kw), "s")
-
-    def element(cb, n, h, w, lane):
-        y, x = h + ph - r * dh, w + pw - s * dw
-        tests = [y >= 0, y <= (oh - 1) * sh, x >= 0, x <= (ow - 1) * sw]
-        tests += [tirx.floormod(y, sh) == 0] if sh > 1 else []
-        tests += [tirx.floormod(x, sw) == 0] if sw > 1 else []
-        coord = (n, Lane(cb, lane, layout), tirx.floordiv(y, sh), tirx.floordiv(x, sw))
-        value = term(coord, r * kw + s)
-        return _window_sum(tirx.if_then_else(tirx.all(*tests), value, zero(out.dtype)), [r, s])
-
-    total = te.compute(physical_shape(out.type, layout), element, name="window")
-    _define_narrowed(body, out, total)
-
-
-def _max_pool_grad(body: Body, node: Node) -> None:
-    dy, index = node.inputs
-
-    def term(coord, tap):
-        hit = tirx.EQ(body.at(index, coord), tirx.Cast("int32", tap))
-        return tirx.Select(hit, body.at(dy, coord), zero(dy.dtype))
-
-    _scatter(body, node, term)
-
-
-def _avg_pool_grad(body: Body, node: Node) -> None:
-    (dy,) = node.inputs
-    share = _divisor(node, tuple(node.attrs["shape"][2:]))
-
-    def term(coord, tap):
-        return _share(body.at(dy, coord), share(coord[2], coord[3]), dy.dtype)
-
-    _scatter(body, node, term)
-
-
-def _adaptive_grad(body: Body, node: Node) -> None:
-    """Each element gathers from the outputs whose range holds it: at most a few per axis."""
-    (dy,), out = node.inputs, node.out
-    layout: Blocked = body.layouts[out]
-    sizes, outs = out.shape[2:], dy.shape[2:]
-    bounds = [adaptive_bounds(s, o) for s, o in zip(sizes, outs, strict=True)]
-    covers = [
-        int(max(sum(lo <= p < hi for lo, hi in b) for p in range(s)))
-        for b, s in zip(bounds, sizes, strict=True)
-    ]
-    axes = [te.reduce_axis((0, c), name) for c, name in zip(covers, "rs", strict=True)]
-
-    def candidate(p: Expr, i: int) -> tuple[Expr, Expr, Expr, Expr]:
-        """The output that may hold p, the test that it does, and its range's extent."""
-        size, extent = sizes[i], outs[i]
-        o = (
-            (p * extent) // size
-            - (0 if covers[i] == 1 else _reach(bounds[i], size, extent))
-            + axes[i]
-        )
-        lo, hi = (o * size) // extent, ((o + 1) * size + extent - 1) // extent
-        return o, tirx.all(o >= 0, o < extent, lo <= p, p < hi), hi - lo, lo
-
-    def element(cb, n, h, w, lane):
-        (y, in_h, eh, _), (x, in_w, ew, _) = candidate(h, 0), candidate(w, 1)
-        value = _share(body.at(dy, (n, Lane(cb, lane, layout), y, x)), eh * ew, out.dtype)
-        return _window_sum(tirx.if_then_else(tirx.all(in_h, in_w), value, zero(out.dtype)), axes)
-
-    total = te.compute(physical_shape(out.type, layout), element, name="window")
-    _define_narrowed(body, out, total)
-
-
-def _reach(bounds: list[tuple[int, int]], size: int, extent: int) -> int:
-    """How far below ``p*extent//size`` the first output that holds p may lie."""
-    first = [min(o for o, (lo, hi) in enumerate(bounds) if lo <= p < hi) for p in range(size)]
-    return int(np.max([p * extent // size - f for p, f in enumerate(first)]))
+POOLS: dict[str, Callable[[Body, Node], None]] = {
+    "max_pool2d": _max_pool,
+    "avg_pool2d": _avg_pool,
+    "adaptive_avg_pool2d": _adaptive,
+    "max_pool2d_grad": max_pool_grad,
+    "avg_pool2d_grad": avg_pool_grad,
+    "adaptive_avg_pool2d_grad": adaptive_grad,
+}
+"""Op -> its stages, up to the one that defines its result."""

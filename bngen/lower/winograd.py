@@ -33,53 +33,37 @@ from typing import Any
 from tvm import te, tirx
 
 from bngen.lower.body import Body
-from bngen.lower.opaque import Expr
+from bngen.lower.facts import Layouts
+from bngen.lower.geometry import POINTS, TILE, Geometry
+from bngen.lower.lowered import Lowered
+from bngen.lower.opaque import Expr, dtype_of
+from bngen.lower.operand import gradient, operand
+from bngen.lower.wgrad import unpacked
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import physical_shape
-
-TILE = 2
-"""Rows and columns of outputs in a tile."""
-
-POINTS = 4
-"""Rows and columns of what a tile reads, and of the points it is computed at."""
-
-WINDOW = (3, 3)
-
-FEWEST_TILES = 16
-"""Tiles of a batch; a transformed weight costs as much as some eight products of it."""
-
-MOST_WASTE = 1.5
-"""Outputs computed for one that is wanted; products save a factor of 2.25."""
 
 Read = Callable[[Any], Expr]
 """An element by its number along one axis."""
 
 
-def is_winograd(kernel: Kernel) -> bool:
-    """Whether a convolution, or a gradient of one, is computed this way.
-
-    It must have a dense 3x3 window, no tile may lie in two groups of rows, and tiles must be many
-    enough to pay for the transform of the weights and must not reach far over the image.
-    """
-    node = kernel.anchor
-    attrs, gradient = node.attrs, node.op == "conv2d_grad_weight"
-    image, weight = (node.inputs[1], node.out) if gradient else (node.out, node.inputs[1])
-    n, _, h, w = image.shape
-    tiles = n * -(-h // TILE) * -(-w // TILE)
-    rows = [h * n // r.attrs["row_groups"] for r in kernel.store if r.row.is_partial]
-    return (
-        weight.shape[2:] == WINDOW
-        and attrs["stride"] == attrs["dilation"] == (1, 1)
-        and attrs["groups"] == 1
-        and all(r % TILE == 0 or r == h for r in rows)
-        and tiles >= FEWEST_TILES
-        and tiles * TILE**2 <= MOST_WASTE * n * h * w
-    )
+def lower_winograd(kernel: Kernel, layouts: Layouts) -> Lowered:
+    """A convolution, or a data gradient, with a dense 3x3 window over packed weights."""
+    x, weight = kernel.anchor.inputs
+    body = Body(kernel, layouts)
+    data = operand(body, x, Geometry.of_convolution(kernel.anchor).of_whole_tiles(TILE))
+    body.define(kernel.anchor.out, convolved(body, data, body.tensors[weight]))
+    body.store_slot()
+    return body.finish("merge")
 
 
-def products(h: int, w: int) -> int:
-    """Multiplications of a pair of channels for a map of h x w, transforms not counted."""
-    return POINTS**2 * -(-h // TILE) * -(-w // TILE)
+def lower_winograd_wgrad(kernel: Kernel, layouts: Layouts) -> Lowered:
+    """The weight gradient of such a convolution."""
+    x, dy = kernel.anchor.inputs
+    body = Body(kernel, layouts)
+    geo = Geometry.weight_gradient(kernel.anchor).of_whole_tiles(TILE)
+    sums = weight_sums(body, operand(body, x, geo), gradient(body, dy, geo))
+    unpacked(body, windows_of(sums))
+    return body.finish("partial")
 
 
 def points(body: Body, data: te.Tensor) -> te.Tensor:
@@ -165,7 +149,7 @@ def windows_of(sums: te.Tensor) -> te.Tensor:
         return _window(r, lambda i: _window(s, lambda j: sums[kb, cb, i, j, cl, lane]))
 
     out_blocks, in_blocks, _, _, in_lanes, lanes = sums.shape
-    return te.compute((out_blocks, in_blocks, *WINDOW, in_lanes, lanes), element, name="windows")
+    return te.compute((out_blocks, in_blocks, 3, 3, in_lanes, lanes), element, name="windows")
 
 
 def _choose(number: Expr, options: list[Any]) -> Expr:
@@ -184,8 +168,8 @@ def _inputs(i: Expr, d: Read) -> Expr:
 
 def _taps(i: Expr, g: Read) -> Expr:
     """Row i of G g: g0, (g0 + g1 + g2)/2, (g0 - g1 + g2)/2, g2."""
-    half = tirx.const(0.5, "float32")
     ends = g(0) + g(2)
+    half = tirx.const(0.5, dtype_of(ends))
     return _choose(i, [g(0), (ends + g(1)) * half, (ends - g(1)) * half, g(2)])
 
 
@@ -201,6 +185,7 @@ def _spread(i: Expr, dy: Read) -> Expr:
 
 def _window(r: Expr, m: Read) -> Expr:
     """Row r of G'm: m0 + (m1 + m2)/2, (m1 - m2)/2, (m1 + m2)/2 + m3."""
-    half = tirx.const(0.5, "float32")
-    both = (m(1) + m(2)) * half
+    both = m(1) + m(2)
+    half = tirx.const(0.5, dtype_of(both))
+    both = both * half
     return _choose(r, [m(0) + both, (m(1) - m(2)) * half, both + m(3)])

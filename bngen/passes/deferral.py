@@ -41,7 +41,7 @@ class Deferred:
 
 
 def defer_affine_gradients(graph: Graph) -> Graph:
-    """Push ``bn_grad_affine`` terms outwards through sums and channel slices."""
+    """Push deferrable terms (``bn_grad_affine``) outwards through sums and channel slices."""
     return _Deferral(graph).run()
 
 
@@ -77,13 +77,10 @@ class _Deferral:
         self.b.replace(value, affine if d.core is None else self.b.emit("add", d.core, affine))
 
     def combine(self, node: Node) -> Deferred | None:
-        if node.op == "bn_grad_affine":
+        if node.row.deferrable:
             return Deferred(None, *(self.b.resolve(v) for v in node.inputs))
-        if node.op == "add":
-            return self.combine_sum(node)
-        if node.op == "slice" and node.attrs["axis"] == 1:
-            return self.combine_slice(node)
-        return None
+        through = {"add": self.combine_sum, "slice": self.combine_slice}.get(node.op)
+        return through(node) if through else None
 
     def combine_sum(self, node: Node) -> Deferred | None:
         u, v = node.inputs
@@ -101,7 +98,7 @@ class _Deferral:
 
     def combine_slice(self, node: Node) -> Deferred | None:
         d = self.deferred.get(node.inputs[0])
-        if d is None:
+        if d is None or node.attrs["axis"] != node.out.type.channel_axis:
             return None
         start, stop = node.attrs["start"], node.attrs["stop"]
 

@@ -24,12 +24,10 @@ from __future__ import annotations
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import TensorType, Value
-from bngen.passes.rewrite import rewrite
+from bngen.passes.rewrite import Rule, rewrite
 
 ROWS_PER_GROUP_TARGET = 128
 """Pixels after which a group of rows is closed: float32 sums of so few lose no more than 1e-5."""
-
-
 LONGEST_ROW = 1024
 """Pixels of a row up to which its sum is one partial sum; longer ones are summed in float64."""
 
@@ -102,6 +100,17 @@ def _split_grad_deferred(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
     return b.emit("add", direct, affine, loc=node.loc), dweight, sum_dy
 
 
+FISSION: dict[tuple[bool, bool], dict[str, Rule]] = {
+    (one_sweep, deferred): {
+        "batch_norm": _split_one_sweep if one_sweep else _split_two_sweeps,
+        "batch_norm_grad": _split_grad_deferred if deferred else _split_grad,
+    }
+    for one_sweep in (False, True)
+    for deferred in (False, True)
+}
+"""(MVF, deferred gradient) -> coarse ops and their sub-layers; see the module's table."""
+
+
 def fission_batch_norm(graph: Graph, *, one_sweep: bool, deferred: bool) -> Graph:
     """Split every batch normalization and its gradient, see the module's table.
 
@@ -110,13 +119,7 @@ def fission_batch_norm(graph: Graph, *, one_sweep: bool, deferred: bool) -> Grap
         one_sweep: MVF, mean and variance in one reduction.
         deferred: the gradient as a part that needs dy and an affine function of x.
     """
-    return rewrite(
-        graph,
-        {
-            "batch_norm": _split_one_sweep if one_sweep else _split_two_sweeps,
-            "batch_norm_grad": _split_grad_deferred if deferred else _split_grad,
-        },
-    )
+    return rewrite(graph, FISSION[one_sweep, deferred])
 
 
 def _has_short_rows(x: Value) -> bool:
@@ -141,20 +144,23 @@ def _partial_grad_sums(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     return tuple(b.emit("sum", p, axes=(0,), loc=node.loc) for p in parts)
 
 
-def _partial_reduce(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
-    """A sum, mean or maximum over exactly ``n h w`` of a feature map."""
-    (x,) = node.inputs
-    if not _has_short_rows(x) or tuple(sorted(a % 4 for a in node.attrs["axes"])) != (0, 2, 3):
-        return None
-    fold = "amax" if node.op == "amax" else "sum"
-    partial = "partial_max" if node.op == "amax" else "partial_sum"
-    part = b.emit(partial, x, row_groups=row_groups(x.type), loc=node.loc)
-    total = b.emit(fold, part, axes=(0,), loc=node.loc)
-    if node.op == "mean":
-        total = b.emit("div", total, float(samples(x)))
-    if node.attrs["keepdims"]:
-        total = b.emit("reshape", total, shape=(1, x.shape[1], 1, 1))
-    return (total,)
+def _in_parts(partial: str, fold: str, *, averages: bool = False) -> Rule:
+    """The rule of a fold over exactly ``n h w`` of a feature map: partial results, folded."""
+
+    def rule(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
+        (x,) = node.inputs
+        axes = tuple(sorted(a % 4 for a in node.attrs["axes"]))
+        if not _has_short_rows(x) or axes != (0, 2, 3):
+            return None
+        part = b.emit(partial, x, row_groups=row_groups(x.type), loc=node.loc)
+        total = b.emit(fold, part, axes=(0,), loc=node.loc)
+        if averages:
+            total = b.emit("div", total, float(samples(x)))
+        if node.attrs["keepdims"]:
+            total = b.emit("reshape", total, shape=(1, x.shape[1], 1, 1))
+        return (total,)
+
+    return rule
 
 
 def _partial_mean(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
@@ -173,20 +179,21 @@ def _partial_var(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     return (b.emit("mul", b.emit("sum", part, axes=(0,)), 1.0 / samples(x)),)
 
 
+IN_PARTS: dict[str, Rule] = {
+    "bn_mean": _partial_mean,
+    "bn_var": _partial_var,
+    "bn_stats": _partial_stats,
+    "bn_grad_sums": _partial_grad_sums,
+    "sum": _in_parts("partial_sum", "sum"),
+    "mean": _in_parts("partial_sum", "sum", averages=True),
+    "amax": _in_parts("partial_max", "amax"),
+}
+"""Reductions over ``n h w`` -> partial ones and a small merge."""
+
+
 def split_reductions(graph: Graph) -> Graph:
     """Cut reductions over ``n h w`` into partial sums over groups of rows and a small merge."""
-    return rewrite(
-        graph,
-        {
-            "bn_mean": _partial_mean,
-            "bn_var": _partial_var,
-            "bn_stats": _partial_stats,
-            "bn_grad_sums": _partial_grad_sums,
-            "sum": _partial_reduce,
-            "mean": _partial_reduce,
-            "amax": _partial_reduce,
-        },
-    )
+    return rewrite(graph, IN_PARTS)
 
 
 def _hoist_normalize(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
@@ -210,6 +217,14 @@ def _hoist_grad_input(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
     return (b.emit("bn_grad_apply", dy, x, mean, scale, mean_dy, slope, loc=node.loc),)
 
 
+HOISTED: dict[str, Rule] = {
+    "bn_normalize": _hoist_normalize,
+    "bn_grad_direct": _hoist_grad_direct,
+    "bn_grad_input": _hoist_grad_input,
+}
+"""Sub-layers with square roots and divisions -> the same with these computed once a channel."""
+
+
 def hoist_channel_factors(graph: Graph) -> Graph:
     """Compute once a channel what depends on the channel alone: square roots, divisions.
 
@@ -217,11 +232,4 @@ def hoist_channel_factors(graph: Graph) -> Graph:
     weight); y = bn_apply(x, mean, scale, bias)``, and the same for BN's gradient. Forward and
     backward then share ``scale``.
     """
-    return rewrite(
-        graph,
-        {
-            "bn_normalize": _hoist_normalize,
-            "bn_grad_direct": _hoist_grad_direct,
-            "bn_grad_input": _hoist_grad_input,
-        },
-    )
+    return rewrite(graph, HOISTED)

@@ -53,8 +53,7 @@ def _pow(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
 
 
 def _pow_base(b: GraphBuilder, base: Value, exponent: Value, dy: Value) -> Value:
-    producer = b.producer(exponent)
-    constant = producer.attrs["value"] if producer and producer.op == "constant" else None
+    constant = b.number(exponent)
     if constant == 0:
         return b.zeros(dy.type)
     if constant == 1:

@@ -1,10 +1,13 @@
 """Layout: where the channels of every value lie, with copies only where two neighbours disagree.
 
-In: a graph without coarse ops, and the vector width. Out: the graph with ``copy`` nodes (packing of
-weights, NCHW at the borders) and a table value -> `Layout`.
+In: a graph without coarse ops, the vector width, and which of the users' arrays are channels-last.
+Out: the graph with ``copy`` nodes (packing of weights, users' order at the borders) and a table
+value -> `Layout`.
 
-Feature maps become `Blocked`; what the user hands in and gets back is `Plain`. A convolution reads
-a plain input of few channels (an image) as it is: its load slot writes the scratch tile anyway.
+Feature maps become `Blocked`; what the user hands in and gets back is `Plain`, in the order that is
+declared: a copy that is made anyway is made from that order, or to it, and whoever reads plain
+values element by element reads either. A convolution reads a plain input of few channels (an image)
+as it is: its load slot writes the scratch tile anyway.
 """
 
 from __future__ import annotations
@@ -15,31 +18,52 @@ from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
 from bngen.ir.ops import OPS
 from bngen.ir.types import Value
-from bngen.plan.layout import PLAIN, Blocked, Layout, PackedWeight, Plain, blocked, same_bytes
+from bngen.plan.formats import C_ORDER, Formats
+from bngen.plan.layout import (
+    PLAIN,
+    Blocked,
+    Layout,
+    PackedWeight,
+    Plain,
+    blocked,
+    plain,
+    same_bytes,
+)
 
 FEW_CHANNELS = 8
 """Below so many channels a plain tensor is not worth blocking."""
 
 
-def assign_layouts(graph: Graph, lanes: int) -> tuple[Graph, dict[Value, Layout]]:
+def assign_layouts(
+    graph: Graph, lanes: int, formats: Formats = C_ORDER
+) -> tuple[Graph, dict[Value, Layout]]:
     """Choose a layout for every value; see the module's text.
 
     Args:
         graph: after fission.
         lanes: float32 elements of a vector register.
+        formats: the users' arrays that are channels-last.
     """
-    return _Layouts(graph, lanes).run()
+    return _Layouts(graph, lanes, formats).run()
 
 
 class _Layouts:
     """One walk in execution order; ``of`` is the growing table over the new graph's values."""
 
-    def __init__(self, graph: Graph, lanes: int):
+    def __init__(self, graph: Graph, lanes: int, formats: Formats):
         self.graph, self.lanes = graph, lanes
         self.b = GraphBuilder.rewriting(graph)
-        self.of: dict[Value, Layout] = {v: PLAIN for v in graph.input_values()}
+        self.of: dict[Value, Layout] = {
+            i.value: plain(i.value.type, channels_last=i.name in formats.inputs)
+            for i in graph.inputs
+        }
+        self.results = [
+            plain(v.type, channels_last=i in formats.outputs) for i, v in enumerate(graph.outputs)
+        ]
+        self.goals = self.find_goals()
         self.copies: dict[tuple[Value, Layout], Value] = {}
-        self.conv_input = {n.inputs[1]: n.inputs[0] for n in graph.nodes if n.op == "conv2d"}
+        convolutions = (n for n in graph.nodes if n.row.direction == "forward")
+        self.conv_input = {n.inputs[1]: n.inputs[0] for n in convolutions}
 
     def run(self) -> tuple[Graph, dict[Value, Layout]]:
         for node in self.graph.nodes:
@@ -48,16 +72,34 @@ class _Layouts:
             inputs, layout = rule(node)
             self.b.add(node.with_inputs(inputs))
             self.of.update({v: self.fit(v, layout) for v in node.outputs})
-        outputs = [self.want(v, PLAIN) for v in self.graph.outputs]
-        updates = [(old, self.want(new, PLAIN)) for old, new in self.graph.updates]
+        wanted = zip(self.graph.outputs, self.results, strict=True)
+        outputs = [self.want(v, layout) for v, layout in wanted]
+        updates = [(old, self.want(new, self.of[old])) for old, new in self.graph.updates]
         return self.b.finish(outputs, updates=updates), self.of
+
+    def find_goals(self) -> dict[Value, Plain]:
+        """The order of axes in which plain values are wanted in the end.
+
+        Users want their results in it, and an update that is made element by element all that it
+        is made from.
+        """
+        goals: dict[Value, Plain] = {}
+        for v, layout in zip(self.graph.outputs, self.results, strict=True):
+            goals.setdefault(v, layout)
+        for target, new in self.graph.updates:
+            goals.setdefault(new, self.of[target])
+        for node in reversed(self.graph.nodes):
+            if node.out in goals and OPS[node.op].kind == "pointwise":
+                for v in node.operands:
+                    if v.shape == node.out.shape:
+                        goals.setdefault(v, goals[node.out])
+        return goals
 
     def fit(self, v: Value, layout: Layout) -> Layout:
         """``layout`` for a result, or plain where the result has not these channels."""
-        channels = v.shape[0 if len(v.shape) == 1 else 1] if v.shape else 0
-        if isinstance(layout, Blocked) and layout.channels != channels:
-            return PLAIN
-        return layout
+        if isinstance(layout, Blocked) and layout.channels == v.type.channels:
+            return layout
+        return self.goals.get(v, layout if isinstance(layout, Plain) else PLAIN)
 
     # --- helpers ------------------------------------------------------------------------------
 
@@ -76,14 +118,18 @@ class _Layouts:
             self.copies[copy, self.of[v]] = v
         return self.copies[v, layout]
 
+    def plain(self, v: Value) -> Value:
+        """``v`` in C order or channels last, for who reads it element by element."""
+        v = self.b.resolve(v)
+        return v if isinstance(self.of[v], Plain) else self.want(v, PLAIN)
+
     def plain_block(self, channels: int) -> Blocked:
         return blocked(self.lanes, (channels,))
 
     def feature_layout(self, x: Value) -> Blocked:
         """The blocked layout a feature map, or vector, has or would get."""
         layout = self.of[x]
-        channels = x.shape[0] if len(x.shape) == 1 else x.shape[1]
-        return layout if isinstance(layout, Blocked) else self.plain_block(channels)
+        return layout if isinstance(layout, Blocked) else self.plain_block(x.type.channels)
 
     def feature(self, x: Value) -> tuple[Value, Blocked]:
         layout = self.feature_layout(x)
@@ -101,7 +147,7 @@ class _Layouts:
         }
         by_kind = {
             "pointwise": self.pointwise, "reduce": self.reduce, "window": self.window,
-            "contract": lambda n: ([self.want(v, PLAIN) for v in n.inputs], PLAIN),
+            "contract": lambda n: ([self.plain(v) for v in n.inputs], PLAIN),
         }  # fmt: skip
         return specific.get(node.op) or by_kind[OPS[node.op].kind]
 
@@ -122,7 +168,7 @@ class _Layouts:
             x, inner = self.feature(x)
         packed = self.packing(w, inner, outer, groups, flipped=False)
         outer = packed.outer if packed else outer
-        return (x, self.want(w, packed) if packed else w), outer
+        return (x, self.want(w, packed) if packed else self.plain(w)), outer
 
     def packing(self, w, inner, outer, groups, *, flipped) -> PackedWeight | None:
         """How the weight is packed; None where the generic nest reads it plain."""
@@ -143,7 +189,8 @@ class _Layouts:
         shape, groups = node.attrs["shape"], node.attrs["groups"]
         outer = known if isinstance(known, Blocked) else self.plain_block(shape[1])
         packed = self.packing(w, inner, outer, groups, flipped=True)
-        return (dy, self.want(w, packed) if packed else w), packed.outer if packed else outer
+        w = self.want(w, packed) if packed else self.plain(w)
+        return (dy, w), packed.outer if packed else outer
 
     def conv2d_grad_weight(self, node: Node):
         x, dy = node.inputs
@@ -157,7 +204,6 @@ class _Layouts:
 
     def pointwise(self, node: Node):
         out = node.out
-        rank = len(out.shape)
         row = OPS[node.op]
         roles = [name.rstrip("?") for name in row.operands]
         layout = self.pointwise_layout(node)
@@ -165,17 +211,17 @@ class _Layouts:
         for role, v in zip(roles, node.inputs, strict=True):
             if v is None or not v.shape:
                 inputs.append(v)
-            elif role in row.channel or (len(v.shape) == rank and v.shape == out.shape):
-                inputs.append(self.want(v, layout if layout != PLAIN else PLAIN))
-            elif isinstance(layout, Blocked) and self.spans_channels(v, out):
+            elif isinstance(layout, Blocked) and (
+                role in row.channel or v.shape == out.shape or self.spans_channels(v, out)
+            ):
                 inputs.append(self.want(v, layout))
             else:
-                inputs.append(self.want(v, PLAIN))
+                inputs.append(self.plain(v))
         return inputs, layout
 
     def spans_channels(self, v: Value, out: Value) -> bool:
         """A broadcast operand of the result's rank that has all of its channels."""
-        axis = 0 if len(out.shape) == 1 else 1
+        axis = out.type.channel_axis
         return len(v.shape) == len(out.shape) and v.shape[axis] == out.shape[axis] > 1
 
     def pointwise_layout(self, node: Node) -> Layout:
@@ -187,8 +233,9 @@ class _Layouts:
         for v in spanning:
             if isinstance(self.of[v], Blocked):
                 return self.of[v]
-        many = rank == 4 and out.shape[1] >= FEW_CHANNELS
-        return self.plain_block(out.shape[1]) if many else PLAIN
+        if rank == 4 and out.shape[1] >= FEW_CHANNELS:
+            return self.plain_block(out.shape[1])
+        return next((self.of[v] for v in spanning if self.of[v] != PLAIN), PLAIN)
 
     # --- reductions, pools --------------------------------------------------------------------
 
@@ -213,9 +260,7 @@ class _Layouts:
         return 1 not in axes and (node.attrs["keepdims"] or axes == {0, 2, 3})
 
     def folds_groups(self, node: Node) -> bool:
-        return node.op in ("bn_merge_stats", "bn_merge_mean") or (
-            tuple(a % 2 for a in node.attrs.get("axes", (1,))) == (0,)
-        )
+        return node.row.merges or (tuple(a % 2 for a in node.attrs.get("axes", (1,))) == (0,))
 
     def window(self, node: Node):
         first, layout = self.feature(node.inputs[0])
@@ -225,10 +270,10 @@ class _Layouts:
 
     def cat(self, node: Node):
         axis, rank = node.attrs["axis"], len(node.out.shape)
-        along_channels = axis == (0 if rank == 1 else 1)
+        along_channels = axis == node.out.type.channel_axis
         some_blocked = any(isinstance(self.of[v], Blocked) for v in node.inputs)
         if not along_channels or rank not in (1, 4) or (rank == 1 and not some_blocked):
-            return [self.want(v, PLAIN) for v in node.inputs], PLAIN
+            return [self.plain(v) for v in node.inputs], PLAIN
         pairs = [self.feature(v) for v in node.inputs]
         segments = [s for _, layout in pairs for s in layout.segments]
         return [v for v, _ in pairs], blocked(self.lanes, segments)
@@ -237,8 +282,8 @@ class _Layouts:
         (x,) = node.inputs
         layout, rank = self.of[x], len(x.shape)
         if not isinstance(layout, Blocked) or rank not in (1, 4):
-            return [self.want(x, PLAIN)], PLAIN
-        if node.attrs["axis"] != (0 if rank == 1 else 1):
+            return [self.plain(x)], PLAIN
+        if node.attrs["axis"] != x.type.channel_axis:
             return [x], layout
         cut = layout.slice(node.attrs["start"], node.attrs["stop"])
         return [x], cut[0] if cut else self.plain_block(node.attrs["stop"] - node.attrs["start"])

@@ -19,7 +19,7 @@ from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.passes.arena import Arena
 from bngen.plan.kernel import Kernel, KernelPlan
-from bngen.plan.layout import Blocked, Plain, physical_bytes, same_bytes
+from bngen.plan.layout import Blocked, physical_bytes, same_bytes
 from bngen.plan.memory import MemoryPlan, Place, align
 
 
@@ -142,7 +142,7 @@ class _Memory:
         taken: set[Value] = set()
         for target, new in self.graph.updates:
             writer = self.writer.get(new)
-            same = same_bytes(new.type, self.layouts[new], Plain())
+            same = same_bytes(new.type, self.layouts[new], self.layouts[target])
             read_on = writer is not None and self.readers.get(target, [-1])[-1] > writer
             kernel = self.plan.kernels[writer] if writer is not None else None
             free = (

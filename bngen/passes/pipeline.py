@@ -27,6 +27,7 @@ from bngen.passes.simplify import (
     share_statistics,
 )
 from bngen.plan.check import check_plan
+from bngen.plan.formats import C_ORDER, Formats
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.memory import MemoryPlan
 
@@ -70,9 +71,10 @@ def plan_program(
     graph: Graph,
     level: str,
     lanes: int,
-    late: Iterable[Value] | None = None,
+    cotangents: Iterable[Value] | None = None,
     keep: Iterable[Value] = (),
     dump: Dump | None = None,
+    formats: Formats = C_ORDER,
 ) -> Planned:
     """Run every pass.
 
@@ -80,10 +82,10 @@ def plan_program(
         graph: as traced, or differentiated.
         level: a key of `LEVELS`.
         lanes: float32 elements of a vector register.
-        late: inputs that only ``backward`` is given (gradients of outputs); None where there is no
-            such call.
+        cotangents: inputs that only ``backward`` is given; None where there is no such call.
         keep: values that must survive the last kernel.
         dump: called with each stage's name and graph.
+        formats: the users' arrays that are channels-last.
     """
     rules = LEVELS[level]
     for name, run in graph_passes(rules):
@@ -91,14 +93,14 @@ def plan_program(
         verify(graph, stage=name)
         if dump:
             dump(name, graph)
-    graph, layouts = assign_layouts(graph, lanes)
+    graph, layouts = assign_layouts(graph, lanes, formats)
     graph = prune(graph)
     if rules.across:
         graph, layouts = place_concatenations(graph, layouts)
     verify(graph, stage="layout")
     if dump:
         dump("layout", graph)
-    plan = fuse(graph, layouts, rules, None if late is None else frozenset(late))
+    plan = fuse(graph, layouts, rules, None if cotangents is None else frozenset(cotangents))
     memory = plan_memory(plan, keep)
     check_plan(plan, memory)
     return Planned(plan, memory)

@@ -16,6 +16,7 @@ from bngen.ir.types import Value
 from bngen.passes.autodiff import differentiate, targets_of
 from bngen.passes.pipeline import Dump, Planned, plan_program
 from bngen.plan.calls import nodes_given
+from bngen.plan.formats import C_ORDER, Formats
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,7 @@ class Joint:
             result, in order. None where there is no ``backward``.
         gradients: names of the inputs whose gradients are the graph's last outputs, in order.
         independent: inputs that no output depends on, whose gradient is zero.
+        formats: of ``graph``.
     """
 
     graph: Graph
@@ -36,6 +38,7 @@ class Joint:
     cotangents: tuple[Value, ...] | None = None
     gradients: tuple[str, ...] = ()
     independent: tuple[str, ...] = ()
+    formats: Formats = C_ORDER
 
 
 class Prepared(NamedTuple):
@@ -52,20 +55,24 @@ class Prepared(NamedTuple):
     unaligned: frozenset[Value]
 
 
-def join_gradient(graph: Graph, wrt: Sequence[str] | None = None) -> Joint:
+def join_gradient(
+    graph: Graph, wrt: Sequence[str] | None = None, formats: Formats = C_ORDER
+) -> Joint:
     """A program and its gradient.
 
     Args:
         graph: the program.
         wrt: names of the inputs to differentiate with respect to, perhaps none; by default every
             floating-point argument and parameter.
+        formats: of the program.
     """
     independent: list[str] = []
     joint = differentiate(graph, wrt, "inputs", independent.extend)
     own = set(graph.input_values())
     cotangents = tuple(v for v in joint.input_values() if v not in own)
     gradients = tuple(v.name for v in targets_of(graph, wrt))
-    return Joint(joint, graph, cotangents, gradients, tuple(independent))
+    formats = formats.with_gradient(graph, cotangents, gradients)
+    return Joint(joint, graph, cotangents, gradients, tuple(independent), formats)
 
 
 def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = None) -> Prepared:
@@ -78,7 +85,9 @@ def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = N
         dump: called after each pass with its name and the graph.
     """
     graph = keep_old_values(joint.graph, joint.cotangents or ())
-    planned = plan_program(graph, fusion, lanes, late=joint.cotangents, dump=dump)
+    planned = plan_program(
+        graph, fusion, lanes, cotangents=joint.cotangents, dump=dump, formats=joint.formats
+    )
     users = {i.value for i in graph.inputs if i.kind == "input"}
     unaligned = frozenset(v for v, p in planned.memory.places.items() if p.root in users)
     return Prepared(replace(joint, graph=graph), planned, unaligned)

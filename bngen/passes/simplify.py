@@ -36,11 +36,11 @@ def emit_slice(b: GraphBuilder, x: Value, axis: int, start: int, stop: int) -> V
         return x
     source = b.producer(x)
     if source is not None and source.attrs.get("axis") == axis:
-        if source.op == "slice":
+        if source.row.moves == "cuts":
             first = source.attrs["start"]
             return emit_slice(b, source.inputs[0], axis, first + start, first + stop)
         offset = 0
-        for part in source.inputs if source.op == "cat" else ():
+        for part in source.inputs if source.row.moves == "joins" else ():
             extent = part.shape[axis]
             if offset <= start and stop <= offset + extent:
                 return emit_slice(b, part, axis, start - offset, stop - offset)
@@ -71,7 +71,7 @@ def share_statistics(graph: Graph) -> Graph:
     def stats(b: GraphBuilder, x: Value, node: Node) -> tuple[Value, Value]:
         if x not in known:
             source = b.producer(x)
-            if source is not None and source.op == "cat" and source.attrs["axis"] == 1:
+            if joins_channels(source):
                 parts = [stats(b, part, node) for part in source.inputs]
                 known[x] = tuple(
                     b.emit("cat", *(p[i] for p in parts), axis=0, loc=node.loc) for i in (0, 1)
@@ -81,6 +81,10 @@ def share_statistics(graph: Graph) -> Graph:
         return known[x]
 
     return rewrite(graph, {"bn_stats": lambda b, node: stats(b, node.inputs[0], node)})
+
+
+AVERAGES = {"avg_pool2d_grad": "avg_pool2d"}
+"""Gradient -> pool, of those that take averages within a channel and as many of each map."""
 
 
 def pool_before_convolution(graph: Graph) -> Graph:
@@ -96,18 +100,20 @@ def pool_before_convolution(graph: Graph) -> Graph:
 
     def forward(b: GraphBuilder, pool: Node) -> tuple[Value, ...] | None:
         conv = b.producer(pool.inputs[0])
-        if conv is None or not (is_pointwise_convolution(conv) and shrinks(pool, conv.out)):
+        if conv is None or conv.row.direction != "forward":
+            return None
+        if not (is_pointwise_convolution(conv) and shrinks(pool.out, conv.out)):
             return None
         if conv.out in results or len(consumers.get(conv.out, ())) != 1:
             return None
         x, weight = conv.inputs
-        pooled = b.emit("avg_pool2d", x, loc=pool.loc, **pool.attrs)
-        return (b.emit("conv2d", pooled, weight, loc=conv.loc, **conv.attrs),)
+        pooled = b.emit(pool.op, x, loc=pool.loc, **pool.attrs)
+        return (b.emit(conv.op, pooled, weight, loc=conv.loc, **conv.attrs),)
 
     def spread(b: GraphBuilder, v: Value) -> Node | None:
         """The pool's gradient that made ``v``, if nothing but such convolutions reads it."""
         node = b.producer(v)
-        if node is None or node.op != "avg_pool2d_grad" or not shrinks(node, v):
+        if node is None or node.op not in AVERAGES or not shrinks(node.inputs[0], v):
             return None
         readers = consumers.get(v, ())
         alone = v not in results and readers and all(map(is_pointwise_convolution, readers))
@@ -120,10 +126,10 @@ def pool_before_convolution(graph: Graph) -> Graph:
         shape = conv.attrs["shape"]
         small = (*shape[:2], *grad.inputs[0].shape[2:])
         dx = b.emit(
-            "conv2d_grad_input", grad.inputs[0], conv.inputs[1], loc=conv.loc,
+            conv.op, grad.inputs[0], conv.inputs[1], loc=conv.loc,
             **{**conv.attrs, "shape": small},
         )  # fmt: skip
-        return (b.emit("avg_pool2d_grad", dx, loc=grad.loc, **{**grad.attrs, "shape": shape}),)
+        return (b.emit(grad.op, dx, loc=grad.loc, **{**grad.attrs, "shape": shape}),)
 
     def grad_weight(b: GraphBuilder, conv: Node) -> tuple[Value, ...] | None:
         x, dy = conv.inputs
@@ -131,28 +137,33 @@ def pool_before_convolution(graph: Graph) -> Graph:
         if grad is None:
             return None
         attrs = {k: v for k, v in grad.attrs.items() if k != "shape"}
-        pooled = b.emit("avg_pool2d", x, loc=grad.loc, **attrs)
-        return (b.emit("conv2d_grad_weight", pooled, grad.inputs[0], loc=conv.loc, **conv.attrs),)
+        pooled = b.emit(AVERAGES[grad.op], x, loc=grad.loc, **attrs)
+        return (b.emit(conv.op, pooled, grad.inputs[0], loc=conv.loc, **conv.attrs),)
 
     rules = {
-        "avg_pool2d": forward, "conv2d_grad_input": grad_input, "conv2d_grad_weight": grad_weight
+        **dict.fromkeys(AVERAGES.values(), forward),
+        "conv2d_grad_input": grad_input, "conv2d_grad_weight": grad_weight,
     }  # fmt: skip
     return prune(rewrite(graph, rules))
 
 
 def is_pointwise_convolution(node: Node) -> bool:
     """A 1x1 convolution of every pixel, or one of its gradients."""
-    if node.op == "conv2d_grad_weight":
-        window = node.attrs["shape"][2:]
-    elif node.op in ("conv2d", "conv2d_grad_input"):
-        window = node.inputs[1].shape[2:]
-    else:
+    direction = node.row.direction
+    if not direction:
         return False
+    weight = node.out if direction == "weight" else node.inputs[1]
     whole = node.attrs["stride"] == (1, 1) and not any(node.attrs["padding"])
-    return tuple(window) == (1, 1) and whole
+    return weight.shape[2:] == (1, 1) and whole
 
 
-def shrinks(pool: Node, large: Value) -> bool:
-    """Whether a pool, or the pool whose gradient this is, leaves at most half of the pixels."""
-    small = pool.inputs[0] if pool.op == "avg_pool2d_grad" else pool.out
+def shrinks(small: Value, large: Value) -> bool:
+    """Whether a pool from ``large`` to ``small`` leaves at most half of the pixels."""
     return 2 * small.type.size <= large.type.size
+
+
+def joins_channels(node: Node | None) -> bool:
+    """Whether a node is a concatenation of feature maps, along their channels."""
+    if node is None or node.row.moves != "joins":
+        return False
+    return node.attrs["axis"] == node.out.type.channel_axis == 1

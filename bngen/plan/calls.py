@@ -11,31 +11,12 @@ serves only those. All others run in ``forward``, gradients that need no cotange
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import Value
-
-if TYPE_CHECKING:
-    from bngen.plan.kernel import Kernel, KernelPlan
+from bngen.plan.kernel import Call, Kernel, KernelPlan
 
 FORWARD, BACKWARD = "forward", "backward"
-
-
-@dataclass(frozen=True)
-class Call:
-    """One call of a program.
-
-    Attributes:
-        name: ``forward`` or ``backward``.
-        start: its first kernel.
-        stop: the kernel after its last.
-    """
-
-    name: str
-    start: int
-    stop: int
 
 
 def nodes_given(graph: Graph, given: Iterable[Value]) -> frozenset[Node]:

@@ -16,6 +16,7 @@ from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.ir.verify import InternalError
 from bngen.plan.kernel import Kernel, KernelPlan
+from bngen.plan.layout import same_bytes
 from bngen.plan.memory import MemoryPlan, align
 
 Check = Callable[[KernelPlan, MemoryPlan], Iterator[str]]
@@ -146,6 +147,13 @@ def _overwrites(kernel: Kernel, memory: MemoryPlan, out: Value, v: Value) -> boo
     return whole and len(readers) == 1 and readers[0] in kernel.store
 
 
+def _updates_fit(plan: KernelPlan, memory: MemoryPlan) -> Iterator[str]:
+    for target, new in plan.graph.updates:
+        if not same_bytes(new.type, plan.layouts[new], plan.layouts[target]):
+            layouts = f"{plan.layouts[target]} with {plan.layouts[new]}"
+            yield f"{target.name!r} is updated with {new.name!r}: {layouts}"
+
+
 PLAN_INVARIANTS: dict[str, Check] = {
     "one writer": _one_writer,
     "written before read": _written_before_read,
@@ -154,6 +162,7 @@ PLAN_INVARIANTS: dict[str, Check] = {
     "disjoint lives": _disjoint_lives,
     "within lives": _within_lives,
     "in place once": _in_place_once,
+    "updates fit": _updates_fit,
 }
 """What holds for every plan."""
 

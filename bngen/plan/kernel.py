@@ -15,7 +15,6 @@ from typing import Literal
 from bngen.errors import SourceLoc
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import Value
-from bngen.plan.calls import Call
 from bngen.plan.layout import Layout, physical_bytes
 
 
@@ -73,6 +72,21 @@ class Refusal:
     producer: str
     consumer: str
     lines: tuple[SourceLoc | None, SourceLoc | None] = field(default=(None, None), compare=False)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One call of a program.
+
+    Attributes:
+        name: ``forward`` or ``backward``.
+        start: its first kernel.
+        stop: the kernel after its last.
+    """
+
+    name: str
+    start: int
+    stop: int
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ three blocks, and still moves no data. Vectors along the channel axis, ``[C] -> 
 partial sums, ``[G,C] -> (Cb, G, lanes)``, follow the same rule. Padding lanes hold unspecified
 values; whoever mixes channels masks them.
 
-Weights of convolutions are packed for the loop nest that reads them, see `PackedWeight`.
+Weights of convolutions are packed for the loop nest that reads them, see `PackedWeight`. What
+users hand in and get back is `Plain`: in C order or, where they say so, channels last.
 """
 
 from __future__ import annotations
@@ -21,10 +22,21 @@ from bngen.ir.types import TensorType
 
 @dataclass(frozen=True)
 class Plain:
-    """Row-major in logical order, no padding."""
+    """Row-major without padding.
+
+    Attributes:
+        channels_last: ``[N,C,H,W] -> (N,H,W,C)``; else in logical order. Use `plain`, which is for
+            any rank and calls no layout channels-last that is C order, too.
+    """
+
+    channels_last: bool = False
 
     def __str__(self) -> str:
-        return "plain"
+        return "channels_last" if self.channels_last else "plain"
+
+    def order(self, rank: int) -> tuple[int, ...]:
+        """The axes, outermost first."""
+        return CHANNELS_LAST_ORDER if self.channels_last else tuple(range(rank))
 
 
 @dataclass(frozen=True)
@@ -122,21 +134,25 @@ class PackedWeight:
 
 
 Layout = Plain | Blocked | PackedWeight
-PLAIN = Plain()
+PLAIN, CHANNELS_LAST = Plain(), Plain(channels_last=True)
+CHANNELS_LAST_ORDER = (0, 2, 3, 1)
 
 
-def channel_axis(rank: int) -> int:
-    """The axis that `Blocked` blocks: 0 for a vector, else 1."""
-    return 0 if rank == 1 else 1
+def plain(type_: TensorType, *, channels_last: bool) -> Plain:
+    """The layout of a user's array that is declared channels-last, or is not."""
+    shape = type_.shape
+    if channels_last and len(shape) == 4 and shape[1] > 1 and shape[2] * shape[3] > 1:
+        return CHANNELS_LAST
+    return PLAIN
 
 
 def physical_shape(type_: TensorType, layout: Layout) -> tuple[int, ...]:
     """Extents of the array in memory."""
     shape = type_.shape
     if isinstance(layout, Plain):
-        return shape
+        return tuple(shape[axis] for axis in layout.order(len(shape)))
     if isinstance(layout, Blocked):
-        axis = channel_axis(len(shape))
+        axis = type_.channel_axis
         return (layout.blocks, *shape[:axis], *shape[axis + 1 :], layout.lanes)
     r, s = shape[2:]
     if layout.depthwise:
@@ -153,10 +169,12 @@ def same_bytes(type_: TensorType, a: Layout, b: Layout) -> bool:
     """Whether the two layouts of one logical tensor are the same bytes in memory."""
     if a == b:
         return True
-    plain, other = (a, b) if isinstance(a, Plain) else (b, a)
-    if not isinstance(plain, Plain) or not isinstance(other, Blocked) or other.padded:
+    flat, other = (a, b) if isinstance(a, Plain) else (b, a)
+    if not isinstance(flat, Plain) or not isinstance(other, Blocked) or other.padded:
         return False
-    axis = channel_axis(len(type_.shape))
+    if flat.channels_last:
+        return other.blocks == 1
+    axis = type_.channel_axis
     before = math.prod(type_.shape[:axis])
     after = math.prod(type_.shape[axis + 1 :])
     return before * after == 1 or (before == 1 and other.blocks == 1 and after == 1)

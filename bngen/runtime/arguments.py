@@ -1,9 +1,10 @@
 """Users' arrays as compiled kernels take them, and results as users expect them.
 
 In: NumPy arrays, PyTorch tensors, lists and numbers, and what the program declares (`ArgSpec`).
-Out: C-contiguous NumPy arrays that share the caller's memory wherever a kernel can use it as it
-lies: contiguous, aligned, in native byte order. Everything else is copied, and copied back for
-arguments that the program updates in place. A wrong dtype, shape or device is a `CallError`, since
+Out: C-contiguous NumPy arrays in memory order (see `runtime.formats`) that share the caller's
+memory wherever a kernel can use it as it lies: dense in the declared memory format, aligned, in
+native byte order. Everything else is copied, and copied back for arguments that the program updates
+in place. A wrong dtype, shape or device is a `CallError`, since
 converting it silently would hide a mistake, and kernels themselves check nothing.
 
 PyTorch is never imported here: an array can only be a tensor if somebody has imported it already.
@@ -20,6 +21,8 @@ from typing import Any
 import numpy as np
 
 from bngen.errors import CallError
+from bngen.options import CONTIGUOUS
+from bngen.runtime.formats import memory_axes, memory_shape, to_logical_order, to_memory_order
 from bngen.runtime.memory import ALIGNMENT, empty_aligned
 from bngen.runtime.overlap import check_overlap, memory_of, overlaps_itself
 
@@ -35,12 +38,19 @@ class ArgSpec:
         shape: its shape, exactly.
         dtype: its element type, by NumPy's name.
         inplace: whether the program writes a new value into it.
+        memory_format: how kernels expect it to lie.
     """
 
     name: str
     shape: tuple[int, ...]
     dtype: str
     inplace: bool = False
+    memory_format: str = CONTIGUOUS
+
+    @functools.cached_property
+    def memory_shape(self) -> tuple[int, ...]:
+        """Its extents in memory order."""
+        return memory_shape(self.shape, self.memory_format)
 
     @functools.cached_property
     def numpy_dtype(self) -> np.dtype:
@@ -81,7 +91,7 @@ def prepare_all(
 def prepare(
     value: object, spec: ArgSpec, alignment: int = ALIGNMENT, program: str = "program"
 ) -> tuple[np.ndarray, WriteBack | None]:
-    """One argument as a C-contiguous array.
+    """One argument as a C-contiguous array in memory order.
 
     Args:
         value: what the caller gave.
@@ -149,8 +159,9 @@ def _prepare_numpy(
         raise _wrong_shape(array.shape, spec.shape)
     if isinstance(array, np.ma.MaskedArray):
         raise _Unusable("is masked, and kernels would read what the mask hides", "call .filled(0)")
-    if _usable(array, alignment) and (array.flags.writeable or not spec.inplace):
-        return np.asarray(array), None
+    ordered = to_memory_order(np.asarray(array), spec.memory_format)
+    if _usable(ordered, alignment) and (array.flags.writeable or not spec.inplace):
+        return ordered, None
     if not spec.inplace:
         return _copy(array, spec, alignment), None
     if not array.flags.writeable:
@@ -159,18 +170,20 @@ def _prepare_numpy(
         what = "is updated in place, but its elements share memory"
         raise _Unusable(what, "pass a copy: .copy()")
     scratch = _copy(array, spec, alignment)
-    return scratch, functools.partial(np.copyto, array, scratch)
+    return scratch, functools.partial(
+        np.copyto, array, to_logical_order(scratch, spec.memory_format)
+    )
 
 
-def _usable(array: np.ndarray, alignment: int) -> bool:
+def _usable(ordered: np.ndarray, alignment: int) -> bool:
     """Whether a kernel can use the memory as it lies."""
-    whole = array.flags.c_contiguous and array.dtype.isnative
-    return whole and array.ctypes.data % alignment == 0
+    whole = ordered.flags.c_contiguous and ordered.dtype.isnative
+    return whole and ordered.ctypes.data % alignment == 0
 
 
 def _copy(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
-    scratch = empty_aligned(spec.shape, spec.dtype, max(alignment, ALIGNMENT))
-    np.copyto(scratch, array)
+    scratch = empty_aligned(spec.memory_shape, spec.dtype, max(alignment, ALIGNMENT))
+    np.copyto(scratch, to_memory_order(array, spec.memory_format))
     return scratch
 
 
@@ -184,21 +197,27 @@ def _prepare_torch(
     with torch._C.DisableTorchFunctionSubclass():
         detached = tensor.detach()
         # What lies there negated, by a bit alone, has to be made first.
-        plain = None if detached.is_neg() else detached.numpy()
-        shared = plain is not None and _usable(plain, alignment)
+        there = None
+        if not detached.is_neg():
+            there = to_memory_order(memory_of(detached, spec), spec.memory_format)
+        shared = there is not None and _usable(there, alignment)
         if not spec.inplace:
-            return (plain if shared else _contiguous(detached, spec, torch)), None
+            return (there if shared else _dense(detached, spec, torch)), None
         if not shared and overlaps_itself(memory_of(tensor, spec)):
             raise _Unusable(
                 "is updated in place, but its elements share memory", "call .contiguous()"
             )
-        scratch = plain if shared else _contiguous(detached, spec, torch)
-        return scratch, functools.partial(_write_tensor, tensor, None if shared else scratch, torch)
+        if shared:
+            return there, functools.partial(_write_tensor, tensor, None, torch)
+        scratch = _dense(detached, spec, torch)
+        new = to_logical_order(scratch, spec.memory_format)
+        return scratch, functools.partial(_write_tensor, tensor, new, torch)
 
 
-def _contiguous(tensor: Any, spec: ArgSpec, torch: Any) -> np.ndarray:
-    """A copy; PyTorch's memory lies on 64 bytes, always."""
-    return torch.empty(spec.shape, dtype=tensor.dtype).copy_(tensor).numpy()
+def _dense(tensor: Any, spec: ArgSpec, torch: Any) -> np.ndarray:
+    """A copy in memory order; PyTorch's memory lies on 64 bytes, always."""
+    ordered = tensor.permute(memory_axes(tensor.ndim, spec.memory_format))
+    return torch.empty(spec.memory_shape, dtype=tensor.dtype).copy_(ordered).numpy()
 
 
 def _write_tensor(tensor: Any, new: np.ndarray | None, torch: Any) -> None:
@@ -276,7 +295,8 @@ def _prepare_other(
 def _converted(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
     """Plain numbers in the declared type, if it can hold them."""
     wanted = spec.numpy_dtype
-    scratch = empty_aligned(spec.shape, spec.dtype, max(alignment, ALIGNMENT))
+    array = to_memory_order(array, spec.memory_format)
+    scratch = empty_aligned(spec.memory_shape, spec.dtype, max(alignment, ALIGNMENT))
     integers = array.dtype.kind in "iu" and wanted.kind in "iu"
     if not integers and not np.can_cast(array.dtype, wanted, "same_kind"):
         raise _wrong_dtype(array.dtype.name, spec.dtype, f"np.asarray(x, np.{spec.dtype})")

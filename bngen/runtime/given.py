@@ -13,6 +13,7 @@ import numpy as np
 
 from bngen.errors import CallError
 from bngen.runtime.arguments import ArgSpec
+from bngen.runtime.formats import to_logical_order
 from bngen.runtime.signature import Signature, input_slot
 
 
@@ -93,6 +94,8 @@ class Cotangents:
         """An array of one number; it is made once, and only read."""
         if (spec.name, number) not in self._constants:
             # Of zeros the system makes no pages before somebody writes to them.
-            array = np.zeros(spec.shape, spec.dtype) if number == 0 else np.ones((), spec.dtype)
-            self._constants[spec.name, number] = array
+            array = np.zeros(spec.memory_shape, spec.dtype)
+            if number:
+                array += number
+            self._constants[spec.name, number] = to_logical_order(array, spec.memory_format)
         return self._constants[spec.name, number]

@@ -67,15 +67,20 @@ X86_FEATURES: Mapping[str, str] = {
 AARCH64_FEATURES: Mapping[str, str] = {
     "aes": "aes",
     "bf16": "bf16",
+    "altnzcv": "flagm2",
     "complxnum": "fcma",
     "crc": "crc32",
+    "cssc": "cssc",
     "dotprod": "asimddp",
     "fp-armv8": "fp",
+    "flagm": "flagm",
     "fp16fml": "asimdfhm",
+    "fptoint": "frint",
     "fullfp16": "asimdhp",
     "i8mm": "i8mm",
     "jsconv": "jscvt",
     "lse": "atomics",
+    "mops": "mops",
     "neon": "asimd",
     "rcpc": "lrcpc",
     "rdm": "asimdrdm",
@@ -85,9 +90,25 @@ AARCH64_FEATURES: Mapping[str, str] = {
     "sme": "sme",
     "sve": "sve",
     "sve2": "sve2",
+    "sve2p1": "sve2p1",
 }
 
-_FEATURES = {"x86_64": X86_FEATURES, "aarch64": AARCH64_FEATURES}
+#: The same for RISC-V, where Linux gives a string: ``rv64imafdcv_zba_zbb``.
+RISCV64_FEATURES: Mapping[str, str] = {
+    name: name
+    for name in (
+        "a c d f i m v zba zbb zbc zbs zca zfa zfh zfhmin zicond zmmul zvbb zve32f zve32x zve64d "
+        "zve64f zve64x zvfh zvfhmin"
+    ).split()
+}
+#: What it leaves out, since another extension has it.
+_RISCV_IMPLIED: Mapping[str, str] = {
+    "b": "zba zbb zbs", "c": "zca", "d": "f", "g": "i m a f d", "m": "zmmul", "v": "zve64d",
+    "zfh": "zfhmin", "zve32f": "zve32x", "zve64d": "zve64f", "zve64f": "zve64x zve32f",
+    "zve64x": "zve32x", "zvfh": "zvfhmin",
+}  # fmt: skip
+
+_FEATURES = {"x86_64": X86_FEATURES, "aarch64": AARCH64_FEATURES, "riscv64": RISCV64_FEATURES}
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_DIR = Path("/sys/devices/system/cpu")
 _CGROUP_DIR = Path("/sys/fs/cgroup")
@@ -183,12 +204,25 @@ def _read(path: Path) -> str | None:
 
 def _cpuinfo_flags(text: str) -> frozenset[str]:
     """Flags that *every* listed CPU has: mixed machines exist."""
+    read = {"flags": str.split, "Features": str.split, "isa": _riscv_flags}
     per_cpu = [
-        frozenset(value.split())
+        frozenset(read[key.strip()](value.strip()))
         for key, _, value in (line.partition(":") for line in text.splitlines())
-        if key.strip() in ("flags", "Features")
+        if key.strip() in read
     ]
     return frozenset.intersection(*per_cpu) if per_cpu else frozenset()
+
+
+def _riscv_flags(isa: str) -> set[str]:
+    """``rv64gc_zba`` -> i, m, a, f, d, c, zba, and what these imply."""
+    letters, *names = isa.lower().removeprefix("rv64").split("_")
+    pending, found = [*letters, *names], set()
+    while pending:
+        name = pending.pop()
+        if name not in found:
+            found.add(name)
+            pending += _RISCV_IMPLIED.get(name, "").split()
+    return found
 
 
 def _cgroup_quota(root: Path, membership: str) -> float | None:

@@ -1,4 +1,4 @@
-"""From a bundle to a module: whether it can run here, its code loaded, its state.
+"""From a bundle, or the folder of one, to a module.
 
 In: a `Bundle`, or the folder of one. Out: a `Module`. No compiler room is imported, and of TVM only
 its runtime and its small ffi library; a bundle without a library for this system needs a C compiler
@@ -7,20 +7,13 @@ to link one.
 
 from __future__ import annotations
 
-import logging
 import os
-from collections.abc import Mapping
 
-import numpy as np
-
-from bngen.errors import BngenError, ToolchainError
-from bngen.runtime import native, toolchain
+from bngen.errors import BngenError
 from bngen.runtime import threads as thread_pool
 from bngen.runtime.bundle import Bundle
+from bngen.runtime.entries import entries
 from bngen.runtime.module import Module
-from bngen.runtime.native import Entry
-
-_LOG = logging.getLogger(__name__)
 
 
 def load(source: Bundle | str | os.PathLike[str], *, threads: int | None = None) -> Module:
@@ -53,38 +46,3 @@ def load(source: Bundle | str | os.PathLike[str], *, threads: int | None = None)
             )
         source = Bundle.read(source)
     return Module(source, entries(source), num_threads=threads)
-
-
-def entries(bundle: Bundle) -> Mapping[str, Entry]:
-    """The kernels of a bundle by symbol, ready to be called.
-
-    Raises:
-        TargetError: when this machine cannot run them.
-        ToolchainError: when they can be neither loaded nor linked.
-    """
-    bundle.target.check_runs_here(bundle.program)
-    # Before any code is loaded: what is loaded keeps the pool that it finds.
-    thread_pool.install()
-    symbols = {step.symbol for step in bundle.built.steps}
-    if not symbols:
-        return {}
-    if bundle.library is not None:
-        try:
-            return native.load(bundle.library, symbols)
-        except ToolchainError as error:
-            _LOG.info("the library of %s is linked again: %s", bundle.program, error)
-    return native.load(toolchain.link(bundle.objects.values()), symbols)
-
-
-def restore(
-    bundle: Bundle, num_threads: int | None, state: Mapping[str, np.ndarray] | None
-) -> Module:
-    """The module of a pickle.
-
-    Args:
-        bundle: what it runs.
-        num_threads: threads of a call.
-        state: parameters and buffers; None where they had no values.
-    """
-    module = Module(bundle, entries(bundle), num_threads=num_threads)
-    return module if state is None else module.load_state_dict(state)

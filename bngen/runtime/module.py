@@ -1,34 +1,26 @@
 """`Module`: a compiled program as the user holds it.
 
 Arguments in, arrays out; parameters and buffers by name; for a program compiled with its gradient,
-``forward`` and ``backward``. In: a `Bundle` and its kernels, loaded; knows nothing of graphs. What
-waits between the two is `pending`'s, where results go is `results`'.
+``forward`` and ``backward``. In: a `Bundle` and its kernels, loaded; knows nothing of graphs. How
+calls run is `calls`'s, what waits between the two is `pending`'s.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from bngen.errors import CallError
-from bngen.labels import handed_out
-from bngen.runtime import threads
-from bngen.runtime.arguments import ArgSpec, WriteBack, is_torch, prepare_all
 from bngen.runtime.bundle import Bundle, check_text
-from bngen.runtime.executor import Executor, Memory
-from bngen.runtime.given import Cotangents, check_labels, in_order
+from bngen.runtime.calls import Calls
+from bngen.runtime.entries import entries
 from bngen.runtime.native import Entry
-from bngen.runtime.pending import Call, Pending
-from bngen.runtime.results import Results
-from bngen.runtime.signature import BACKWARD, FORWARD, input_slot
+from bngen.runtime.pending import Call
 from bngen.runtime.state import State
 from bngen.runtime.turns import Turns, alone
-
-USER_ALIGNMENT = 1
-"""Kernels read users' arrays with unaligned moves; any address works."""
 
 
 class Module:
@@ -69,14 +61,7 @@ class Module:
         self._bundle, self._entries = bundle, entries
         self._texts, self._threads = texts, num_threads
         self._state = State(self.signature.program, self.signature.state)
-        fixed = {input_slot(name): array for name, array in self._state.arrays.items()}
-        self._executor = Executor(built.steps, entries, fixed)
-        program = self.signature.program
-        self._outputs = Results(program, self.signature.outputs, USER_ALIGNMENT)
-        self._gradients = Results(program, self.signature.gradients, USER_ALIGNMENT)
-        self._cotangents = Cotangents(self.signature)
-        self._pending = Pending(self.signature, built.nbytes)
-        self._spans = {call.name: call for call in self.signature.calls}
+        self._calls = Calls(built, entries, self._state, num_threads)
         self._turns = Turns()
 
     def __deepcopy__(self, memo: dict[int, Any] | None) -> Module:
@@ -88,8 +73,6 @@ class Module:
         return self.__deepcopy__(None)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        from bngen.runtime.loading import restore  # which makes modules
-
         return restore, (self._bundle, self._threads, self._values())
 
     # --- state --------------------------------------------------------------------------------
@@ -174,7 +157,8 @@ class Module:
         Raises:
             CallError: for arguments that cannot be used; nothing has run then.
         """
-        return self._forward(args, named)
+        self._check_ready()
+        return self._calls.forward(args, named)
 
     @alone
     def record(self, *args: Any, **named: Any) -> tuple[Any, Call]:
@@ -190,8 +174,9 @@ class Module:
         Raises:
             CallError: as `forward`; for a program that was built without its gradient.
         """
-        self._check_differentiated()
-        result = self._forward(args, named)
+        self._calls.check_differentiated()
+        self._check_ready()
+        result = self._calls.forward(args, named)
         call = self.last_call
         assert call is not None
         return result, call
@@ -203,7 +188,7 @@ class Module:
         It gives its memory to the next one, unless somebody holds it. None before the first one,
         and of a program that was built without its gradient.
         """
-        return self._pending.last
+        return self._calls.pending.last
 
     @alone
     def backward(
@@ -230,34 +215,9 @@ class Module:
             CallError: before anything has run: without a call that waits for it, with the wrong
                 types or shapes, or after what it reads of arguments or parameters was changed.
         """
-        self._check_differentiated()
+        self._calls.check_differentiated()
         self._check_whole()
-        call, kept = self._pending.find(call)
-        spec = self._spans[BACKWARD]
-        changed = self._state.changed_since(kept.changes, spec.reads)
-        if changed is not None:
-            raise CallError(
-                f"{self.signature.program}: {changed!r}, which backward reads, was changed by "
-                "load_state_dict or init after the forward call",
-                hint="call mod.forward(...) again",
-            )
-        specs = self.signature.cotangents
-        cotangents, _ = self._prepare(specs, self._cotangents.in_order(grad_outputs))
-        given = self._gradients.destinations(out)
-        if accumulate and out is None:
-            hint = "backward(..., out={'weight': array}, accumulate=True)"
-            raise CallError(f"{self.signature.program}: accumulate onto what?", hint=hint)
-        slots = {**kept.slots, **cotangents}
-        slots |= self._gradients.memory(given, accumulate, list(slots.values()))
-        as_torch = kept.as_torch or any(is_torch(v) for v in grad_outputs)
-        self._pending.claim(call)
-        try:
-            self._run(BACKWARD, Memory(kept.frame.arena, slots))
-        finally:
-            self._pending.pool.give(kept.frame)
-        results = self._gradients.handed_out(slots, as_torch, given, accumulate)
-        names = (spec.name for spec in self.signature.gradients)
-        return dict(zip(names, results, strict=True))
+        return self._calls.backward(grad_outputs, call, out, accumulate)
 
     # --- what it is ---------------------------------------------------------------------------
 
@@ -298,7 +258,7 @@ class Module:
     @alone
     def without_work(self) -> Module:
         """Let every kernel return at once, to time what else a step costs; results mean nothing."""
-        self._executor.without_work()
+        self._calls.executor.without_work()
         return self
 
     # --- inside -------------------------------------------------------------------------------
@@ -311,47 +271,16 @@ class Module:
             )
         self._check_whole()
 
-    def _check_differentiated(self) -> None:
-        if BACKWARD not in self._spans:
-            hint = "bngen.build(..., grad=True)"
-            raise CallError(f"{self.signature.program}: built without gradients", hint=hint)
 
-    def _forward(self, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
-        self._check_ready()
-        values = in_order(self.signature, args, named)
-        slots, write_backs = self._prepare(self.signature.arguments, values)
-        check_labels(self.signature, slots)
-        slots |= self._outputs.memory()
-        as_torch = any(is_torch(v) for v in values)
-        kept = self._pending.begin(values, slots, self._state.changes, as_torch)
-        try:
-            self._run(FORWARD, Memory(kept.frame.arena, slots))
-            results = self._outputs.handed_out(slots, as_torch)
-            for write_back in write_backs:
-                write_back()
-            result = self._packed(results)
-        except BaseException:
-            self._pending.pool.give(kept.frame)
-            raise
-        if BACKWARD in self._spans:
-            self._pending.end(kept, bool(write_backs))
-        else:
-            self._pending.pool.give(kept.frame)
-        return result
+def restore(
+    bundle: Bundle, num_threads: int | None, state: Mapping[str, np.ndarray] | None
+) -> Module:
+    """The module of a pickle.
 
-    def _run(self, name: str, memory: Memory) -> None:
-        span = self._spans[name]
-        with threads.using(self._threads or 0):
-            self._executor.run(memory, span.start, span.stop)
-
-    def _prepare(
-        self, specs: Sequence[ArgSpec], values: Sequence[Any]
-    ) -> tuple[dict[str, np.ndarray], list[WriteBack]]:
-        arrays, write_backs = prepare_all(self.signature.program, specs, values, USER_ALIGNMENT)
-        slots = {input_slot(s.name): array for s, array in zip(specs, arrays, strict=True)}
-        return slots, write_backs
-
-    def _packed(self, results: list[Any]) -> Any:
-        outputs, named = self.signature.outputs, self.signature.named_outputs
-        labels = [spec.name for spec in outputs] if named else ()
-        return handed_out(results, labels, self.signature.tuple_output)
+    Args:
+        bundle: what it runs.
+        num_threads: threads of a call.
+        state: parameters and buffers; None where they had no values.
+    """
+    module = Module(bundle, entries(bundle), num_threads=num_threads)
+    return module if state is None else module.load_state_dict(state)

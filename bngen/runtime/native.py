@@ -109,7 +109,7 @@ class _Kernels:
         self._code = ctypes.CDLL(path)
         # At the end of the process there is nobody left to unload it for.
         weakref.finalize(self, _ctypes.dlclose, self._code._handle).atexit = False
-        self._module = _call(b"ffi.Module.load_from_file.so", os.fsencode(path), b"so")
+        self._module = _Object(Function("ffi.Module.load_from_file.so")(os.fsencode(path), b"so"))
 
     def address(self, symbol: str) -> int:
         """Where a kernel's code lies."""
@@ -159,26 +159,48 @@ class _Object:
         ffi().TVMFFIObjectDecRef(ctypes.c_void_p(self._handle))
 
 
-def _call(name: bytes, *texts: bytes) -> _Object:
-    """The object that a global function of TVM makes of texts."""
-    function, result = ctypes.c_void_p(), _Any()
-    if ffi().TVMFFIFunctionGetGlobal(ctypes.byref(_Bytes(name, len(name))), ctypes.byref(function)):
-        raise ToolchainError(raised())
-    if not function.value:
-        raise ToolchainError(f"TVM has no {name.decode()}", hint="pip install apache-tvm")
-    arguments = (_Any * len(texts))(
-        *(_Any(_RAW_STRING, 0, ctypes.cast(text, ctypes.c_void_p)) for text in texts)
-    )
-    try:
-        if ffi().TVMFFIFunctionCall(function, arguments, len(texts), ctypes.byref(result)):
+class Function:
+    """A global function of TVM's runtime, called with texts and whole numbers.
+
+    Args:
+        name: in TVM's registry.
+
+    Raises:
+        ToolchainError: where TVM has none of that name.
+    """
+
+    def __init__(self, name: str):
+        self._handle, text = ctypes.c_void_p(), name.encode()
+        key = _Bytes(text, len(text))
+        if ffi().TVMFFIFunctionGetGlobal(ctypes.byref(key), ctypes.byref(self._handle)):
             raise ToolchainError(raised())
-    finally:
-        ffi().TVMFFIObjectDecRef(function)
-    return _Object(result.value)
+        if not self._handle.value:
+            raise ToolchainError(f"TVM has no {name}", hint="pip install apache-tvm")
+
+    def __call__(self, *arguments: bytes | int) -> int:
+        """What it returns: an object's handle, or a number.
+
+        Raises:
+            ToolchainError: with its message, when it fails.
+        """
+        result = _Any()
+        given = (_Any * len(arguments))(*map(_argument, arguments))
+        if ffi().TVMFFIFunctionCall(self._handle, given, len(arguments), ctypes.byref(result)):
+            raise ToolchainError(raised())
+        return result.value or 0
+
+    def __del__(self) -> None:
+        ffi().TVMFFIObjectDecRef(self._handle)
 
 
-_RAW_STRING = 8
-"""``kTVMFFIRawStr``."""
+def _argument(value: bytes | int) -> _Any:
+    if isinstance(value, int):
+        return _Any(_INT, 0, value)
+    return _Any(_RAW_STRING, 0, ctypes.cast(value, ctypes.c_void_p))
+
+
+_INT, _RAW_STRING = 1, 8
+"""``kTVMFFIInt`` and ``kTVMFFIRawStr``."""
 
 
 class _Any(ctypes.Structure):

@@ -9,31 +9,50 @@ from __future__ import annotations
 
 import numbers
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import numpy as np
 
 from bngen.errors import CallError
 
-if TYPE_CHECKING:
-    from bngen.runtime.arguments import ArgSpec
-
 _MAX_WORK = 1 << 12
 """Steps after which NumPy gives up on two arrays whose elements interleave: some microseconds."""
 
 
-class _Memory:
-    """What NumPy needs to know of memory to make an array of it."""
+class Declared(Protocol):
+    """What is asked of the declaration of an argument, such as an `ArgSpec`."""
 
-    def __init__(self, address: int, shape: Sequence[int], strides: Sequence[int], kind: str):
+    @property
+    def name(self) -> str:
+        """Its name."""
+
+    @property
+    def inplace(self) -> bool:
+        """Whether the program writes a new value into it."""
+
+    @property
+    def numpy_dtype(self) -> np.dtype:
+        """Its element type."""
+
+
+class _Memory:
+    """What NumPy needs to know of a tensor's memory to make an array of it, which keeps it alive.
+
+    `Tensor.numpy` does the same, but marks the memory as NumPy's, too: it can never be resized
+    again, nor be told from memory that was NumPy's from the start.
+    """
+
+    def __init__(self, tensor: Any, kind: np.dtype):
+        self._tensor = tensor
         self.__array_interface__ = {
-            "version": 3, "data": (address, True), "typestr": kind, "shape": tuple(shape),
-            "strides": tuple(strides),
+            "version": 3, "data": (tensor.data_ptr(), False), "typestr": kind.str,
+            "shape": tuple(tensor.shape),
+            "strides": tuple(step * kind.itemsize for step in tensor.stride()),
         }  # fmt: skip
 
 
-def memory_of(value: Any, spec: ArgSpec) -> np.ndarray | None:
-    """An array over the memory of an argument, for its address and strides alone.
+def memory_of(value: Any, spec: Declared) -> np.ndarray | None:
+    """An array over the memory of an argument, whatever its strides.
 
     Args:
         value: an argument that `arguments.prepare` has accepted.
@@ -45,12 +64,11 @@ def memory_of(value: Any, spec: ArgSpec) -> np.ndarray | None:
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "data_ptr"):
-        strides = [step * spec.numpy_dtype.itemsize for step in value.stride()]
-        return np.asarray(_Memory(value.data_ptr(), value.shape, strides, spec.numpy_dtype.str))
+        return np.asarray(_Memory(value, spec.numpy_dtype))
     return None if isinstance(value, list | tuple | numbers.Number) else np.asarray(value)
 
 
-def check_overlap(program: str, specs: Sequence[ArgSpec], values: Sequence[Any]) -> None:
+def check_overlap(program: str, specs: Sequence[Declared], values: Sequence[Any]) -> None:
     """Refuse memory that is updated and passed under another name, too.
 
     Raises:
@@ -63,7 +81,7 @@ def check_overlap(program: str, specs: Sequence[ArgSpec], values: Sequence[Any])
             low, high = _bounds(array)
             spans.append((low, high, spec, array))
     spans.sort(key=lambda span: span[:2])
-    reaching: list[tuple[int, int, ArgSpec, np.ndarray]] = []
+    reaching: list[tuple[int, int, Declared, np.ndarray]] = []
     for span in spans:
         low, _, spec, array = span
         reaching = [other for other in reaching if other[1] > low]

@@ -36,7 +36,7 @@ class Frame:
     def copy(self, spec: ArgSpec, array: np.ndarray) -> np.ndarray:
         """A copy of an argument, in memory that is used again."""
         if spec.name not in self._copies:
-            self._copies[spec.name] = empty_aligned(spec.shape, spec.dtype)
+            self._copies[spec.name] = empty_aligned(spec.memory_shape, spec.dtype)
         np.copyto(self._copies[spec.name], array)
         return self._copies[spec.name]
 

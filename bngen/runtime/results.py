@@ -2,9 +2,9 @@
 
 In: where the steps of a call write its results (`OutputSpec`), and the arrays that the caller gives
 for gradients. Out: buffers by slot before the run, results after it. A kernel writes straight into
-a caller's array where it can: in C order, on a cache line, and read by nothing in that call.
-Otherwise it writes to memory that is kept from call to call, from which the gradient is copied, or
-added.
+a caller's array where it can: dense in the memory format of the result, on a cache line, and read
+by nothing in that call. Otherwise it writes to memory that is kept from call to call, from which
+the gradient is copied, or added.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from bngen.errors import CallError
 from bngen.runtime.arguments import ArgSpec, WriteBack, deliver, prepare
 from bngen.runtime.executor import view
+from bngen.runtime.formats import to_logical_order
 from bngen.runtime.memory import ALIGNMENT, empty_aligned
 from bngen.runtime.overlap import check_overlap
 from bngen.runtime.signature import OutputSpec
@@ -30,7 +31,7 @@ class Destination:
 
     Attributes:
         given: as it was given, to be handed back.
-        array: the same in C order; itself, or a copy.
+        array: the same in memory order, C-contiguous; itself, or a copy.
         write_back: what is left to be done once the array has its new value.
     """
 
@@ -154,11 +155,11 @@ class Results:
         """
         results = []
         for spec in self._listed:
-            array = view(slots[spec.slot], spec.offset, spec.shape, spec.dtype)
+            array = view(slots[spec.slot], spec.offset, spec.memory_shape, spec.dtype)
             if given and spec.name in given:
                 results.append(given[spec.name].store(array, accumulate))
             else:
-                results.append(deliver(array, as_torch))
+                results.append(deliver(to_logical_order(array, spec.memory_format), as_torch))
         return results
 
 
@@ -167,4 +168,5 @@ def _end(spec: OutputSpec) -> int:
 
 
 def _as_argument(spec: OutputSpec) -> ArgSpec:
-    return ArgSpec(f"out[{spec.name}]", spec.shape, spec.dtype, inplace=True)
+    name = f"out[{spec.name}]"
+    return ArgSpec(name, spec.shape, spec.dtype, inplace=True, memory_format=spec.memory_format)

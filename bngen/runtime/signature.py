@@ -5,11 +5,14 @@ In: nothing (nouns only). Out: what binding decides, a bundle keeps and a `Modul
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from bngen.options import CONTIGUOUS
 from bngen.runtime.arguments import ArgSpec
+from bngen.runtime.formats import memory_shape
 from bngen.runtime.steps import KernelStep, Step
 
 FORWARD, BACKWARD = "forward", "backward"
@@ -48,6 +51,7 @@ class OutputSpec:
         dtype: element type.
         slot: slot that the steps write it to; small results share one.
         offset: bytes into the slot.
+        memory_format: how it lies there, and in the caller's hands.
     """
 
     name: str
@@ -55,6 +59,12 @@ class OutputSpec:
     dtype: str
     slot: str
     offset: int = 0
+    memory_format: str = CONTIGUOUS
+
+    @functools.cached_property
+    def memory_shape(self) -> tuple[int, ...]:
+        """Its extents in memory order."""
+        return memory_shape(self.shape, self.memory_format)
 
 
 @dataclass(frozen=True)

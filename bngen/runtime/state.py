@@ -14,6 +14,7 @@ import numpy as np
 
 from bngen.errors import CallError
 from bngen.runtime.arguments import ArgSpec, is_torch
+from bngen.runtime.formats import to_logical_order
 from bngen.runtime.memory import empty_aligned
 
 
@@ -25,13 +26,13 @@ class State:
         specs: what it declares.
 
     Attributes:
-        arrays: where kernels find them.
+        arrays: where kernels find them, in memory order.
         initialized: whether they were given values.
         changes: how often one was given another value from outside of the program.
     """
 
     def __init__(self, program: str, specs: Sequence[ArgSpec]):
-        self._program, self._specs = program, tuple(specs)
+        self._program, self._specs = program, {spec.name: spec for spec in specs}
         self.arrays = {spec.name: _zeros(spec) for spec in specs}
         self.initialized = not self.arrays
         self.changes = 0
@@ -41,7 +42,8 @@ class State:
         """Give one another value; noted before it is written, so that half of one is noticed."""
         self.changes += 1
         self._last_change[name] = self.changes
-        np.copyto(self.arrays[name], value)
+        there = to_logical_order(self.arrays[name], self._specs[name].memory_format)
+        np.copyto(there, value)
 
     def changed_since(self, changes: int, names: Iterable[str]) -> str | None:
         """The first of ``names`` that was given another value after so many ``changes``."""
@@ -50,8 +52,11 @@ class State:
         return next((n for n in names if self._last_change.get(n, 0) > changes), None)
 
     def copies(self) -> dict[str, np.ndarray]:
-        """Copies of all values."""
-        return {name: array.copy() for name, array in self.arrays.items()}
+        """Copies of all values, in their memory formats."""
+        return {
+            name: to_logical_order(array.copy(), self._specs[name].memory_format)
+            for name, array in self.arrays.items()
+        }
 
     def fitting(self, state: Mapping[str, Any], strict: bool) -> dict[str, np.ndarray]:
         """The values of a state that are this one's, checked; nothing is changed yet.
@@ -78,7 +83,7 @@ class State:
                 f"{self._program}: {count} names of the state do not match: {what}",
                 hint="mod.state_dict() lists the names; strict=False takes what fits",
             )
-        known = (spec for spec in self._specs if spec.name in state)
+        known = (spec for name, spec in self._specs.items() if name in state)
         return {spec.name: self._checked(spec, state[spec.name]) for spec in known}
 
     def _checked(self, spec: ArgSpec, value: Any) -> np.ndarray:
@@ -103,6 +108,6 @@ class State:
 
 
 def _zeros(spec: ArgSpec) -> np.ndarray:
-    array = empty_aligned(spec.shape, spec.dtype)
+    array = empty_aligned(spec.memory_shape, spec.dtype)
     array.fill(0)
     return array

@@ -206,11 +206,6 @@ def _touch(folder: int) -> None:
         pass
 
 
-def _give_up(place: int, key: str, error: Exception) -> None:
-    _LOG.info("entry %s is made again: %s", key, error)
-    _remove(place, key)
-
-
 def _remove(place: int, key: str) -> None:
     """Take an entry away by its name at once, so that nobody meets a part of it."""
     dead = f"{_NEW}{os.urandom(8).hex()}"

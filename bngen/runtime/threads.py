@@ -307,9 +307,8 @@ class _TVMPool:
         os.environ.setdefault("TVM_BIND_THREADS", "0")
         os.environ.setdefault("TVM_THREAD_POOL_SPIN_COUNT", "0")
         os.environ["TVM_NUM_THREADS"] = str(max(count, host.cpu_count()))
-        import tvm
-
-        self._configure = tvm.get_global_func("runtime.config_threadpool")
+        native.runtime()  # which has it
+        self._configure = native.Function("runtime.config_threadpool")
         self._default = count
         # TVM has a pool for each thread that calls it.
         self._local = threading.local()

@@ -14,28 +14,110 @@ The output blocks lie inside the columns: with the two swapped LLVM keeps every 
 
 from __future__ import annotations
 
-from tvm import IRModule, s_tir
+from typing import TYPE_CHECKING
 
-from bngen.lower.body import Lowered
-from bngen.scheduling.knobs import Knobs
+from bngen.lower.facts import ConvFacts, Declined, Layouts, element_bytes, group_rows
+from bngen.lower.geometry import Geometry
+from bngen.lower.lowered import Lowered
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import PackedWeight, physical_shape
+from bngen.scheduling.knobs import Knobs, register_tiles, rows_per_task
+from bngen.scheduling.legality import Space, tile_blocks, tile_columns, whole_groups
 from bngen.scheduling.tools import (
     attach_loads,
     attach_store_slot,
-    cut_into_tasks,
     local,
-    loops_inside,
+    opened,
     set_apart,
-    vectorize_last,
 )
+from bngen.target.machine import Machine
+
+if TYPE_CHECKING:
+    from tvm import s_tir
+
+FEW_REGISTERS, SHARED_BROADCASTS = 32, 3
+"""Of fewer vector registers, so many are taken where taps share the broadcasts of a row."""
 
 
-def schedule_conv(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
-    """Apply knobs ``columns``, ``blocks``, ``rows`` to a ``conv`` kernel."""
-    sch = s_tir.Schedule(IRModule({low.name: low.func}))
-    sch.work_on(low.name)
+def applies(kernel: Kernel, layouts: Layouts) -> ConvFacts | Declined:
+    """Any convolution or data gradient whose weight is packed in blocks."""
+    packed = packing(kernel, layouts)
+    if isinstance(packed, Declined):
+        return packed
+    if packed.depthwise:
+        return Declined("it has one input channel an output channel")
+    return conv_facts(kernel, layouts, Geometry.of_convolution(kernel.anchor))
+
+
+def packing(kernel: Kernel, layouts: Layouts) -> PackedWeight | Declined:
+    """How the weight of a convolution, or data gradient, is packed for its nest."""
+    packed = layouts[kernel.anchor.inputs[1]]
+    if isinstance(packed, PackedWeight):
+        return packed
+    return Declined("its groups cut channel blocks, so that the weight is not packed")
+
+
+def conv_facts(kernel: Kernel, layouts: Layouts, geo: Geometry) -> ConvFacts:
+    """The facts of a convolution over a packed weight."""
+    node = kernel.anchor
+    x, weight = node.inputs
+    packed: PackedWeight = layouts[weight]
+    n, _, h, w = node.out.shape
+    in_blocks, in_lanes = 1, 1
+    if not packed.depthwise:
+        _, in_blocks, _, _, in_lanes, _ = physical_shape(weight.type, packed)
+    return ConvFacts(
+        element_bytes=element_bytes(node.out), group_rows=group_rows(kernel),
+        n=n, h=h, w=w, groups=packed.groups,
+        out_blocks=packed.outer.blocks, lanes=packed.outer.lanes,
+        in_blocks=in_blocks, in_lanes=in_lanes,
+        r=geo.window[0], s=geo.window[1], padded_w=geo.padded_w(kernel, x, layouts),
+        stride_h=geo.stride[0], stride_w=geo.stride[1],
+        dilation_h=geo.dilation[0], dilation_w=geo.dilation[1],
+    )  # fmt: skip
+
+
+def conv_knobs(facts: ConvFacts, machine: Machine) -> Knobs:
+    """Register tile and rows per task."""
+    registers = machine.traits.vector_registers
+    # Taps of one channel's row share broadcasts, and LLVM holds on to them: none is folded, and
+    # where registers are few, fewer are left.
+    shared = facts.in_lanes == 1
+    if shared and registers < FEW_REGISTERS:
+        registers -= SHARED_BROADCASTS
+    _, columns, blocks = max(
+        register_tiles(
+            facts.w,
+            facts.out_blocks // facts.groups,
+            facts.terms,
+            registers,
+            machine,
+            folded=machine.traits.folds_broadcasts and not shared,
+        )
+    )
+    row_bytes = facts.element_bytes * facts.in_blocks * facts.in_lanes * facts.padded_w
+
+    def scratch(rows: int) -> int:
+        return ((rows - 1) * facts.stride_h + facts.r) * row_bytes
+
+    return {"columns": columns, "blocks": blocks, "rows": rows_per_task(facts, machine, scratch)}
+
+
+def conv_space(facts: ConvFacts) -> Space:
+    """Register tile, and rows per task."""
+    return {
+        "columns": tile_columns(facts.w),
+        "blocks": tile_blocks(facts, facts.groups),
+        "rows": whole_groups(facts),
+    }
+
+
+def schedule_conv(low: Lowered, facts: ConvFacts, knobs: Knobs) -> s_tir.Schedule:
+    """Apply knobs ``columns``, ``blocks``, ``rows``."""
+    sch = opened(low)
     conv = sch.get_sblock("conv")
     kb, n, h, w, lane, *reduction = sch.get_loops(conv)
-    group = low.extents.get("group_rows", 1)
+    group = facts.group_rows or 1
     h_task, h_group, h_row = sch.split(h, [None, knobs["rows"] // group, group])
     w_tile, w_in = sch.split(w, [None, knobs["columns"]])
     kb_tile, kb_in = sch.split(kb, [None, knobs["blocks"]])
@@ -51,53 +133,3 @@ def schedule_conv(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     sch.vectorize(lane)
     sch.decompose_reduction(conv, reduction[0])
     return sch
-
-
-def schedule_phased(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
-    """A strided data gradient: each phase of a row sums into memory, then they are put together.
-
-    ::
-
-        parallel image, row tile:
-            pad  <- load slot of the rows this tile needs
-            for output block tile, group of rows, row of phases:
-                for each phase:
-                    for column tile:
-                        phase[columns, blocks, lanes] in registers <- sum over its taps
-                merge <- phases; store slot on the rows, sums
-            second pass of moments over the group of rows
-
-    A phase's sums leave the registers before the next one's begin: kept there until they are put
-    together, LLVM spills accumulators. Knobs as for `schedule_conv`; ``columns`` counts those of
-    one phase.
-    """
-    sch = s_tir.Schedule(IRModule({low.name: low.func}))
-    sch.work_on(low.name)
-    steps = low.extents["spread_h"], low.extents["spread_w"]
-    group = low.extents.get("group_rows", steps[0])
-    task, _, h_group, h_row, inside = cut_into_tasks(sch, low, knobs, group, steps)
-    h_phase, _, w_phase, kb_in, lane = inside
-    attach_store_slot(sch, low, h_row, h_row, h_group, unroll=False)
-    for name in low.nests:
-        local(sch, [name])
-        _schedule_nest(sch, name, h_row, knobs["columns"])
-    attach_loads(sch, low, task)
-    for loop in (h_phase, w_phase, kb_in):
-        sch.unroll(loop)
-    sch.vectorize(lane)
-    return sch
-
-
-def _schedule_nest(sch: s_tir.Schedule, name: str, at, columns: int) -> None:
-    """One phase's sum of products, a register tile at a time, below a row of phases."""
-    nest = sch.get_sblock(name)
-    sch.compute_at(nest, at, preserve_unit_loops=True)
-    kb, n, h, w, lane, *reduction = loops_inside(sch, nest, at)
-    w_tile, w_in = sch.split(w, [None, columns])
-    sch.reorder(n, h, w_tile, *reduction, w_in, kb, lane)
-    set_apart(sch, w_tile)
-    for loop in (w_in, kb):
-        sch.unroll(loop)
-    sch.vectorize(lane)
-    sch.decompose_reduction(nest, reduction[0])
-    vectorize_last(sch, sch.get_sblock(f"{name}_init"))

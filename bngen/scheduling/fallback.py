@@ -6,23 +6,31 @@ vectorized where it is short, reductions outside of it.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tvm import IRModule, s_tir
+from bngen.lower.facts import AnyFacts
+from bngen.lower.lowered import Lowered
+from bngen.scheduling.knobs import Knobs
+from bngen.scheduling.tools import extent, opened, set_apart, vectorize_last
+from bngen.target.machine import Machine
 
-from bngen.lower.body import Lowered
-from bngen.scheduling.tools import extent, set_apart, vectorize_last
+if TYPE_CHECKING:
+    from tvm import s_tir
 
 SERIAL_BELOW = 16384
 """Iterations under which waking threads costs more than it gains."""
 
 
-def schedule_fallback(low: Lowered, lanes: int) -> s_tir.Schedule:
+def no_knobs(_: AnyFacts, __: Machine) -> Knobs:
+    """None."""
+    return {}
+
+
+def schedule_fallback(low: Lowered, facts: AnyFacts, _: Knobs) -> s_tir.Schedule:
     """Schedule every block by itself."""
-    sch = s_tir.Schedule(IRModule({low.name: low.func}))
-    sch.work_on(low.name)
+    sch = opened(low)
     for block in list(sch.get_child_blocks(sch.get_sblock("root"))):
-        _schedule_block(sch, block, lanes)
+        _schedule_block(sch, block, facts.vector)
     return sch
 
 

@@ -11,31 +11,94 @@
 
 from __future__ import annotations
 
-from tvm import IRModule, s_tir
+from typing import TYPE_CHECKING, Any
 
-from bngen.lower.body import Lowered
-from bngen.scheduling.knobs import Knobs
+from bngen.ir.types import Value
+from bngen.lower.facts import (
+    Declined,
+    Layouts,
+    MapFacts,
+    element_bytes,
+    group_rows,
+)
+from bngen.lower.lowered import Lowered
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import Blocked
+from bngen.scheduling.knobs import MAPS_AT_ONCE, Knobs, rows_per_task
+from bngen.scheduling.legality import Space, whole_groups
 from bngen.scheduling.tools import (
     attach_loads,
     attach_store_slot,
     local,
+    opened,
     vectorize_last,
     write_out,
 )
+from bngen.target.machine import Machine
+
+if TYPE_CHECKING:
+    from tvm import s_tir
+
+MAP_RANK = 4
+
+# --- where they apply -------------------------------------------------------------------------
 
 
-def schedule_map(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
+def applies_pointwise(kernel: Kernel, layouts: Layouts) -> MapFacts | Declined:
+    """Ops over a feature map in channel blocks."""
+    return _map_facts(kernel, layouts, kernel.outputs[0])
+
+
+def applies_window(kernel: Kernel, layouts: Layouts) -> MapFacts | Declined:
+    """Any pool, or gradient of one."""
+    return _map_facts(kernel, layouts, kernel.anchor.out)
+
+
+def applies_partial(kernel: Kernel, layouts: Layouts) -> MapFacts | Declined:
+    """A partial sum of a feature map in channel blocks."""
+    return _map_facts(kernel, layouts, kernel.anchor.inputs[0])
+
+
+def _map_facts(kernel: Kernel, layouts: Layouts, v: Value) -> MapFacts | Declined:
+    layout = layouts[v]
+    if len(v.shape) != MAP_RANK or not isinstance(layout, Blocked):
+        return Declined("what it goes over does not lie in channel blocks")
+    n, _, h, w = v.shape
+    return MapFacts(
+        element_bytes=element_bytes(v), group_rows=group_rows(kernel),
+        n=n, h=h, w=w, out_blocks=layout.blocks, lanes=layout.lanes,
+    )  # fmt: skip
+
+
+# --- knobs ------------------------------------------------------------------------------------
+
+
+def map_knobs(facts: MapFacts, machine: Machine) -> Knobs:
+    """Rows per task."""
+    row_bytes = MAPS_AT_ONCE * facts.element_bytes * facts.lanes * facts.w
+    rows = rows_per_task(facts, machine, lambda rows: rows * row_bytes, tasks=facts.out_blocks)
+    return {"rows": rows}
+
+
+def map_space(facts: MapFacts) -> Space:
+    """Rows per task."""
+    return {"rows": whole_groups(facts)}
+
+
+# --- schedules --------------------------------------------------------------------------------
+
+
+def schedule_map(low: Lowered, facts: MapFacts, knobs: Knobs) -> s_tir.Schedule:
     """Apply knob ``rows`` to a kernel whose main block runs over (block, n, h, w, lane)."""
-    sch = s_tir.Schedule(IRModule({low.name: low.func}))
-    sch.work_on(low.name)
+    sch = opened(low)
     main = sch.get_sblock(low.main)
     cb, n, h, w, lane, *window = sch.get_loops(main)
-    group = low.extents.get("group_rows", 1)
+    group = facts.group_rows or 1
     h_task, h_group, h_row = sch.split(h, [None, knobs["rows"] // group, group])
     sch.reorder(cb, n, h_task, h_group, h_row, w, *window, lane)
     task = sch.fuse(cb, n, h_task)
     sch.parallel(task)
-    if low.main in ("window", "conv"):
+    if window:
         local(sch, [low.main])
     attach_store_slot(sch, low, h_row, h_row, h_group, unroll=False)
     attach_loads(sch, low, task)
@@ -52,41 +115,39 @@ def schedule_map(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
     return sch
 
 
-def schedule_partial(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
-    """A partial reduction by itself: one task a channel block and image."""
-    sch = s_tir.Schedule(IRModule({low.name: low.func}))
-    sch.work_on(low.name)
-    main = sch.get_sblock(low.main)
-    cb, n, group, lane, row, column = sch.get_loops(main)
-    sch.reorder(cb, n, group, row, column, lane)
-    task = sch.fuse(cb, n)
-    for name in [*low.sums[1:], *low.second]:
-        block = sch.get_sblock(name)
-        sch.reverse_compute_at(
-            block, group, preserve_unit_loops=True
-        ) if name in low.second else None
-    sch.parallel(task)
-    sch.vectorize(lane)
-    sch.decompose_reduction(main, row)
-    vectorize_last(sch, sch.get_sblock(f"{low.main}_init"))
-    for name in low.second:
-        block = sch.get_sblock(name)
-        *_, a, b, c = sch.get_loops(block)
-        sch.reorder(b, c, a)
-        sch.vectorize(a)
-        sch.decompose_reduction(block, b)
-        vectorize_last(sch, sch.get_sblock(f"{name}_init"))
-    for name in low.sums[1:]:
-        _sweep(sch, name)
+def schedule_partial(low: Lowered, _: MapFacts, __: Knobs) -> s_tir.Schedule:
+    """A partial reduction by itself, one task a channel block and image.
+
+    The first sum is the main block; each further one is a nest of its own, and deviations follow a
+    whole group of rows of the main block.
+    """
+    sch = opened(low)
+    first, *further = low.sums
+    group, row = _by_rows(sch, first)
+    for name in low.deviations:
+        sch.reverse_compute_at(sch.get_sblock(name), group, preserve_unit_loops=True)
+    _cleared(sch, first, row)
+    for name in low.deviations:
+        *_, lane, row, column = sch.get_loops(sch.get_sblock(name))
+        sch.reorder(row, column, lane)
+        sch.vectorize(lane)
+        _cleared(sch, name, row)
+    for name in further:
+        _, row = _by_rows(sch, name)
+        _cleared(sch, name, row)
     return sch
 
 
-def _sweep(sch: s_tir.Schedule, name: str) -> None:
-    """A further sum over the same rows, as a loop nest of its own."""
-    block = sch.get_sblock(name)
-    cb, n, group, lane, row, column = sch.get_loops(block)
+def _by_rows(sch: s_tir.Schedule, name: str) -> tuple[Any, Any]:
+    """A sum over groups of rows, tasks outermost and lanes innermost: its group and row loops."""
+    cb, n, group, lane, row, column = sch.get_loops(sch.get_sblock(name))
     sch.reorder(cb, n, group, row, column, lane)
     sch.parallel(sch.fuse(cb, n))
     sch.vectorize(lane)
-    sch.decompose_reduction(block, row)
+    return group, row
+
+
+def _cleared(sch: s_tir.Schedule, name: str, before: Any) -> None:
+    """Clear a sum right before a loop of its own."""
+    sch.decompose_reduction(sch.get_sblock(name), before)
     vectorize_last(sch, sch.get_sblock(f"{name}_init"))

@@ -33,12 +33,9 @@ from tvm import tirx
 from tvm.ir import Var
 from tvm.sym import Analyzer
 
-from bngen.lower.body import Lowered
+from bngen.lower.lowered import Lowered
 from bngen.lower.opaque import Expr
 from bngen.scheduling.reading import COLUMN, Access, Nest, mentions, nests, replaced
-
-KINDS = ("conv", "wgrad", "winograd")
-"""Kernels with enough arithmetic between their slots to hide anything behind."""
 
 _LEAST_WORK = 64
 """Vector multiply-adds between two bursts; shorter intervals cost more than they hide."""
@@ -50,6 +47,8 @@ _BURST = 8
 def add_prefetches(func: tirx.PrimFunc, low: Lowered) -> tirx.PrimFunc:
     """Prefetch a kernel's feature maps from within its multiply-adds.
 
+    Worth it where there is enough arithmetic between the slots to hide anything behind.
+
     Args:
         func: the scheduled kernel.
         low: what it was before; names its blocks.
@@ -57,8 +56,6 @@ def add_prefetches(func: tirx.PrimFunc, low: Lowered) -> tirx.PrimFunc:
     Returns:
         The kernel with prefetches, or ``func`` where there is nothing to ask for.
     """
-    if low.kind not in KINDS:
-        return func
     blocks = nests(func.body)
     # A weight gradient's multiply-adds are in the sum over a tile, which its schedule splits off.
     block = low.nests[0] if low.nests else low.main

@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from tvm import s_tir
-
-from bngen.lower.body import Lowered
+from bngen.lower.lowered import Lowered
 from bngen.scheduling.knobs import Knobs
+
+if TYPE_CHECKING:
+    from tvm import s_tir
 
 UNROLL_LIMIT = 32
 """Longest loop that is written out."""
+
+
+def opened(low: Lowered) -> s_tir.Schedule:
+    """A schedule of a kernel to which nothing is applied yet."""
+    from tvm import IRModule, s_tir
+
+    sch = s_tir.Schedule(IRModule({low.name: low.func}))
+    sch.work_on(low.name)
+    return sch
 
 
 def extent(sch: s_tir.Schedule, loop: Any) -> int:
@@ -141,7 +151,7 @@ def attach_store_slot(
     if unroll:
         for loop in over:
             write_out(sch, loop)
-    for name in low.second:
+    for name in low.deviations:
         attach_sum(sch, name, group, None, unroll=False)
 
 

@@ -16,28 +16,180 @@ No two tasks write one element, so there is nothing to merge and the bits do not
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
-from tvm import IRModule, s_tir, tirx
+from bngen.lower.facts import Declined, GradientFacts, Layouts, element_bytes
+from bngen.lower.geometry import Geometry
+from bngen.lower.lowered import Lowered
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import Blocked
+from bngen.scheduling.knobs import (
+    SEVERAL_BLOCKS,
+    Knobs,
+    divisors,
+    tile_registers,
+)
+from bngen.scheduling.legality import Space, few
+from bngen.scheduling.tools import (
+    attach_loads,
+    extent,
+    loops_inside,
+    opened,
+    spell_out,
+    vectorize_last,
+)
+from bngen.target.machine import Machine
 
-from bngen.lower.body import Lowered
-from bngen.scheduling.knobs import Knobs, divisors
-from bngen.scheduling.tools import attach_loads, extent, loops_inside, spell_out, vectorize_last
+if TYPE_CHECKING:
+    from tvm import s_tir
+
+# --- where it applies -------------------------------------------------------------------------
+
+
+def applies(kernel: Kernel, layouts: Layouts) -> GradientFacts | Declined:
+    """Any weight gradient whose groups are whole channel blocks."""
+    node = kernel.anchor
+    groups, (k, cg, *_), outer = node.attrs["groups"], node.out.shape, layouts[node.inputs[1]]
+    if groups > 1 and (cg % outer.lanes or k // groups % outer.lanes):
+        return Declined("its groups cut channel blocks")
+    return gradient_facts(kernel, layouts, Geometry.weight_gradient(node))
+
+
+def gradient_facts(kernel: Kernel, layouts: Layouts, geo: Geometry, **other: int) -> GradientFacts:
+    """The facts of a weight gradient as of whole channel blocks, but for ``other`` ones."""
+    node = kernel.anchor
+    x, dy = node.inputs
+    inner, outer, groups = layouts[x], layouts[dy], node.attrs["groups"]
+    is_blocked = isinstance(inner, Blocked)
+    usual = {
+        "h": geo.out[0], "w": geo.out[1], "r": geo.window[0], "s": geo.window[1],
+        "in_blocks": (inner.blocks if is_blocked else x.shape[1]) // groups,
+        "in_lanes": inner.lanes if is_blocked else 1,
+    }  # fmt: skip
+    return GradientFacts(
+        element_bytes=element_bytes(dy), n=dy.shape[0],
+        out_blocks=outer.blocks, lanes=outer.lanes, groups=groups,
+        stride_h=geo.stride[0], stride_w=geo.stride[1], dilation_h=geo.dilation[0],
+        padded_w=geo.padded_w(kernel, x, layouts), **usual | other,
+    )  # fmt: skip
+
+
+# --- knobs ------------------------------------------------------------------------------------
+
+VECTOR_CYCLES = 8
+"""Cycles to apply a load slot to a vector, or to write, read and add one of a chunk's sums."""
+
+TILE_IN_FLIGHT = 1.5
+"""Accumulators that a tile of pixels should have, of those that hide the latency."""
+
+LOAD_COST = 1.3
+"""As `knobs.BROADCAST_COST`, of both loads of a weight gradient."""
+
+
+def wgrad_knobs(facts: GradientFacts, machine: Machine) -> Knobs:
+    """What a task owns, rows per pixel tile, and the register block of a weight gradient."""
+    chunks, kb, cb = gradient_task(facts, machine)
+    wide = facts.in_lanes > 1
+    blocks, lanes = register_block(kb, facts.in_lanes if wide else facts.s, machine)
+
+    def panel(rows: int) -> int:
+        """Bytes of both operands that a tile of so many rows reads."""
+        columns = ((rows - 1) * facts.stride_h + facts.r) * facts.padded_w
+        return facts.element_bytes * facts.lanes * (columns + blocks * rows * facts.w)
+
+    # A window reads the tile once a tap; without one, it should leave room for what comes next.
+    room = machine.l1 if facts.r * facts.s > 1 else machine.l1 // 2
+    fits = [rows for rows in divisors(facts.h) if panel(rows) <= room]
+    knobs = {"chunks": chunks, "out_blocks": kb, "in_blocks": cb, "rows": fits[-1] if fits else 1}
+    return knobs | {"blocks": blocks} | ({"in_lanes": lanes} if wide else {})
+
+
+def gradient_task(facts: GradientFacts, machine: Machine) -> tuple[int, int, int]:
+    """Chunks of the batch, and the output and input blocks that a task owns."""
+    taps = facts.r * facts.s
+    out, inner = facts.out_blocks, facts.in_blocks
+    per_block = facts.element_bytes * facts.in_lanes * facts.lanes * taps
+    units = machine.traits.multiply_add_units
+
+    def cost(chunks: int, kb: int, cb: int) -> float:
+        """Time relative to the multiply-adds alone."""
+        task_out, task_in = out // kb, inner // cb
+        tasks = chunks * task_out * task_in
+        idle = math.ceil(tasks / machine.threads) * machine.threads / tasks
+        spilled = max(1.0, kb * cb * per_block / (machine.l2 // 4))
+        # Each task applies the load slots anew, against multiply-adds.
+        vectors = inner * task_out + out * task_in
+        slots = VECTOR_CYCLES * vectors / (out * inner * taps * facts.in_lanes / units)
+        # Each sum of a chunk is written, read and added.
+        pixels = facts.n * facts.h * facts.w
+        merge = VECTOR_CYCLES * chunks / (pixels / units) if chunks > 1 else 0.0
+        return idle * spilled * (1 + slots + merge)
+
+    choices = ((n, k, c) for n in divisors(facts.n) for k in divisors(out) for c in divisors(inner))
+    return min(choices, key=lambda t: cost(*t))
+
+
+def register_block(out_blocks: int, in_lanes: int, machine: Machine) -> tuple[int, int]:
+    """Output blocks and input channels of the accumulators; all of ``in_lanes`` for a window row.
+
+    The score is that of `register_tiles`: latency hidden, and loads per multiply-add.
+    """
+    in_flight = TILE_IN_FLIGHT * machine.traits.multiply_adds_in_flight
+    contention = machine.traits.multiply_add_units / machine.traits.load_ports
+
+    def score(kb: int, cl: int) -> tuple[float, int]:
+        busy = min(1.0, kb * cl / in_flight)
+        if machine.traits.folds_broadcasts:
+            return busy * (1.0 if kb == 1 else SEVERAL_BLOCKS), kb * cl
+        return busy * min(1.0, kb * cl / (kb + cl) / (LOAD_COST * contention)), kb * cl
+
+    fitting = [
+        (kb, cl)
+        for kb in divisors(out_blocks)
+        for cl in divisors(in_lanes)
+        if tile_registers(cl, kb) <= machine.traits.vector_registers
+    ]
+    return max(fitting, key=lambda t: score(*t))
+
+
+def gradient_space(facts: GradientFacts) -> Space:
+    """What a task owns, rows per pixel tile, register block.
+
+    A plain input (an image) has no lanes; its register block is a row of the window.
+    """
+    wide = facts.in_lanes > 1
+    space: Space = {
+        "chunks": lambda _: divisors(facts.n),
+        "out_blocks": lambda _: divisors(facts.out_blocks),
+        "in_blocks": lambda _: divisors(facts.in_blocks),
+        "rows": lambda _: divisors(facts.h),
+        "blocks": lambda chosen: few(divisors(chosen["out_blocks"]), 1 if wide else facts.s),
+    }
+    lanes = {"in_lanes": lambda chosen: few(divisors(facts.in_lanes), chosen["blocks"])}
+    return {**space, **lanes} if wide else space
+
+
+def block_registers(facts: GradientFacts, knobs: Knobs) -> int:
+    """Vector registers of the register block."""
+    return tile_registers(knobs.get("in_lanes", facts.s), knobs["blocks"])
+
+
+# --- schedule ---------------------------------------------------------------------------------
 
 WRITTEN_OUT = 8
 """Most pixels of a row that are written out."""
 
 
-def schedule_weight_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
-    """Apply knobs to a ``wgrad`` kernel, or a ``winograd_wgrad`` one: its pixels are tiles.
+def schedule_weight_gradient(low: Lowered, facts: GradientFacts, knobs: Knobs) -> s_tir.Schedule:
+    """Apply knobs to a weight gradient, or one at Winograd's points: its pixels are tiles.
 
     ``out_blocks`` x ``in_blocks`` of one of ``chunks`` of the batch belong to a task, ``rows`` to a
     pixel tile, and ``blocks`` output blocks x ``in_lanes`` input channels to the register block.
     """
-    sch = s_tir.Schedule(IRModule({low.name: low.func}))
-    sch.work_on(low.name)
+    sch = opened(low)
     partial = sch.get_sblock("partial")
-    wide = low.extents["in_lanes"] > 1
+    wide = facts.in_lanes > 1
     if knobs["chunks"] > 1:
         *_, n, _, _ = sch.get_loops(partial)
         chunks, _ = sch.split(n, [knobs["chunks"], None])
@@ -70,7 +222,7 @@ def schedule_weight_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
         sch.reorder(*blocks, cl, i, j, lane)
         sch.parallel(sch.fuse(*blocks))
         spell_out(sch, i, j, lane)
-    _unpack(sch)
+    unpack(sch)
     return sch
 
 
@@ -110,28 +262,13 @@ def _register_block(sch: s_tir.Schedule, tile_sum: Any, at: Any, wide_input: boo
 
 def _reductions(sch: s_tir.Schedule, block: Any) -> int:
     """How many axes a block sums over."""
+    from tvm import tirx
+
     return sum(axis.iter_type == tirx.IterVar.CommReduce for axis in sch.get(block).iter_vars)
 
 
-def schedule_depthwise_gradient(low: Lowered, knobs: Knobs) -> s_tir.Schedule:
-    """One task a channel block; the window's taps are the accumulators."""
-    sch = s_tir.Schedule(IRModule({low.name: low.func}))
-    sch.work_on(low.name)
-    partial = sch.get_sblock("partial")
-    kb, r, s, lane, n, h, w = sch.get_loops(partial)
-    h_tile, h_in = sch.split(h, [None, knobs["rows"]])
-    sch.reorder(kb, n, h_tile, r, h_in, w, s, lane)
-    sch.parallel(kb)
-    attach_loads(sch, low, h_tile)
-    sch.unroll(s)
-    sch.vectorize(lane)
-    sch.decompose_reduction(partial, n)
-    vectorize_last(sch, sch.get_sblock("partial_init"))
-    _unpack(sch)
-    return sch
-
-
-def _unpack(sch: s_tir.Schedule) -> None:
+def unpack(sch: s_tir.Schedule) -> None:
+    """The gradient in the weight's own order, a task an output channel."""
     block = sch.get_sblock("dweight")
     loops = sch.get_loops(block)
     if extent(sch, loops[0]) > 1:

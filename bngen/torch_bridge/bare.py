@@ -36,18 +36,16 @@ def bare_convolution(node: Node, layout: str) -> Callable[[], None] | None:
     window = (list(attrs["stride"]), [top, left], list(attrs["dilation"]), False, [0, 0])
     groups = attrs["groups"]
     x, weight, dy = (torch.rand(shape).to(memory_format=LAYOUTS[layout]) for shape in shapes(node))
-    if node.op == "conv2d":
+    if node.row.direction == "forward":
         return lambda: torch.ops.aten.convolution(x, weight, None, *window, groups)
-    wanted = [node.op == "conv2d_grad_input", node.op == "conv2d_grad_weight", False]
+    wanted = [*(node.row.direction == way for way in ("input", "weight")), False]
     return lambda: torch.ops.aten.convolution_backward(dy, x, weight, None, *window, groups, wanted)
 
 
 def shapes(node: Node) -> tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]:
     """Shapes of input, weight and output of the forward convolution a node belongs to."""
     a, b, out = node.inputs[0].shape, node.inputs[1].shape, node.out.shape
-    if node.op == "conv2d":
-        return a, b, out
-    return (out, b, a) if node.op == "conv2d_grad_input" else (a, out, b)
+    return {"forward": (a, b, out), "input": (out, b, a), "weight": (a, out, b)}[node.row.direction]
 
 
 def flops(node: Node) -> int:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bngen.dtypes import DTYPES
 from bngen.ir.ops import op_def
 from bngen.ir.ops.reduce import normalize_axes
 
@@ -48,9 +49,8 @@ def _blank(a: Attributes, like: Tensor) -> Tensor:
 
 
 def constant(t: Tensors, a: Attributes) -> Tensor:
-    """A number; in double precision, since rounded to float32 0.1 would be another number there."""
-    is_float = a["dtype"].startswith("float")
-    return torch.tensor(a["value"], dtype=getattr(torch, "float64" if is_float else a["dtype"]))
+    """A number, floats in double precision: rounded to float32, 0.1 would be another one there."""
+    return torch.tensor(a["value"], dtype=getattr(torch, DTYPES[DTYPES[a["dtype"]].exact].torch))
 
 
 def random_uniform(t: Tensors, a: Attributes) -> Tensor:
@@ -176,7 +176,7 @@ def adaptive_avg_pool2d_grad(t: Tensors, a: Attributes) -> Tensor:
 
 
 def rows(x: Tensor, a: Attributes) -> Tensor:
-    """``[groups, rows * columns of a group, C]``."""
+    """``[row_groups, rows * columns of a group, C]``."""
     return torch.movedim(x, 1, -1).reshape(a["row_groups"], -1, x.shape[1])
 
 

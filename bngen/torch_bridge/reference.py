@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bngen.dtypes import DTYPES
 from bngen.errors import ProgramError
 from bngen.ir.interp import Results, element_type
 from bngen.ir.node import Graph, Node
@@ -95,4 +96,4 @@ def _evaluate_node(
 
 
 def _torch_type(type_: TensorType, dtype: str | None) -> torch.dtype:
-    return getattr(torch, element_type(type_, dtype))
+    return getattr(torch, DTYPES[element_type(type_, dtype)].torch)

@@ -27,10 +27,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from bngen import files
+from bngen.codegen.nests import legal
 from bngen.errors import BngenError, ToolchainError
 from bngen.ir.attributes import shown
 from bngen.scheduling.knobs import Knobs
-from bngen.scheduling.legality import legal
 
 _LOG = logging.getLogger(__name__)
 FORMAT = 1

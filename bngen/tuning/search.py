@@ -2,7 +2,8 @@
 
 In: a program, a target, the records so far. Out: a `Record` for each kernel, as soon as it is
 known. The search is optuna's (every candidate where there are few of them); here is what a
-candidate is, how it is checked against the kernel with the rule's own knobs, and how it is timed.
+candidate is, how it is checked against the kernel with its strategy's own knobs, and how it is
+timed.
 """
 
 from __future__ import annotations
@@ -15,20 +16,21 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from bngen.codegen.compile import compile_plan, signature
-from bngen.codegen.nests import RULES
+from bngen.codegen.compile import compile_plan
+from bngen.codegen.nests import choose
+from bngen.codegen.signature import signature
+from bngen.codegen.strategy import Strategy
 from bngen.lang.program import graph_of
-from bngen.lower.kernel import lower
+from bngen.lower.facts import Facts
 from bngen.plan.kernel import Kernel, KernelPlan
 from bngen.runtime import threads as thread_pool
 from bngen.scheduling.knobs import Knobs
-from bngen.scheduling.legality import candidates, legal
 from bngen.target.parse import Target
 from bngen.tuning.lone import LoneKernel
 from bngen.tuning.records import Record, digest
 
 WORTHWHILE = 0.98
-"""A candidate replaces the rule's own knobs when it takes at most this share of their time."""
+"""A candidate replaces the strategy's own knobs when it takes at most this share of their time."""
 
 _ROUNDS = 5
 
@@ -39,19 +41,19 @@ class Job:
 
     Attributes:
         id: its digest.
-        kind: the rule's kind.
+        strategy: how it is computed.
+        facts: what its knobs must fit.
         kernel: one of the kernels that are equal.
         plan: what it belongs to.
-        extents: what its knobs must fit.
-        own: the rule's own knobs.
+        own: the strategy's own knobs.
         calls: how many kernels of the plan are equal to it.
     """
 
     id: str
-    kind: str
+    strategy: Strategy
+    facts: Facts
     kernel: Kernel
     plan: KernelPlan
-    extents: dict[str, int]
     own: Knobs
     calls: int
 
@@ -60,37 +62,27 @@ class Job:
         """The sub-layers, for people."""
         return " ".join(self.kernel.sublayers)
 
+    def space(self, registers: int) -> list[Knobs]:
+        """Legal knobs that deserve a trial: not those whose accumulators spill."""
+        legal_ones = self.strategy.candidates(self.facts)
+        return [k for k in legal_ones if self.strategy.registers(self.facts, k) <= registers]
+
 
 def jobs(plan: KernelPlan, target: Target) -> list[Job]:
     """The distinct kernels of a plan that have knobs, those of many calls first."""
     found: dict[str, Job] = {}
-    with target.tvm():
-        for kernel in plan.kernels:
-            low = lower(kernel, plan.layouts)
-            rule = RULES.get(low.kind)
-            if rule is None or not low.extents.get("lanes"):
-                continue
-            key = digest(low.kind, signature(kernel, plan))
-            if key in found:
-                found[key] = replace(found[key], calls=found[key].calls + 1)
-                continue
-            own = rule.knobs(low.extents, target)
-            # A kind without declared knobs has no candidate but the rule's own.
-            if legal(low.kind, low.extents, own) is None:
-                extents = dict(low.extents)
-                found[key] = Job(key, low.kind, kernel, plan, extents, dict(own), 1)
+    for kernel in plan.kernels:
+        choice = choose(kernel, plan.layouts, target.machine)
+        strategy, facts = choice.strategy, choice.facts
+        if not strategy.space(facts):
+            continue
+        key = digest(strategy.kind, signature(kernel, plan))
+        if key in found:
+            found[key] = replace(found[key], calls=found[key].calls + 1)
+            continue
+        own = strategy.knobs(facts, target.machine)
+        found[key] = Job(key, strategy, facts, kernel, plan, own, 1)
     return sorted(found.values(), key=lambda j: -j.calls)
-
-
-def promising(kind: str, e: Mapping[str, int], knobs: Knobs, registers: int) -> bool:
-    """Whether legal knobs deserve a trial: not those whose accumulators spill."""
-    if kind in ("conv", "phased", "winograd"):
-        columns, blocks = knobs["columns"], knobs["blocks"]
-        return columns * blocks + blocks + 1 <= registers
-    if kind in ("wgrad", "winograd_wgrad"):
-        side = knobs["in_lanes"] if "in_lanes" in knobs else e["s"]
-        return knobs["blocks"] * (side + 1) + 1 <= registers
-    return True
 
 
 # --- one kernel, runnable by itself -----------------------------------------------------------
@@ -136,7 +128,7 @@ class Found:
     Attributes:
         knobs: the fastest.
         seconds: their time.
-        baseline: the time of the rule's own knobs.
+        baseline: the time of the strategy's own knobs.
         trials: how many candidates were tried.
     """
 
@@ -162,18 +154,18 @@ def search(
     """The fastest knobs of a space.
 
     Args:
-        space: what may be tried; perhaps not the rule's own knobs.
-        first: tried before all others; the first of them is the rule's own.
+        space: what may be tried; perhaps not the strategy's own knobs.
+        first: tried before all others; the first of them is the strategy's own.
         trials: how many to try; where there are no more choices than that, all are tried.
         seconds: time of a candidate.
         tell: called after each trial with (done, total, best so far).
 
     Raises:
-        RuntimeError: when the rule's own knobs have no time: there is nothing to compare with.
+        RuntimeError: when the strategy's own knobs have no time: there is nothing to compare with.
     """
     baseline = seconds(first[0])
     if baseline is None:
-        raise RuntimeError(f"the rule's own knobs {first[0]} do not run")
+        raise RuntimeError(f"the strategy's own knobs {first[0]} do not run")
     best = Found(first[0], baseline, baseline, 1)
     tried = {_key(first[0])}
     total = min(trials, len({*map(_key, space)} | tried))
@@ -258,10 +250,9 @@ def tune(
         report: called after each trial.
     """
     for job in work:
-        legal_ones = candidates(job.kind, job.extents)
-        space = [k for k in legal_ones if promising(job.kind, job.extents, k, registers)]
+        space = job.space(registers)
         old = known.get(job.id)
-        if old and (legal(job.kind, job.extents, old.knobs) or old.threads != threads):
+        if old and (job.strategy.misfit(job.facts, old.knobs) or old.threads != threads):
             old = None
         if old and old.trials >= min(trials, len(space)):
             continue
@@ -296,14 +287,15 @@ def _tune_one(
     best = search(space, first, trials, seconds, lambda *state: report(job, *state))
     knobs, taken, baseline = _confirmed(job, best, own, compile)
     return Record(
-        job.id, job.kind, job.what, job.extents, knobs, taken, baseline, threads, best.trials
-    )
+        id=job.id, kind=job.strategy.kind, what=job.what, extents=job.facts.extents(),
+        knobs=knobs, seconds=taken, baseline=baseline, threads=threads, trials=best.trials,
+    )  # fmt: skip
 
 
 def _confirmed(
     job: Job, best: Found, own: Candidate, compile: Compile
 ) -> tuple[Knobs, float, float]:
-    """The winner and the rule's own knobs once more, in turn: the best of many is partly luck."""
+    """The winner and the own knobs once more, in turn: the best of many is partly luck."""
     if best.knobs == job.own:
         return job.own, best.baseline, best.baseline
     winner = compile(job, best.knobs)
@@ -320,4 +312,6 @@ def work_of(program: Any, target: Target, fusion: str, wrt: Sequence[str]) -> li
 
     graph = graph_of(program, "tune")
     thread_pool.install()
-    return jobs(prepare(join_gradient(graph, wrt), target.lanes, fusion).planned.plan, target)
+    return jobs(
+        prepare(join_gradient(graph, wrt), target.channel_block, fusion).planned.plan, target
+    )

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from bngen.ir.node import Graph
-from bngen.ir.ops import op_def
 
 ROLES = {
     ("conv2d", "weight"): "weight",
@@ -37,9 +36,8 @@ def roles(graph: Graph) -> dict[str, str]:
     found: dict[str, str] = {}
     inputs = {i.name for i in graph.inputs}
     for node in graph.nodes:
-        operands = op_def(node.op).operands
-        for operand, value in zip(operands, node.inputs, strict=False):
-            role = ROLES.get((node.op, operand.rstrip("?")))
+        for operand, value in zip(node.row.roles, node.inputs, strict=False):
+            role = ROLES.get((node.op, operand))
             if role and value is not None and value.name in inputs:
                 found.setdefault(value.name, role)
     return {name: found.get(name, "data") for name in sorted(inputs)}
@@ -149,4 +147,4 @@ def make_inputs(
 
 def _label_ranges(graph: Graph) -> dict[str, int]:
     """How many classes an integer input may name."""
-    return {n.inputs[0].name: n.attrs["classes"] for n in graph.nodes if n.op == "one_hot"}
+    return {n.inputs[0].name: n.attrs["classes"] for n in graph.nodes if n.row.class_numbers}

@@ -13,10 +13,11 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from bngen.dtypes import DTYPES
 from bngen.ir.interp import Results
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import Value
-from bngen.verification.tolerance import allowed, largest, ulp
+from bngen.verification.tolerance import allowed, largest
 
 # --- what is compared -------------------------------------------------------------------------
 
@@ -46,7 +47,7 @@ def instrument(graph: Graph) -> tuple[Graph, list[Tensor]]:
         for name, v in zip(_output_names(graph), graph.outputs, strict=True)
     ]
     for node in graph.nodes:
-        if node.op in ("batch_norm", "bn_stats"):
+        if node.row.statistics == "batch":
             mean, var = node.outputs[-2:]
             name = _layer_name(node)
             tensors.append(Tensor(f"{name}.mean", "mean", mean, var))
@@ -75,7 +76,7 @@ def _updated(graph: Graph) -> Iterator[Tensor]:
     held_by = {new: target for target, new in graph.updates}
     for target, new in graph.updates:
         maker = makers.get(new)
-        if maker is None or maker.op != "bn_update":
+        if maker is None or maker.row.statistics != "running":
             yield Tensor(target.name, "update", target)
             continue
         partner = next(v for v in maker.outputs if v != new)
@@ -176,4 +177,4 @@ def _scale(tensor: Tensor, exact: Mapping[str, np.ndarray]) -> np.ndarray:
     partner = np.abs(np.asarray(exact[tensor.partner.name], np.float64))
     if tensor.kind in ("mean", "running mean"):
         return np.sqrt(x * x + partner)
-    return x + ulp(tensor.value.dtype) * partner * partner
+    return x + DTYPES[tensor.value.dtype].ulp * partner * partner

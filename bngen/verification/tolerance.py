@@ -17,19 +17,15 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bngen.dtypes import DTYPES
+
 TIMES_TORCH = 4.0
 FEW_ULPS = 16.0
 
 
-def ulp(dtype: str) -> float:
-    """The unit in the last place of 1 in an element type; 0 for integers, which are exact."""
-    element = np.dtype(dtype)
-    return float(np.finfo(element).eps) if element.kind == "f" else 0.0
-
-
 def few_ulps(scale: float, dtype: str) -> float:
-    """What rounding alone may cost a tensor whose largest element is ``scale``."""
-    return FEW_ULPS * ulp(dtype) * scale
+    """What rounding alone may cost a tensor whose largest element is ``scale``; 0 for integers."""
+    return FEW_ULPS * DTYPES[dtype].ulp * scale
 
 
 def allowed(torch_error: float, scale: float, dtype: str, times: float = TIMES_TORCH) -> float:

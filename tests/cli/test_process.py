@@ -11,7 +11,7 @@ import pytest
 HEAVY = {"tvm", "torch", "numpy", "rich"}
 
 
-@pytest.mark.parametrize("words", [[], ["build"], ["verify"]])
+@pytest.mark.parametrize("words", [[], ["build"], ["verify"], ["bench"], ["tune"]])
 def test_help_imports_nothing_heavy(words):
     code = (
         "import sys\nfrom bngen.cli.main import main\n"
@@ -20,6 +20,15 @@ def test_help_imports_nothing_heavy(words):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert not HEAVY & set(done.stderr.split())
+
+
+def test_the_package_is_the_command(tmp_path):
+    """``python -m bngen``, down to its name in messages and its exit status."""
+    command = [sys.executable, "-m", "bngen", "biuld"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("bngen: error: No such command 'biuld'")
+    assert done.stderr.count("\n") == 1
 
 
 def test_exit_status_of_a_usage_error(bngen_process):

@@ -176,6 +176,24 @@ def test_what_averages_gives_back_a_constant(op):
     assert (y == 5.0).all() == constant
 
 
+@pytest.mark.parametrize("case", with_facet("statistics"))
+def test_statistics_are_a_mean_and_a_variance(case):
+    """Each the same, and 4 times as large, of twice the data."""
+    graph, operands, results = evaluated(case)
+    row, attrs = OPS[case.op], {**graph.nodes[0].attrs, "momentum": 1.0}
+    assert row.results[-2:] == ("mean", "var")
+    if row.statistics == "running":
+        mean, _ = row.evaluate([*operands[:4], None], attrs)
+        np.testing.assert_allclose(mean, operands[2])
+        return
+    powers = {"sum": 2, "m2": 4, "residual": 2, "x": 2}
+    twice = [x if x is None else powers.get(name, 1) * x
+             for name, x in zip(row.roles, operands, strict=True)]  # fmt: skip
+    mean, var = row.evaluate(twice, attrs)[-2:]
+    np.testing.assert_allclose(mean, 2 * results[-2], rtol=1e-5)
+    np.testing.assert_allclose(var, 4 * results[-1], rtol=1e-5)
+
+
 def test_folds_say_how_partial_results_join():
     assert all(bool(row.combine) == (row.kind == "reduce") for row in OPS.values())
     assert {row.combine for row in OPS.values()} == {"", "sum", "max", "moments"}

@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 
 import bngen as bg
+from bngen.codegen.nests import choose
 from bngen.compiler import FUSION_LEVELS
 from bngen.ir.interp import run
-from bngen.lower import conv, wgrad
-from bngen.lower.kernel import lower
+from bngen.lower.facts import Declined
 from bngen.passes.prepare import join_gradient, prepare
 from bngen.target.parse import Target
 from tests.compiled import check
@@ -33,10 +33,9 @@ def layer(shape, filters=24, window=3, **attrs):
 def kinds(graph):
     """The nests that the convolution and its two gradients become."""
     target = Target.parse()
-    plan = prepare(join_gradient(graph, ["x", "w"]), target.lanes).planned.plan
-    with target.tvm():
-        anchored = [k for k in plan.kernels if k.anchor and "conv2d" in k.anchor.op]
-        return {lower(kernel, plan.layouts).kind for kernel in anchored}
+    plan = prepare(join_gradient(graph, ["x", "w"]), target.channel_block).planned.plan
+    anchored = [k for k in plan.kernels if k.anchor and "conv2d" in k.anchor.op]
+    return {choose(k, plan.layouts, target.machine).strategy.kind for k in anchored}
 
 
 @pytest.mark.parametrize(
@@ -109,8 +108,7 @@ def test_as_exact_as_a_direct_convolution(offset, monkeypatch):
     args = {i.name: rng.standard_normal(i.value.shape, np.float32) for i in graph.inputs}
     args["x"] += np.float32(offset)
     ours = errors(graph, args)
-    for module in (conv, wgrad):
-        monkeypatch.setattr(module, "is_winograd", lambda *_: False)
+    monkeypatch.setattr("bngen.scheduling.winograd.pays", lambda *_: Declined("for comparison"))
     monkeypatch.setenv("BNGEN_NO_CACHE", "1")
     direct = errors(graph, args)
     assert ours != direct

@@ -18,7 +18,13 @@ from bngen.ir.interp import Results, evaluate
 from bngen.ir.types import TensorType, Value
 from bngen.passes.pipeline import Planned
 from bngen.plan.kernel import Kernel
-from bngen.plan.layout import Blocked, Layout, PackedWeight, channel_axis, physical_shape
+from bngen.plan.layout import (
+    CHANNELS_LAST,
+    Blocked,
+    Layout,
+    PackedWeight,
+    physical_shape,
+)
 
 SCALE = 2
 CELL = {1: np.int16, 4: np.float64, 8: np.longdouble}
@@ -149,12 +155,15 @@ def addresses(type_: TensorType, layout: Layout) -> np.ndarray:
     index = np.indices(type_.shape, sparse=True) if type_.shape else ()
     physical = physical_shape(type_, layout)
     if isinstance(layout, Blocked):
-        axis = channel_axis(len(type_.shape))
+        axis = type_.channel_axis
         block, lane = lanes_of(layout)
         rest = [i for a, i in enumerate(index) if a != axis]
         place = (block[index[axis]], *rest, lane[index[axis]])
     elif isinstance(layout, PackedWeight):
         place = packed_place(layout, index, type_.shape)
+    elif layout == CHANNELS_LAST:
+        n, c, h, w = index
+        place = n, h, w, c
     else:
         place = index
     if not physical:

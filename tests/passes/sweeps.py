@@ -40,12 +40,12 @@ LAYERS = {
 def planned(name: str, level: str) -> Planned:
     """Plan of a training step at batch 8, 224x224."""
     joint, late = joint_program(make(name, batch=8, image=224).graph)
-    return plan_program(joint, level, LANES, late=late)
+    return plan_program(joint, level, LANES, cotangents=late)
 
 
 def rows_of(graph: Graph, level: str) -> tuple[KernelTraffic, ...]:
     joint, late = joint_program(graph)
-    return kernel_traffic(plan_program(joint, level, LANES, late=late).plan)
+    return kernel_traffic(plan_program(joint, level, LANES, cotangents=late).plan)
 
 
 def counts(rows: tuple[KernelTraffic, ...]) -> tuple[int, ...]:

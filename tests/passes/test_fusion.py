@@ -21,7 +21,7 @@ from bngen.models import make
 from bngen.passes.pipeline import plan_program
 from tests.passes.meaning import joint_program
 joint, late = joint_program(make("tiny_resnet", batch=2, image=32).graph)
-planned = plan_program(joint, "icf", 16, late=late)
+planned = plan_program(joint, "icf", 16, cotangents=late)
 for k in planned.plan.kernels:
     print(k.name, [v.name for v in (*k.inputs, *k.outputs)])
 print(planned.memory)
@@ -45,7 +45,7 @@ def test_hash_seeds_change_nothing():
 def test_what_serves_backward_alone_runs_in_it(level):
     """Weights packed for the data gradient are packed when the second call begins, not kept."""
     joint, late = joint_program(make("tiny_resnet", batch=2, image=32).graph)
-    plan = plan_program(joint, level, 16, late=late).plan
+    plan = plan_program(joint, level, 16, cotangents=late).plan
     needing = nodes_given(plan.graph, late)
     first_call, second_call = kernels_of(plan, FORWARD), kernels_of(plan, BACKWARD)
     assert (*first_call, *second_call) == plan.kernels
@@ -84,7 +84,7 @@ def test_a_pointwise_kernel_overwrites_nothing_that_another_result_reads():
     """Each result has a nest of its own; the second runs after the first was stored."""
     joint = differentiate(parse_graph(NORMALIZED), None, cotangents="inputs")
     late = [i.value for i in joint.inputs if i.name.startswith("grad_")]
-    planned = plan_program(joint, "icf", 16, late=late)
+    planned = plan_program(joint, "icf", 16, cotangents=late)
     kernels = {k.name: k for k in planned.plan.kernels}
     assert any(k.anchor is None and len(k.outputs) > 1 for k in kernels.values())
     for name, read, written in planned.memory.in_place:

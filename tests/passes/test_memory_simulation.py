@@ -10,15 +10,16 @@ from bngen.ir.types import TensorType
 from bngen.models import make
 from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.pipeline import plan_program
+from bngen.plan.formats import C_ORDER
 from tests.passes.meaning import joint_program, reference, same_results
 from tests.passes.memory_simulation import run_in_memory
-from tests.strategies import programs, random_args
+from tests.strategies import formats_of, programs, random_args
 
 LANES = (4, 8, 16)
 
 
-def check(graph, level, lanes, seed, late=()):
-    planned = plan_program(graph, level, lanes, late=late)
+def check(graph, level, lanes, seed, late=(), formats=C_ORDER):
+    planned = plan_program(graph, level, lanes, cotangents=late, formats=formats)
     args = random_args(graph, seed)
     same_results(run_in_memory(planned, args), reference(graph, args))
 
@@ -29,15 +30,16 @@ def check_joint(graph, level, lanes, seed=0):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@given(graph=programs(), lanes=st.sampled_from(LANES), seed=st.integers(0, 2**31))
-def test_forward_programs(level, graph, lanes, seed):
-    check(graph, level, lanes, seed)
+@given(graph=programs(), lanes=st.sampled_from(LANES), seed=st.integers(0, 2**31), data=st.data())
+def test_forward_programs(level, graph, lanes, seed, data):
+    check(graph, level, lanes, seed, formats=data.draw(formats_of(graph)))
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@given(graph=programs(), lanes=st.sampled_from(LANES), seed=st.integers(0, 2**31))
-def test_joint_programs(level, graph, lanes, seed):
-    check_joint(graph, level, lanes, seed)
+@given(graph=programs(), lanes=st.sampled_from(LANES), seed=st.integers(0, 2**31), data=st.data())
+def test_joint_programs(level, graph, lanes, seed, data):
+    joint, late = joint_program(graph)
+    check(joint, level, lanes, seed, late, data.draw(formats_of(joint)))
 
 
 class Blocks:

@@ -17,9 +17,10 @@ from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, spli
 from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.layout import assign_layouts
 from bngen.passes.pipeline import graph_passes
-from bngen.plan.layout import Blocked, Plain
+from bngen.plan.formats import Formats
+from bngen.plan.layout import Blocked, plain, same_bytes
 from tests.passes.meaning import joint_program, reference, same_meaning, same_results
-from tests.strategies import programs, random_args
+from tests.strategies import formats_of, programs, random_args
 
 seeds = st.integers(0, 2**31)
 LANES = st.sampled_from([4, 8, 16])
@@ -126,12 +127,13 @@ def test_one_affine_term_a_map(count):
 
 
 @pytest.mark.parametrize("level", LEVELS)
-@given(graph=programs(), lanes=LANES, seed=seeds)
-def test_layouts_and_places_only_copy(level, graph, lanes, seed):
+@given(graph=programs(), lanes=LANES, seed=seeds, data=st.data())
+def test_layouts_and_places_only_copy(level, graph, lanes, seed, data):
     """Both passes add copies, which mean nothing, and take nothing away."""
     for stage in both(graph):
         stage = through(stage, level)
-        laid, layouts = assign_layouts(stage, lanes)
+        formats = data.draw(formats_of(stage))
+        laid, layouts = assign_layouts(stage, lanes, formats)
         same_meaning(stage, laid, seed, rtol=0)
         placed, table = place_concatenations(laid, layouts)
         same_meaning(laid, placed, seed, rtol=0)
@@ -140,19 +142,22 @@ def test_layouts_and_places_only_copy(level, graph, lanes, seed):
             kept = [n for n in ops(after) if n != "copy"]
             assert kept == [n for n in ops(stage) if n != "copy"]
         assert set(table) >= set(placed.values())
-        check_layouts(placed, table)
+        check_layouts(placed, table, formats)
 
 
-def check_layouts(graph: Graph, layouts) -> None:
-    """Blocked layouts have the channels of their values; results are plain, or the same bytes."""
+def check_layouts(graph: Graph, layouts, formats: Formats) -> None:
+    """Blocked layouts have the channels of their values; users' arrays lie as is declared."""
     for v in graph.values():
         layout = layouts[v]
         if isinstance(layout, Blocked):
-            assert layout.channels == v.shape[0 if len(v.shape) == 1 else 1], v
-    for v in graph.input_values():
-        assert isinstance(layouts[v], Plain)
-    for v in graph.results():
-        assert isinstance(layouts[v], Plain) or not layouts[v].padded
+            assert layout.channels == v.type.channels, v
+    for i in graph.inputs:
+        assert layouts[i.value] == plain(i.value.type, channels_last=i.name in formats.inputs)
+    for i, v in enumerate(graph.outputs):
+        declared = plain(v.type, channels_last=i in formats.outputs)
+        assert same_bytes(v.type, layouts[v], declared)
+    for target, new in graph.updates:
+        assert same_bytes(new.type, layouts[new], layouts[target])
 
 
 @given(graph=programs(), lanes=LANES)

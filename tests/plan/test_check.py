@@ -10,6 +10,7 @@ from bngen.ir.verify import InternalError
 from bngen.models import make
 from bngen.passes.pipeline import plan_program
 from bngen.plan.check import PLAN_INVARIANTS, check_plan
+from bngen.plan.layout import CHANNELS_LAST
 from bngen.plan.memory import Place
 from tests.passes.meaning import joint_program
 
@@ -17,7 +18,7 @@ from tests.passes.meaning import joint_program
 @pytest.fixture(scope="module")
 def planned():
     joint, late = joint_program(make("tiny_densenet", batch=2, image=32, num_classes=5).graph)
-    return plan_program(joint, "icf", 8, late=late)
+    return plan_program(joint, "icf", 8, cotangents=late)
 
 
 def with_kernel(plan, i, **changes):
@@ -76,6 +77,14 @@ def a_result_over_a_load(plan, memory):
     raise AssertionError("no such kernel")
 
 
+def an_update_in_another_order(plan, memory):
+    """A parameter that is channels-last, updated with what is in C order."""
+    weight = next(i.value for i in plan.graph.inputs if i.name == "features.conv0.weight")
+    gradient = next(v for v in plan.graph.outputs if v.type == weight.type)
+    graph = replace(plan.graph, updates=((weight, gradient),))
+    return replace(plan, graph=graph, layouts={**plan.layouts, weight: CHANNELS_LAST}), memory
+
+
 BREACHES = {
     two_writers: "one writer",
     nobody_writes_a_result: "one writer",
@@ -86,6 +95,7 @@ BREACHES = {
     everything_at_once_in_one_place: "disjoint lives",
     a_life_cut_short: "within lives",
     a_result_over_a_load: "in place once",
+    an_update_in_another_order: "updates fit",
 }
 
 

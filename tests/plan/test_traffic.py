@@ -98,7 +98,7 @@ def test_saved_values_are_found_through_concatenations():
     """The concatenation that backward reads was written piece by piece in forward."""
     graph = LAYERS["DenseNet"](3)
     joint, late = joint_program(graph)
-    plan = plan_program(joint, "icf", 16, late=late).plan
+    plan = plan_program(joint, "icf", 16, cotangents=late).plan
     values = set(saved(plan))
     written = {v for k in plan.kernels for v in k.outputs}
     cats = [n for n in plan.views if n.op == "cat" and len(n.out.shape) == 4]

@@ -9,7 +9,7 @@ import pytest
 
 import bngen as bg
 from bngen.errors import BngenError
-from bngen.runtime import bundle
+from bngen.runtime import bundle, bundle_form
 from bngen.runtime.plain import PlainError
 
 BUDGET = 400
@@ -40,14 +40,14 @@ def test_what_is_written_is_read_again(made, contents):
     assert again == made
     assert again.manifest() == made.manifest()
     assert bundle.files(again) == contents
-    assert contents[bundle.LIBRARY] == made.library
-    symbol = made.built.steps[0].symbol
-    assert contents[bundle.object_file(symbol)] == made.objects[symbol]
+    assert contents[bundle_form.LIBRARY] == made.library
+    symbol = made.built.kernels[0].symbol
+    assert contents[bundle_form.object_file(symbol)] == made.objects[symbol]
     assert again.emit("tir") == made.emit("tir") and len(again.emit("tir")) == len(made.objects)
 
 
 def test_the_manifest_is_not_read_before_it_is_asked_for(contents):
-    again = read({**contents, bundle.MANIFEST: b"nonsense"})
+    again = read({**contents, bundle_form.MANIFEST: b"nonsense"})
     assert again.target.cpu
     with pytest.raises(PlainError):
         again.manifest()
@@ -146,6 +146,12 @@ HOSTILE = {
     "numbers too many": lambda f: f["initializers"]["numbers"][0].append(1),
     "no number": lambda f: f["initializers"]["numbers"].__setitem__(0, ["one", "two"]),
     "a fan-in of nothing": lambda f: f["initializers"]["numbers"].__setitem__(0, [1, 0]),
+    "channels last of too few axes": lambda f: f["signature"]["arguments"].update(
+        memory_format=["channels_last", "channels_last"]
+    ),
+    "no memory format": lambda f: f["signature"]["outputs"].update(
+        memory_format=["contiguous_format", "nhwc"]
+    ),
     "labels of nothing": lambda f: f["signature"]["labels"].update(name=["nothing"]),
     "a result of nothing": lambda f: f["signature"]["outputs"].update(slot=["nothing", "nothing"]),
 }
@@ -153,10 +159,10 @@ HOSTILE = {
 
 @pytest.mark.parametrize("change", HOSTILE)
 def test_what_would_reach_beyond_its_memory_is_refused(contents, change):
-    form = json.loads(contents[bundle.DATA])
+    form = json.loads(contents[bundle_form.DATA])
     HOSTILE[change](form)
     with pytest.raises(BngenError) as caught:
-        read({**contents, bundle.DATA: json.dumps(form).encode()})
+        read({**contents, bundle_form.DATA: json.dumps(form).encode()})
     assert len(str(caught.value)) < 300 and "\n" not in str(caught.value)
 
 
@@ -178,14 +184,14 @@ def _changed(data, path, value):
 
 def test_hostile_documents_are_read_or_refused(contents):
     """Any part of the document becomes something else: a `Bundle` comes out, or one line."""
-    form = json.loads(contents[bundle.DATA])
+    form = json.loads(contents[bundle_form.DATA])
     paths, rng = list(_leaves(form)), random.Random(0)
     values = [None, True, -1, 0, 2**63, 1.5, "", "x", "in:x", [], [1], {}, {"x": 1}, [[]]]
     refused = 0
     for _ in range(BUDGET):
         document = _changed(form, rng.choice(paths), rng.choice(values))
         try:
-            read({**contents, bundle.DATA: json.dumps(document).encode()})
+            read({**contents, bundle_form.DATA: json.dumps(document).encode()})
         except BngenError as error:
             assert "\n" not in str(error)
             refused += 1

@@ -13,7 +13,7 @@ import pytest
 
 import bngen as bg
 from bngen.errors import BngenError, CallError
-from bngen.runtime import bundle
+from bngen.runtime import bundle_form
 from tests import networks
 
 X = np.random.default_rng(0).standard_normal((2, 3, 6, 6), dtype=np.float32)
@@ -93,6 +93,6 @@ def test_a_pickle_holds_objects_but_no_texts(module, tmp_path):
 
 def test_a_pickle_of_another_version(module, monkeypatch):
     kept = pickle.dumps(module)
-    monkeypatch.setattr(bundle, "versions", lambda: ("9.9", "0.1"))
+    monkeypatch.setattr(bundle_form, "versions", lambda: ("9.9", "0.1"))
     with pytest.raises(BngenError, match="made by bngen .*, and this is bngen 9.9 .*build"):
         pickle.loads(kept)

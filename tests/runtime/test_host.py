@@ -47,6 +47,9 @@ def test_flags_are_those_of_every_cpu():
     text = "processor : 0\nflags\t\t: sse2 avx avx2\n\nprocessor : 1\nflags\t\t: sse2 avx\n"
     assert host._cpuinfo_flags(text) == {"sse2", "avx"}
     assert host._cpuinfo_flags("Features\t: fp asimd\n") == {"fp", "asimd"}
+    isa = host._cpuinfo_flags("isa\t\t: rv64imafdcv_zicntr_zba_zvfh\n")
+    assert {"i", "m", "a", "f", "d", "c", "v", "zba", "zve32x", "zve64d", "zvfhmin"} <= isa
+    assert {"i", "m", "f", "d", "zmmul"} <= host._cpuinfo_flags("isa : rv64gc\n") - {"v", "zba"}
     assert host._cpuinfo_flags("no such thing") == frozenset()
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 import bngen as bg
 from bngen.binding import SMALL
 from bngen.errors import CallError, ProgramError
+from tests.oracle import assert_few_ulps
 
 N, C, H, W, K, CLASSES = 4, 3, 6, 5, 5, 4
 
@@ -74,12 +75,11 @@ def assert_gradients(module, x=X, labels=LABELS):
     """The module computes PyTorch's loss and gradients: it is usable, and right."""
     expected_loss, expected = torch_gradients(module, x, labels)
     loss = module(x, labels)
-    np.testing.assert_allclose(loss, expected_loss, rtol=1e-5)
+    assert_few_ulps(loss, np.float32(expected_loss))
     gradients = module.backward()
     assert list(gradients) == list(expected)
     for name, gradient in gradients.items():
-        scale = np.abs(expected[name]).max()
-        np.testing.assert_allclose(gradient, expected[name], atol=2e-5 * scale, err_msg=name)
+        assert_few_ulps(gradient, expected[name], name)
 
 
 # --- calls ------------------------------------------------------------------------------------
@@ -91,7 +91,7 @@ def test_arguments_by_name(pair):
     for again in (pair(x, w=w), pair(w=w, x=x), pair.forward(x, w)):
         np.testing.assert_array_equal(again[0], y)
         np.testing.assert_array_equal(again[1], mean)
-    np.testing.assert_allclose(y, F.conv2d(*map(torch.tensor, PAIR)), atol=1e-5)
+    assert_few_ulps(y, F.conv2d(*map(torch.tensor, PAIR)))
 
 
 @pytest.mark.parametrize(
@@ -280,7 +280,7 @@ def test_another_ignored_label():
     labels = LABELS.copy()
     labels[0] = 255
     expected = torch_gradients(module, X, np.where(labels == 255, -100, labels))[0]
-    np.testing.assert_allclose(module(X, labels), expected, rtol=1e-5)
+    assert_few_ulps(module(X, labels), np.float32(expected))
     labels[0] = -100
     with pytest.raises(CallError, match="holds -100"):
         module(X, labels)
@@ -295,7 +295,7 @@ def test_labels_that_the_program_converts():
     module = bg.build(bg.trace(net, *types))
     x, other = normal(2, 3), np.array([9, 1])
     expected = float(F.cross_entropy(torch.tensor(x), torch.tensor([0, 2]))) + 1
-    np.testing.assert_allclose(module(x, np.array([[0], [2]]), other), expected, rtol=1e-5)
+    assert_few_ulps(module(x, np.array([[0], [2]]), other), np.float32(expected))
     with pytest.raises(CallError, match="'labels' holds 9, but there are 3 classes"):
         module(x, np.array([[0], [9]]), other)
 
@@ -349,7 +349,7 @@ def test_gradients_that_do_not_fit(pair, grads, what):
     # The call before is not lost.
     ones = np.ones((2, 5, 4, 4), np.float32), np.zeros((2, 5), np.float32)
     expected = F.conv_transpose2d(torch.ones(2, 5, 4, 4), torch.tensor(PAIR[1]))
-    np.testing.assert_allclose(pair.backward(*ones)["x"], expected, atol=1e-5)
+    assert_few_ulps(pair.backward(*ones)["x"], expected)
 
 
 def test_a_refused_call_leaves_the_one_before(pair):
@@ -376,7 +376,7 @@ def test_chosen_gradients():
     module(X, LABELS)
     gradients = module.backward()
     assert list(gradients) == ["norm.bias"]
-    np.testing.assert_allclose(gradients["norm.bias"], expected, atol=1e-6)
+    assert_few_ulps(gradients["norm.bias"], expected)
 
 
 @pytest.mark.parametrize(
@@ -443,7 +443,7 @@ def test_a_weight_that_is_updated_and_needed_by_backward():
     module(x, held)
     np.testing.assert_array_equal(held, w * np.float32(0.5))
     expected = F.conv_transpose2d(torch.tensor(ones), torch.tensor(w))
-    np.testing.assert_allclose(module.backward(ones)["x"], expected, atol=1e-5)
+    assert_few_ulps(module.backward(ones)["x"], expected)
 
 
 def test_old_values_are_returned_and_exchanged():
@@ -506,9 +506,9 @@ def test_running_statistics_in_awkward_memory(normalizing, lay):
     for array, values in zip(arrays, (x, mean, var), strict=True):
         array[...] = values
     y = normalizing(*arrays)
-    np.testing.assert_allclose(y, expected, atol=1e-5)
-    np.testing.assert_allclose(arrays[1], expected_mean, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(arrays[2], expected_var, rtol=1e-5)
+    assert_few_ulps(y, expected)
+    assert_few_ulps(arrays[1].astype(np.float32), expected_mean)
+    assert_few_ulps(arrays[2].astype(np.float32), expected_var)
 
 
 def test_running_statistics_of_strided_tensors(normalizing):
@@ -516,9 +516,9 @@ def test_running_statistics_of_strided_tensors(normalizing):
     mean, var = torch.zeros(7, 2)[:, 1], torch.ones(7, 3)[:, 2]
     expected_mean, expected_var = mean.clone(), var.clone()
     expected = F.batch_norm(x, expected_mean, expected_var, training=True, momentum=0.3)
-    torch.testing.assert_close(normalizing(x, mean, var), expected, atol=1e-5, rtol=1e-5)
-    torch.testing.assert_close(mean, expected_mean, atol=1e-6, rtol=1e-5)
-    torch.testing.assert_close(var, expected_var, atol=1e-6, rtol=1e-5)
+    assert_few_ulps(normalizing(x, mean, var), expected)
+    assert_few_ulps(mean, expected_mean)
+    assert_few_ulps(var, expected_var)
 
 
 def test_read_only_arrays(normalizing):

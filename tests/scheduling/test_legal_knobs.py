@@ -11,14 +11,13 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from bngen.codegen.compile import compile_plan
+from bngen.codegen.nests import STRATEGIES
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph
 from bngen.ir.types import TensorType
 from bngen.passes.prepare import join_gradient, prepare
 from bngen.runtime import threads as thread_pool
-from bngen.scheduling import legality
 from bngen.scheduling.knobs import Knobs
-from bngen.scheduling.legality import candidates, legal
 from bngen.target.parse import Target
 from bngen.tuning.lone import LoneKernel
 from bngen.tuning.search import Job, agree, compile_candidate, jobs
@@ -63,14 +62,14 @@ def convolutions(draw) -> Graph:
 
 def work(graph: Graph) -> list[Job]:
     """The kernels of a program and its gradient that have knobs."""
-    plan = prepare(join_gradient(graph), target().lanes).planned.plan
+    plan = prepare(join_gradient(graph), target().channel_block).planned.plan
     return jobs(plan, target())
 
 
 @st.composite
 def choices(draw, job: Job) -> Knobs:
     """A legal choice: any, or one that takes the most of each knob."""
-    space = list(candidates(job.kind, job.extents))
+    space = list(job.strategy.candidates(job.facts))
     if draw(st.booleans()):
         names = draw(st.permutations(sorted(space[0])))
         return max(space, key=lambda k: [k[n] for n in names])
@@ -106,7 +105,8 @@ def several() -> list[Job]:
 
 
 def test_there_is_a_kernel_of_each_kind(several):
-    assert {job.kind for job in several} >= legality.KNOBS.keys() - {"pointwise"}
+    tuned = {row.kind for row in STRATEGIES} - {"partial"}
+    assert {job.strategy.kind for job in several} >= tuned - {"pointwise"}
 
 
 @given(data=st.data())
@@ -121,7 +121,7 @@ def test_knobs_of_no_legal_value_fall_to_the_rule(several, data):
         {**job.own, "depth": 1},
         dict.fromkeys(job.own, 7919),
     ]))  # fmt: skip
-    assert legal(job.kind, job.extents, bad) is not None
+    assert job.strategy.misfit(job.facts, bad) is not None
     plan = replace(job.plan, kernels=(job.kernel,))
     (compiled,) = compile_plan(plan, target(), knobs=lambda kind, key: bad, jobs=1)
     assert compiled.code.knobs == job.own

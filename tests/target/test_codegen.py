@@ -16,7 +16,7 @@ def multiply_accumulate(target):
     import tvm
     from tvm import te
 
-    lanes, rows, depth = target.lanes, 8, 64
+    lanes, rows, depth = target.channel_block, 8, 64
     a = te.placeholder((rows, depth), name="a")
     b = te.placeholder((depth, lanes), name="b")
     k = te.reduce_axis((0, depth), name="k")
@@ -48,7 +48,7 @@ def instructions(target):
 
 def test_native_emits_its_widest_vectors():
     target = Target.parse("llvm -mcpu=native")
-    widest = {16: "zmm", 8: "ymm", 4: "xmm"}[target.lanes]
+    widest = {16: "zmm", 8: "ymm", 4: "xmm"}[target.channel_block]
     arithmetic, _ = instructions(target)
     assert {register for _, register in arithmetic} == {widest}
     if target.fma:

@@ -73,6 +73,10 @@ def test_a_lesser_machine_refuses_what_a_better_one_has_pickled(monkeypatch):
         ("llvm -mtriple=x86_64-linux-gnux32", "addresses of 32 bits"),
         ("llvm -mtriple=aarch64-linux-gnu_ilp32", "addresses of 32 bits"),
         ("llvm -mtriple=arm-linux-gnueabihf", "generates no code for arm"),
+        ("llvm -mtriple=powerpc64le-linux-gnu -mcpu=pwr9", "for x86_64, aarch64, riscv64 it does"),
+        ("llvm -mtriple=s390x-linux-gnu", "generates no code for s390x"),
+        ("llvm -mtriple=aarch64_be-linux-gnu", "generates no code for aarch64_be"),
+        ("llvm -mtriple=riscv32-linux-gnu", "generates no code for riscv32"),
         ("llvm -mtriple=aarch64-linux-gnu -mattr=-neon", "generic as asked for has no neon"),
     ],
 )
@@ -88,6 +92,9 @@ def test_a_cpu_that_llvm_would_end_the_process_for(target, what):
         ("riscv64-linux-gnu", "riscv64 linux"),
         ("x86_64-pc-windows-msvc", "x86_64 windows"),
         ("x86_64-apple-darwin", "x86_64 darwin"),
+        ("arm64-apple-macosx14", "aarch64 darwin"),
+        ("x86_64-unknown-freebsd", "x86_64 freebsd"),
+        ("x86_64-unknown-none", "x86_64 none"),
     ],
 )
 def test_a_system_whose_objects_cannot_be_loaded(triple, system, monkeypatch):

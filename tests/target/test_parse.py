@@ -71,7 +71,8 @@ def test_canonical_text_and_tvm_target_parse_back(spec):
 )
 def test_vectors_of_well_known_cpus(spec, lanes, registers, fma, psabi):
     target = Target.parse(spec)
-    assert (target.lanes, target.vector_registers, target.fma) == (lanes, registers, fma)
+    traits = target.machine.traits
+    assert (target.channel_block, traits.vector_registers, target.fma) == (lanes, registers, fma)
     assert target.psabi == psabi
 
 
@@ -91,7 +92,7 @@ def test_512_bit_registers_are_preferred_unless_the_user_says_otherwise():
     assert "-prefer-256-bit" in Target.parse("llvm -mcpu=skylake-avx512").attrs
     narrow = Target.parse("llvm -mcpu=skylake-avx512 -mattr=+prefer-256-bit")
     assert narrow.attrs == () and "prefer-256-bit" in narrow.features
-    assert Target.parse(str(narrow)).lanes == 16
+    assert Target.parse(str(narrow)).channel_block == 16
 
 
 def test_native_never_uses_what_the_machine_lacks():
@@ -111,7 +112,7 @@ def test_native_on_a_virtual_machine_that_masks_and_adds_features(monkeypatch):
     target = Target.parse("llvm -mcpu=native")
     assert set(target.required_features()) <= masked
     assert "amx-tile" in target.required_features(), "what the named CPU lacks is added"
-    assert (target.lanes, target.fma) == (8, False)
+    assert (target.channel_block, target.fma) == (8, False)
     assert target.runs_here() and Target.parse(str(target)) == target
     assert not Target.parse("llvm -mcpu=x86-64-v3").runs_here()
     assert real != masked
@@ -125,7 +126,7 @@ def test_code_for_another_cpu_says_what_is_missing(monkeypatch):
     assert {"avx512f", "fma"} <= set(target.missing_here())
     assert "avx2" not in target.missing_here()
     # Caches of a machine we cannot see are the level's, not this machine's.
-    assert (target.l1, target.l2) == (32 << 10, 1 << 20)
+    assert (target.machine.l1, target.machine.l2) == (32 << 10, 1 << 20)
 
 
 def test_another_architecture_does_not_run_here():
@@ -137,9 +138,9 @@ def test_another_architecture_does_not_run_here():
 
 def test_machine_facts_are_sane():
     target = Target.parse("llvm -mcpu=native")
-    assert 8 << 10 <= target.l1 <= target.l2
-    assert target.l3 > 0
-    assert 1 <= target.threads == host.cpu_count()
+    assert 8 << 10 <= target.machine.l1 <= target.machine.l2
+    assert target.machine.l3 > 0
+    assert 1 <= target.machine.threads == host.cpu_count()
 
 
 @x86_only
@@ -189,6 +190,7 @@ def test_importing_the_module_does_not_import_tvm():
 
 def test_targets_are_frozen_values():
     target = Target.parse("llvm")
-    assert replace(target, threads=target.threads + 1) != target
+    machine = replace(target.machine, threads=target.machine.threads + 1)
+    assert replace(target, machine=machine) != target
     with pytest.raises(AttributeError):
-        target.lanes = 3
+        target.cpu = "znver4"

@@ -8,36 +8,55 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bngen import models
-from bngen.codegen.compile import signature
-from bngen.codegen.nests import RULES
+from bngen.codegen import nests
+from bngen.codegen.nests import BY_KIND, STRATEGIES, choose, legal
+from bngen.codegen.signature import signature
 from bngen.compiler import build
 from bngen.errors import BngenError, ToolchainError
-from bngen.lower.kernel import lower
+from bngen.lower.facts import Declined
 from bngen.passes.prepare import join_gradient, prepare
-from bngen.scheduling import legality
-from bngen.scheduling.legality import candidates, legal
 from bngen.target.parse import Target
 from bngen.tuning import records
 from bngen.tuning.records import Record, Records, digest, find, read, write
 
-CONV = {"n": 2, "h": 12, "w": 10, "out_blocks": 6, "groups": 2, "group_rows": 4}
+MAP = {"n": 2, "h": 12, "w": 10, "out_blocks": 6, "lanes": 8, "group_rows": 4}
+OPERAND = {"groups": 2, "in_blocks": 3, "in_lanes": 8, "r": 3, "s": 3, "padded_w": 12}
+STRIDES = {"stride_h": 1, "stride_w": 1, "dilation_h": 1}
+CONV = {**MAP, **OPERAND, **STRIDES, "dilation_w": 1}
 TASK = {"chunks": 2, "out_blocks": 2, "in_blocks": 3}
-WGRAD = {"n": 2, "h": 6, "w": 6, "out_blocks": 4, "in_blocks": 3, "in_lanes": 8}
+WGRAD = {"n": 2, "h": 6, "w": 6, "out_blocks": 4, "lanes": 8, **OPERAND, **STRIDES, "groups": 1}
 EXTENTS = {
     "conv": CONV,
-    "phased": {**CONV, "spread_h": 2, "spread_w": 2},
+    "phased": {**MAP, **OPERAND, "spread_h": 2, "spread_w": 2},
     "winograd": {**CONV, "h": 7, "groups": 1, "group_rows": 7},
     "depthwise": CONV,
     "wgrad": WGRAD,
     "winograd_wgrad": WGRAD,
     "depthwise_wgrad": WGRAD,
-    "window": CONV,
-    "pointwise": CONV,
+    "window": MAP,
+    "pointwise": MAP,
 }
 RECORD = Record(
     "00112233445566aa", "conv", "relu conv2d", CONV, {"columns": 5, "blocks": 3, "rows": 4},
     1.5e-4, 2e-4, 2, 24,
 )  # fmt: skip
+
+
+def space(kind, extents):
+    """The knobs that a record of a kind may have, each with its choices."""
+    return BY_KIND[kind].space(facts_of(kind, extents))
+
+
+def candidates(kind, extents):
+    """All legal knobs of a kind of kernel."""
+    return BY_KIND[kind].candidates(facts_of(kind, extents))
+
+
+def facts_of(kind, extents):
+    """The facts of a record, all of which are there."""
+    found = nests.read(kind, extents)
+    assert not isinstance(found, Declined), found.reason
+    return found
 
 
 @dataclass(frozen=True)
@@ -70,19 +89,33 @@ def places(tmp_path, monkeypatch):
         ("wgrad", {**TASK, "rows": 2, "blocks": 4, "in_lanes": 1}, "blocks 4 is none of 1, 2"),
         ("wgrad", {**TASK, "rows": 2, "blocks": 2}, "wgrad kernels take"),
         ("partial", {"rows": 1}, "partial kernels have no knobs"),
+        ("fallback", {"rows": 1}, "fallback kernels have no knobs"),
+        ("winged", {"rows": 1}, "there is no strategy 'winged'"),
         ("window", {"rows": 8}, "rows 8 is none of 4, 12"),
     ],
 )  # fmt: skip
 def test_legality_names_what_is_wrong(kind, knobs, reason):
-    declined = legal(kind, EXTENTS.get(kind, {}), knobs)
+    declined = legal(kind, EXTENTS.get(kind, {"vector": 8} if kind == "fallback" else MAP), knobs)
     if reason is None:
         assert declined is None
     else:
         assert reason in declined.reason
 
 
-def test_extents_of_another_kind_are_declined():
-    assert "lack 'w'" in legal("conv", {"h": 4, "out_blocks": 1}, RECORD.knobs).reason
+@pytest.mark.parametrize("kind", EXTENTS)
+def test_extents_of_another_kind_are_declined(kind):
+    knobs = next(candidates(kind, EXTENTS[kind]))
+    without = {n: v for n, v in EXTENTS[kind].items() if n not in ("w", "lanes")}
+    assert legal(kind, without, knobs).reason == "the extents lack w, lanes"
+    reason = legal(kind, {**EXTENTS[kind], "depth": 3}, knobs).reason
+    assert reason.startswith("the extents have depth, which")
+
+
+@pytest.mark.parametrize("kind", EXTENTS)
+def test_facts_are_the_records_extents_and_nothing_else(kind):
+    assert facts_of(kind, EXTENTS[kind]).extents() == EXTENTS[kind]
+    wide = {**EXTENTS[kind], "element_bytes": 8}
+    assert facts_of(kind, wide).extents() == wide
 
 
 @pytest.mark.parametrize("kind", EXTENTS)
@@ -95,15 +128,15 @@ def test_candidates_are_all_legal_and_distinct(kind):
 @given(st.data())
 def test_what_is_no_candidate_is_illegal(data):
     kind = data.draw(st.sampled_from(sorted(EXTENTS)))
-    names = legality.knobs_of(kind, EXTENTS[kind])
+    names = space(kind, EXTENTS[kind])
     knobs = {n: data.draw(st.integers(0, 13), n) for n in names}
     is_candidate = knobs in list(candidates(kind, EXTENTS[kind]))
     assert (legal(kind, EXTENTS[kind], knobs) is None) == is_candidate
 
 
-def test_every_rule_with_knobs_declares_them():
+def test_every_strategy_is_tuned_but_one():
     # `partial` takes knobs for uniformity's sake and uses none.
-    assert set(RULES) == {*legality.KNOBS, "partial"}
+    assert {row.kind for row in STRATEGIES} == {*EXTENTS, "partial"}
 
 
 def test_a_file_says_what_was_written(tmp_path):
@@ -197,20 +230,16 @@ def test_records_change_no_result(tmp_path):
     """Every kernel of a step on knobs that are not the rule's own."""
     graph = models.make("tiny_densenet", batch=2, image=32, loss=True).graph
     target = Target.parse()
-    plan = prepare(join_gradient(graph), target.lanes).planned.plan
+    plan = prepare(join_gradient(graph), target.channel_block).planned.plan
     odd = []
-    with target.tvm():
-        for kernel in plan.kernels:
-            low = lower(kernel, plan.layouts)
-            if low.kind not in legality.KNOBS or not low.extents.get("lanes"):
-                continue
-            own = RULES[low.kind].knobs(low.extents, target)
-            others = [k for k in candidates(low.kind, low.extents) if k != own]
-            if others:
-                extents = dict(low.extents)
-                knobs = others[len(odd) % len(others)]
-                key = digest(low.kind, signature(kernel, plan))
-                odd.append(replace(RECORD, id=key, kind=low.kind, extents=extents, knobs=knobs))
+    for kernel in plan.kernels:
+        choice = choose(kernel, plan.layouts, target.machine)
+        kind, own = choice.strategy.kind, choice.knobs(target.machine)
+        others = [k for k in choice.strategy.candidates(choice.facts) if k != own]
+        if others:
+            knobs, key = others[len(odd) % len(others)], digest(kind, signature(kernel, plan))
+            extents = choice.facts.extents()
+            odd.append(replace(RECORD, id=key, kind=kind, extents=extents, knobs=knobs))
     write(tmp_path / f"{target.cpu}.toml", {r.id: r for r in odd}.values(), {})
     rng = np.random.default_rng(3)
     x, labels = rng.standard_normal((2, 3, 32, 32)).astype(np.float32), np.array([1, 2])

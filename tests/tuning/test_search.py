@@ -9,14 +9,17 @@ import pytest
 
 from bngen.cli import tune as tune_command
 from bngen.cli.main import main
+from bngen.codegen.nests import BY_KIND, legal
 from bngen.errors import UsageError
-from bngen.scheduling.legality import candidates, legal
 from bngen.target.parse import Target
 from bngen.tuning import records
 from bngen.tuning.records import Record
-from bngen.tuning.search import Job, agree, compile_candidate, promising, search, tune, work_of
+from bngen.tuning.search import Job, agree, compile_candidate, search, tune, work_of
+from tests.tuning.test_records import CONV, candidates, facts_of
+from tests.tuning.test_records import EXTENTS as ALL
 
-EXTENTS = {"n": 2, "h": 12, "w": 10, "out_blocks": 6, "lanes": 16}
+EXTENTS = {n: v for n, v in CONV.items() if n != "group_rows"} | {"groups": 1}
+FACTS = facts_of("conv", EXTENTS)
 REGISTERS = 32
 OWN = {"columns": 1, "blocks": 1, "rows": 1}
 BEST = {"columns": 7, "blocks": 3, "rows": 6}
@@ -80,7 +83,7 @@ def test_nothing_beats_the_rule():
 
 
 def test_a_rule_that_does_not_run_is_an_error():
-    with pytest.raises(RuntimeError, match="the rule's own knobs"):
+    with pytest.raises(RuntimeError, match="the strategy's own knobs"):
         search([{"rows": 1}], [{"rows": 1}], 9, lambda knobs: None)
 
 
@@ -116,7 +119,7 @@ class Bench:
 
 def job(name="a"):
     kernel = SimpleNamespace(sublayers=("relu", "conv2d"))
-    return Job(name, "conv", kernel, None, EXTENTS, OWN, 1)
+    return Job(name, BY_KIND["conv"], FACTS, kernel, None, OWN, 1)
 
 
 def tuned(work, bench, known=None, trials=500):
@@ -128,30 +131,27 @@ def test_a_record_of_each_kernel():
     assert (one.id, two.id, one.what, one.kind) == ("a", "b", "relu conv2d", "conv")
     assert one.knobs == BEST and one.extents == EXTENTS
     assert (one.seconds, one.baseline, one.threads) == (cost(BEST), cost(OWN), 2)
-    space = [k for k in candidates("conv", EXTENTS) if promising("conv", EXTENTS, k, REGISTERS)]
-    assert one.trials == len(space)
-
-
-WGRAD = {"in_lanes": 16, "s": 3}
+    assert one.trials == len(job().space(REGISTERS)) < len(list(candidates("conv", EXTENTS)))
 
 
 @pytest.mark.parametrize(
-    ("kind", "extents", "knobs", "worth"),
+    ("kind", "changed", "knobs", "worth"),
     [
         ("conv", {"w": 56}, {"columns": 7, "blocks": 4, "rows": 1}, False),  # 33 registers
         ("conv", {"w": 56}, {"columns": 28, "blocks": 1, "rows": 1}, True),
         ("conv", {"w": 112}, {"columns": 5, "blocks": 4, "rows": 1}, True),  # a ragged last tile
         ("phased", {"w": 112}, {"columns": 14, "blocks": 3, "rows": 2}, False),
         ("winograd", {"w": 7}, {"columns": 14, "blocks": 3, "rows": 8}, False),
-        ("wgrad", WGRAD, {"blocks": 2, "in_lanes": 8}, True),
-        ("wgrad", WGRAD, {"blocks": 2, "in_lanes": 16}, False),
-        ("winograd_wgrad", WGRAD, {"blocks": 2, "in_lanes": 16}, False),
+        ("wgrad", {}, {"blocks": 2, "in_lanes": 8}, True),
+        ("wgrad", {}, {"blocks": 2, "in_lanes": 16}, False),
+        ("winograd_wgrad", {}, {"blocks": 2, "in_lanes": 16}, False),
         ("wgrad", {"in_lanes": 1, "s": 7}, {"blocks": 4}, False),
         ("window", {}, {"rows": 4}, True),
     ],
 )
-def test_what_deserves_a_trial(kind, extents, knobs, worth):
-    assert promising(kind, extents, knobs, REGISTERS) is worth
+def test_what_deserves_a_trial(kind, changed, knobs, worth):
+    facts = facts_of(kind, {**ALL[kind], **changed})
+    assert (BY_KIND[kind].registers(facts, knobs) <= REGISTERS) is worth
 
 
 def test_wrong_candidates_are_never_timed():
@@ -248,8 +248,8 @@ def test_jobs_of_a_network():
     program = models.make("tiny_densenet", batch=1, image=32, loss=True)
     found = work_of(program, target, "icf", ["features.conv0.weight"])
     assert len({j.id for j in found}) == len(found)
-    assert {"conv", "wgrad"} <= {j.kind for j in found}
-    assert all(legal(j.kind, j.extents, j.own) is None for j in found)
+    assert {"conv", "wgrad"} <= {j.strategy.kind for j in found}
+    assert all(j.strategy.misfit(j.facts, j.own) is None for j in found)
     calls = [j.calls for j in found]
     assert calls == sorted(calls, reverse=True)
 
@@ -264,10 +264,10 @@ def test_every_kind_of_candidate_agrees_with_the_rules_own():
         program = models.make(name, batch=2, image=32, loss=True)
         parameters = [i.name for i in program.graph.inputs if i.kind == "parameter"]
         for one in work_of(program, target, "icf", parameters):
-            space = list(candidates(one.kind, one.extents))
-            if one.kind in seen or len(space) < 2:
+            kind, space = one.strategy.kind, list(one.strategy.candidates(one.facts))
+            if kind in seen or len(space) < 2:
                 continue
-            seen.add(one.kind)
+            seen.add(kind)
             reference = compile_candidate(one, target, one.own).results()
             assert any(np.any(a) for a in reference)
             for knobs in (space[0], space[len(space) // 2], space[-1]):
@@ -354,19 +354,19 @@ def test_a_cpu_that_is_not_here_cannot_be_tuned_for(monkeypatch):
     with pytest.raises(UsageError, match="what this machine lacks: avx99"):
         tune_command.run(
             tune_command.TuneRequest(
-                "tiny_resnet",
-                "llvm -mcpu=native",
-                None,
-                None,
-                "icf",
-                1,
-                16,
-                None,
-                None,
-                2,
-                None,
-                False,
-                False,
-                True,
+                program="tiny_resnet",
+                target="llvm -mcpu=native",
+                mcpu=None,
+                mattr=None,
+                fusion="icf",
+                batch=1,
+                image=16,
+                threads=None,
+                schedules=None,
+                trials=2,
+                records=None,
+                ship=False,
+                json=False,
+                quiet=True,
             )  # fmt: skip
         )

@@ -4,15 +4,16 @@ import numpy as np
 import pytest
 
 from bngen import models
+from bngen.dtypes import DTYPES
 from bngen.ir import interp
 from bngen.ir.types import TensorType, Value
 from bngen.verification import judge
 from bngen.verification.inputs import CASES
 from bngen.verification.judge import Tensor
-from bngen.verification.tolerance import FEW_ULPS, TIMES_TORCH, ulp
+from bngen.verification.tolerance import FEW_ULPS, TIMES_TORCH
 from tests.verification.programs import inputs_of, two_norms
 
-ULP = ulp("float32")
+ULP = DTYPES["float32"].ulp
 NETWORKS = ["tiny_densenet", "tiny_resnet", "tiny_mobilenet", "tiny_vgg"]
 
 

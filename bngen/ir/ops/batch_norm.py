@@ -173,11 +173,12 @@ BATCH_NORM = (
     OpDef(
         "batch_norm", "coarse", ("x", "weight?", "bias?"), _infer_batch_norm, _batch_norm,
         {"eps": 1e-5}, results=("", "mean", "var"), channel=("weight", "bias"), takes="float",
+        statistics="batch",
     ),
     # whole statistics
     OpDef(
         "bn_stats", "reduce", ("x",), infer_stats(2), _bn_stats, results=("mean", "var"),
-        combine="moments", takes="float",
+        combine="moments", takes="float", statistics="batch",
     ),
     OpDef(
         "bn_mean", "reduce", ("x",), infer_stats(1), _bn_mean, combine="sum", averages=True,
@@ -195,10 +196,11 @@ BATCH_NORM = (
     OpDef(
         "bn_merge_stats", "reduce", ("sum", "m2", "residual"), _infer_merge(2), _bn_merge_stats,
         {"count": ...}, results=("mean", "var"), combine="moments", merges=True, takes="float",
+        statistics="batch",
     ),
     OpDef(
         "bn_partial_mean", "reduce", ("x",), infer_partial(2), _bn_partial_mean, ROW_GROUPS,
-        results=("sum", "rest"), combine="sum", takes="float",
+        results=("sum", "rest"), combine="sum", exact=True, takes="float",
     ),
     OpDef(
         "bn_merge_mean", "reduce", ("sum", "rest"), _infer_merge(1), _bn_merge_mean, {"count": ...},
@@ -224,6 +226,6 @@ BATCH_NORM = (
     pointwise(
         "bn_update", ("running_mean", "running_var", "mean", "var", "momentum?"), _bn_update,
         _infer_update, defaults={"momentum": 0.1, "count": ...}, results=("mean", "var"),
-        takes="float",
+        takes="float", statistics="running",
     ),
 )  # fmt: skip

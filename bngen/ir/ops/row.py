@@ -55,11 +55,15 @@ class OpDef:
             operand along it, ``reshapes`` or ``copies`` it.
         combine: for ``reduce``: how two partial results join (``sum``, ``max``, ``moments``).
         averages: for ``reduce``: what was summed is divided by the number of summands.
+        exact: of a partial reduction: sums in the element type's ``exact`` one, as a rounded sum
+            and the rest.
         merges: folds partial results ``[row_groups, C]`` over the groups.
         direction: of a convolution: ``forward``, or which gradient it is (``input``, ``weight``).
         store_slot: results are final where they are stored, so that what is made of them can be
             computed there. Of a weight's gradient they are so only after the last pixel; a copy
             has a nest of its own.
+        statistics: of an op whose last two results are a mean and a variance: those of the
+            ``batch``, or ``running`` ones.
         deferrable: an affine part of a gradient, which whoever reads it next may apply.
         sublayer: whether the names of kernels tell of it.
     """
@@ -86,9 +90,11 @@ class OpDef:
     moves: str = ""
     combine: str = ""
     averages: bool = False
+    exact: bool = False
     merges: bool = False
     direction: str = ""
     store_slot: bool = True
+    statistics: str = ""
     deferrable: bool = False
     sublayer: bool = True
 

@@ -15,7 +15,7 @@ from bngen.ir.types import Value
 from bngen.passes.concatenations import is_placed
 from bngen.passes.fusion.levels import FusionLevel
 from bngen.plan.calls import nodes_given
-from bngen.plan.layout import Blocked, Layout, Plain
+from bngen.plan.layout import PLAIN, Blocked, Layout
 
 
 @dataclass(frozen=True)
@@ -145,7 +145,8 @@ def _moves_no_data(node: Node, layouts: Mapping[Value, Layout], inputs: frozense
     """Whether a reshape or slice is only an offset into its operand's memory."""
     x = node.inputs[0]
     if node.row.moves == "reshapes":
-        return isinstance(layouts[x], Plain) == isinstance(layouts[node.out], Plain)
+        both = layouts[x], layouts[node.out]
+        return both == (PLAIN, PLAIN) or all(isinstance(layout, Blocked) for layout in both)
     if node.row.moves != "cuts" or x in inputs:
         return False
     layout = layouts[x]

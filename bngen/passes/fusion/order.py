@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from bngen.ir.types import Value
 from bngen.passes.fusion.state import Cut
-from bngen.plan.calls import Call, backward_kernels, divided
-from bngen.plan.kernel import Kernel
+from bngen.plan.calls import backward_kernels, divided
+from bngen.plan.kernel import Call, Kernel
 
 
 def in_execution_order(
@@ -67,13 +67,18 @@ class _Waiting:
                 self._missing[i] += 1
 
     def ready(self) -> list[int]:
-        """The kernels that wait for nothing."""
-        return [i for i in range(self._kernels) if not self._missing[i]]
+        """The kernels that wait for nothing, or for views of inputs alone; to be asked once."""
+        first = [i for i, missing in enumerate(self._missing) if not missing]
+        views = [i for i in first if i >= self._kernels]
+        return [i for i in first if i < self._kernels] + self._after(views)
 
     def done(self, kernel: int) -> list[int]:
         """The kernels that waited for this one last."""
+        return self._after([kernel])
+
+    def _after(self, work: list[int]) -> list[int]:
+        """The kernels that waited for these steps last, views looked through."""
         found: list[int] = []
-        work = [kernel]
         while work:
             for i in self._readers[work.pop()]:
                 self._missing[i] -= 1

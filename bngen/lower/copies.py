@@ -1,0 +1,132 @@
+"""Copies: another layout, or another place for what could not stay a view of its operand."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from tvm import te, tirx
+
+from bngen.ir.node import Node
+from bngen.ir.types import Value
+from bngen.lower.body import Body
+from bngen.lower.coords import Lane, guard, guarded, logical, logical_coord
+from bngen.lower.facts import Layouts
+from bngen.lower.lowered import Lowered
+from bngen.lower.opaque import Expr
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import PLAIN, PackedWeight, physical_shape
+
+
+def lower_copy(kernel: Kernel, layouts: Layouts) -> Lowered:
+    """Another layout, or another place: copy, and views that could not stay views."""
+    node = kernel.anchor
+    out, layout = node.out, layouts[node.out]
+    body = Body(kernel, layouts)
+    shape = physical_shape(out.type, layout) or (1,)
+    if isinstance(layout, PackedWeight):
+        element = _packed_element(body, node.inputs[0], layout)
+    else:
+
+        def element(*index):
+            coord = logical_coord(out.type, layout, index) if out.shape else ()
+            return ELEMENTS[node.row.moves](body, node, coord)
+
+    tensor = te.compute(shape, element, name="copy")
+    body.results[out] = tensor
+    return body.finish("copy")
+
+
+def _copied(body: Body, node: Node, coord):
+    return body.masked(node.inputs[0], coord)
+
+
+def _sliced(body: Body, node: Node, coord):
+    axis, start = node.attrs["axis"], node.attrs["start"]
+    source = list(coord)
+    source[axis] = logical(coord[axis]) + start
+    return _guarded(body, node.inputs[0], coord, source)
+
+
+def _reshaped(body: Body, node: Node, coord):
+    return _guarded(body, node.inputs[0], coord, _unravel(coord, node))
+
+
+def _joined(body: Body, node: Node, coord):
+    axis = node.attrs["axis"]
+    here = logical(coord[axis])
+    starts, total = [], 0
+    for v in node.inputs:
+        starts.append(total)
+        total += v.shape[axis]
+    result = None
+    for v, start in reversed(list(zip(node.inputs, starts, strict=True))):
+        source = [here - start if i == axis else c for i, c in enumerate(coord)]
+        value = _guarded(body, v, coord, source)
+        result = (
+            value
+            if result is None
+            else tirx.if_then_else(here < start + v.shape[axis], value, result)
+        )
+    return result
+
+
+ELEMENTS: dict[str, Callable[..., Expr]] = {
+    "copies": _copied,
+    "cuts": _sliced,
+    "reshapes": _reshaped,
+    "joins": _joined,
+}
+"""How an op moves -> the element of its result at a coordinate: ``(body, node, coord)``."""
+
+
+def _guarded(body: Body, x: Value, coord, source):
+    """Read ``x`` at ``source``, but only for lanes of ``coord`` that hold a channel."""
+    value = body.at(x, tuple(source))
+    condition = guard(body.layouts[x], coord)
+    return value if condition is None else guarded(condition, value)
+
+
+def _unravel(coord, node: Node):
+    number = tirx.const(0, "int32")
+    for axis, extent in zip(coord, node.out.shape, strict=True):
+        number = number * extent + logical(axis)
+    source = []
+    for extent in reversed(node.inputs[0].shape):
+        source.append(tirx.floormod(number, extent))
+        number = tirx.floordiv(number, extent)
+    return list(reversed(source))
+
+
+def _packed_element(body: Body, w: Value, layout: PackedWeight):
+    """Gather a packed weight from ``[K,C/groups,R,S]``; zeros in padding lanes."""
+    rows, cols = w.shape[2:]
+
+    def tap(r, s):
+        return (rows - 1 - r, cols - 1 - s) if layout.flipped else (r, s)
+
+    def depthwise(kb, r, s, l):  # noqa: E741
+        lane = Lane(kb, l, layout.outer)
+        return _when([lane], body.at(w, (lane.logical(), 0, *tap(r, s))))
+
+    def blocked(ob, ib, r, s, il, ol):
+        outer = Lane(ob, ol, layout.outer)
+        inner = ib if layout.inner is None else Lane(ib, il, layout.inner)
+        o, i = outer.logical(), logical(inner)
+        lanes = [outer] if layout.groups > 1 or layout.inner is None else [outer, inner]
+        if not layout.flipped:
+            return _when(lanes, body.at(w, (o, i, *tap(r, s))))
+        per_group = w.shape[1]
+        if layout.groups > 1:
+            # Channel o of dx, in group g, sums over that group's outputs i:
+            # w[g*K/groups + i, o mod C/groups].
+            group = tirx.floordiv(o, per_group)
+            i = group * (w.shape[0] // layout.groups) + i
+            o = tirx.floormod(o, per_group)
+        return _when(lanes, body.at(w, (i, o, *tap(r, s))))
+
+    return depthwise if layout.depthwise else blocked
+
+
+def _when(lanes: list[Lane], value):
+    condition = guard(PLAIN, lanes)
+    return value if condition is None else guarded(condition, value)

@@ -1,0 +1,143 @@
+"""How a module's calls run: arguments become memory, steps run over it, memory becomes results.
+
+In: a program's signature, steps and code, the arrays of its parameters; then what callers give.
+Out: what they get, and `Call`s that wait for their ``backward``. One call at a time: whoever calls
+holds the module's lock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from bngen.errors import CallError
+from bngen.labels import handed_out
+from bngen.runtime import host, threads
+from bngen.runtime.arguments import ArgSpec, WriteBack, is_torch, prepare_all
+from bngen.runtime.executor import Executor, Memory
+from bngen.runtime.given import Cotangents, check_labels, in_order
+from bngen.runtime.native import Entry
+from bngen.runtime.pending import Call, Kept, Pending
+from bngen.runtime.results import Results
+from bngen.runtime.signature import BACKWARD, FORWARD, Built, input_slot
+from bngen.runtime.state import State
+
+USER_ALIGNMENT = 1 if host.architecture() in ("x86_64", "aarch64") else 8
+"""Kernels read users' arrays with unaligned moves; there any address works, and elsewhere one that
+is a multiple of an element's size: RISC-V's vector moves may fault on others."""
+
+
+class Calls:
+    """The calls of one module.
+
+    Args:
+        built: what it runs.
+        entries: its kernels, by symbol.
+        state: its parameters and buffers.
+        num_threads: threads during calls; None for the process's setting.
+
+    Attributes:
+        pending: the calls that wait for their ``backward``.
+        executor: runs the steps.
+    """
+
+    def __init__(
+        self, built: Built, entries: Mapping[str, Entry], state: State, num_threads: int | None
+    ):
+        self._signature, self._state, self._threads = built.signature, state, num_threads
+        self._program = built.signature.program
+        fixed = {input_slot(name): array for name, array in state.arrays.items()}
+        self.executor = Executor(built.steps, entries, fixed)
+        self.pending = Pending(built.signature, built.nbytes)
+        self._outputs = Results(self._program, built.signature.outputs, USER_ALIGNMENT)
+        self._gradients = Results(self._program, built.signature.gradients, USER_ALIGNMENT)
+        self._cotangents = Cotangents(built.signature)
+        self._spans = {call.name: call for call in built.signature.calls}
+
+    def forward(self, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
+        """Run the program; see `Module.forward`."""
+        values = in_order(self._signature, args, named)
+        slots, write_backs = self._prepare(self._signature.arguments, values)
+        check_labels(self._signature, slots)
+        slots |= self._outputs.memory()
+        as_torch = any(is_torch(v) for v in values)
+        kept = self.pending.begin(values, slots, self._state.changes, as_torch)
+        try:
+            self._run(FORWARD, Memory(kept.frame.arena, slots))
+            results = self._outputs.handed_out(slots, as_torch)
+            for write_back in write_backs:
+                write_back()
+        except BaseException:
+            self.pending.pool.give(kept.frame)
+            raise
+        if BACKWARD in self._spans:
+            self.pending.end(kept, bool(write_backs))
+        else:
+            self.pending.pool.give(kept.frame)
+        return self._packed(results)
+
+    def backward(
+        self,
+        grad_outputs: Sequence[Any],
+        call: Call | None,
+        out: Mapping[str, Any] | None,
+        accumulate: bool,
+    ) -> dict[str, Any]:
+        """Run its gradient; see `Module.backward`. What is refused is refused before it runs."""
+        call, kept = self.pending.find(call)
+        self._check_unchanged(kept)
+        given = self._cotangents.in_order(grad_outputs)
+        cotangents, _ = self._prepare(self._signature.cotangents, given)
+        destinations = self._gradients.destinations(out)
+        if accumulate and out is None:
+            hint = "backward(..., out={'weight': array}, accumulate=True)"
+            raise CallError(f"{self._program}: accumulate onto what?", hint=hint)
+        slots = {**kept.slots, **cotangents}
+        slots |= self._gradients.memory(destinations, accumulate, list(slots.values()))
+        self.pending.claim(call)
+        try:
+            self._run(BACKWARD, Memory(kept.frame.arena, slots))
+        finally:
+            self.pending.pool.give(kept.frame)
+        as_torch = kept.as_torch or any(is_torch(v) for v in grad_outputs)
+        results = self._gradients.handed_out(slots, as_torch, destinations, accumulate)
+        names = (spec.name for spec in self._signature.gradients)
+        return dict(zip(names, results, strict=True))
+
+    def check_differentiated(self) -> None:
+        """Refuse a program that has no ``backward``.
+
+        Raises:
+            CallError: naming it.
+        """
+        if BACKWARD not in self._spans:
+            hint = "bngen.build(..., grad=True)"
+            raise CallError(f"{self._program}: built without gradients", hint=hint)
+
+    def _check_unchanged(self, kept: Kept) -> None:
+        changed = self._state.changed_since(kept.changes, self._spans[BACKWARD].reads)
+        if changed is not None:
+            raise CallError(
+                f"{self._program}: {changed!r}, which backward reads, was changed by "
+                "load_state_dict or init after the forward call",
+                hint="call mod.forward(...) again",
+            )
+
+    def _run(self, name: str, memory: Memory) -> None:
+        span = self._spans[name]
+        with threads.using(self._threads or 0):
+            self.executor.run(memory, span.start, span.stop)
+
+    def _prepare(
+        self, specs: Sequence[ArgSpec], values: Sequence[Any]
+    ) -> tuple[dict[str, np.ndarray], list[WriteBack]]:
+        arrays, write_backs = prepare_all(self._program, specs, values, USER_ALIGNMENT)
+        slots = {input_slot(s.name): array for s, array in zip(specs, arrays, strict=True)}
+        return slots, write_backs
+
+    def _packed(self, results: list[Any]) -> Any:
+        named = self._signature.named_outputs
+        labels = [spec.name for spec in self._signature.outputs] if named else ()
+        return handed_out(results, labels, self._signature.tuple_output)

@@ -1,0 +1,137 @@
+"""The data gradient of a strided convolution, phase by phase; see `bngen.lower.phased`.
+
+::
+
+    parallel image, row tile:
+        pad  <- load slot of the rows this tile needs
+        for output block tile, group of rows, row of phases:
+            for each phase:
+                for column tile:
+                    phase[columns, blocks, lanes] in registers <- sum over its taps
+            merge <- phases; store slot on the rows, sums
+        second pass of moments over the group of rows
+
+A phase's sums leave the registers before the next one's begin: kept there until they are put
+together, LLVM spills accumulators.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bngen.lower.facts import Declined, Layouts, PhasedFacts, element_bytes, group_rows
+from bngen.lower.geometry import Phases
+from bngen.lower.lowered import Lowered
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import physical_shape
+from bngen.scheduling.conv import packing
+from bngen.scheduling.knobs import Knobs, register_tiles, rows_per_task
+from bngen.scheduling.legality import Space, tile_blocks, tile_columns, whole_groups
+from bngen.scheduling.tools import (
+    attach_loads,
+    attach_store_slot,
+    cut_into_tasks,
+    local,
+    loops_inside,
+    opened,
+    set_apart,
+    vectorize_last,
+)
+from bngen.target.machine import Machine
+
+if TYPE_CHECKING:
+    from tvm import s_tir
+
+
+def applies(kernel: Kernel, layouts: Layouts) -> PhasedFacts | Declined:
+    """Strided and undilated, over whole phases, sums over groups of rows that hold all phases."""
+    node = kernel.anchor
+    packed, (sh, sw) = packing(kernel, layouts), node.attrs["stride"]
+    n, _, h, w = node.out.shape
+    rows = group_rows(kernel)
+    if isinstance(packed, Declined):
+        return packed
+    if (sh, sw) == (1, 1):
+        return Declined("its stride is 1")
+    if node.attrs["dilation"] != (1, 1):
+        return Declined("it is dilated")
+    if h % sh or w % sw:
+        return Declined(f"{h}x{w} is no multiple of the stride {sh}x{sw}")
+    if rows and rows % sh:
+        return Declined(f"partial sums over {rows} rows do not hold all of {sh} phases")
+    weight = node.inputs[1]
+    in_blocks, in_lanes = 1, packed.outer.lanes
+    if not packed.depthwise:
+        _, in_blocks, _, _, in_lanes, _ = physical_shape(weight.type, packed)
+    return PhasedFacts(
+        element_bytes=element_bytes(node.out), group_rows=rows,
+        n=n, h=h, w=w, out_blocks=packed.outer.blocks, lanes=packed.outer.lanes,
+        in_blocks=in_blocks, in_lanes=in_lanes, r=weight.shape[2], s=weight.shape[3],
+        spread_h=sh, spread_w=sw, groups=1 if packed.depthwise else packed.groups,
+        padded_w=Phases.of(node).padded_w(kernel, node.inputs[0], layouts),
+    )  # fmt: skip
+
+
+def phased_knobs(facts: PhasedFacts, machine: Machine) -> Knobs:
+    """As of a convolution; the register tile belongs to one phase."""
+    _, columns, blocks = max(
+        register_tiles(
+            facts.w // facts.spread_w,
+            facts.out_blocks // facts.groups,
+            facts.terms,
+            machine.traits.vector_registers,
+            machine,
+            folded=machine.traits.folds_broadcasts,
+        )
+    )
+    inner = facts.element_bytes * facts.in_blocks * facts.in_lanes
+    row_bytes = inner * facts.padded_w // facts.spread_h
+    # Each task reads all weights. Where L2 cannot hold them, few tasks count for more than scratch.
+    if facts.element_bytes * facts.lanes * facts.out_blocks * facts.terms > machine.l2:
+        row_bytes = 0
+    rows = rows_per_task(
+        facts, machine, lambda rows: rows * row_bytes, group=facts.group_rows or facts.spread_h
+    )
+    return {"columns": columns, "blocks": blocks, "rows": rows}
+
+
+def phased_space(facts: PhasedFacts) -> Space:
+    """Register tile of one phase, and rows per task."""
+    return {
+        "columns": tile_columns(facts.w // facts.spread_w),
+        "blocks": tile_blocks(facts, facts.groups),
+        "rows": whole_groups(facts, facts.spread_h),
+    }
+
+
+def schedule_phased(low: Lowered, facts: PhasedFacts, knobs: Knobs) -> s_tir.Schedule:
+    """Apply knobs ``columns`` (of one phase), ``blocks``, ``rows``."""
+    sch = opened(low)
+    steps = facts.spread_h, facts.spread_w
+    group = facts.group_rows or steps[0]
+    task, _, h_group, h_row, inside = cut_into_tasks(sch, low, knobs, group, steps)
+    h_phase, _, w_phase, kb_in, lane = inside
+    attach_store_slot(sch, low, h_row, h_row, h_group, unroll=False)
+    for name in low.nests:
+        local(sch, [name])
+        _schedule_nest(sch, name, h_row, knobs["columns"])
+    attach_loads(sch, low, task)
+    for loop in (h_phase, w_phase, kb_in):
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    return sch
+
+
+def _schedule_nest(sch: s_tir.Schedule, name: str, at, columns: int) -> None:
+    """One phase's sum of products, a register tile at a time, below a row of phases."""
+    nest = sch.get_sblock(name)
+    sch.compute_at(nest, at, preserve_unit_loops=True)
+    kb, n, h, w, lane, *reduction = loops_inside(sch, nest, at)
+    w_tile, w_in = sch.split(w, [None, columns])
+    sch.reorder(n, h, w_tile, *reduction, w_in, kb, lane)
+    set_apart(sch, w_tile)
+    for loop in (w_in, kb):
+        sch.unroll(loop)
+    sch.vectorize(lane)
+    sch.decompose_reduction(nest, reduction[0])
+    vectorize_last(sch, sch.get_sblock(f"{name}_init"))
