@@ -187,8 +187,8 @@ def test_each_reason(level, program, slot, reason, producer, consumer):
 def planned(program, level: str) -> KernelPlan:
     p = Written()
     graph = p.b.finish(program(p))
-    late = [i.value for i in graph.inputs if i.name == "cotangent"]
-    return plan_program(graph, level, 16, late=late or None).plan
+    given = [i.value for i in graph.inputs if i.name == "cotangent"]
+    return plan_program(graph, level, 16, cotangents=given or None).plan
 
 
 def test_every_reason_has_a_case():
@@ -233,9 +233,9 @@ def candidates(plan: KernelPlan) -> Iterator[tuple[str, Node, Node]]:
 
 @given(programs())
 def test_each_pair_of_candidates_that_is_apart_has_one_reason(graph: Graph):
-    joint, late = joint_program(graph)
+    joint, given = joint_program(graph)
     for level in LEVELS:
-        plan = plan_program(joint, level, 16, late=late).plan
+        plan = plan_program(joint, level, 16, cotangents=given).plan
         pairs = [(r.slot, r.producer, r.consumer) for r in plan.refused]
         assert len(set(pairs)) == len(pairs)
         assert {(s, a.out.name, b.out.name) for s, a, b in candidates(plan)} <= set(pairs)
