@@ -319,11 +319,11 @@ def manifest(
             }
             for c in compiled
         ],
-        "refused": _refused(plan),
+        "refused": described_refusals(plan),
     }  # fmt: skip
 
 
-def _refused(plan: KernelPlan) -> list[dict[str, Any]]:
+def described_refusals(plan: KernelPlan) -> list[dict[str, Any]]:
     """Pairs of ops that are not in one kernel, those with one reason and the same ops together.
 
     Of each pair the names of the values and, where known, the lines that they stem from.

@@ -178,12 +178,12 @@ SLOT_RULES: tuple[ValueRule, ...] = (
         lambda cut, anchor: not anchor.row.store_slot,
     ),
     ValueRule(
-        "sub-layers join stores from bnff on",
-        lambda cut, anchor: not cut.flow.level.channel,
-    ),
-    ValueRule(
         "sub-layers join stores of pools and pointwise ops from icf on",
         lambda cut, anchor: not cut.flow.level.across and anchor.row.kind != "contract",
+    ),
+    ValueRule(
+        "sub-layers join stores of convolutions from bnff on",
+        lambda cut, anchor: not cut.flow.level.channel,
     ),
 )
 
