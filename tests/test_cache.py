@@ -92,6 +92,20 @@ def test_what_was_built_otherwise_is_not_taken(compiled, other):
     assert len(compiled) == 2
 
 
+def test_another_memory_format_is_another_build(compiled):
+    """Where there is anything that can lie so; however it is written."""
+    graph = bg.trace(bg.relu, bg.Tensor((2, 3, 4, 4)), name="maps").graph
+    for memory_format in (None, "channels_last", {graph.inputs[0].name: "channels_last"}):
+        bg.build(graph, memory_format=memory_format)
+    assert len(compiled) == 3
+    both = dict.fromkeys((graph.inputs[0].name, "return"), "channels_last")
+    for memory_format in ("contiguous_format", "channels_last", both):
+        bg.build(graph, memory_format=memory_format)
+    bg.build(program())
+    bg.build(program(), memory_format="channels_last")
+    assert len(compiled) == 4
+
+
 def test_another_program_is_not_taken(compiled):
     bg.build(program())
     bg.build(program(channels=8))

@@ -234,6 +234,15 @@ def test_grouped_convolutions(channels, filters, groups, stride):
     check(graph, arguments(graph))
 
 
+@pytest.mark.parametrize("memory_format", [None, "channels_last"])
+def test_weights_that_are_computed_for_groups_that_cut_blocks(memory_format):
+    def net(x, w):
+        return bg.conv2d(x, w * 0.5, padding=1, groups=2)
+
+    graph = bg.trace(net, bg.Tensor[2, 24, 5, 5], bg.Tensor[20, 12, 3, 3]).graph
+    check(graph, arguments(graph), "none", memory_format=memory_format)
+
+
 # --- sharing ----------------------------------------------------------------------------------
 
 

@@ -100,6 +100,17 @@ def _split_grad_deferred(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
     return b.emit("add", direct, affine, loc=node.loc), dweight, sum_dy
 
 
+FISSION: dict[tuple[bool, bool], dict[str, Rule]] = {
+    (one_sweep, deferred): {
+        "batch_norm": _split_one_sweep if one_sweep else _split_two_sweeps,
+        "batch_norm_grad": _split_grad_deferred if deferred else _split_grad,
+    }
+    for one_sweep in (False, True)
+    for deferred in (False, True)
+}
+"""(MVF, deferred gradient) -> coarse ops and their sub-layers; see the module's table."""
+
+
 def fission_batch_norm(graph: Graph, *, one_sweep: bool, deferred: bool) -> Graph:
     """Split every batch normalization and its gradient, see the module's table.
 
@@ -108,13 +119,7 @@ def fission_batch_norm(graph: Graph, *, one_sweep: bool, deferred: bool) -> Grap
         one_sweep: MVF, mean and variance in one reduction.
         deferred: the gradient as a part that needs dy and an affine function of x.
     """
-    return rewrite(
-        graph,
-        {
-            "batch_norm": _split_one_sweep if one_sweep else _split_two_sweeps,
-            "batch_norm_grad": _split_grad_deferred if deferred else _split_grad,
-        },
-    )
+    return rewrite(graph, FISSION[one_sweep, deferred])
 
 
 def _has_short_rows(x: Value) -> bool:

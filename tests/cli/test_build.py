@@ -51,6 +51,16 @@ def test_options_reach_the_compiler(bngen, compiler):
     assert call["grad"] is True
 
 
+@pytest.mark.parametrize("command", ["build", "verify"])
+def test_the_memory_format_reaches_the_compiler(bngen, compiler, command):
+    bngen(command, *SMALL)
+    bngen(command, *SMALL, "--memory-format", "channels_last")
+    formats = [call["memory_format"] for call in compiler.calls]
+    assert formats == ["contiguous_format", "channels_last"]
+    outcome = bngen(command, *SMALL, "--memory-format", "nhwc")
+    assert outcome.status == 2 and "channels_last" in outcome.error_line
+
+
 def test_densenet121_is_the_default(bngen, compiler):
     assert bngen("build").status == 0
     (call,) = compiler.calls

@@ -128,7 +128,7 @@ def test_networks_sweep_no_map_more_often(name, level):
         for given in (None, LAST)
     ]
     kernels, traffic = zip(
-        *((len(p.kernels), total(kernel_traffic(p, late))) for p in plans), strict=True
+        *((len(p.kernels), total(kernel_traffic(p))) for p in plans), strict=True
     )
     assert kernels[0] == kernels[1] and traffic[0] == traffic[1]
 
@@ -143,7 +143,7 @@ def test_programs_sweep_no_map_more_often(level, graph):
         for given in (None, LAST)
     )
     assert len(last.kernels) <= len(plain_.kernels)
-    sweeps = [total(kernel_traffic(p, late)).sweeps for p in (plain_, last)]
+    sweeps = [total(kernel_traffic(p)).sweeps for p in (plain_, last)]
     assert sweeps[1] <= sweeps[0]
 
 

@@ -172,6 +172,16 @@ def test_no_argument_is_copied_and_all_results_lie_as_declared(
         assert to_memory_order(np.asarray(ours), LAST).flags.c_contiguous
 
 
+def test_zeros_that_stand_for_no_gradient_are_not_converted(module, in_c_order, monkeypatch):
+    in_c_order(*(array_of(s, i) for i, s in enumerate(SHAPES)))
+    expected = in_c_order.backward(array_of(RESULTS[0]), None, None)
+    given_ = [last(array_of(s, i)) for i, s in enumerate(SHAPES)]
+    no_copies(monkeypatch)
+    module(*given_)
+    for name, gradient in module.backward(last(array_of(RESULTS[0])), None, None).items():
+        np.testing.assert_array_equal(gradient, expected[name])
+
+
 @pytest.mark.parametrize("accumulate", [False, True])
 def test_gradients_go_straight_into_arrays_that_lie_as_their_inputs(accumulate, module):
     """And into those that lie otherwise by a copy."""

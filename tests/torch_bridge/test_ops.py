@@ -226,19 +226,21 @@ def test_losses():
 # --- what is refused ----------------------------------------------------------------------------
 
 
+REFUSED = [
+    (torch.add, {"alpha": 2}, "add: alpha is 2, and bngen has it as 1 alone"),
+    (torch.div, {"rounding_mode": "floor"}, "div: rounding_mode is 'floor'"),
+    (torch.nn.ReLU, {"inplace": True}, "relu: inplace is True, and bngen has it as False"),
+    (torch.nn.MaxPool2d, {"return_indices": True}, "max_pool2d: return_indices is True"),
+    (torch.nn.Conv2d, {"padding_mode": "reflect"}, "conv2d: padding_mode is 'reflect'"),
+    ("sum", {"dtype": torch.float64}, "sum: dtype is torch.float64"),
+    (torch.add, {"alpha": 1, "out": None}, ""),
+    (torch.add, {"alpha": True}, "add: alpha is True"),
+]
+
+
+# The text of a built-in function holds its address, which is another in each process.
 @pytest.mark.parametrize(
-    ("called", "arguments", "reason"),
-    [
-        (torch.add, {"alpha": 2}, "add: alpha is 2, and bngen has it as 1 alone"),
-        (torch.div, {"rounding_mode": "floor"}, "div: rounding_mode is 'floor'"),
-        (torch.nn.ReLU, {"inplace": True}, "relu: inplace is True, and bngen has it as False"),
-        (torch.nn.MaxPool2d, {"return_indices": True}, "max_pool2d: return_indices is True"),
-        (torch.nn.Conv2d, {"padding_mode": "reflect"}, "conv2d: padding_mode is 'reflect'"),
-        ("sum", {"dtype": torch.float64}, "sum: dtype is torch.float64"),
-        (torch.add, {"alpha": 1, "out": None}, ""),
-        (torch.add, {"alpha": True}, "add: alpha is True"),
-    ],
-    ids=str,
+    ("called", "arguments", "reason"), REFUSED, ids=[reason or "taken" for *_, reason in REFUSED]
 )
 def test_a_parameter_that_bngen_lacks(called, arguments, reason):
     refusal = spelling_of(called).refusal({"input": torch.ones(2), **arguments})
