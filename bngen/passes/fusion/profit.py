@@ -18,8 +18,10 @@ from bngen.passes.fusion.dataflow import is_pointwise, is_small
 from bngen.passes.fusion.state import Cut
 
 MOST_OPS = 96
-"""Ops from which on a kernel takes no more; what its last op reads may add `MOST_OPS_AGAIN`. A map written and read again costs little beside so many ops, while
-the time to compile a kernel grows faster than its length."""
+"""Ops from which on a kernel takes no more; what its last op reads may add `MOST_OPS_AGAIN`.
+
+A map written and read again costs little beside so many, and compiling takes more than linear time.
+"""
 
 MOST_OPS_AGAIN = 24
 """Ops behind a value that several nodes read, and that each of them would compute again."""
