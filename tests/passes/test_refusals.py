@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 import pytest
 from hypothesis import given
 
-from bngen.binding import described_refusals
 from bngen.errors import SourceLoc
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import TensorType, Value
+from bngen.manifest import described_refusals
 from bngen.passes.fusion import legality, profit, slots
 from bngen.passes.fusion.dataflow import is_partial_reduction, is_pointwise, is_small
 from bngen.passes.fusion.levels import LEVELS
