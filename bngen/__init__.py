@@ -44,6 +44,8 @@ _HOMES = {
     "lang.windows": "adaptive_avg_pool2d avg_pool2d conv2d linear matmul max_pool2d",
     "runtime.bundle": "Bundle",
     "runtime.loading": "load",
+    "torch_bridge.backend": "compile",
+    "torch_bridge.explain": "explain_model",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 _MODULES = {"layers": "bngen.lang.layers", "models": "bngen.models"}
@@ -61,7 +63,7 @@ class UnknownNameError(ProgramError, AttributeError):
 
 def __getattr__(name: str) -> Any:
     if name in _HOME_OF:
-        found = getattr(importlib.import_module(f"bngen.{_HOME_OF[name]}"), name)
+        found = getattr(_home(name), name)
     elif name in _MODULES:
         found = importlib.import_module(_MODULES[name])
     elif name.startswith("_"):
@@ -70,6 +72,18 @@ def __getattr__(name: str) -> Any:
         raise _unknown(name)
     globals()[name] = found  # the next look-up does not come here
     return found
+
+
+def _home(name: str) -> Any:
+    try:
+        return importlib.import_module(f"bngen.{_HOME_OF[name]}")
+    except ModuleNotFoundError as missing:
+        if missing.name != "torch":
+            raise
+        hint = "pip install torch"
+        raise ToolchainError(
+            f"bngen.{name} needs PyTorch, which is not installed", hint=hint
+        ) from None
 
 
 def __dir__() -> list[str]:

@@ -175,6 +175,10 @@ OPTIONS: tuple[Option, ...] = (
         default_text="the user's cache folder",
     ),
     _row(
+        "fallback", "flag", "run a part of a PyTorch model that cannot be compiled in PyTorch",
+        flags=(), commands=(), default=False,
+    ),
+    _row(
         "debug", "count", "show tracebacks; repeat to climb the ladder of BNGEN_DEBUG",
         default=0, minimum=0,
     ),

@@ -1,9 +1,15 @@
 """Every example runs, as a user runs it, and shows what it says it shows."""
 
+import json
+import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
+
+from tests.torch_bridge.installed import write_entry_points
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUN = """
@@ -30,7 +36,9 @@ def run(name):
 
 
 def test_every_example_is_run_here():
-    tested = set(re.findall(r'run\("(\w+\.py)"\)', Path(__file__).read_text()))
+    source = Path(__file__).read_text()
+    tested = set(re.findall(r'run\("(\w+\.py)"\)|EXAMPLES / "(\w+\.py)"', source))
+    tested = {name for pair in tested for name in pair if name}
     assert tested == {p.name for p in EXAMPLES.glob("*.py")}
 
 
@@ -61,3 +69,34 @@ def test_own_activation():
 def test_train_digits():
     out = run("train_digits.py")
     assert float(re.search(r"test accuracy ([\d.]+)%", out).group(1)) >= 97
+
+
+def test_train_torch(tmp_path):
+    installed = write_entry_points(tmp_path / "site")
+    path = os.pathsep.join([str(installed), str(EXAMPLES.parent)])
+    # Compiled once, the second time from the cache.
+    variables = {k: v for k, v in os.environ.items() if k != "BNGEN_NO_CACHE"}
+    variables |= {"PYTHONPATH": path, "BNGEN_CACHE_DIR": str(tmp_path / "cache")}
+    small = "--size 8 --layers 1 1 --growth 4 --batch 128 --out runs".split()
+
+    def train(*words):
+        command = [sys.executable, str(EXAMPLES / "train_torch.py"), *small, *words]
+        done = subprocess.run(
+            command, capture_output=True, text=True, cwd=tmp_path,
+            env=variables,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def losses(backend):
+        return json.loads((tmp_path / "runs" / f"{backend}.json").read_text())["loss"]
+
+    train("--backend", "eager", "--epochs", "3")
+    train("--backend", "bngen", "--epochs", "2")
+    assert "test accuracy" in train("--backend", "bngen", "--epochs", "3", "--resume")
+    assert len(losses("eager")) == len(losses("bngen")) == 3 * 11
+    # From the same seed the same curve, as far as rounding lets it.
+    assert losses("bngen")[:3] == pytest.approx(losses("eager")[:3], rel=1e-3)
+    assert losses("bngen")[-1] < losses("bngen")[0]
+    assert "wrote" in train("--plot")
+    assert (tmp_path / "runs" / "training.png").exists()

@@ -8,9 +8,11 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import bngen as bg
 from bngen.cli.main import cli
@@ -47,13 +49,21 @@ def test_the_measurements_are_those_of_the_files(pytestconfig):
 # --- Python: one session, as a reader types it ------------------------------------------------
 
 
-def given() -> list[dict[str, np.ndarray]]:
+def small_model() -> torch.nn.Module:
+    return torch.nn.Sequential(
+        torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.ReLU(inplace=True),
+        torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, 10),
+    )  # fmt: skip
+
+
+def given() -> list[dict[str, Any]]:
     """What the reader has at hand before each block, besides what earlier ones have defined."""
     rng = np.random.default_rng(0)
     shapes = {"x": (8, 64, 56, 56), "w1": (128, 64, 1, 1), "w2": (32, 128, 3, 3)}
     shapes |= dict.fromkeys(("mean", "var", "gamma", "beta"), (128,))
     images = rng.standard_normal((64, 1, 8, 8)).astype(np.float32)
     return [
+        {"model": small_model(), "images": torch.randn(8, 3, 16, 16), "classes": torch.arange(8)},
         {k: rng.uniform(0.1, 1.0, s).astype(np.float32) for k, s in shapes.items()},
         {},
         {"x": images, "labels": rng.integers(0, 10, 64)},
@@ -76,8 +86,17 @@ def session(tmp_path_factory):
     return after
 
 
+def test_the_models_gradients_are_eagers(session):
+    names, first = session[0], given()[0]
+    model, images = names["model"], first["images"]
+    plain = small_model()
+    plain.load_state_dict(model.state_dict())
+    assert all(p.grad is not None for p in model.parameters())
+    torch.testing.assert_close(model.eval()(images), plain.eval()(images))
+
+
 def test_the_first_program_is_right(session, capsys):
-    names, before = session[0], given()[0]
+    names, before = session[1], given()[1]
     graph = names["cpl"].graph
     print(graph)
     assert parse_graph(capsys.readouterr().out) == graph
@@ -88,13 +107,13 @@ def test_the_first_program_is_right(session, capsys):
 
 
 def test_declared_parameters_go_by_name(session):
-    state = session[1]["mod"].state_dict()
+    state = session[2]["mod"].state_dict()
     assert list(state) == ["denseblock1.weight"]
-    assert np.array_equal(state["denseblock1.weight"], session[0]["w1"])
+    assert np.array_equal(state["denseblock1.weight"], session[1]["w1"])
 
 
 def test_the_training_example_learns(session):
-    names = session[2]
+    names = session[3]
     assert {"conv.weight", "bn.weight", "bn.bias", "fc.weight", "fc.bias"} <= set(names["grads"])
     images, labels = names["x"], names["labels"]
     later = [float(names["step"](images, labels)) for _ in range(10)]
@@ -102,7 +121,7 @@ def test_the_training_example_learns(session):
 
 
 def test_calls_that_wait_add_up(session):
-    names = session[3]
+    names = session[4]
     mod, x, labels = names["mod"], names["x"], names["labels"]
     expected = {name: 0 for name in names["grads"]}
     for images, classes in ((x[::-1], labels[::-1]), (x, labels)):
@@ -113,7 +132,7 @@ def test_calls_that_wait_add_up(session):
 
 
 def test_what_is_loaded_is_what_was_built(session):
-    trained, loaded = session[2], session[4]
+    trained, loaded = session[3], session[5]
     again = bg.build(trained["net"], grad=True).init(0)
     assert loaded["loss"] == again(trained["x"], trained["labels"])
     with pytest.raises(bg.TargetError, match="aarch64 linux, and this machine is"):

@@ -20,7 +20,7 @@ from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Input
 from bngen.ir.types import TensorType, Value
 
-OURS = ("bngen.lang.", "bngen.lang.gradients", "bngen.compiler", "bngen.runtime.")
+OURS = ("bngen.lang.", "bngen.compiler", "bngen.runtime.")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*\Z")
 
 _active = threading.local()  # its ``stack``: the running traces, innermost last
@@ -70,6 +70,7 @@ class Trace:
         self._counts: Counter[str] = Counter()
         self._updates: dict[str, Value] = {}
         self._streams = 0
+        self._place: SourceLoc | None = None
 
     # --- growing --------------------------------------------------------------------------
 
@@ -106,7 +107,7 @@ class Trace:
         Raises:
             ShapeError: operands that do not fit.
         """
-        self._builder.loc = loc or user_loc()
+        self._builder.loc = loc or self._place or user_loc()
         if op == "constant":
             return (self._builder.constant(attrs["value"], attrs["dtype"]),)
         number = self._counts[op]
@@ -114,6 +115,15 @@ class Trace:
         # Numbered from the first on: a plain "mean" would take a name that users give to buffers.
         results = self._builder.emit(op, *operands, name=f"{op}_{number}", **attrs)
         return results if isinstance(results, tuple) else (results,)
+
+    @contextmanager
+    def at(self, place: SourceLoc | None) -> Iterator[None]:
+        """Let nodes stem from a line that is not on the call stack."""
+        before, self._place = self._place, place
+        try:
+            yield
+        finally:
+            self._place = before
 
     def set_update(self, label: str, target: Value, new: Value) -> None:
         """Let an input hold ``new`` once the program has ended; ``label`` is who asks."""

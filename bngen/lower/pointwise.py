@@ -91,6 +91,8 @@ def _as(x: Expr, dtype: str) -> Expr:
         return x
     if dtype == "uint8" and isinstance(x, tirx.IntImm):  # TVM has no negative number for it.
         return tirx.const(x.value % 256, dtype)
+    if dtype_of(x) == "bool":  # TVM's analyzer cannot look at vectors of bool in a named value.
+        return tirx.Select(opaque.scalar(x), tirx.const(1, dtype), tirx.const(0, dtype))
     return tirx.Cast(dtype, opaque.scalar(x))
 
 

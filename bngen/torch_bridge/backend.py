@@ -1,0 +1,209 @@
+"""``torch.compile(model, backend="bngen")``: captured graphs, cut, built and called.
+
+In: a graph that Dynamo has captured, before AOTAutograd takes batch normalization apart. Out: a
+function that computes the same.
+
+A model's first set of shapes is compiled at once. Another set (a ragged last batch, validation at
+another size) runs in eager PyTorch; when it comes back it is built in the background, and taken
+over once that is done: no step waits for a compiler.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import fx
+from torch.utils.weak import WeakIdKeyDictionary
+
+from bngen.errors import BngenError
+from bngen.options import debug_level, environment
+from bngen.torch_bridge.builds import BUILDS
+from bngen.torch_bridge.evaluation import reads_number
+from bngen.torch_bridge.explain import explained
+from bngen.torch_bridge.partition import MAPS
+from bngen.torch_bridge.places import AROUND, CALLS
+from bngen.torch_bridge.region import Asked, Region
+from bngen.torch_bridge.regions import Regions, cut
+
+Function = Callable[..., Any]
+
+
+def backend(captured: fx.GraphModule, example_inputs: Sequence[Any]) -> Function:
+    """Dynamo's backend ``bngen``; see ``torch.compile``."""
+    return Captured(captured, first_at_once=_MODELS.is_new(captured, example_inputs))
+
+
+class _Models:
+    """What has been captured so far: a model that comes again has other shapes."""
+
+    def __init__(self) -> None:
+        self._of_weight: Any = WeakIdKeyDictionary()
+        self._without_weights: set[Any] = set()
+        self._lock = threading.Lock()
+
+    def is_new(self, captured: fx.GraphModule, example_inputs: Sequence[Any]) -> bool:
+        """Whether these calls come for the first time with these weights."""
+        weights = [x for x in example_inputs if isinstance(x, torch.nn.Parameter)]
+        calls = _calls(captured), torch.is_grad_enabled()
+        with self._lock:
+            known = self._without_weights
+            if weights:
+                known = self._of_weight.setdefault(weights[0], set())
+            new = calls not in known
+            known.add(calls)
+            return new
+
+
+_MODELS = _Models()
+
+
+def _calls(captured: fx.GraphModule) -> Any:
+    """What a graph has in common with the same model's at another batch size."""
+    return tuple(
+        (str(n.target), repr(fx.node.map_arg((n.args, n.kwargs), lambda _: None)))
+        for n in captured.graph.nodes
+        if n.op in CALLS and n.target in MAPS
+    )
+
+
+def compile(model: torch.nn.Module) -> torch.nn.Module:
+    """Compile a PyTorch model in place, as ``model.compile(backend="bngen")`` does.
+
+    Args:
+        model: any ``torch.nn.Module``; what bngen does not know in it runs in PyTorch.
+
+    Returns:
+        The model itself: its parameters, its state_dict keys and its class stay.
+
+    Raises:
+        BngenError: for what is no module.
+    """
+    if not isinstance(model, torch.nn.Module):
+        raise BngenError(
+            f"compile takes a torch.nn.Module, not a {type(model).__name__}",
+            hint="a program of bngen's own language is built by bngen.build",
+        )
+    model.compile(backend=backend)
+    return model
+
+
+class Captured:
+    """A captured graph, with a version for each set of shapes that it is called with.
+
+    Args:
+        captured: the graph.
+        first_at_once: whether the first set is compiled at once.
+    """
+
+    def __init__(self, captured: fx.GraphModule, first_at_once: bool):
+        self._captured, self._at_once = captured, first_at_once
+        nodes = [n for n in captured.graph.nodes if n.op not in CALLS]
+        self._numbers = [i for i, n in enumerate(nodes) if any(map(reads_number, n.users))]
+        self._versions: dict[Any, Function] = {}
+        self._seen: set[Any] = set()
+        self._waiting: dict[Any, _Waiting] = {}
+        self._lock = threading.RLock()
+
+    def __call__(self, *inputs: Any) -> Any:
+        """Compute the graph."""
+        key = _key(inputs), tuple(inputs[i].item() for i in self._numbers)
+        version = self._versions.get(key)
+        if version is None:
+            with self._lock:
+                version = self._decided(key, inputs)
+        return version(*inputs)
+
+    def _decided(self, key: Any, inputs: Sequence[Any]) -> Function:
+        if key in self._versions:
+            return self._versions[key]
+        try:
+            if self._at_once:
+                self._at_once = False
+                self._versions[key] = finished(_cut(self._captured, inputs))
+                return self._versions[key]
+            return self._later(key, inputs)
+        except BngenError as error:
+            if not environment("fallback"):
+                raise
+            warnings.warn(f"bngen: {error}; this part of the model runs in PyTorch", stacklevel=4)
+            self._versions[key] = self._captured
+            return self._captured
+
+    def _later(self, key: Any, inputs: Sequence[Any]) -> Function:
+        """PyTorch's own, until what was asked for in the background is there."""
+        if key not in self._seen:
+            self._seen.add(key)
+            return self._captured
+        if key not in self._waiting:
+            self._waiting[key] = _Waiting(_cut(self._captured, inputs))
+        if not self._waiting[key].is_over():
+            return self._captured
+        self._versions[key] = finished(self._waiting[key].regions)
+        del self._waiting[key]  # not before: it holds what was built
+        return self._versions[key]
+
+
+class _Waiting:
+    """A cut graph whose regions are being built in the background."""
+
+    def __init__(self, regions: Regions):
+        self.regions = regions
+        self._asked = dict.fromkeys(Asked.of(taken) for taken in regions.taken)
+        self._built: dict[Asked, Any] = {}
+
+    def is_over(self) -> bool:
+        """Whether all is there; what is not is asked for."""
+        for asked in self._asked.keys() - self._built.keys():
+            module = BUILDS.ready(asked)
+            if module is None:
+                BUILDS.later(asked)
+            else:
+                self._built[asked] = module
+        return len(self._built) == len(self._asked)
+
+
+def _cut(captured: fx.GraphModule, inputs: Sequence[Any]) -> Regions:
+    regions = cut(captured, inputs)
+    if debug_level():
+        print(explained([regions]), file=sys.stderr, flush=True)
+    return regions
+
+
+def finished(regions: Regions) -> fx.GraphModule:
+    """A cut graph whose regions are built and loaded.
+
+    Raises:
+        BngenError: when a region cannot be built; it names the region's first line in the model.
+    """
+    for taken in regions.taken:
+        asked = Asked.of(taken)
+        try:
+            region = Region(BUILDS.now(asked, taken.graph), taken, asked.wanted)
+        except BngenError:
+            raise
+        except Exception as error:
+            what = f"{taken.calls} calls, this the first, cannot be built: {_named(error)}"
+            raise BngenError(what, loc=taken.loc, hint=AROUND) from error
+        setattr(regions.module, taken.name, region)
+    return regions.module
+
+
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _key(inputs: Sequence[Any]) -> tuple[Any, ...]:
+    """What a version depends on: types and sizes, memory formats, which gradients are wanted."""
+    described = tuple(
+        (tuple(x.shape), x.dtype, x.stride(), x.requires_grad, x.device)
+        if isinstance(x, torch.Tensor)
+        else x
+        for x in inputs
+    )
+    autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
+    return torch.is_grad_enabled(), autocast, described

@@ -1,0 +1,181 @@
+"""What is known of a captured graph's values before it runs: types, memory, gradients, changes.
+
+In: a captured graph and the inputs of a call. Out: the same graph, whose nodes carry
+
+- ``meta["val"]``: a fake tensor, or what PyTorch's own `FakeTensorProp` notes of other values;
+- ``meta["requires_grad"]``: whether autograd would follow it (of a tuple, any part);
+- ``meta["writes"]``: the operands that the call changes in place, as PyTorch counts changes;
+- ``meta["memory"]``: a number that values in the same memory have in common, None of no tensor;
+- ``meta["object"]``: a number that the results have in common that are one and the same object.
+
+What follows from sizes alone becomes a constant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+from torch._subclasses import FakeTensorMode
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+from torch.fx.passes.fake_tensor_prop import FakeTensorProp
+
+from bngen.errors import BngenError
+from bngen.torch_bridge.places import AROUND, CALLS, FUNCTION, METHOD, called, place_of
+
+_ONLY_AT_RUN_TIME = (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    UnsupportedFakeTensorException,
+    UnsupportedOperatorException,
+)
+
+
+class UnknownUntilRunError(Exception):
+    """A graph with a call of whose result nothing is known before it runs; the message says so."""
+
+
+def evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
+    """Annotate a graph.
+
+    Args:
+        module: the graph; nodes that only compute sizes are removed.
+        inputs: of a call.
+
+    Raises:
+        UnknownUntilRunError: when it cannot be done for this graph.
+        BngenError: when it goes wrong.
+    """
+    grad = torch.is_grad_enabled()
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    # Tensors of inference mode count no changes; the caller's hooks are not for what is fake.
+    hooks = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
+    with torch.inference_mode(False), torch.set_grad_enabled(grad), hooks:
+        fakes = [_fake(mode, x) if isinstance(x, torch.Tensor) else x for x in inputs]
+        _Evaluation(module, mode, _numbers(module.graph, inputs)).propagate_dont_convert_inputs(
+            *fakes
+        )
+    for node in list(module.graph.nodes):
+        value = node.meta.get("val")
+        if isinstance(value, torch.Size | int | float | bool):
+            _make_constant(node, value)
+
+
+def reads_number(node: fx.Node) -> bool:
+    """Whether a call takes the number out of a tensor, as Dynamo hands numbers that may change."""
+    return node.op == METHOD and node.target == "item" and node.args[0].op not in CALLS
+
+
+def _numbers(graph: fx.Graph, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
+    """What those calls give for these inputs."""
+    given = dict(zip((n for n in graph.nodes if n.op not in CALLS), inputs, strict=False))
+    return {n: given[n.args[0]].item() for n in graph.nodes if reads_number(n)}
+
+
+def _itself(saved: torch.Tensor) -> torch.Tensor:
+    return saved
+
+
+def _fake(mode: FakeTensorMode, value: torch.Tensor) -> torch.Tensor:
+    if value.is_inference():
+        value = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype,
+                                    device=value.device)  # fmt: skip
+    return mode.from_tensor(value, static_shapes=True)
+
+
+class _Evaluation(FakeTensorProp):
+    """PyTorch's own, which also notes what is said above."""
+
+    def __init__(
+        self, module: fx.GraphModule, mode: FakeTensorMode, numbers: Mapping[fx.Node, Any]
+    ):
+        super().__init__(module, mode)
+        self._numbers = numbers
+        self._objects: list[Any] = []  # alive, so that no two have one number
+
+    def run_node(self, n: fx.Node) -> Any:
+        if n in self._numbers:
+            n.meta["val"] = self._numbers[n]
+            return self._numbers[n]
+        before = {i: _version(self.env[i]) for i in n.all_input_nodes}
+        try:
+            result = super().run_node(n)
+        except _ONLY_AT_RUN_TIME as error:
+            raise UnknownUntilRunError(
+                f"what {called(n)} gives is known only when it has run"
+            ) from error
+        except Exception as error:
+            what = f"{called(n)} cannot be evaluated on types: {type(error).__name__}: {error}"
+            raise BngenError(what, loc=place_of(n), hint=AROUND) from error
+        tensors = list(tensors_of(result))
+        n.meta["requires_grad"] = any(t.requires_grad for t in tensors)
+        n.meta["writes"] = tuple(i for i, was in before.items() if _version(self.env[i]) != was)
+        self._objects.append(result)
+        n.meta["object"] = id(result)
+        n.meta["memory"] = _memory(result) if isinstance(result, torch.Tensor) else None
+        return result
+
+
+def tensors_of(value: Any) -> Iterator[torch.Tensor]:
+    """The tensors in a value, tuples and lists looked through."""
+    if isinstance(value, torch.Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors_of(part)
+
+
+def _version(value: Any) -> tuple[int, ...]:
+    return tuple(t._version for t in tensors_of(value))
+
+
+def _memory(value: torch.Tensor) -> int | None:
+    try:
+        return value.untyped_storage()._cdata
+    except (NotImplementedError, RuntimeError):  # no storage, as sparse tensors have none
+        return None
+
+
+def _make_constant(node: fx.Node, value: Any) -> None:
+    for user in list(node.users):
+        user.args = _substituted(user.args, node, value)
+        user.kwargs = _substituted(user.kwargs, node, value)
+    if node.op in CALLS:
+        node.graph.erase_node(node)
+
+
+def _substituted(arguments: Any, node: fx.Node, value: Any) -> Any:
+    return fx.node.map_arg(arguments, lambda n: value if n is node else n)
+
+
+def statistics(node: fx.Node) -> list[fx.Node]:
+    """The running statistics that a batch normalization updates, which PyTorch does not count."""
+    if node.target is not F.batch_norm:
+        return []
+    names = ("input", "running_mean", "running_var", "weight", "bias", "training")
+    given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    if not given.get("training"):
+        return []
+    found = (given.get("running_mean"), given.get("running_var"))
+    return [s for s in found if isinstance(s, fx.Node)]
+
+
+_MODES = ("grad_enabled", "autocast", "inference_mode")
+
+
+def switches_mode(node: fx.Node) -> bool:
+    """Whether a call changes how the calls after it are to be understood."""
+    return node.op == FUNCTION and any(m in called(node) for m in _MODES)
+
+
+def is_certain(node: fx.Node, known: Callable[[fx.Node], bool]) -> bool:
+    """Whether a call does nothing but give its result, as far as bngen knows it."""
+    return not node.meta.get("writes") and not switches_mode(node) and known(node)

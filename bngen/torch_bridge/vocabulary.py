@@ -1,0 +1,184 @@
+"""PyTorch's calls in the words of bngen's language.
+
+In: a node of a captured graph. Out: a function of bngen's language that takes PyTorch's arguments
+(`translation`). bngen's language has PyTorch's names and arguments, so most calls are answered by
+`ops.SPELLINGS`; `OWN` has the rest.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx
+
+from bngen.lang import loss, normalization, pointwise, reductions, shapes, tensor, windows
+from bngen.lang.tensor import Tensor
+from bngen.torch_bridge import masks
+from bngen.torch_bridge.element_types import UnsupportedError, dtype_of
+from bngen.torch_bridge.ops import Spelling, spelling_of
+from bngen.torch_bridge.places import CALLS, called
+
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
+    if training and p > 0:
+        raise UnsupportedError("dropout whose mask is not drawn by PyTorch's generator")
+    return input
+
+
+def _masked(input: Tensor, mask: Tensor, p: float) -> Tensor:
+    """Dropout with a mask that PyTorch has drawn; see `masks.drop`."""
+    if p >= 1:
+        return pointwise.where(mask, input, 0.0)
+    return pointwise.where(mask, input * (1.0 / (1.0 - p)), 0.0)
+
+
+def _hardsigmoid(input: Tensor) -> Tensor:
+    return pointwise.relu6(input + 3.0) / 6.0
+
+
+def _hardswish(input: Tensor) -> Tensor:
+    return input * _hardsigmoid(input)
+
+
+def _same(input: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
+    return input
+
+
+def _cast(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    wanted = [*args, *kwargs.values()]
+    if len(wanted) != 1 or not isinstance(wanted[0], torch.dtype):
+        raise UnsupportedError("to(...) with more than a dtype")
+    return input.to(dtype_of(wanted[0]))
+
+
+def _view(input: Tensor, *shape: Any) -> Tensor:
+    if any(isinstance(s, torch.dtype) for s in shape):
+        raise UnsupportedError("view as another dtype")
+    flat = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
+    return input.reshape(tuple(flat))
+
+
+def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    if min is not None:
+        input = pointwise.maximum(input, min)
+    return input if max is None else pointwise.minimum(input, max)
+
+
+def _split(input: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
+    extent = input.shape[dim]
+    if isinstance(size, int):
+        size = [size] * (extent // size) + ([extent % size] if extent % size else [])
+    starts = [sum(size[:i]) for i in range(len(size))]
+    return tuple(_narrow(input, dim, a, n) for a, n in zip(starts, size, strict=True))
+
+
+def _chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
+    return _split(input, -(-input.shape[dim] // chunks), dim)
+
+
+def _narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
+    index = [slice(None)] * input.ndim
+    index[dim] = slice(start, start + length)
+    return input[tuple(index)]
+
+
+def _getitem(value: Any, index: Any) -> Any:
+    if isinstance(value, Tensor) and _holds_tensor(index):
+        raise UnsupportedError("indexing by a tensor")
+    return value[index]
+
+
+def _holds_tensor(index: Any) -> bool:
+    items = index if isinstance(index, tuple | list) else (index,)
+    return any(isinstance(i, Tensor | list) for i in items)
+
+
+def _squeeze(input: Tensor, dim: Any = None) -> Tensor:
+    dims = range(input.ndim) if dim is None else (dim if isinstance(dim, Sequence) else (dim,))
+    gone = {d % input.ndim for d in dims if input.shape[d] == 1}
+    return input.reshape(tuple(s for i, s in enumerate(input.shape) if i not in gone))
+
+
+def _unsqueeze(input: Tensor, dim: int) -> Tensor:
+    at = dim % (input.ndim + 1)
+    return input.reshape((*input.shape[:at], 1, *input.shape[at:]))
+
+
+# --- the table --------------------------------------------------------------------------------
+
+OWN: dict[Any, Callable[..., Any]] = {
+    masks.drop: _masked,
+    F.dropout: _dropout,
+    F.hardsigmoid: _hardsigmoid,
+    F.hardswish: _hardswish,
+    torch.clamp: _clamp,
+    torch.squeeze: _squeeze,
+    torch.unsqueeze: _unsqueeze,
+    torch.narrow: _narrow,
+    torch.split: _split,
+    torch.chunk: _chunk,
+    operator.getitem: _getitem,
+    "clamp": _clamp,
+    "squeeze": _squeeze,
+    "unsqueeze": _unsqueeze,
+    "narrow": _narrow,
+    "split": _split,
+    "chunk": _chunk,
+    "contiguous": _same,
+    "clone": _same,
+    "to": _cast,
+}
+"""Calls that the language has other words for than `ops.SPELLINGS` can tell."""
+
+
+def translation(node: fx.Node) -> Callable[..., Any]:
+    """What takes PyTorch's arguments and gives bngen's tensors.
+
+    Raises:
+        UnsupportedError: where there is nothing.
+    """
+    if node.op in CALLS:
+        if node.target in OWN:
+            return OWN[node.target]
+        if spelling := spelling_of(node.target):
+            return functools.partial(_spelled, spelling, node.target)
+    raise UnsupportedError(f"bngen has no {called(node)}")
+
+
+def _spelled(spelling: Spelling, target: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call the language's function of a spelling with PyTorch's arguments."""
+    function = _function(spelling.language)
+    given = dict(kwargs)
+    names = _parameters(target) or _parameters(function)
+    if len(args) > len(names):
+        return function(*args, **kwargs)  # its own *args, as of Tensor.view
+    given |= dict(zip(names, args, strict=False))
+    if refused := spelling.refusal(given):
+        raise UnsupportedError(refused)
+    own = {n: v for n, v in given.items() if n not in spelling.only}
+    names = _parameters(function)
+    in_order = [own.pop(n) for n in list(names)[: len(args)] if n in own] if args else []
+    return function(*in_order, **own)
+
+
+_LANGUAGE = (pointwise, normalization, windows, reductions, shapes, loss, tensor)
+
+
+@functools.cache
+def _function(name: str) -> Callable[..., Any]:
+    """A function of the language, or a method: ``relu``, ``Tensor.to``."""
+    first, *rest = name.split(".")
+    home = next(module for module in _LANGUAGE if hasattr(module, first))
+    return functools.reduce(getattr, rest, getattr(home, first))
+
+
+@functools.cache
+def _parameters(function: Any) -> tuple[str, ...]:
+    """Names of a Python function's parameters; none of a built-in one's."""
+    code = getattr(function, "__code__", None)
+    return () if code is None else code.co_varnames[: code.co_argcount]

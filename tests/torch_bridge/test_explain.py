@@ -1,0 +1,153 @@
+"""What is taken of a model, and why not the rest; and how PyTorch finds the backend."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bngen
+from bngen.torch_bridge import backend as backend_module
+from bngen.torch_bridge.region import Region
+from tests.torch_bridge.installed import write_entry_points
+from tests.torch_bridge.test_backend import Net, images
+
+pytestmark = pytest.mark.usefixtures("compiling")
+
+
+class Odd(Net):
+    def forward(self, x):
+        y = self.features(x)
+        y = torch.cumsum(y, 1)
+        y = self.bn2(self.conv2(y))
+        return self.fc(F.adaptive_avg_pool2d(y, 1).flatten(1))
+
+
+def test_what_is_left_is_named_with_its_line():
+    explanation = bngen.explain_model(Odd(), images())
+    text = str(explanation)
+    line = Odd.forward.__code__.co_firstlineno + 2
+    assert f"cumsum at {__file__}:{line}: bngen has no cumsum" in text
+    assert "PyTorch's matrix product is faster" in text
+    assert text.startswith("bngen takes ") and "in 2 regions of 1 graph" in text
+    assert len(explanation.regions) == 2
+
+
+def test_nothing_changes():
+    model = Odd()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    state = torch.get_rng_state()
+    bngen.explain_model(model, images())
+    assert model.training and all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+    assert model._compiled_call_impl is None
+    torch.set_rng_state(state)
+    torch.randn(4, 3, 8, 8)
+    after = torch.get_rng_state()
+    torch.set_rng_state(state)
+    bngen.explain_model(model, images())
+    assert torch.equal(torch.get_rng_state(), after)
+
+
+def test_a_compiled_model_stays_compiled(monkeypatch):
+    model = bngen.compile(Net())
+    x = images()
+    model(x)
+    compiled = torch.compile(Net(), backend=backend_module.backend)
+    captures = []
+    monkeypatch.setattr(backend_module, "Captured", lambda *a, **k: captures.append(a))
+    for m in (model, compiled):
+        assert len(bngen.explain_model(m, x).regions) == 1
+    model(x)
+    assert not captures
+
+
+def test_only_inference_is_asked():
+    with torch.no_grad():
+        explanation = bngen.explain_model(Net().eval(), images())
+    assert len(explanation.regions) == 1
+
+
+def test_debug_prints_it(monkeypatch, capsys):
+    monkeypatch.setenv("BNGEN_DEBUG", "1")
+    bngen.compile(Net())(images())
+    assert "bngen takes " in capsys.readouterr().err
+
+
+# --- dropout: masks from PyTorch's generator --------------------------------------------------
+
+
+class Dropping(Net):
+    def __init__(self, p, inplace=False):
+        super().__init__()
+        self.drop = nn.Dropout(p, inplace=inplace)
+
+    def forward(self, x):
+        y = self.bn1(self.conv1(x))
+        return y, self.drop(y * 1) if not self.drop.inplace else self.drop(y + 0)
+
+
+@pytest.mark.parametrize("inplace", [True, False])
+@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
+def test_dropout(p, inplace, monkeypatch):
+    taken = []
+    forward = Region.forward
+    monkeypatch.setattr(Region, "forward", lambda r, *t: taken.append(r) or forward(r, *t))
+    model, x = bngen.compile(Dropping(p, inplace)), images(8, 3, 16, 16)
+    results = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        model.zero_grad()
+        y, dropped = model(x)
+        results.append(dropped.detach())
+        kept = dropped != 0
+        assert torch.equal(dropped[kept], (y / (1 - p))[kept]) or torch.allclose(
+            dropped[kept], (y / (1 - p))[kept]
+        )
+        assert abs(kept.float().mean().item() - (1 - p)) < 0.03
+        y.retain_grad()
+        dropped.sum().backward()
+    assert taken
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2]) == (p in (0.0, 1.0))
+    y, dropped = model.eval()(x)
+    assert torch.equal(y, dropped)
+
+
+def test_gradients_of_dropout_go_where_it_kept():
+    class Last(Net):
+        def forward(self, x):
+            return F.dropout(F.relu(self.conv1(x)) + 1, 0.5)
+
+    model, x = bngen.compile(Last()), images()
+    model.conv1.weight.requires_grad_(False)
+    x.requires_grad_()
+    out = model(x)
+    out.sum().backward()
+    y = F.relu(model.conv1(x.detach().requires_grad_())) + 1
+    mask = (out != 0).float() * 2
+    torch.testing.assert_close(out, y * mask)
+    leaf = x.detach().requires_grad_()
+    ((F.relu(F.conv2d(leaf, model.conv1.weight, padding=1)) + 1) * mask).sum().backward()
+    torch.testing.assert_close(x.grad, leaf.grad)
+
+
+# --- the entry point --------------------------------------------------------------------------
+
+
+def test_pytorch_finds_the_backend_without_importing_it(tmp_path):
+    folder = write_entry_points(tmp_path)
+    source = f"""
+import sys
+sys.path.insert(0, {str(folder)!r})
+import torch
+assert "bngen" in torch._dynamo.list_backends()
+assert "bngen" not in sys.modules
+compiled = torch.compile(torch.nn.Linear(2, 2), backend="bngen")
+print(tuple(compiled(torch.ones(1, 2)).shape))
+assert "bngen.torch_bridge.backend" in sys.modules and "tvm" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", source], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == "(1, 2)"
