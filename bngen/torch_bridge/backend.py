@@ -35,7 +35,8 @@ Function = Callable[..., Any]
 
 def backend(captured: fx.GraphModule, example_inputs: Sequence[Any]) -> Function:
     """Dynamo's backend ``bngen``; see ``torch.compile``."""
-    return Captured(captured, first_at_once=_MODELS.is_new(captured, example_inputs))
+    at_once = _MODELS.is_new(captured, example_inputs)
+    return Captured(captured, example_inputs, first_at_once=at_once)
 
 
 class _Models:
@@ -97,13 +98,22 @@ class Captured:
 
     Args:
         captured: the graph.
+        example_inputs: of a call.
         first_at_once: whether the first set is compiled at once.
     """
 
-    def __init__(self, captured: fx.GraphModule, first_at_once: bool):
+    def __init__(
+        self, captured: fx.GraphModule, example_inputs: Sequence[Any], first_at_once: bool
+    ):
         self._captured, self._at_once = captured, first_at_once
         nodes = [n for n in captured.graph.nodes if n.op not in CALLS]
         self._numbers = [i for i, n in enumerate(nodes) if any(map(reads_number, n.users))]
+        # Dynamo asks itself whether parameters and vectors are what they were.
+        self._telling = [
+            i
+            for i, x in enumerate(example_inputs)
+            if not isinstance(x, torch.nn.Parameter) and getattr(x, "ndim", 0) != 1
+        ]
         self._versions: dict[Any, Function] = {}
         self._seen: set[Any] = set()
         self._waiting: dict[Any, _Waiting] = {}
@@ -111,7 +121,7 @@ class Captured:
 
     def __call__(self, *inputs: Any) -> Any:
         """Compute the graph."""
-        key = _key(inputs), tuple(inputs[i].item() for i in self._numbers)
+        key = _key([inputs[i] for i in self._telling], [inputs[i] for i in self._numbers])
         version = self._versions.get(key)
         if version is None:
             with self._lock:
@@ -197,13 +207,13 @@ def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {error}"
 
 
-def _key(inputs: Sequence[Any]) -> tuple[Any, ...]:
-    """What a version depends on: types and sizes, memory formats, which gradients are wanted."""
+def _key(inputs: Sequence[Any], numbers: Sequence[torch.Tensor]) -> tuple[Any, ...]:
+    """What a version depends on: types, sizes and memory formats; modes; numbers."""
     described = tuple(
-        (tuple(x.shape), x.dtype, x.stride(), x.requires_grad, x.device)
+        (x.shape, x.dtype, x.stride(), x.requires_grad, x.device)
         if isinstance(x, torch.Tensor)
         else x
         for x in inputs
     )
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
-    return torch.is_grad_enabled(), autocast, described
+    return torch.is_grad_enabled(), autocast, described, tuple(n.item() for n in numbers)

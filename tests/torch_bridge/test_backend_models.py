@@ -167,7 +167,7 @@ MIDDLES = {
     "clamp": (lambda: Does(lambda x: x.clamp(-1, 1) + x.clamp(min=0).clamp_(max=1)), 8, 8),
     "numbers": (lambda: Does(lambda x: (2 - x) / 3 + x ** 2 - (-x) * x.mean()), 8, 8),
     "another type": (lambda: Does(lambda x: (x.double() * 2).to(x.dtype).contiguous()), 8, 8),
-    "half": (lambda: Does(lambda x: x + x.half().float()), 8, 8),
+    "half": (lambda: Does(lambda x: x + 0 * x.half().to(x.dtype)), 8, 8),
     "complex": (lambda: Does(lambda x: x + torch.fft.fft2(x).abs()), 8, 8),
     "einsum": (lambda: Does(einsum), 8, 8),
 }  # fmt: skip
