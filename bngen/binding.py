@@ -1,4 +1,4 @@
-"""From a planned and compiled graph to what a module runs: operands, results, checks, reports.
+"""From a planned and compiled graph to what a module runs: operands, results, checks.
 
 In: a graph, its plan, its compiled kernels. Out: a `Built`, plain data that a process can keep for
 the next one.
@@ -9,16 +9,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any
 
 from bngen.codegen.compile import CompiledKernel
-from bngen.codegen.object_files import imports_of
 from bngen.ir.node import Graph, Input, Node
 from bngen.ir.types import Value
+from bngen.manifest import manifest, memory_report
 from bngen.passes.pipeline import Planned
 from bngen.passes.prepare import Joint, Prepared
 from bngen.plan.calls import BACKWARD, FORWARD, kernels_of
-from bngen.plan.kernel import KernelPlan
 from bngen.plan.layout import Plain, physical_shape, plain, same_bytes
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.memory import ALIGNMENT
@@ -242,108 +240,3 @@ def _before_conversion(v: Value, producers: Mapping[Value, Node]) -> Value:
 def _hands_on(node: Node) -> bool:
     """Whether a node's elements are its operand's, perhaps of another type or shape."""
     return node.row.converts or node.row.moves in ("copies", "reshapes")
-
-
-def memory_report(graph: Graph, planned: Planned) -> dict[str, int]:
-    """Bytes by use, over the life of a module.
-
-    ``parameters`` are parameters and buffers; ``saved`` is what ``forward`` writes to the arena
-    and ``backward`` reads; ``scratch`` is the rest of the arena; ``peak`` is all of these together
-    with the results of ``forward`` and ``backward``, which belong to the caller. Where gradients
-    are part of the program itself, nothing outlives a call and all of the arena is scratch.
-    """
-    parameters = sum(i.value.type.nbytes for i in graph.inputs if i.kind != "input")
-    results = sum(v.type.nbytes for v in dict.fromkeys(graph.outputs))
-    saved = _saved_bytes(planned)
-    arena = planned.memory.nbytes
-    return {
-        "parameters": parameters,
-        "saved": saved,
-        "scratch": arena - saved,
-        "arena": arena,
-        "peak": parameters + arena + results,
-    }
-
-
-def _saved_bytes(planned: Planned) -> int:
-    """Bytes of the arena's buffers that kernels of ``forward`` write and later ones read."""
-    plan, places = planned.plan, planned.memory.places
-    written = {places[v].root for k in kernels_of(plan, FORWARD) for v in k.outputs}
-    read = {places[v].root for k in kernels_of(plan, BACKWARD) for v in k.inputs}
-    saved = written & read & planned.memory.arena.keys()
-    return sum(plan.nbytes(root) for root in saved)
-
-
-def manifest(
-    program: str,
-    planned: Planned,
-    compiled: Sequence[CompiledKernel],
-    target: Target,
-    fusion: str,
-    signature: Signature,
-) -> dict[str, Any]:
-    """What was built, as data: the contents of manifest.json."""
-    plan = planned.plan
-    imports = imports_of(c.code.machine_code for c in compiled)
-    return {
-        "program": program,
-        "target": target.compiled_for().described(),
-        "fusion": fusion,
-        "signature": {
-            "arguments": [_described(s) for s in signature.arguments],
-            "state": [_described(s) for s in signature.state],
-            "outputs": [
-                {"name": s.name, "shape": list(s.shape), "dtype": s.dtype,
-                 "memory_format": s.memory_format}
-                for s in signature.outputs
-            ],
-            "gradients": [s.name for s in signature.gradients],
-        },
-        "counts": {
-            "before": sum(1 for n in plan.graph.nodes if not n.row.literal),
-            "after": len(plan.kernels),
-            "distinct": len({c.code.symbol for c in compiled}),
-        },
-        "memory": dict(signature.memory),
-        "imports": {"functions": list(imports.functions), "pointers": list(imports.pointers)},
-        "kernels": [
-            {
-                "name": c.kernel.name,
-                "symbol": c.code.symbol,
-                "sublayers": list(c.kernel.sublayers),
-                "rule": c.code.rule,
-                "knobs": dict(c.code.knobs),
-                "declined": dict(c.code.declined),
-                "inputs": [_placed(v, plan) for v in c.kernel.inputs],
-                "outputs": [_placed(v, plan) for v in c.kernel.outputs],
-            }
-            for c in compiled
-        ],
-        "refused": _refused(plan),
-    }  # fmt: skip
-
-
-def _refused(plan: KernelPlan) -> list[dict[str, Any]]:
-    """Pairs of ops that are not in one kernel, those with one reason and the same ops together.
-
-    Of each pair the names of the values and, where known, the lines that they stem from.
-    """
-    ops = {v.name: n.op for v, n in plan.graph.producers().items()}
-    groups: dict[tuple[str, ...], list[list[str | None]]] = {}
-    for r in plan.refused:
-        pair = [r.producer, r.consumer, *(loc and str(loc) for loc in r.lines)]
-        key = (r.slot, r.reason, ops[r.producer], ops[r.consumer])
-        groups.setdefault(key, []).append(pair)
-    return [
-        {"slot": slot, "reason": reason, "ops": [producer, consumer], "pairs": pairs}
-        for (slot, reason, producer, consumer), pairs in groups.items()
-    ]
-
-
-def _described(spec: ArgSpec) -> dict[str, Any]:
-    return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype,
-            "memory_format": spec.memory_format, "updated": spec.inplace}  # fmt: skip
-
-
-def _placed(v: Value, plan: Any) -> dict[str, str]:
-    return {"name": v.name, "type": str(v.type), "layout": str(plan.layouts[v])}

@@ -99,8 +99,9 @@ def bundle(
         BngenError: for a program, target or option that cannot be compiled.
     """
     work = _asked(
-        program, target, fusion, grad, wrt, memory_format, schedules, cache, progress, dump, emit
-    )
+        "bundle", program, target, fusion, grad, wrt, memory_format, schedules, cache, progress,
+        dump, emit,
+    )  # fmt: skip
     found = work.bundle()
     return replace(found, texts={kind: work.texts(kind) for kind in emit}) if emit else found
 
@@ -146,7 +147,7 @@ def build(
     if threads is not None:
         thread_pool.checked_count(threads)
     work = _asked(
-        program, target, fusion, grad, wrt, memory_format, schedules, cache, progress, dump
+        "build", program, target, fusion, grad, wrt, memory_format, schedules, cache, progress, dump
     )
     work.target.compiled_for().check_runs_here(work.graph.name)
     found = work.bundle()
@@ -159,6 +160,7 @@ def build(
 
 
 def _asked(
+    label: str,
     program: Any,
     target: Any,
     fusion: Any,
@@ -175,7 +177,7 @@ def _asked(
     _check_options(fusion, grad, wrt, schedules, progress, dump, emit)
     if cache is None:
         cache = not environment("no_cache")
-    graph = graph_of(program, "build")
+    graph = graph_of(program, label)
     formats = declared_formats(graph, memory_format)
     machine = caches.target(target) if cache else Target.parse(target)
     tuned = records.find(machine, schedules or environment("schedules"))

@@ -269,6 +269,18 @@ def test_a_map_with_eight_consumers(level):
 
 
 @pytest.mark.parametrize("level", ["none", "icf"])
+def test_what_is_made_of_joined_and_cut_vectors(level):
+    """Vectors that do not lie in what they are part of: their copies have nests of their own."""
+
+    def net(v, w):
+        joined = bg.cat([v[:16], w])
+        return joined * 2.0, bg.cat([bg.exp(v), bg.exp(w)]), joined[3:9].reshape(2, 3) + 1.0
+
+    graph = bg.trace(net, bg.Tensor[24], bg.Tensor[8]).graph
+    check(graph, arguments(graph), level)
+
+
+@pytest.mark.parametrize("level", ["none", "icf"])
 def test_inputs_used_twice(level):
     """As both operands, under two convolutions, and as map and residual."""
 

@@ -39,7 +39,8 @@ MAY_IMPORT = {
     "scheduling": {"ir", "lower", "plan", "target"},
     "codegen": {"ir", "lower", "plan", "runtime", "scheduling", "target"},
     "tuning": PLANNING | GENERATING | {"runtime"},
-    "binding": {"codegen", "ir", "passes", "plan", "runtime", "target"},
+    "manifest": {"codegen", "ir", "passes", "plan", "runtime", "target"},
+    "binding": {"codegen", "ir", "manifest", "passes", "plan", "runtime", "target"},
     "cache": {"ir", "plan", "runtime", "target", "tuning"},
     "compiler": {
         "binding", "cache", "codegen", "ir", "lang", "passes", "plan", "runtime", "target",

@@ -15,10 +15,10 @@ does. By then a convolution is direct, and Winograd's points are out of reach.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
+from bngen.codegen.strategy import Strategy
 from bngen.dtypes import FLOAT
 from bngen.ir.attributes import shown
 from bngen.lower.facts import (
@@ -30,64 +30,13 @@ from bngen.lower.facts import (
     Layouts,
     MapFacts,
     PhasedFacts,
-    wide_sums,
 )
 from bngen.lower.geometry import direct_products
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
-from bngen.scheduling import conv, fallback, maps, phased, wgrad, winograd
+from bngen.scheduling import conv, depthwise, fallback, maps, phased, wgrad, winograd
 from bngen.scheduling.knobs import Knobs, tile_registers
-from bngen.scheduling.legality import Space, choices_in, misfit
 from bngen.target.machine import Machine
-
-if TYPE_CHECKING:
-    from tvm import s_tir
-
-
-@dataclass(frozen=True)
-class Strategy:
-    """How one kind of kernel is computed.
-
-    Attributes:
-        kind: its name in manifests and records.
-        what: what it is for, in a line.
-        made_for: whether it is asked about a kernel at all, by the kernel's anchor.
-        applies: what it knows of a kernel (of type ``facts``), or why it declines.
-        facts: the type of that.
-        lower: the unscheduled kernel.
-        knobs: the analytic choice.
-        space: all legal choices; empty where there is nothing to tune.
-        schedule: knobs to a schedule.
-        registers: vector registers that the accumulators of some knobs need, and what they read.
-        prefetched: whether its multiply-adds ask early for what its slots read.
-        products: multiplications of its kernels' sums of products, transforms not counted.
-    """
-
-    kind: str
-    what: str
-    made_for: Callable[[Kernel], bool]
-    applies: Callable[[Kernel, Layouts], Any]
-    facts: type[Facts]
-    lower: Callable[[Kernel, Layouts], Lowered]
-    knobs: Callable[[Any, Machine], Knobs]
-    schedule: Callable[[Lowered, Any, Knobs], s_tir.Schedule]
-    space: Callable[[Any], Space] = lambda facts: {}
-    registers: Callable[[Any, Knobs], int] = lambda facts, knobs: 0
-    prefetched: bool = False
-    products: Callable[[Kernel], int] = lambda kernel: 0
-
-    def asked(self, kernel: Kernel, layouts: Layouts) -> Facts | Declined:
-        """What the strategy knows of a kernel that it was made for, or why it declines."""
-        return wide_sums(kernel) or self.applies(kernel, layouts)
-
-    def misfit(self, facts: Any, knobs: Mapping[str, int]) -> Declined | None:
-        """Why knobs cannot schedule a kernel of these facts, or None where they can."""
-        return misfit(self.kind, self.space(facts), knobs)
-
-    def candidates(self, facts: Any) -> Iterator[Knobs]:
-        """Every legal choice of knobs."""
-        return choices_in(self.space(facts))
-
 
 # --- what a row is made of --------------------------------------------------------------------
 
@@ -164,10 +113,10 @@ STRATEGIES: tuple[Strategy, ...] = (
         "depthwise",
         "convolutions and data gradients of one input channel an output channel: a sweep",
         made_for=_CONVOLUTION,
-        applies=maps.applies_depthwise,
+        applies=depthwise.applies,
         facts=ConvFacts,
         lower=_lowering("conv", "lower_depthwise"),
-        knobs=maps.depthwise_knobs,
+        knobs=depthwise.depthwise_knobs,
         space=maps.map_space,
         schedule=maps.schedule_map,
         products=_direct,
@@ -203,12 +152,12 @@ STRATEGIES: tuple[Strategy, ...] = (
         "depthwise_wgrad",
         "weight gradients of depthwise convolutions: the window's taps are the accumulators",
         made_for=_GRADIENT,
-        applies=wgrad.applies_depthwise,
+        applies=depthwise.applies_to_gradient,
         facts=GradientFacts,
         lower=_lowering("wgrad", "lower_depthwise_gradient"),
-        knobs=wgrad.depthwise_gradient_knobs,
-        space=wgrad.depthwise_gradient_space,
-        schedule=wgrad.schedule_depthwise_gradient,
+        knobs=depthwise.gradient_knobs,
+        space=depthwise.gradient_space,
+        schedule=depthwise.schedule_depthwise_gradient,
         products=_direct,
     ),
     Strategy(

@@ -9,16 +9,16 @@ from tvm import te, tirx
 from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.lower.body import Body
-from bngen.lower.opaque import Expr, dtype_of
+from bngen.lower.opaque import Expr, dtype_of, exactly
 
 LONG_WINDOW = 64
 """Taps that are summed in the element's own type: they lose no more than 4e-6."""
 
 
 def window_sum(value: Expr, axes: list) -> Expr:
-    """A sum over the taps of a window, in float64 where there are so many that digits would go."""
+    """A sum over the taps of a window, in the exact type where many would cost digits."""
     taps = math.prod(int(a.dom.extent) for a in axes)
-    return te.sum(tirx.Cast("float64", value) if taps > LONG_WINDOW else value, axis=axes)
+    return te.sum(exactly(value) if taps > LONG_WINDOW else value, axis=axes)
 
 
 def share(total: Expr, count: Expr, dtype: str) -> Expr:

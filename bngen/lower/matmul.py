@@ -7,6 +7,7 @@ from tvm import te, tirx
 from bngen.lower.body import Body
 from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered
+from bngen.lower.opaque import exactly
 from bngen.plan.kernel import Kernel
 
 LONG_SUM = 2048
@@ -14,9 +15,9 @@ LONG_SUM = 2048
 
 
 def _long_sum(value, axis):
-    """A sum over one axis, in float64 where it is so long that digits would go."""
+    """A sum over one axis, in the exact type where it is so long that digits would go."""
     long = int(axis.dom.extent) > LONG_SUM
-    return te.sum(tirx.Cast("float64", value) if long else value, axis=axis)
+    return te.sum(exactly(value) if long else value, axis=axis)
 
 
 def lower_matmul(kernel: Kernel, layouts: Layouts) -> Lowered:

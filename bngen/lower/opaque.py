@@ -23,6 +23,8 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Call, Op, _ffi_api
 
+from bngen.dtypes import DTYPES
+
 Expr = Any
 
 _PREFIX = "bngen."
@@ -52,6 +54,11 @@ class Opaque:
 def dtype_of(expr: Expr) -> str:
     """Element type of an expression."""
     return str(scalar(expr).ty)
+
+
+def exactly(expr: Expr) -> Expr:
+    """A number in the type that statistics and long folds of its own are summed in."""
+    return tirx.Cast(DTYPES[dtype_of(expr)].exact, expr)
 
 
 def scalar(expr: Expr) -> Expr:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from tvm import te, tirx
 
+from bngen.dtypes import DTYPES
 from bngen.ir.node import Node
 from bngen.ir.ops.random import MIX, ROUND, STREAM, random_key
 from bngen.ir.ops.row import promote
@@ -45,7 +46,7 @@ class Element:
         return tirx.const(value, self.dtype)
 
 
-FLOATS = ("float32", "float64")
+FLOATS = tuple(name for name, row in DTYPES.items() if row.is_float)
 
 
 def _relu(e: Element, x: Expr) -> Expr:

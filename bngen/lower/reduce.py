@@ -1,6 +1,6 @@
 """Reductions over any axes, merges of partial results, statistics that no partial sums take.
 
-Floats are summed in float64. Blocks: ``fold*`` (the sums), ``mid_*`` (them in the value's own
+Floats are summed exactly. Blocks: ``fold*`` (the sums), ``mid_*`` (them in the value's own
 type), then the store slot.
 """
 
@@ -18,7 +18,7 @@ from bngen.lower.body import Body
 from bngen.lower.coords import logical_coord
 from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered, identifier
-from bngen.lower.opaque import bind, dtype_of
+from bngen.lower.opaque import bind, dtype_of, exactly
 from bngen.lower.pointwise import maximum_over
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import physical_shape
@@ -55,7 +55,7 @@ def _fold_axes(body: Body, node: Node) -> None:
             else:
                 source.append(coord.pop(0))
         value = body.at(x, tuple(source))
-        return how(tirx.Cast("float64", value) if wide else value, axis=fold)
+        return how(exactly(value) if wide else value, axis=fold)
 
     shape = physical_shape(out.type, body.layouts[out]) or (1,)
     total = te.compute(shape, element, name="fold")
@@ -63,7 +63,7 @@ def _fold_axes(body: Body, node: Node) -> None:
 
 
 def _define_scaled(body: Body, out: Value, total: te.Tensor, count: int) -> None:
-    """The reduction's result in its own type, divided by ``count``: floats are folded in float64.
+    """The reduction's result in its own type, divided by ``count``.
 
     A division, not a product with the reciprocal: the mean of a constant is that constant.
     """
@@ -71,7 +71,7 @@ def _define_scaled(body: Body, out: Value, total: te.Tensor, count: int) -> None
     def value(*index):
         element = total(*index)
         if count != 1:
-            element = element / tirx.const(count, "float64")
+            element = element / tirx.const(count, dtype_of(element))
         return element if dtype_of(element) == out.dtype else tirx.Cast(out.dtype, element)
 
     name = "mid_" + identifier(out.name)
@@ -84,34 +84,35 @@ def _define_scaled(body: Body, out: Value, total: te.Tensor, count: int) -> None
 
 
 def _merge_stats(body: Body, node: Node) -> None:
-    """Chan, Golub and LeVeque's merge of equally large groups, in float64."""
+    """Chan, Golub and LeVeque's merge of equally large groups, in the exact type."""
     total, m2, residual = node.inputs
     mean, var = node.outputs
     groups, count = total.shape[0], node.attrs["count"]
     shape = physical_shape(mean.type, body.layouts[mean])
-    f64 = lambda v: tirx.const(v, "float64")  # noqa: E731
+    exact = total.type.element.exact
+    number = lambda v: tirx.const(v, exact)  # noqa: E731
 
     def wide(v, g, index):
         channel = logical_coord(mean.type, body.layouts[mean], index)[0]
-        return tirx.Cast("float64", body.at(v, (g, channel)))
+        return exactly(body.at(v, (g, channel)))
 
     def group_mean(g, index):
         """The mean the deviations were taken from, as it was rounded there, corrected."""
         channel = logical_coord(mean.type, body.layouts[mean], index)[0]
         rounded = body.at(total, (g, channel)) / tirx.const(count, total.dtype)
-        rest = wide(residual, g, index) * f64(1.0 / count)
-        return _corrected(tirx.Cast("float64", rounded), rest)
+        rest = wide(residual, g, index) * number(1.0 / count)
+        return _corrected(exactly(rounded), rest)
 
     def fold(name, term):
         g = te.reduce_axis((0, groups), "g")
         return te.compute(shape, lambda *i: te.sum(term(g, i), axis=g), name=name)
 
     whole = fold("fold", group_mean)
-    centre = te.compute(shape, lambda *i: whole(*i) * f64(1.0 / groups), name="mid_centre")
+    centre = te.compute(shape, lambda *i: whole(*i) * number(1.0 / groups), name="mid_centre")
     inner = fold(
         "fold_m2",
         lambda g, i: (
-            wide(m2, g, i) - bind(wide(residual, g, i), lambda r: r * r) * f64(1.0 / count)
+            wide(m2, g, i) - bind(wide(residual, g, i), lambda r: r * r) * number(1.0 / count)
         ),
     )
     between = fold(
@@ -121,8 +122,10 @@ def _merge_stats(body: Body, node: Node) -> None:
     share = 1.0 / (groups * count)
 
     def variance(*i):
-        spread = inner(*i) + between(*i) * f64(count)
-        return tirx.Cast(var.dtype, tirx.Select(spread < f64(0), f64(0), spread) * f64(share))
+        spread = inner(*i) + between(*i) * number(count)
+        return tirx.Cast(
+            var.dtype, tirx.Select(spread < number(0), number(0), spread) * number(share)
+        )
 
     body.define(
         mean, te.compute(shape, lambda *i: tirx.Cast(mean.dtype, centre(*i)), name="mid_mean")
@@ -132,7 +135,7 @@ def _merge_stats(body: Body, node: Node) -> None:
 
 def _corrected(whole, rest):
     """``whole + rest``; an infinity stays one, though no deviation from it is a number."""
-    infinity = tirx.const(math.inf, "float64")
+    infinity = tirx.const(math.inf, dtype_of(whole))
     return bind(whole, lambda w: tirx.Select(tirx.abs(w) < infinity, w + rest, w))
 
 
@@ -143,7 +146,7 @@ def _merge_mean(body: Body, node: Node) -> None:
 
     def element(*index):
         channel = logical_coord(node.out.type, body.layouts[node.out], index)[0]
-        parts = [tirx.Cast("float64", body.at(v, (g, channel))) for v in (total, rest)]
+        parts = [exactly(body.at(v, (g, channel))) for v in (total, rest)]
         return te.sum(_corrected(*parts), axis=g)
 
     folded = te.compute(shape, element, name="fold")
@@ -151,7 +154,7 @@ def _merge_mean(body: Body, node: Node) -> None:
 
 
 def _channel_fold(body: Body, like: Value, x: Value, term, name: str) -> te.Tensor:
-    """Per channel of ``x[N,C,...]``, a float64 sum of ``term(coordinate, index)``.
+    """Per channel of ``x[N,C,...]``, an exact sum of ``term(coordinate, index)``.
 
     The result is laid out as ``like[C]`` is; ``index`` is where it holds the channel.
     """
@@ -161,13 +164,13 @@ def _channel_fold(body: Body, like: Value, x: Value, term, name: str) -> te.Tens
     def element(*index):
         channel = logical_coord(like.type, layout, index)[0]
         value = term((rest[0], channel, *rest[1:]), index)
-        return te.sum(tirx.Cast("float64", value), axis=rest)
+        return te.sum(exactly(value), axis=rest)
 
     return te.compute(physical_shape(like.type, layout), element, name=name)
 
 
 def _share(body: Body, v: Value, total: te.Tensor, count: int, name: str) -> None:
-    scale = tirx.const(1.0 / count, "float64")
+    scale = tirx.const(1.0 / count, str(total.dtype))
     body.define(
         v, te.compute(total.shape, lambda *i: tirx.Cast(v.dtype, total(*i) * scale), name=name)
     )
@@ -177,10 +180,10 @@ def _channel_stats(body: Body, node: Node) -> None:
     (x,), (mean, var) = node.inputs, node.outputs
     count = x.type.size // x.shape[1]
     total = _channel_fold(body, mean, x, lambda c, i: body.at(x, c), "fold")
-    inverse = tirx.const(1.0 / count, "float64")
+    inverse = tirx.const(1.0 / count, str(total.dtype))
 
     def square(c, i):
-        return bind(tirx.Cast("float64", body.at(x, c)) - total(*i) * inverse, lambda d: d * d)
+        return bind(exactly(body.at(x, c)) - total(*i) * inverse, lambda d: d * d)
 
     spread = _channel_fold(body, var, x, square, "fold_m2")
     _share(body, mean, total, count, "mid_mean")

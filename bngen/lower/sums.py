@@ -15,7 +15,7 @@ from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.lower.coords import Coord, Lane
 from bngen.lower.lowered import Lowered, identifier
-from bngen.lower.opaque import Expr, bind
+from bngen.lower.opaque import Expr, bind, exactly
 from bngen.lower.pointwise import maximum_over
 from bngen.plan.layout import Blocked
 
@@ -147,15 +147,15 @@ _both_sums = te.comm_reducer(
 
 
 def _wide_sum(rows: _Rows) -> list[te.Tensor]:
-    """A group's sum in float64, as a rounded sum and the rest."""
+    """A group's sum in the exact type, as a rounded sum and the rest."""
     dtype, (rounded_name, rest_name) = rows.x.dtype, rows.names
-    wide = rows.over(lambda coord, _: tirx.Cast("float64", rows.at(coord)), "wide")
+    wide = rows.over(lambda coord, _: exactly(rows.at(coord)), "wide")
     rounded = te.compute(
         rows.shape, lambda *i: tirx.Cast(dtype, wide(*i)), name=f"sum_{rounded_name}"
     )
     rest = te.compute(
         rows.shape,
-        lambda *i: tirx.Cast(dtype, wide(*i) - tirx.Cast("float64", rounded(*i))),
+        lambda *i: tirx.Cast(dtype, wide(*i) - exactly(rounded(*i))),
         name=f"rest_{rest_name}",
     )
     return [rounded, rest]

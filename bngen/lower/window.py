@@ -61,7 +61,7 @@ def _forward(body: Body, node: Node, fill: float):
     axes = te.reduce_axis((0, kh), "r"), te.reduce_axis((0, kw), "s")
 
     def tap(cb, n, h, w, lane, r, s) -> Expr:
-        return data[cb, n, h * sh + r * dh, w * sw + s * dw, lane]
+        return data(cb, n, h * sh + r * dh, w * sw + s * dw, lane)
 
     return axes, tap
 

@@ -16,7 +16,6 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from bngen.ir.node import Node
-from bngen.ir.ops import OPS
 from bngen.ir.types import Value
 from bngen.passes.arena import Arena
 from bngen.plan.kernel import Kernel, KernelPlan
@@ -144,10 +143,10 @@ class _Memory:
         for target, new in self.graph.updates:
             writer = self.writer.get(new)
             same = same_bytes(new.type, self.layouts[new], self.layouts[target])
-            late = [i for i in self.readers.get(target, ()) if writer is not None and i > writer]
+            read_on = writer is not None and self.readers.get(target, [-1])[-1] > writer
             kernel = self.plan.kernels[writer] if writer is not None else None
             free = (
-                kernel is not None and same and not late and new not in self.inside
+                kernel is not None and same and not read_on and new not in self.inside
                 and new not in taken and new not in self.graph.outputs
                 and self.only_elementwise(kernel, target, new)
             )  # fmt: skip
@@ -168,8 +167,7 @@ class _Memory:
             read.type, self.layouts[read], self.layouts[written]
         )
         elementwise = all(
-            n in store and OPS[n.op].kind == "pointwise" and n.out.shape == read.shape
-            for n in users
+            n in store and n.row.kind == "pointwise" and n.out.shape == read.shape for n in users
         )
         if not (same and elementwise and len(users) == 1 and read.shape == written.shape):
             return False
@@ -192,7 +190,7 @@ class _Memory:
                 # The anchor's own result is stored before anything in the store slot is read.
                 after = writer in kernel.store and held
                 return after and kernel.store.index(node) < kernel.store.index(writer)
-            if OPS[readers[0].op].kind != "pointwise":
+            if readers[0].row.kind != "pointwise":
                 return False
             node = readers[0]
         return True

@@ -20,7 +20,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from bngen.ir.node import Graph, Node
-from bngen.ir.ops import OPS
 from bngen.ir.types import Value
 from bngen.plan.calls import BACKWARD
 from bngen.plan.kernel import Kernel, KernelPlan
@@ -78,13 +77,13 @@ def kernel_traffic(plan: KernelPlan) -> tuple[KernelTraffic, ...]:
     maps = feature_maps(plan.graph)
     backward = [call.name == BACKWARD for call in plan.calls for _ in range(call.start, call.stop)]
     rows = []
-    for kernel, late in zip(plan.kernels, backward, strict=True):
+    for kernel, second in zip(plan.kernels, backward, strict=True):
         read = tuple(v for v in dict.fromkeys(kernel.inputs) if v in maps)
         written = tuple(v for v in kernel.outputs if v in maps)
         traffic = Traffic(
             len(read), len(written), sum(map(plan.nbytes, read)), sum(map(plan.nbytes, written))
         )
-        rows.append(KernelTraffic(kernel, late, read, written, traffic))
+        rows.append(KernelTraffic(kernel, second, read, written, traffic))
     return tuple(rows)
 
 
@@ -112,7 +111,7 @@ def _weights(graph: Graph) -> set[Value]:
     """
     found: set[Value] = set()
     for node in graph.nodes:
-        found.update(v for v, role in zip(node.inputs, OPS[node.op].operands, strict=False)
+        found.update(v for v, role in zip(node.inputs, node.row.operands, strict=False)
                      if v is not None and role == "weight" and len(v.shape) == 4)  # fmt: skip
         if node.row.direction == "weight":
             found.update(node.outputs)
@@ -127,7 +126,7 @@ def _weights(graph: Graph) -> set[Value]:
 
 def _alike(node: Node, found: set[Value]) -> set[Value]:
     """The values of an elementwise node, if one of them is among ``found``."""
-    if OPS[node.op].kind not in ("pointwise", "copy"):
+    if node.row.kind not in ("pointwise", "copy"):
         return set()
     values = {v for v in (*node.operands, *node.outputs) if len(v.shape) == 4}
     return set() if values.isdisjoint(found) else values

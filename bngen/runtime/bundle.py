@@ -67,7 +67,7 @@ class Bundle:
     built: Built
     initializers: Mapping[str, Initializer]
     objects: Mapping[str, bytes]
-    library: bytes | None = field(default=None)
+    library: bytes | None = None
     texts: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     independent: tuple[str, ...] = ()
 
@@ -221,4 +221,9 @@ def _text(content: bytes) -> str:
 
 
 def _unpickled(contents: Mapping[str, bytes]) -> Bundle:
-    return read(lambda names: [contents[name] for name in names])
+    def fetch(names: Sequence[str]) -> list[bytes]:
+        if missing := [name for name in names if name not in contents]:
+            raise PlainError(f"a pickled bundle has no file {missing[0]}")
+        return [contents[name] for name in names]
+
+    return read(fetch)

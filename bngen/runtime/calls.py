@@ -14,7 +14,7 @@ import numpy as np
 
 from bngen.errors import CallError
 from bngen.labels import handed_out
-from bngen.runtime import threads
+from bngen.runtime import host, threads
 from bngen.runtime.arguments import ArgSpec, WriteBack, is_torch, prepare_all
 from bngen.runtime.executor import Executor, Memory
 from bngen.runtime.given import Cotangents, check_labels, in_order
@@ -24,8 +24,9 @@ from bngen.runtime.results import Results
 from bngen.runtime.signature import BACKWARD, FORWARD, Built, input_slot
 from bngen.runtime.state import State
 
-USER_ALIGNMENT = 1
-"""Kernels read users' arrays with unaligned moves; any address works."""
+USER_ALIGNMENT = 1 if host.architecture() in ("x86_64", "aarch64") else 8
+"""Kernels read users' arrays with unaligned moves; there any address works, and elsewhere one that
+is a multiple of an element's size: RISC-V's vector moves may fault on others."""
 
 
 class Calls:

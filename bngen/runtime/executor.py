@@ -89,7 +89,6 @@ class Executor:
         span = start, len(self._steps) if stop is None else stop
         if span not in self._actions:
             self._actions[span] = tuple(self._actions_of(*span))
-        memory = Memory(memory.arena, {**memory.slots, **self._fixed})
         self._table.bind(memory.arena, memory.slots)
         for action in self._actions[span]:
             action.run(memory)
@@ -104,7 +103,7 @@ class Executor:
                 yield _Kernels(self._table, first, tuple(s.name for s in steps))
                 first += len(steps)
             else:
-                yield from map(_Copy, steps)
+                yield from (_Copy(step, self._fixed) for step in steps)
 
     def without_work(self) -> None:
         """Let every kernel return at once, to time what is left of a step. There is no way back."""
@@ -133,10 +132,18 @@ class _Kernels:
 
 @dataclass(frozen=True)
 class _Copy:
+    """A copy, perhaps of what never moves, or there."""
+
     step: CopyStep
+    fixed: Mapping[str, np.ndarray]
 
     def run(self, memory: Memory) -> None:
-        np.copyto(memory.array(self.step.target), memory.array(self.step.source))
+        np.copyto(self._array(self.step.target, memory), self._array(self.step.source, memory))
+
+    def _array(self, operand: Operand, memory: Memory) -> np.ndarray:
+        if operand.slot in self.fixed:
+            return Memory(memory.arena, self.fixed).array(operand)
+        return memory.array(operand)
 
 
 def view(array: np.ndarray, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:

@@ -15,18 +15,15 @@ from typing import TYPE_CHECKING, Any
 
 from bngen.ir.types import Value
 from bngen.lower.facts import (
-    ConvFacts,
     Declined,
     Layouts,
     MapFacts,
     element_bytes,
     group_rows,
 )
-from bngen.lower.geometry import Geometry
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked
-from bngen.scheduling.conv import conv_facts, packing
 from bngen.scheduling.knobs import MAPS_AT_ONCE, Knobs, rows_per_task
 from bngen.scheduling.legality import Space, whole_groups
 from bngen.scheduling.tools import (
@@ -62,16 +59,6 @@ def applies_partial(kernel: Kernel, layouts: Layouts) -> MapFacts | Declined:
     return _map_facts(kernel, layouts, kernel.anchor.inputs[0])
 
 
-def applies_depthwise(kernel: Kernel, layouts: Layouts) -> ConvFacts | Declined:
-    """A convolution, or data gradient, of one input channel an output channel."""
-    packed = packing(kernel, layouts)
-    if isinstance(packed, Declined):
-        return packed
-    if not packed.depthwise:
-        return Declined("it is not depthwise")
-    return conv_facts(kernel, layouts, Geometry.of_convolution(kernel.anchor))
-
-
 def _map_facts(kernel: Kernel, layouts: Layouts, v: Value) -> MapFacts | Declined:
     layout = layouts[v]
     if len(v.shape) != MAP_RANK or not isinstance(layout, Blocked):
@@ -91,16 +78,6 @@ def map_knobs(facts: MapFacts, machine: Machine) -> Knobs:
     row_bytes = MAPS_AT_ONCE * facts.element_bytes * facts.lanes * facts.w
     rows = rows_per_task(facts, machine, lambda rows: rows * row_bytes, tasks=facts.out_blocks)
     return {"rows": rows}
-
-
-def depthwise_knobs(facts: ConvFacts, machine: Machine) -> Knobs:
-    """Rows per task, whose windows reach over them."""
-    row_bytes = MAPS_AT_ONCE * facts.element_bytes * facts.lanes * facts.w
-
-    def scratch(rows: int) -> int:
-        return ((rows - 1) * facts.stride_h + facts.r) * row_bytes
-
-    return {"rows": rows_per_task(facts, machine, scratch, tasks=facts.out_blocks)}
 
 
 def map_space(facts: MapFacts) -> Space:

@@ -25,11 +25,9 @@ from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked
 from bngen.scheduling.knobs import (
-    MAPS_AT_ONCE,
     SEVERAL_BLOCKS,
     Knobs,
     divisors,
-    rows_per_task,
     tile_registers,
 )
 from bngen.scheduling.legality import Space, few
@@ -56,18 +54,6 @@ def applies(kernel: Kernel, layouts: Layouts) -> GradientFacts | Declined:
     if groups > 1 and (cg % outer.lanes or k // groups % outer.lanes):
         return Declined("its groups cut channel blocks")
     return gradient_facts(kernel, layouts, Geometry.weight_gradient(node))
-
-
-def applies_depthwise(kernel: Kernel, layouts: Layouts) -> GradientFacts | Declined:
-    """A group a channel, both operands laid out alike."""
-    node = kernel.anchor
-    groups, (k, cg, *_) = node.attrs["groups"], node.out.shape
-    if not (groups > 1 and cg == 1 and k == groups):
-        return Declined("it is not depthwise")
-    if layouts[node.inputs[0]] != layouts[node.inputs[1]]:
-        return Declined("its operands are not laid out alike")
-    geo = Geometry.weight_gradient(node)
-    return gradient_facts(kernel, layouts, geo, in_blocks=1, in_lanes=1)
 
 
 def gradient_facts(kernel: Kernel, layouts: Layouts, geo: Geometry, **other: int) -> GradientFacts:
@@ -236,7 +222,7 @@ def schedule_weight_gradient(low: Lowered, facts: GradientFacts, knobs: Knobs) -
         sch.reorder(*blocks, cl, i, j, lane)
         sch.parallel(sch.fuse(*blocks))
         spell_out(sch, i, j, lane)
-    _unpack(sch)
+    unpack(sch)
     return sch
 
 
@@ -281,40 +267,8 @@ def _reductions(sch: s_tir.Schedule, block: Any) -> int:
     return sum(axis.iter_type == tirx.IterVar.CommReduce for axis in sch.get(block).iter_vars)
 
 
-def depthwise_gradient_knobs(facts: GradientFacts, machine: Machine) -> Knobs:
-    """Rows that a task fills its scratch with at a time."""
-    row_bytes = MAPS_AT_ONCE * facts.element_bytes * facts.lanes * facts.w
-
-    def scratch(rows: int) -> int:
-        return ((rows - 1) * facts.stride_h + facts.r) * row_bytes
-
-    rows = rows_per_task(facts, machine, scratch, group=1, tasks=facts.out_blocks)
-    return {"rows": rows}
-
-
-def depthwise_gradient_space(facts: GradientFacts) -> Space:
-    """Rows of a tile."""
-    return {"rows": lambda _: divisors(facts.h)}
-
-
-def schedule_depthwise_gradient(low: Lowered, _: GradientFacts, knobs: Knobs) -> s_tir.Schedule:
-    """One task a channel block; the window's taps are the accumulators."""
-    sch = opened(low)
-    partial = sch.get_sblock("partial")
-    kb, r, s, lane, n, h, w = sch.get_loops(partial)
-    h_tile, h_in = sch.split(h, [None, knobs["rows"]])
-    sch.reorder(kb, n, h_tile, r, h_in, w, s, lane)
-    sch.parallel(kb)
-    attach_loads(sch, low, h_tile)
-    sch.unroll(s)
-    sch.vectorize(lane)
-    sch.decompose_reduction(partial, n)
-    vectorize_last(sch, sch.get_sblock("partial_init"))
-    _unpack(sch)
-    return sch
-
-
-def _unpack(sch: s_tir.Schedule) -> None:
+def unpack(sch: s_tir.Schedule) -> None:
+    """The gradient in the weight's own order, a task an output channel."""
     block = sch.get_sblock("dweight")
     loops = sch.get_loops(block)
     if extent(sch, loops[0]) > 1:

@@ -36,7 +36,7 @@ class Target:
         cpu: LLVM's name of the CPU, never ``native``.
         attrs: features switched on, then those switched off, relative to that CPU: ``+a``, ``-b``.
         triple: LLVM target triple if another than this machine's was asked for.
-        arch: architecture, ``x86_64`` or ``aarch64``.
+        arch: architecture as LLVM names it, ``x86_64`` or one of another triple.
         psabi: x86-64 micro-architecture level (``x86-64-v4`` ...), else the architecture.
         machine: vectors, units and caches, which schedules follow from.
         fma: whether multiply and add are one instruction. LLVM contracts a separate multiplication

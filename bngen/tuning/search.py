@@ -17,8 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from bngen.codegen.compile import compile_plan
-from bngen.codegen.nests import Strategy, choose
+from bngen.codegen.nests import choose
 from bngen.codegen.signature import signature
+from bngen.codegen.strategy import Strategy
 from bngen.lang.program import graph_of
 from bngen.lower.facts import Facts
 from bngen.plan.kernel import Kernel, KernelPlan

@@ -763,6 +763,22 @@ def test_wrong_settings_of_a_build(named, what):
     assert what in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("named", "what"),
+    [
+        ({"emit": "asm"}, "emit='asm' is no list of kinds (write emit=[\"asm\"])"),
+        ({"emit": [5]}, "emit=[5] is no list of kinds"),
+        ({"emit": ["cuda"]}, "unknown kind of text 'cuda' (one of tir, ll, asm)"),
+        ({"fusion": 3}, "unknown fusion level 3"),
+        ({"wrt": ["x"]}, "wrt chooses gradients, and none are built (add grad=True)"),
+    ],
+)
+def test_wrong_settings_of_a_bundle(named, what):
+    with pytest.raises(bg.BngenError) as caught:
+        bg.bundle(bg.program(plain), **named)
+    assert what in str(caught.value)
+
+
 def test_rows_of_a_tensor():
     def f(x):
         a, b, c, d = x

@@ -225,6 +225,19 @@ def test_what_is_no_bundle(source, threads, what):
         bg.load(source, threads=threads)
 
 
+def test_a_pickle_that_lacks_a_file(made):
+    restore, (files,) = made.__reduce__()
+    assert restore(files) == made
+    with pytest.raises(BngenError, match="a pickled bundle has no file kernels.so"):
+        restore({name: content for name, content in files.items() if name != "kernels.so"})
+
+
+def test_names_of_the_two_acts():
+    assert {"Bundle", "build", "bundle", "load"} <= set(bg.__all__)
+    with pytest.raises(AttributeError):
+        bg.compile  # noqa: B018
+
+
 def test_a_saved_folder_replaces_another_and_nothing_else(made, folder):
     replace(made, texts={}).save(folder)
     assert not (folder / "asm").exists() and bg.Bundle.read(folder).objects == made.objects

@@ -26,6 +26,7 @@ class Point:
 class Everything:
     yes: bool
     number: float
+    any_number: int | float | bool
     points: tuple[Point, ...]
     pairs: tuple[tuple[str, Point], ...]
     one: Point | None
@@ -44,6 +45,7 @@ everything = st.builds(
     Everything,
     st.booleans(),
     st.floats(allow_nan=False, allow_infinity=False),
+    st.floats(allow_nan=False) | numbers | st.booleans(),
     st.lists(points, max_size=3).map(tuple),
     st.lists(st.tuples(text, points), max_size=3).map(tuple),
     st.none() | points,

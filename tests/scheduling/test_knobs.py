@@ -20,6 +20,7 @@ MACHINES = {
     "avx2": cpu("x86_64", "avx"),
     "avx512": cpu("x86_64", "avx avx512f", l2=1 << 20),
     "neon": cpu("aarch64"),
+    "sse": cpu("x86_64"),
 }
 KINDS = ("conv", "phased", "winograd", "wgrad", "winograd_wgrad")
 DENSE = {"groups": 1, "dilation_h": 1, "dilation_w": 1, "stride_h": 1, "stride_w": 1}
@@ -70,3 +71,42 @@ def test_tiles_of_one_block_where_broadcasts_are_folded(width):
     assert blocks("avx512") == 1
     assert blocks("avx2") > 1
     assert blocks("neon") > 1
+
+
+WIDE = {"n": 8, "r": 1, "s": 1, **DENSE}
+TAPS = {"r": 3, "s": 3, "group_rows": 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "extents", "knobs"),
+    [
+        ("sse", "winograd",
+         {**WIDE, **TAPS, "h": 112, "w": 112, "in_blocks": 16, "out_blocks": 32, "padded_w": 114},
+         {"columns": 6, "blocks": 2, "rows": 4}),
+        ("sse", "winograd",
+         {**WIDE, **TAPS, "h": 56, "w": 56, "in_blocks": 8, "out_blocks": 32, "padded_w": 58},
+         {"columns": 4, "blocks": 2, "rows": 4}),
+        ("sse", "conv",
+         {**WIDE, "h": 28, "w": 28, "in_blocks": 16, "out_blocks": 4, "padded_w": 28},
+         {"columns": 4, "blocks": 2, "rows": 7}),
+        ("avx2", "conv",
+         {**WIDE, "group_rows": 2, "h": 56, "w": 56, "in_blocks": 2, "out_blocks": 5,
+          "padded_w": 56},
+         {"columns": 2, "blocks": 5, "rows": 14}),
+        ("avx512", "conv",
+         {**WIDE, "group_rows": 4, "h": 28, "w": 28, "in_blocks": 12, "out_blocks": 24,
+          "padded_w": 28},
+         {"columns": 7, "blocks": 1, "rows": 4}),
+        ("avx512", "wgrad",
+         {**WIDE, "h": 7, "w": 7, "in_blocks": 132, "out_blocks": 12, "padded_w": 7},
+         {"chunks": 1, "out_blocks": 12, "in_blocks": 22, "rows": 7, "blocks": 1, "in_lanes": 16}),
+    ],
+)  # fmt: skip
+def test_choices_for_layers_that_the_constants_were_fitted_to(name, kind, extents, knobs):
+    """Layers of the built-in networks for which a slightly other constant chooses otherwise."""
+    strategy, machine = BY_KIND[kind], MACHINES[name]
+    lanes = machine.lanes("float32")
+    known = {**extents, "lanes": lanes, "in_lanes": lanes}
+    names = strategy.facts.__dataclass_fields__
+    facts = strategy.facts(**{n: v for n, v in known.items() if n in names})
+    assert strategy.knobs(facts, machine) == knobs

@@ -63,10 +63,16 @@ MOVEMENT = (
         "copy", "copy", ("x",), lambda t, at: (t[0],), lambda a, at: (a[0],), moves="copies",
         store_slot=False,
     ),
-    OpDef("cat", "view", ("x",), _infer_cat, _cat, {"axis": 1}, variadic=True, moves="joins"),
+    OpDef(
+        "cat", "view", ("x",), _infer_cat, _cat, {"axis": 1}, variadic=True, moves="joins",
+        store_slot=False,
+    ),
     OpDef(
         "slice", "view", ("x",), _infer_slice, _slice, {"axis": 1, "start": ..., "stop": ...},
-        moves="cuts",
+        moves="cuts", store_slot=False,
     ),
-    OpDef("reshape", "view", ("x",), _infer_reshape, _reshape, {"shape": ...}, moves="reshapes"),
+    OpDef(
+        "reshape", "view", ("x",), _infer_reshape, _reshape, {"shape": ...}, moves="reshapes",
+        store_slot=False,
+    ),
 )  # fmt: skip

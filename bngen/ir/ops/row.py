@@ -60,8 +60,8 @@ class OpDef:
         merges: folds partial results ``[row_groups, C]`` over the groups.
         direction: of a convolution: ``forward``, or which gradient it is (``input``, ``weight``).
         store_slot: results are final where they are stored, so that what is made of them can be
-            computed there. Of a weight's gradient they are so only after the last pixel; a copy
-            has a nest of its own.
+            computed there. Of a weight's gradient they are so only after the last pixel; copies
+            and views have nests of their own.
         statistics: of an op whose last two results are a mean and a variance: those of the
             ``batch``, or ``running`` ones.
         deferrable: an affine part of a gradient, which whoever reads it next may apply.

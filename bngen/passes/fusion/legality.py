@@ -128,8 +128,9 @@ def may_load(cut: Cut, node: Node, reader: Node) -> str | None:
 
 def may_hold(anchor: Node) -> bool:
     """Whether there is a store slot in kernels around an op of this kind, at some level."""
-    kind = anchor.row.kind
-    return kind in ("contract", "window", "pointwise") or (is_vector(anchor.out) and kind != "copy")
+    row = anchor.row
+    vector = is_vector(anchor.out) and row.store_slot
+    return vector or row.kind in ("contract", "window", "pointwise")
 
 
 def has_no_slot(cut: Cut, anchor: Node) -> str | None:
@@ -178,12 +179,12 @@ SLOT_RULES: tuple[ValueRule, ...] = (
         lambda cut, anchor: not anchor.row.store_slot,
     ),
     ValueRule(
-        "sub-layers join stores from bnff on",
-        lambda cut, anchor: not cut.flow.level.channel,
-    ),
-    ValueRule(
         "sub-layers join stores of pools and pointwise ops from icf on",
         lambda cut, anchor: not cut.flow.level.across and anchor.row.kind != "contract",
+    ),
+    ValueRule(
+        "sub-layers join stores of convolutions from bnff on",
+        lambda cut, anchor: not cut.flow.level.channel,
     ),
 )
 

@@ -67,15 +67,18 @@ class _Waiting:
                 self._missing[i] += 1
 
     def ready(self) -> list[int]:
-        """The kernels that wait for nothing; views of the program's inputs are there already."""
-        free = [i for i, missing in enumerate(self._missing) if not missing]
-        found = [i for i in free if i < self._kernels]
-        return found + [j for i in free if i >= self._kernels for j in self.done(i)]
+        """The kernels that wait for nothing, or for views of inputs alone; to be asked once."""
+        first = [i for i, missing in enumerate(self._missing) if not missing]
+        views = [i for i in first if i >= self._kernels]
+        return [i for i in first if i < self._kernels] + self._after(views)
 
-    def done(self, step: int) -> list[int]:
+    def done(self, kernel: int) -> list[int]:
         """The kernels that waited for this one last."""
+        return self._after([kernel])
+
+    def _after(self, work: list[int]) -> list[int]:
+        """The kernels that waited for these steps last, views looked through."""
         found: list[int] = []
-        work = [step]
         while work:
             for i in self._readers[work.pop()]:
                 self._missing[i] -= 1

@@ -18,8 +18,10 @@ from bngen.passes.fusion.dataflow import is_pointwise, is_small
 from bngen.passes.fusion.state import Cut
 
 MOST_OPS = 96
-"""Ops of one kernel. A feature map written and read again costs little beside so many ops, while
-the time to compile a kernel grows faster than its length."""
+"""Ops from which on a kernel takes no more; what its last op reads may add `MOST_OPS_AGAIN`.
+
+A map written and read again costs little beside so many, and compiling takes more than linear time.
+"""
 
 MOST_OPS_AGAIN = 24
 """Ops behind a value that several nodes read, and that each of them would compute again."""
@@ -28,7 +30,7 @@ _MANY = 4
 """Where counting ends: so many feature maps or readers never pay, if there are two of the other."""
 
 SWEEPS = "computing it again sweeps more feature maps than storing it"
-LONG = f"a kernel holds {MOST_OPS} ops at most"
+LONG = f"a kernel of {MOST_OPS} ops takes no more"
 AGAIN = f"of a value with several readers at most {MOST_OPS_AGAIN} ops are computed again"
 
 

@@ -1,0 +1,62 @@
+"""What a row of the table of kernel strategies says; the table itself is `bngen.codegen.nests`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from bngen.lower.facts import Declined, Facts, Layouts, wide_sums
+from bngen.lower.lowered import Lowered
+from bngen.plan.kernel import Kernel
+from bngen.scheduling.knobs import Knobs
+from bngen.scheduling.legality import Space, choices_in, misfit
+from bngen.target.machine import Machine
+
+if TYPE_CHECKING:
+    from tvm import s_tir
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """How one kind of kernel is computed.
+
+    Attributes:
+        kind: its name in manifests and records.
+        what: what it is for, in a line.
+        made_for: whether it is asked about a kernel at all, by the kernel's anchor.
+        applies: what it knows of a kernel (of type ``facts``), or why it declines.
+        facts: the type of that.
+        lower: the unscheduled kernel.
+        knobs: the analytic choice.
+        space: all legal choices; empty where there is nothing to tune.
+        schedule: knobs to a schedule.
+        registers: vector registers that the accumulators of some knobs need, and what they read.
+        prefetched: whether its multiply-adds ask early for what its slots read.
+        products: multiplications of its kernels' sums of products, transforms not counted.
+    """
+
+    kind: str
+    what: str
+    made_for: Callable[[Kernel], bool]
+    applies: Callable[[Kernel, Layouts], Any]
+    facts: type[Facts]
+    lower: Callable[[Kernel, Layouts], Lowered]
+    knobs: Callable[[Any, Machine], Knobs]
+    schedule: Callable[[Lowered, Any, Knobs], s_tir.Schedule]
+    space: Callable[[Any], Space] = lambda facts: {}
+    registers: Callable[[Any, Knobs], int] = lambda facts, knobs: 0
+    prefetched: bool = False
+    products: Callable[[Kernel], int] = lambda kernel: 0
+
+    def asked(self, kernel: Kernel, layouts: Layouts) -> Facts | Declined:
+        """What the strategy knows of a kernel that it was made for, or why it declines."""
+        return wide_sums(kernel) or self.applies(kernel, layouts)
+
+    def misfit(self, facts: Any, knobs: Mapping[str, int]) -> Declined | None:
+        """Why knobs cannot schedule a kernel of these facts, or None where they can."""
+        return misfit(self.kind, self.space(facts), knobs)
+
+    def candidates(self, facts: Any) -> Iterator[Knobs]:
+        """Every legal choice of knobs."""
+        return choices_in(self.space(facts))
