@@ -281,6 +281,16 @@ def test_what_is_made_of_joined_and_cut_vectors(level):
 
 
 @pytest.mark.parametrize("level", ["none", "icf"])
+def test_comparisons_that_become_numbers(level):
+    def net(x, w):
+        y = bg.conv2d(x * (x < 1.0).to("float32"), w, padding=1)
+        return y * (y > 0.0).to("float32"), (y > x[:, :1]).to("int32")
+
+    graph = bg.trace(net, bg.Tensor[2, 12, 6, 6], bg.Tensor[20, 12, 3, 3]).graph
+    check(graph, arguments(graph), level)
+
+
+@pytest.mark.parametrize("level", ["none", "icf"])
 def test_inputs_used_twice(level):
     """As both operands, under two convolutions, and as map and residual."""
 
