@@ -227,9 +227,9 @@ def test_what_may_be_deferred_is_affine_in_its_first_operand(case):
 
 
 def test_no_pass_adds_to_a_weights_gradient_as_it_is_stored():
-    """Its sums run over all pixels; a copy has a nest of its own."""
+    """Its sums run over all pixels; copies, and views that need one, have nests of their own."""
     assert {op for op, row in OPS.items() if not row.store_slot} == {
-        op for op, row in OPS.items() if row.direction == "weight" or row.moves == "copies"
+        op for op, row in OPS.items() if row.direction == "weight" or row.moves
     }
 
 
