@@ -141,4 +141,6 @@ def _rewrite(node: fx.Node, function: Callable[..., Any] | str, aliases: _Aliase
         for user in list(alias.users):
             if user is not new and aliases.order[user] >= aliases.order[node]:
                 user.replace_input_with(alias, new)
+                writes = user.meta.get("writes", ())
+                user.meta["writes"] = tuple(new if w is alias else w for w in writes)
     node.graph.erase_node(node)

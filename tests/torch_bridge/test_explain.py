@@ -25,6 +25,19 @@ class Odd(Net):
         return self.fc(F.adaptive_avg_pool2d(y, 1).flatten(1))
 
 
+class Residual(Net):
+    def forward(self, x):
+        y = self.features(x)
+        z = self.bn2(self.conv2(y))
+        z += y
+        z = F.relu(z, inplace=True)  # in place on what a call in place has made
+        return self.fc(F.adaptive_avg_pool2d(self.conv2(z) + z, 1).flatten(1))
+
+
+def test_calls_in_place_one_after_another_stay_in_one_region():
+    assert len(bngen.explain_model(Residual(), images()).regions) == 1
+
+
 def test_what_is_left_is_named_with_its_line():
     explanation = bngen.explain_model(Odd(), images())
     text = str(explanation)
