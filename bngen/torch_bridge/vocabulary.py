@@ -56,17 +56,11 @@ def _cast(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     return input.to(dtype_of(wanted[0]))
 
 
-def _view(input: Tensor, *shape: Any) -> Tensor:
-    if any(isinstance(s, torch.dtype) for s in shape):
-        raise UnsupportedError("view as another dtype")
-    flat = shape[0] if len(shape) == 1 and isinstance(shape[0], Sequence) else shape
-    return input.reshape(tuple(flat))
-
-
 def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    # Selected, not by maximum: at a bound itself the gradient is the operand's, whole.
     if min is not None:
-        input = pointwise.maximum(input, min)
-    return input if max is None else pointwise.minimum(input, max)
+        input = pointwise.where(input < min, min, input)
+    return input if max is None else pointwise.where(input > max, max, input)
 
 
 def _split(input: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
