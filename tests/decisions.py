@@ -33,13 +33,14 @@ from bngen.plan.calls import BACKWARD, kernels_of, saved
 from bngen.plan.kernel import Kernel, KernelPlan
 from bngen.plan.memory import MemoryPlan
 from bngen.runtime.host import Caches
+from bngen.target.cpus import traits_of
 from bngen.target.machine import Machine, machine_of
 
 
 def _machine(features: str) -> Machine:
     """All that decisions may depend on; no machine of anyone's."""
     caches = Caches(l1=32 << 10, l2=512 << 10, l3=4 << 20)
-    return machine_of("x86_64", frozenset(features.split()), caches, threads=4)
+    return machine_of(traits_of("x86_64", "", frozenset(features.split())), caches, threads=4)
 
 
 MACHINES = {m.lanes(FLOAT): m for m in map(_machine, ("", "avx", "avx512f"))}

@@ -92,7 +92,7 @@ def conv_knobs(facts: ConvFacts, machine: Machine) -> Knobs:
             facts.terms,
             registers,
             machine,
-            folded=machine.traits.folds_broadcasts and not shared,
+            shared=shared,
         )
     )
     row_bytes = facts.element_bytes * facts.in_blocks * facts.in_lanes * facts.padded_w

@@ -81,7 +81,6 @@ def phased_knobs(facts: PhasedFacts, machine: Machine) -> Knobs:
             facts.terms,
             machine.traits.vector_registers,
             machine,
-            folded=machine.traits.folds_broadcasts,
         )
     )
     inner = facts.element_bytes * facts.in_blocks * facts.in_lanes

@@ -28,6 +28,7 @@ from bngen.scheduling.knobs import (
     SEVERAL_BLOCKS,
     Knobs,
     divisors,
+    tile_cycles,
     tile_registers,
 )
 from bngen.scheduling.legality import Space, few
@@ -77,14 +78,12 @@ def gradient_facts(kernel: Kernel, layouts: Layouts, geo: Geometry, **other: int
 
 # --- knobs ------------------------------------------------------------------------------------
 
-VECTOR_CYCLES = 8
-"""Cycles to apply a load slot to a vector, or to write, read and add one of a chunk's sums."""
+VECTOR_COST = 16
+"""Multiply-adds in whose time a load slot is applied to a vector, or one of a chunk's sums is
+written, read and added."""
 
-TILE_IN_FLIGHT = 1.5
-"""Accumulators that a tile of pixels should have, of those that hide the latency."""
-
-LOAD_COST = 1.3
-"""As `knobs.BROADCAST_COST`, of both loads of a weight gradient."""
+FREE_TILE = 12
+"""Accumulators that a tile of pixels should have where broadcasts are free."""
 
 
 def wgrad_knobs(facts: GradientFacts, machine: Machine) -> Knobs:
@@ -110,7 +109,6 @@ def gradient_task(facts: GradientFacts, machine: Machine) -> tuple[int, int, int
     taps = facts.r * facts.s
     out, inner = facts.out_blocks, facts.in_blocks
     per_block = facts.element_bytes * facts.in_lanes * facts.lanes * taps
-    units = machine.traits.multiply_add_units
 
     def cost(chunks: int, kb: int, cb: int) -> float:
         """Time relative to the multiply-adds alone."""
@@ -120,10 +118,10 @@ def gradient_task(facts: GradientFacts, machine: Machine) -> tuple[int, int, int
         spilled = max(1.0, kb * cb * per_block / (machine.l2 // 4))
         # Each task applies the load slots anew, against multiply-adds.
         vectors = inner * task_out + out * task_in
-        slots = VECTOR_CYCLES * vectors / (out * inner * taps * facts.in_lanes / units)
+        slots = VECTOR_COST * vectors / (out * inner * taps * facts.in_lanes)
         # Each sum of a chunk is written, read and added.
         pixels = facts.n * facts.h * facts.w
-        merge = VECTOR_CYCLES * chunks / (pixels / units) if chunks > 1 else 0.0
+        merge = VECTOR_COST * chunks / pixels if chunks > 1 else 0.0
         return idle * spilled * (1 + slots + merge)
 
     choices = ((n, k, c) for n in divisors(facts.n) for k in divisors(out) for c in divisors(inner))
@@ -135,14 +133,12 @@ def register_block(out_blocks: int, in_lanes: int, machine: Machine) -> tuple[in
 
     The score is that of `register_tiles`: latency hidden, and loads per multiply-add.
     """
-    in_flight = TILE_IN_FLIGHT * machine.traits.multiply_adds_in_flight
-    contention = machine.traits.multiply_add_units / machine.traits.load_ports
+    traits = machine.traits
 
     def score(kb: int, cl: int) -> tuple[float, int]:
-        busy = min(1.0, kb * cl / in_flight)
-        if machine.traits.folds_broadcasts:
-            return busy * (1.0 if kb == 1 else SEVERAL_BLOCKS), kb * cl
-        return busy * min(1.0, kb * cl / (kb + cl) / (LOAD_COST * contention)), kb * cl
+        if traits.broadcasts_are_free:
+            return min(1.0, kb * cl / FREE_TILE) * (1.0 if kb == 1 else SEVERAL_BLOCKS), kb * cl
+        return kb * cl / tile_cycles(cl, kb, traits), kb * cl
 
     fitting = [
         (kb, cl)

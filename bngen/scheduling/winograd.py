@@ -149,7 +149,6 @@ def winograd_knobs(facts: ConvFacts, machine: Machine) -> Knobs:
             channels,
             machine.traits.vector_registers,
             machine,
-            folded=machine.traits.folds_broadcasts,
         )
         score, width, blocks = max(found)
         out = blocks * facts.lanes

@@ -22,7 +22,9 @@ from bngen.errors import TargetError
 from bngen.runtime import host
 from bngen.runtime.compiled_for import CompiledFor
 from bngen.target import llvm
+from bngen.target.cpus import traits_of
 from bngen.target.machine import Machine, level_of, machine_of
+from bngen.target.measured import corrected
 from bngen.target.written import check_value, options_of, split_attrs
 
 _SYSTEMS = ("linux", "darwin", "macos", "windows", "freebsd")
@@ -177,15 +179,18 @@ def _describe(cpu: str, wanted: Mapping[str, bool], triple: str | None) -> Targe
         attrs = llvm.effective_attrs(cpu, {**wanted, "zvl256b": False}, triple)
         features = llvm.features_of(cpu, attrs, triple)
     runs_here = not host.missing_features(arch, features)
-    level = level_of(arch, features)
+    level, traits = level_of(arch, features), traits_of(arch, cpu, features)
     caches = (host.caches() if runs_here else None) or level.caches
+    has_fma = arch in ("aarch64", "riscv64") or "fma" in features
+    if runs_here and has_fma:
+        traits = corrected(traits, llvm.tvm_target(cpu, attrs, triple))
     return Target(
         cpu=cpu,
         attrs=attrs,
         triple=triple,
         arch=arch,
         psabi=level.name,
-        machine=machine_of(arch, features, caches, host.cpu_count()),
-        fma=arch in ("aarch64", "riscv64") or "fma" in features,
+        machine=machine_of(traits, caches, host.cpu_count()),
+        fma=has_fma,
         features=features,
     )

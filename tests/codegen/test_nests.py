@@ -14,9 +14,12 @@ from bngen.ir.types import TensorType
 from bngen.lower.facts import AnyFacts, ConvFacts, Declined, Facts
 from bngen.passes.prepare import join_gradient, prepare
 from bngen.runtime.host import Caches
+from bngen.target.cpus import traits_of
 from bngen.target.machine import machine_of
 
-MACHINE = machine_of("x86_64", frozenset({"avx"}), Caches(32 << 10, 512 << 10, 4 << 20), 2)
+MACHINE = machine_of(
+    traits_of("x86_64", "", frozenset({"avx"})), Caches(32 << 10, 512 << 10, 4 << 20), 2
+)
 
 
 def choices(graph, level="icf"):

@@ -1,0 +1,45 @@
+"""Traits of CPUs: rows by name and features, and what is measured of the machine at hand."""
+
+import pytest
+
+from bngen.target import cpus, llvm, measured
+from bngen.target.cpus import TRAITS, traits_of
+from bngen.target.parse import Target
+
+NATIVE = Target.parse("llvm -mcpu=native")
+
+
+@pytest.mark.parametrize("row", TRAITS, ids=lambda r: f"{r.arch} {' '.join(r.cpus) or r.needs}")
+def test_llvm_has_the_cpus_of_a_row_and_they_fit_it(row):
+    triple = None if row.arch == NATIVE.arch else f"{row.arch}-linux-gnu"
+    for cpu in row.cpus:
+        llvm.check_cpu(cpu, triple)
+        features = llvm.features_of(cpu, (), triple)
+        assert row.needs <= features
+        assert traits_of(row.arch, cpu, features) is row
+
+
+def test_each_row_is_reached():
+    for i, row in enumerate(TRAITS):
+        cpu = row.cpus[0] if row.cpus else ""
+        assert traits_of(row.arch, cpu, row.needs) is row, i
+
+
+def test_a_core_that_features_tell_counts_for_more_than_its_name():
+    masked = traits_of("x86_64", "rocketlake", {"avx", "avx512f", "avx512fp16"})
+    assert masked.multiply_add_units == 2
+    assert traits_of("x86_64", "rocketlake", {"avx", "avx512f"}).multiply_add_units == 1
+
+
+@pytest.mark.skipif(not NATIVE.fma, reason="multiply and add are two instructions here")
+@pytest.mark.parametrize(("in_flight", "units"), [(3.7, 1), (5.2, 1), (7.1, 2), (8.3, 2), (15, 4)])
+def test_the_machine_at_hand_corrects_its_row(monkeypatch, in_flight, units):
+    monkeypatch.setattr(measured, "_MEASURED", {})
+    monkeypatch.setattr(measured, "in_flight", lambda traits, target: in_flight)
+    row = cpus.Traits("x86_64", frozenset(), 64, 32)
+    assert measured.corrected(row, None).multiply_add_units == units
+
+
+@pytest.mark.skipif(not NATIVE.fma, reason="multiply and add are two instructions here")
+def test_what_is_measured_is_possible():
+    assert 3 < measured.in_flight(NATIVE.machine.traits, NATIVE.tvm()) < 40
