@@ -107,7 +107,7 @@ TAPS = {"r": 3, "s": 3, "group_rows": 2}
          {"columns": 7, "blocks": 2, "rows": 2}),
         ("avx512", "wgrad",
          {**WIDE, "h": 28, "w": 28, "in_blocks": 32, "out_blocks": 16, "padded_w": 28},
-         {"chunks": 2, "out_blocks": 16, "in_blocks": 32, "rows": 4, "blocks": 2, "in_lanes": 8}),
+         {"chunks": 1, "out_blocks": 16, "in_blocks": 16, "rows": 2, "blocks": 2, "in_lanes": 8}),
         ("znver4", "conv",
          {**WIDE, "group_rows": 4, "h": 28, "w": 28, "in_blocks": 12, "out_blocks": 24,
           "padded_w": 28},
