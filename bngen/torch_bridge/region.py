@@ -19,13 +19,6 @@ from bngen.runtime.module import Module
 from bngen.runtime.signature import BACKWARD
 from bngen.torch_bridge.regions import Taken
 
-AGAIN = (
-    "Trying to backward through the graph a second time: a region compiled by bngen keeps nothing "
-    "after its backward, retain_graph=True included. Add the losses up and call backward once, or "
-    "call forward again."
-)
-
-
 @dataclass(frozen=True)
 class Asked:
     """What is to be built of a region; equal regions share one build.
@@ -133,12 +126,14 @@ class _Differentiated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[Any, ...]:
         region: Region = ctx.region
-        if ctx.call is None:
-            raise RuntimeError(AGAIN)
-        _ = ctx.saved_tensors  # raises where one of them was changed in place
+        # Raises where one of them was changed in place, or where the graph was not retained.
+        _ = ctx.saved_tensors
         floats = [g for g, is_float in zip(cotangents, region.floats, strict=True) if is_float]
-        call, ctx.call = ctx.call, None
-        gradients = region.built.backward(*floats, call=call)
+        # What is kept lives as long as PyTorch's graph of the caller.
+        retain = torch._C._autograd._get_current_graph_task_keep_graph()
+        gradients = region.built.backward(*floats, call=ctx.call, retain=retain)
+        if not retain:
+            ctx.call = None
         flows = region.flows(cotangents)
         return None, *(
             gradients[name] if wanted and i in flows else None
