@@ -19,6 +19,7 @@ from bngen.runtime.module import Module
 from bngen.runtime.signature import BACKWARD
 from bngen.torch_bridge.regions import Taken
 
+
 @dataclass(frozen=True)
 class Asked:
     """What is to be built of a region; equal regions share one build.
