@@ -24,17 +24,24 @@ from bngen.torch_bridge.ops import Spelling, spelling_of
 from bngen.torch_bridge.places import CALLS, called
 
 
-def _dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    if training and p > 0:
-        raise UnsupportedError("dropout whose mask is not drawn by PyTorch's generator")
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, **given: bool) -> Tensor:
+    if not given.get("train", training) or p == 0:
+        return input
+    if p == 1:
+        return input * 0.0
+    raise UnsupportedError("dropout whose mask is not drawn by PyTorch's generator")
+
+
+def _alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, **given: bool) -> Tensor:
+    if given.get("train", training) and p != 0:
+        raise UnsupportedError("alpha dropout in training")
     return input
 
 
 def _masked(input: Tensor, mask: Tensor, p: float) -> Tensor:
     """Dropout with a mask that PyTorch has drawn; see `masks.drop`."""
-    if p >= 1:
-        return pointwise.where(mask, input, 0.0)
-    return pointwise.where(mask, input * (1.0 / (1.0 - p)), 0.0)
+    kept, dropped = (tensor.constant(v, input.dtype) for v in (1.0 / (1.0 - p), 0.0))
+    return input * pointwise.where(mask, kept, dropped)
 
 
 def _hardsigmoid(input: Tensor) -> Tensor:
@@ -107,7 +114,11 @@ def _unsqueeze(input: Tensor, dim: int) -> Tensor:
 
 OWN: dict[Any, Callable[..., Any]] = {
     masks.drop: _masked,
-    F.dropout: _dropout,
+    **dict.fromkeys(masks.DROPOUTS, _dropout),
+    F.alpha_dropout: _alpha_dropout,
+    torch.alpha_dropout: _alpha_dropout,
+    F.feature_alpha_dropout: _alpha_dropout,
+    torch.feature_alpha_dropout: _alpha_dropout,
     F.hardsigmoid: _hardsigmoid,
     F.hardswish: _hardswish,
     torch.clamp: _clamp,
