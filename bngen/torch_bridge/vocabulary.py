@@ -23,6 +23,8 @@ from bngen.torch_bridge.element_types import UnsupportedError, dtype_of
 from bngen.torch_bridge.ops import Spelling, spelling_of
 from bngen.torch_bridge.places import CALLS, called
 
+Comparison = Callable[[Tensor, Any], Tensor]
+
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, **given: bool) -> Tensor:
     if not given.get("train", training) or p == 0:
@@ -66,8 +68,24 @@ def _cast(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     # Selected, not by maximum: at a bound itself the gradient is the operand's, whole.
     if min is not None:
-        input = pointwise.where(input < min, min, input)
-    return input if max is None else pointwise.where(input > max, max, input)
+        input = _bounded(input, min, pointwise.less, pointwise.greater_equal)
+    if max is not None:
+        input = _bounded(input, max, pointwise.greater, pointwise.less_equal)
+    return input
+
+
+def _bounded(input: Tensor, bound: Any, beyond: Comparison, within: Comparison) -> Tensor:
+    if isinstance(bound, Tensor) or bound != bound:
+        raise UnsupportedError("clamp by a tensor, or by NaN")
+    held = pointwise.where(beyond(input, bound), bound, input)
+    if not input.type.is_float:
+        return held
+    # NaN stays, and has no gradient.
+    return pointwise.where(within(input, bound), input, pointwise.stop_gradient(held))
+
+
+def _clamp_max(input: Tensor, max: Any) -> Tensor:
+    return _clamp(input, None, max)
 
 
 def _split(input: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
@@ -122,6 +140,9 @@ OWN: dict[Any, Callable[..., Any]] = {
     F.hardsigmoid: _hardsigmoid,
     F.hardswish: _hardswish,
     torch.clamp: _clamp,
+    torch.clip: _clamp,
+    torch.clamp_min: _clamp,
+    torch.clamp_max: _clamp_max,
     torch.squeeze: _squeeze,
     torch.unsqueeze: _unsqueeze,
     torch.narrow: _narrow,
@@ -129,6 +150,9 @@ OWN: dict[Any, Callable[..., Any]] = {
     torch.chunk: _chunk,
     operator.getitem: _getitem,
     "clamp": _clamp,
+    "clip": _clamp,
+    "clamp_min": _clamp,
+    "clamp_max": _clamp_max,
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
     "narrow": _narrow,
