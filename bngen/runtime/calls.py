@@ -84,6 +84,7 @@ class Calls:
         call: Call | None,
         out: Mapping[str, Any] | None,
         accumulate: bool,
+        retain: bool,
     ) -> dict[str, Any]:
         """Run its gradient; see `Module.backward`. What is refused is refused before it runs."""
         call, kept = self.pending.find(call)
@@ -96,11 +97,12 @@ class Calls:
             raise CallError(f"{self._program}: accumulate onto what?", hint=hint)
         slots = {**kept.slots, **cotangents}
         slots |= self._gradients.memory(destinations, accumulate, list(slots.values()))
-        self.pending.claim(call)
+        # It writes over what it has read: a call that goes on waiting lends it a copy.
+        frame = self.pending.twin(kept) if retain else self.pending.claim(call).frame
         try:
-            self._run(BACKWARD, Memory(kept.frame.arena, slots))
+            self._run(BACKWARD, Memory(frame.arena, slots))
         finally:
-            self.pending.pool.give(kept.frame)
+            self.pending.pool.give(frame)
         as_torch = kept.as_torch or any(is_torch(v) for v in grad_outputs)
         results = self._gradients.handed_out(slots, as_torch, destinations, accumulate)
         names = (spec.name for spec in self._signature.gradients)

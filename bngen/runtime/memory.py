@@ -71,6 +71,10 @@ class Arena:
         self.address = whole.ctypes.data + start
         self._bytes = whole[start : start + nbytes]
 
+    def copy_from(self, other: Arena) -> None:
+        """Take over the bytes of another of the same size."""
+        np.copyto(self._bytes, other._bytes)
+
     def view(self, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """The array of that shape and type at `offset` bytes; it keeps the arena alive.
 

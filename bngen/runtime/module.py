@@ -197,8 +197,9 @@ class Module:
         call: Call | None = None,
         out: Mapping[str, Any] | None = None,
         accumulate: bool = False,
+        retain: bool = False,
     ) -> dict[str, Any]:
-        """Gradients of a call of ``forward``; once for each.
+        """Gradients of a call of ``forward``; once for each, unless it is retained.
 
         Args:
             *grad_outputs: the gradient of each floating-point output, None for zeros; may be left
@@ -207,6 +208,8 @@ class Module:
             out: arrays or tensors that gradients are written to, by input name; of any strides, but
                 of the gradient's type and shape. Other gradients come in fresh memory.
             accumulate: add to what ``out`` holds, in the gradient's type.
+            retain: whether the call goes on waiting, for another ``backward``; this one then works
+                on a copy of its memory, as much as `memory` says of the arena.
 
         Returns:
             Gradients by input name; those of ``out`` as they were given.
@@ -217,7 +220,7 @@ class Module:
         """
         self._calls.check_differentiated()
         self._check_whole()
-        return self._calls.backward(grad_outputs, call, out, accumulate)
+        return self._calls.backward(grad_outputs, call, out, accumulate, retain)
 
     # --- what it is ---------------------------------------------------------------------------
 

@@ -222,11 +222,17 @@ class Pending:
             raise CallError(
                 f"{self._program}: this call {call._ended}, and there is one backward for each "
                 "forward",
-                hint="call mod.forward(...) again",
+                hint="call mod.forward(...) again, or mod.backward(..., retain=True) before",
             )
         for loan in kept.loans:
             loan.check(self._program)
         return call, kept
+
+    def twin(self, kept: Kept) -> Frame:
+        """Another frame whose arena holds what a call's own does."""
+        frame = self.pool.take()
+        frame.arena.copy_from(kept.frame.arena)
+        return frame
 
     def claim(self, call: Call) -> Kept:
         """What a call has kept, for its ``backward``; nobody else gets it from now on.

@@ -17,13 +17,8 @@ from bngen.ir.node import Graph
 from bngen.options import CHANNELS_LAST
 from bngen.runtime.module import Module
 from bngen.runtime.signature import BACKWARD
+from bngen.torch_bridge.reference import evaluate
 from bngen.torch_bridge.regions import Taken
-
-AGAIN = (
-    "Trying to backward through the graph a second time: a region compiled by bngen keeps nothing "
-    "after its backward, retain_graph=True included. Add the losses up and call backward once, or "
-    "call forward again."
-)
 
 
 @dataclass(frozen=True)
@@ -83,6 +78,7 @@ class Region(torch.nn.Module):
     def __init__(self, built: Module, taken: Taken, wanted: tuple[bool, ...]):
         super().__init__()
         self.built, self.wanted, self.reached = built, wanted, taken.reached
+        self.graph = taken.graph
         self.names = tuple(i.name for i in taken.graph.inputs)
         self.updated = {target.name for target, _ in taken.graph.updates}
         self.floats = tuple(v.type.is_float for v in taken.graph.outputs)
@@ -114,6 +110,58 @@ class Region(torch.nn.Module):
         given = zip(self.reached, cotangents, strict=True)
         return frozenset().union(*(reached for reached, g in given if g is not None))
 
+    def joined(self, cotangents: Sequence[torch.Tensor | None]) -> bool:
+        """Whether a zero for what nobody has asked for is added to what is handed on."""
+        left = zip(self.reached, cotangents, strict=True)
+        others = frozenset().union(*(reached for reached, g in left if g is None))
+        return not others.isdisjoint(self.flows(cotangents))
+
+    def by_pytorch(
+        self, tensors: Sequence[torch.Tensor], cotangents: Sequence[torch.Tensor | None]
+    ) -> dict[str, torch.Tensor]:
+        """Gradients of those results alone that have a cotangent, by name of the argument."""
+        flows = sorted(self.flows(cotangents))
+        with torch.enable_grad():
+            leaves = [t.detach().requires_grad_(i in flows) for i, t in enumerate(tensors)]
+            found = evaluate(
+                self.graph, dict(zip(self.graph.input_values(), leaves, strict=True)), None
+            )
+            pairs = zip(self.graph.outputs, cotangents, strict=True)
+            results, given = zip(*((found[v], g) for v, g in pairs if g is not None), strict=True)
+            gradients = torch.autograd.grad(
+                results, [leaves[i] for i in flows], given, materialize_grads=True
+            )
+        return dict(zip((self.names[i] for i in flows), gradients, strict=True))
+
+
+@dataclass(frozen=True)
+class _Rest:
+    """All arguments, for `Region.by_pytorch`."""
+
+    tensors: tuple[torch.Tensor, ...]
+    versions: tuple[int, ...]
+
+    @classmethod
+    def of(cls, region: Region, tensors: Sequence[torch.Tensor]) -> _Rest | None:
+        if sum(map(bool, region.reached)) < 2:
+            return None
+        held = tuple(region.arguments(tensors))
+        return cls(held, tuple(map(_version, held)))
+
+    def unchanged(self) -> tuple[torch.Tensor, ...]:
+        """The arguments, as they were."""
+        for tensor, version in zip(self.tensors, self.versions, strict=True):
+            if _version(tensor) != version:
+                raise RuntimeError(
+                    "one of the variables needed for gradient computation has been modified by an "
+                    f"inplace operation: a tensor of shape {list(tensor.shape)}"
+                )
+        return self.tensors
+
+
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
 
 class _Differentiated(torch.autograd.Function):
     """One call of a region's program, which waits for its backward."""
@@ -121,7 +169,7 @@ class _Differentiated(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, region: Region, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         results, call = region.built.record(*region.arguments(tensors))
-        ctx.region, ctx.call = region, call
+        ctx.region, ctx.call, ctx.rest = region, call, _Rest.of(region, tensors)
         ctx.set_materialize_grads(False)
         # For PyTorch's own check that nobody changes them before backward.
         ctx.save_for_backward(*(tensors[i] for i in region.read))
@@ -133,14 +181,23 @@ class _Differentiated(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[Any, ...]:
         region: Region = ctx.region
-        if ctx.call is None:
-            raise RuntimeError(AGAIN)
-        _ = ctx.saved_tensors  # raises where one of them was changed in place
+        # Raises where one of them was changed in place, or where the graph was not retained.
+        _ = ctx.saved_tensors
         floats = [g for g, is_float in zip(cotangents, region.floats, strict=True) if is_float]
-        call, ctx.call = ctx.call, None
-        gradients = region.built.backward(*floats, call=call)
+        # What is kept lives as long as PyTorch's graph of the caller.
+        retain = torch._C._autograd._get_current_graph_task_keep_graph()
+        gradients = region.built.backward(*floats, call=ctx.call, retain=retain)
+        if region.joined(cotangents) and not all(map(_is_finite, gradients.values())):
+            # A zero cotangent, by a slope that is infinite: autograd would not have gone there.
+            gradients = region.by_pytorch(ctx.rest.unchanged(), cotangents)
+        if not retain:
+            ctx.call = ctx.rest = None
         flows = region.flows(cotangents)
         return None, *(
             gradients[name] if wanted and i in flows else None
             for i, (name, wanted) in enumerate(zip(region.names, region.wanted, strict=True))
         )
+
+
+def _is_finite(gradient: torch.Tensor) -> bool:
+    return bool(gradient.sum().isfinite())

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
+from bngen.torch_bridge import masks
 from bngen.torch_bridge.element_types import UnsupportedError
 from bngen.torch_bridge.places import CALLS
 from bngen.torch_bridge.translate import refusal
@@ -24,6 +25,7 @@ FEW_CHANNELS = 16
 WRITES = "it changes a tensor in place that others read"
 SHARES = "it shares memory with a tensor that is changed in place"
 VIEW = "a view of an input, which costs nothing"
+RANDOM = "PyTorch's generator draws random numbers"
 PART = "a part of what PyTorch computes"
 
 
@@ -49,6 +51,8 @@ def reasons(graph: fx.Graph, shared: set[fx.Node]) -> dict[fx.Node, str]:
             why = VIEW
         elif node.target is operator.getitem and node.args[0] in found:
             why = PART
+        elif node.target in (masks.keep_mask, *masks.DRAWS):
+            why = RANDOM
         else:
             why = slower(node) or _tried(node, tried)
         if why is not None:

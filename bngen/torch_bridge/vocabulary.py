@@ -23,18 +23,27 @@ from bngen.torch_bridge.element_types import UnsupportedError, dtype_of
 from bngen.torch_bridge.ops import Spelling, spelling_of
 from bngen.torch_bridge.places import CALLS, called
 
+Comparison = Callable[[Tensor, Any], Tensor]
 
-def _dropout(input: Tensor, p: float = 0.5, training: bool = True) -> Tensor:
-    if training and p > 0:
-        raise UnsupportedError("dropout whose mask is not drawn by PyTorch's generator")
+
+def _dropout(input: Tensor, p: float = 0.5, training: bool = True, **given: bool) -> Tensor:
+    if not given.get("train", training) or p == 0:
+        return input
+    if p == 1:
+        return input * 0.0
+    raise UnsupportedError("dropout whose mask is not drawn by PyTorch's generator")
+
+
+def _alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, **given: bool) -> Tensor:
+    if given.get("train", training) and p != 0:
+        raise UnsupportedError("alpha dropout in training")
     return input
 
 
 def _masked(input: Tensor, mask: Tensor, p: float) -> Tensor:
     """Dropout with a mask that PyTorch has drawn; see `masks.drop`."""
-    if p >= 1:
-        return pointwise.where(mask, input, 0.0)
-    return pointwise.where(mask, input * (1.0 / (1.0 - p)), 0.0)
+    kept, dropped = (tensor.constant(v, input.dtype) for v in (1.0 / (1.0 - p), 0.0))
+    return input * pointwise.where(mask, kept, dropped)
 
 
 def _hardsigmoid(input: Tensor) -> Tensor:
@@ -59,8 +68,24 @@ def _cast(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     # Selected, not by maximum: at a bound itself the gradient is the operand's, whole.
     if min is not None:
-        input = pointwise.where(input < min, min, input)
-    return input if max is None else pointwise.where(input > max, max, input)
+        input = _bounded(input, min, pointwise.less, pointwise.greater_equal)
+    if max is not None:
+        input = _bounded(input, max, pointwise.greater, pointwise.less_equal)
+    return input
+
+
+def _bounded(input: Tensor, bound: Any, beyond: Comparison, within: Comparison) -> Tensor:
+    if isinstance(bound, Tensor) or bound != bound:
+        raise UnsupportedError("clamp by a tensor, or by NaN")
+    held = pointwise.where(beyond(input, bound), bound, input)
+    if not input.type.is_float:
+        return held
+    # NaN stays, and has no gradient.
+    return pointwise.where(within(input, bound), input, pointwise.stop_gradient(held))
+
+
+def _clamp_max(input: Tensor, max: Any) -> Tensor:
+    return _clamp(input, None, max)
 
 
 def _split(input: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
@@ -107,10 +132,17 @@ def _unsqueeze(input: Tensor, dim: int) -> Tensor:
 
 OWN: dict[Any, Callable[..., Any]] = {
     masks.drop: _masked,
-    F.dropout: _dropout,
+    **dict.fromkeys(masks.DROPOUTS, _dropout),
+    F.alpha_dropout: _alpha_dropout,
+    torch.alpha_dropout: _alpha_dropout,
+    F.feature_alpha_dropout: _alpha_dropout,
+    torch.feature_alpha_dropout: _alpha_dropout,
     F.hardsigmoid: _hardsigmoid,
     F.hardswish: _hardswish,
     torch.clamp: _clamp,
+    torch.clip: _clamp,
+    torch.clamp_min: _clamp,
+    torch.clamp_max: _clamp_max,
     torch.squeeze: _squeeze,
     torch.unsqueeze: _unsqueeze,
     torch.narrow: _narrow,
@@ -118,6 +150,9 @@ OWN: dict[Any, Callable[..., Any]] = {
     torch.chunk: _chunk,
     operator.getitem: _getitem,
     "clamp": _clamp,
+    "clip": _clamp,
+    "clamp_min": _clamp,
+    "clamp_max": _clamp_max,
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
     "narrow": _narrow,

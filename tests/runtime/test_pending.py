@@ -376,6 +376,20 @@ def test_a_call_has_one_backward_and_is_of_one_module(trained):
         trained.backward()
 
 
+def test_a_call_that_is_retained_has_another_backward(module):
+    call = module.record(X, W)[1]
+    free = frames(module)
+    for _ in range(2):
+        assert_right(module.backward(*COTANGENTS, call=call, retain=True))
+        assert call.pending and frames(module) == free + 1  # of the copy, for the next one
+    # What runs in between takes other memory.
+    module.record(2 * X, W)
+    assert_right(module.backward(*COTANGENTS, call=call))
+    assert not call.pending
+    with pytest.raises(CallError, match="has had its backward"):
+        module.backward(*COTANGENTS, call=call, retain=True)
+
+
 def test_without_a_gradient_no_call_is_kept():
     module = bg.build(bg.trace(lambda x: bg.exp(x), bg.Tensor[4]))
     module(normal(4))

@@ -230,9 +230,30 @@ def test_double_backward_is_refused():
         grad.sum().backward()
 
 
-def test_a_second_backward_is_refused():
+def test_a_graph_that_is_retained():
+    class Maps(Net):
+        def forward(self, x):
+            y = self.features(x)
+            return y, F.max_pool2d(y, 2)
+
+    def script(model, x):
+        a, b = model(x)
+        losses, weights = (a.square().sum(), b.sin().sum()), list(model.conv1.parameters())
+        found = [torch.autograd.grad(loss, weights, retain_graph=True) for loss in losses]
+        found.append(torch.autograd.grad(losses[0], model.bn2.weight, retain_graph=True))
+        for loss in (sum(losses), losses[1]):
+            loss.backward(retain_graph=True)
+        model(x + 1)  # in between, with memory of its own
+        sum(losses).backward()
+        return found
+
+    assert_as_eager(Maps(), (images(),), script, regions=2)
+
+
+def test_a_second_backward_is_refused_unless_retained():
     out = bngen.compile(Net())(images()).sum()
     out.backward(retain_graph=True)
+    out.backward()
     with pytest.raises(RuntimeError, match="backward through the graph a second time"):
         out.backward()
 

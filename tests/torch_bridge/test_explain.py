@@ -6,11 +6,9 @@ import sys
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import nn
 
 import bngen
 from bngen.torch_bridge import backend as backend_module
-from bngen.torch_bridge.region import Region
 from tests.torch_bridge.installed import write_entry_points
 from tests.torch_bridge.small import Net, images
 
@@ -86,64 +84,6 @@ def test_debug_prints_it(monkeypatch, capsys):
     monkeypatch.setenv("BNGEN_DEBUG", "1")
     bngen.compile(Net())(images())
     assert "bngen takes " in capsys.readouterr().err
-
-
-# --- dropout: masks from PyTorch's generator --------------------------------------------------
-
-
-class Dropping(Net):
-    def __init__(self, p, inplace=False):
-        super().__init__()
-        self.drop = nn.Dropout(p, inplace=inplace)
-
-    def forward(self, x):
-        y = self.bn1(self.conv1(x))
-        return y, self.drop(y * 1) if not self.drop.inplace else self.drop(y + 0)
-
-
-@pytest.mark.parametrize("inplace", [True, False])
-@pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
-def test_dropout(p, inplace, monkeypatch):
-    taken = []
-    forward = Region.forward
-    monkeypatch.setattr(Region, "forward", lambda r, *t: taken.append(r) or forward(r, *t))
-    model, x = bngen.compile(Dropping(p, inplace)), images(8, 3, 16, 16)
-    results = []
-    for seed in (0, 0, 1):
-        torch.manual_seed(seed)
-        model.zero_grad()
-        y, dropped = model(x)
-        results.append(dropped.detach())
-        kept = dropped != 0
-        assert torch.equal(dropped[kept], (y / (1 - p))[kept]) or torch.allclose(
-            dropped[kept], (y / (1 - p))[kept]
-        )
-        assert abs(kept.float().mean().item() - (1 - p)) < 0.03
-        y.retain_grad()
-        dropped.sum().backward()
-    assert taken
-    assert torch.equal(results[0], results[1])
-    assert torch.equal(results[0], results[2]) == (p in (0.0, 1.0))
-    y, dropped = model.eval()(x)
-    assert torch.equal(y, dropped)
-
-
-def test_gradients_of_dropout_go_where_it_kept():
-    class Last(Net):
-        def forward(self, x):
-            return F.dropout(F.relu(self.conv1(x)) + 1, 0.5)
-
-    model, x = bngen.compile(Last()), images()
-    model.conv1.weight.requires_grad_(False)
-    x.requires_grad_()
-    out = model(x)
-    out.sum().backward()
-    y = F.relu(model.conv1(x.detach().requires_grad_())) + 1
-    mask = (out != 0).float() * 2
-    torch.testing.assert_close(out, y * mask)
-    leaf = x.detach().requires_grad_()
-    ((F.relu(F.conv2d(leaf, model.conv1.weight, padding=1)) + 1) * mask).sum().backward()
-    torch.testing.assert_close(x.grad, leaf.grad)
 
 
 # --- the entry point --------------------------------------------------------------------------
