@@ -4,9 +4,10 @@
 those, or any other of the two libraries), takes three SGD steps at a small learning rate and one
 call in evaluation, and does the same in eager PyTorch in single and in double precision, from the
 same weights. Printed are, for each model, the tensor that comes closest to, or exceeds, what the
-tolerance rule allows, what bngen takes of it, and how long the first step took; below, the calls
-that are left to PyTorch. Exit status 1 if a model disagrees or cannot be run. With ``--fallback``
-nothing is compiled: the share of the bytes is planned that kernels without a schedule move.
+tolerance rule allows, what bngen takes of it, and the CPU seconds of the first step; below, the
+calls that are left to PyTorch. Exit status 1 if a model disagrees or cannot be run. With
+``--fallback`` nothing is compiled: the share of the bytes is planned that kernels without a
+schedule move.
 
 As in `whole_network`, several seeds are run and each tensor is judged by the median: rounding now
 and then moves an element to the other side of a ReLU's kink. PyTorch's own error is the largest of
@@ -53,7 +54,7 @@ class Row:
         error: why it could not be run; empty where it could.
         worst: the tensor that uses most of what is allowed, and the share.
         exceeding: how many tensors, of how many, exceed what is allowed.
-        first_step: seconds; with what earlier runs have left in the cache.
+        first_step: CPU seconds, compiling included where the cache has nothing.
         explanation: what bngen takes of the model.
     """
 
@@ -81,7 +82,7 @@ class Row:
                 f"{self.first_step:6.1f}  {tensor}")  # fmt: skip
 
 
-HEAD = f"{'model':20} {'':17} share taken/of  regions  first s  worst tensor"
+HEAD = f"{'model':20} {'':17} share taken/of  regions  cpu s  worst tensor"
 
 
 def losses(outputs: Any, labels: torch.Tensor) -> torch.Tensor:
@@ -98,14 +99,14 @@ def trained(
     optimizer = torch.optim.SGD(model.parameters(), RATE)
     found: Results = {}
     for i in range(STEPS):
-        start = time.perf_counter()
+        start = time.process_time()
         optimizer.zero_grad()
         outputs = model(x)
         loss = losses(outputs, labels)
         loss.backward()
         optimizer.step()
         if first is not None and i == 0:
-            first.append(time.perf_counter() - start)
+            first.append(time.process_time() - start)
         found[f"loss {i + 1}"] = loss
     found |= {f"output {i}": t for i, t in enumerate(tensors(outputs))}
     found |= {f"grad {n}": p.grad for n, p in model.named_parameters() if p.grad is not None}

@@ -11,9 +11,10 @@ After::
 
     y = relu(b); z = add(y, x); return cat(z, z)
 
-So is a view that is changed, where nobody reads later what it is a view of. A call that changes one
-of the graph's inputs, or memory that is read later through another view of it, stays what it is:
-PyTorch runs it, and nothing that shares its memory is taken by bngen.
+That goes for a view, too, where nobody reads later what it is a view of. A call stays what it is if
+it changes one of the graph's inputs, or memory that is read later through another view of it, or
+under ``torch.no_grad`` what has a gradient, which passes the change by: PyTorch runs it, and
+nothing that shares its memory is taken by bngen.
 """
 
 from __future__ import annotations
@@ -125,6 +126,8 @@ def _is_private(node: fx.Node, aliases: _Aliases) -> bool:
         return False
     result = node.meta["val"]
     if not isinstance(result, torch.Tensor) or result.dtype != target.meta["val"].dtype:
+        return False
+    if node.meta["requires_grad"] and node.meta["unfollowed"]:
         return False
     at, same = aliases.order[node], node.meta["object"]
     before = [n for n in aliases.of(target) if aliases.order[n] <= at]

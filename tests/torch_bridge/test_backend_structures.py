@@ -83,3 +83,17 @@ def test_a_container_is_one_graph(monkeypatch):
             model(images())
     assert len(calls) == 2
     assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()
+
+
+class ChangedUnseen(Net):
+    """What is changed under ``no_grad`` has the gradient of what it was."""
+
+    def forward(self, x):
+        y = self.conv2(self.features(x))
+        with torch.no_grad():
+            y.mul_(2)
+        return y.square()
+
+
+def test_a_change_without_gradients_of_what_has_one():
+    assert_as_eager(ChangedUnseen(), (images(requires_grad=True),))
