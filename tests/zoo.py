@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import functools
 import json
 import sys
 import time
@@ -32,8 +33,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-import bngen
-from bngen.torch_bridge.explain import Explanation
+from bngen.torch_bridge.backend import backend
+from bngen.torch_bridge.explain import Explanation, explained
+from bngen.torch_bridge.regions import Regions, cut
 from tests import zoo_fallback, zoo_models
 from tests.torch_bridge.eager import nudge, tensors
 from tests.whole_network import Finding, median
@@ -164,9 +166,8 @@ def compare(name: str, batch: int, image: int, seeds: int) -> Row:
     torch._dynamo.reset()
     image = max(image, zoo_models.LEAST_IMAGE.get(name, 0))
     torch.manual_seed(0)
-    plain = zoo_models.make(name)
-    explanation = bngen.explain_model(plain, torch.zeros(batch, 3, image, image))
-    compiled = bngen.compile(copy.deepcopy(plain))
+    compiled, cuts = zoo_models.make(name), []
+    compiled.compile(backend=functools.partial(noted, cuts))
     judged: dict[str, list[Finding]] = {}
     first: list[float] = []
     for seed in range(seeds):
@@ -183,7 +184,21 @@ def compare(name: str, batch: int, image: int, seeds: int) -> Row:
     found = sorted(map(median, judged.values()), key=lambda f: -f.share if f.share >= 0 else -1e99)
     wrong = sum(not f.ok for f in found)
     worst = found[0].name, found[0].share
-    return Row(name, "", worst, (wrong, len(found)), first[0], explanation)
+    return Row(name, "", worst, (wrong, len(found)), first[0], explained(cuts))
+
+
+def noted(cuts: list[Regions], captured: torch.fx.GraphModule, inputs: Sequence[Any]) -> Any:
+    """The backend, which also notes what it takes of graphs in training."""
+    run, known = backend(captured, inputs), not torch.is_grad_enabled()
+
+    def call(*inputs: Any) -> Any:
+        nonlocal known
+        if not known:
+            cuts.append(cut(captured, inputs))
+            known = True
+        return run(*inputs)
+
+    return call
 
 
 def row_of(name: str, batch: int, image: int, seeds: int) -> Row:
