@@ -90,6 +90,19 @@ def compile(model: torch.nn.Module) -> torch.nn.Module:
             hint="a program of bngen's own language is built by bngen.build",
         )
     model.compile(backend=backend)
+    if getattr(model.forward, "__module__", "").startswith("torch.nn.modules."):
+        # Dynamo passes over PyTorch's own forwards and would capture each layer for itself.
+        model._compiled_call_impl = torch.compile(_own_frame(model._call_impl), backend=backend)
+    return model
+
+
+def _own_frame(call: Function) -> Function:
+    """The same function, called in a frame that Dynamo captures and keeps versions of."""
+
+    def model(*args: Any, **kwargs: Any) -> Any:
+        return call(*args, **kwargs)
+
+    model.__code__ = model.__code__.replace()  # Dynamo counts versions by code object
     return model
 
 

@@ -4,11 +4,13 @@ In: a captured graph and the inputs of a call. Out: the same graph, whose nodes 
 
 - ``meta["val"]``: a fake tensor, or what PyTorch's own `FakeTensorProp` notes of other values;
 - ``meta["requires_grad"]``: whether autograd would follow it (of a tuple, any part);
+- ``meta["unfollowed"]``: whether it is called where autograd follows nothing (``no_grad``);
 - ``meta["writes"]``: the operands that the call changes in place, as PyTorch counts changes;
 - ``meta["memory"]``: a number that values in the same memory have in common, None of no tensor;
 - ``meta["object"]``: a number that the results have in common that are one and the same object.
 
-What follows from sizes alone becomes a constant.
+What follows from sizes alone becomes a constant; what takes the size of another tensor takes the
+size.
 """
 
 from __future__ import annotations
@@ -67,6 +69,12 @@ def evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
         value = node.meta.get("val")
         if isinstance(value, torch.Size | int | float | bool):
             _make_constant(node, value)
+        elif node.op == METHOD and node.target in _SIZED_AS:
+            node.target, node.args = _SIZED_AS[node.target], (node.args[0], tuple(value.shape))
+            node.kwargs = {}
+
+
+_SIZED_AS = {"reshape_as": "reshape", "view_as": "view", "expand_as": "expand"}
 
 
 def reads_number(node: fx.Node) -> bool:
@@ -105,6 +113,7 @@ class _Evaluation(FakeTensorProp):
         if n in self._numbers:
             n.meta["val"] = self._numbers[n]
             return self._numbers[n]
+        n.meta["unfollowed"] = not torch.is_grad_enabled()
         before = {i: _version(self.env[i]) for i in n.all_input_nodes}
         try:
             result = super().run_node(n)

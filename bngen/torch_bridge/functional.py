@@ -11,8 +11,10 @@ After::
 
     y = relu(b); z = add(y, x); return cat(z, z)
 
-A call that changes one of the graph's inputs, or a tensor of which a view is read later, stays what
-it is: PyTorch runs it, and nothing that shares its memory is taken by bngen.
+That goes for a view, too, where nobody reads later what it is a view of. A call stays what it is if
+it changes one of the graph's inputs, or memory that is read later through another view of it, or
+under ``torch.no_grad`` what has a gradient, which passes the change by: PyTorch runs it, and
+nothing that shares its memory is taken by bngen.
 """
 
 from __future__ import annotations
@@ -115,15 +117,24 @@ def _position(node: fx.Node) -> int | None:
 
 
 def _is_private(node: fx.Node, aliases: _Aliases) -> bool:
-    """Whether a call changes its first operand alone, of which there is no view and no argument."""
+    """Whether a call changes its first operand alone, and later calls can only see that one.
+
+    All in the same memory must be made in the graph, and be the very same object or read no more.
+    """
     target = node.args[0] if node.args else None
     if node.meta["writes"] != (target,) or target.meta["memory"] is None:
         return False
     result = node.meta["val"]
     if not isinstance(result, torch.Tensor) or result.dtype != target.meta["val"].dtype:
         return False
-    before = [n for n in aliases.of(target) if aliases.order[n] <= aliases.order[node]]
-    return all(n.op in CALLS and n.meta["object"] == node.meta["object"] for n in before)
+    if node.meta["requires_grad"] and node.meta["unfollowed"]:
+        return False
+    at, same = aliases.order[node], node.meta["object"]
+    before = [n for n in aliases.of(target) if aliases.order[n] <= at]
+    return all(
+        n.op in CALLS and (n.meta["object"] == same or all(aliases.order[u] <= at for u in n.users))
+        for n in before
+    )
 
 
 def _rewrite(node: fx.Node, function: Callable[..., Any] | str, aliases: _Aliases) -> None:

@@ -23,7 +23,7 @@ from bngen.torch_bridge.functional import functionalize
 from bngen.torch_bridge.masks import draw_masks
 from bngen.torch_bridge.partition import Partition
 from bngen.torch_bridge.places import CALLS, called, place_of
-from bngen.torch_bridge.support import reasons
+from bngen.torch_bridge.support import COUNTS, reasons
 from bngen.torch_bridge.translate import trace_region
 
 PREFIX = "bngen_"
@@ -112,7 +112,8 @@ def cut(captured: fx.GraphModule, inputs: Sequence[Any]) -> Regions:
 
 
 def _left(node: fx.Node, reason: str) -> Left:
-    return Left(called(node), reason, place_of(node))
+    # Of counters nobody wants to know each place.
+    return Left(called(node), reason, None if reason == COUNTS else place_of(node))
 
 
 def _taken(name: str, nodes: Sequence[fx.Node]) -> Taken:

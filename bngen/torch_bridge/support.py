@@ -23,6 +23,7 @@ FEW_CHANNELS = 16
 """Of a group of a grouped convolution: with fewer, a vector is not filled."""
 
 WRITES = "it changes a tensor in place that others read"
+COUNTS = "it counts batches, which costs nothing"
 SHARES = "it shares memory with a tensor that is changed in place"
 VIEW = "a view of an input, which costs nothing"
 RANDOM = "PyTorch's generator draws random numbers"
@@ -44,7 +45,7 @@ def reasons(graph: fx.Graph, shared: set[fx.Node]) -> dict[fx.Node, str]:
         if node.op not in CALLS:
             continue
         if node.meta.get("writes"):
-            why: str | None = WRITES
+            why: str | None = COUNTS if all(map(_is_counter, node.meta["writes"])) else WRITES
         elif node in shared or not shared.isdisjoint(node.all_input_nodes):
             why = SHARES
         elif node.meta.get("memory") in inputs:
@@ -58,6 +59,12 @@ def reasons(graph: fx.Graph, shared: set[fx.Node]) -> dict[fx.Node, str]:
         if why is not None:
             found[node] = why
     return found | _halves(graph, found)
+
+
+def _is_counter(node: fx.Node) -> bool:
+    """Whether a buffer is one number of an integer type, as batch normalizations have."""
+    value = node.meta["val"]
+    return node.op not in CALLS and not value.ndim and not value.dtype.is_floating_point
 
 
 def _tried(node: fx.Node, tried: dict[Any, str | None]) -> str | None:

@@ -117,6 +117,10 @@ def _holds_tensor(index: Any) -> bool:
     return any(isinstance(i, Tensor | list) for i in items)
 
 
+def _reshape(input: Tensor, *shape: Any) -> Tensor:
+    return input.reshape(*shape)
+
+
 def _squeeze(input: Tensor, dim: Any = None) -> Tensor:
     dims = range(input.ndim) if dim is None else (dim if isinstance(dim, Sequence) else (dim,))
     gone = {d % input.ndim for d in dims if input.shape[d] == 1}
@@ -149,6 +153,8 @@ OWN: dict[Any, Callable[..., Any]] = {
     torch.split: _split,
     torch.chunk: _chunk,
     operator.getitem: _getitem,
+    "reshape": _reshape,
+    "view": _reshape,
     "clamp": _clamp,
     "clip": _clamp,
     "clamp_min": _clamp,

@@ -1,0 +1,99 @@
+"""What well-known networks are made of, in a few lines each: one region, and eager's results."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+import bngen
+from bngen.torch_bridge.region import Region
+from tests.torch_bridge.eager import assert_as_eager
+from tests.torch_bridge.small import Net, images
+
+pytestmark = pytest.mark.usefixtures("compiling")
+
+
+class Ghost(nn.Module):
+    """A slice of a concatenation, added to in place, as in GhostNet; views of several extents."""
+
+    def __init__(self):
+        super().__init__()
+        self.net, self.cheap = Net(), nn.Conv2d(8, 8, 3, padding=1, groups=8)
+
+    def forward(self, x):
+        y = self.net.features(x)
+        z = torch.cat([y, self.cheap(y)], 1)[:, 2:10]
+        z += y
+        n, c, h, w = z.shape
+        rows = z.view(n, c, h * w)
+        return self.net.conv2((rows * rows.mean(2, keepdim=True)).view_as(z))
+
+
+def test_a_slice_changed_in_place_and_views_of_several_extents():
+    model = Ghost()
+    left = bngen.explain_model(model, images()).left
+    assert {call.what for call in left} == {"Tensor.add_"}
+    assert_as_eager(model, (images(requires_grad=True),), regions=1)
+
+
+class Classifier(Net):
+    """A view of what was pooled, changed in place, as before the classifier of EfficientNet."""
+
+    def forward(self, x):
+        pooled = F.adaptive_avg_pool2d(self.features(x), 1)
+        return self.fc(torch.flatten(pooled, 1).sub_(0.5).relu_())
+
+
+def test_a_view_changed_in_place_of_what_is_read_no_more():
+    model = Classifier()
+    (line,) = str(bngen.explain_model(model.eval(), images())).splitlines()[1:]
+    assert "linear" in line
+    assert_as_eager(model.train(), (images(requires_grad=True),), regions=1)
+
+
+class Standardized(nn.Module):
+    """A convolution whose weight is standardized, as timm's networks without normalization do."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 8, 3, padding=1)
+
+    def forward(self, x):
+        weight = self.conv.weight
+        rows = weight.reshape(1, weight.shape[0], -1)
+        rows = F.batch_norm(rows, None, None, training=True, momentum=0.0, eps=1e-6)
+        return F.conv2d(x, rows.reshape_as(weight), self.conv.bias, 1, self.conv.padding)
+
+
+def test_weight_standardization_lies_in_the_region_of_its_convolution():
+    assert_as_eager(Standardized(), (images(requires_grad=True),), regions=1)
+
+
+def test_a_container_is_one_graph(monkeypatch):
+    calls, forward = [], Region.forward
+    monkeypatch.setattr(
+        Region, "forward", lambda region, *t: calls.append(1) or forward(region, *t)
+    )
+    # More of them than Dynamo keeps versions of one function.
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for _ in range(2):
+            model = bngen.compile(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1)))
+            model(images())
+    assert len(calls) == 2
+    assert copy.deepcopy(model).state_dict().keys() == model.state_dict().keys()
+
+
+class ChangedUnseen(Net):
+    """What is changed under ``no_grad`` has the gradient of what it was."""
+
+    def forward(self, x):
+        y = self.conv2(self.features(x))
+        with torch.no_grad():
+            y.mul_(2)
+        return y.square()
+
+
+def test_a_change_without_gradients_of_what_has_one():
+    assert_as_eager(ChangedUnseen(), (images(requires_grad=True),))
