@@ -16,7 +16,17 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from bngen.lang import loss, normalization, pointwise, reductions, shapes, tensor, windows
+from bngen.lang import (
+    activations,
+    loss,
+    normalization,
+    pointwise,
+    reductions,
+    regression,
+    shapes,
+    tensor,
+    windows,
+)
 from bngen.lang.tensor import Tensor
 from bngen.torch_bridge import masks
 from bngen.torch_bridge.element_types import UnsupportedError, dtype_of
@@ -37,14 +47,6 @@ def _masked(input: Tensor, mask: Tensor, p: float) -> Tensor:
     return pointwise.where(mask, input * (1.0 / (1.0 - p)), 0.0)
 
 
-def _hardsigmoid(input: Tensor) -> Tensor:
-    return pointwise.relu6(input + 3.0) / 6.0
-
-
-def _hardswish(input: Tensor) -> Tensor:
-    return input * _hardsigmoid(input)
-
-
 def _same(input: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     return input
 
@@ -54,13 +56,6 @@ def _cast(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if len(wanted) != 1 or not isinstance(wanted[0], torch.dtype):
         raise UnsupportedError("to(...) with more than a dtype")
     return input.to(dtype_of(wanted[0]))
-
-
-def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
-    # Selected, not by maximum: at a bound itself the gradient is the operand's, whole.
-    if min is not None:
-        input = pointwise.where(input < min, min, input)
-    return input if max is None else pointwise.where(input > max, max, input)
 
 
 def _split(input: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
@@ -108,16 +103,12 @@ def _unsqueeze(input: Tensor, dim: int) -> Tensor:
 OWN: dict[Any, Callable[..., Any]] = {
     masks.drop: _masked,
     F.dropout: _dropout,
-    F.hardsigmoid: _hardsigmoid,
-    F.hardswish: _hardswish,
-    torch.clamp: _clamp,
     torch.squeeze: _squeeze,
     torch.unsqueeze: _unsqueeze,
     torch.narrow: _narrow,
     torch.split: _split,
     torch.chunk: _chunk,
     operator.getitem: _getitem,
-    "clamp": _clamp,
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
     "narrow": _narrow,
@@ -160,7 +151,17 @@ def _spelled(spelling: Spelling, target: Any, *args: Any, **kwargs: Any) -> Any:
     return function(*in_order, **own)
 
 
-_LANGUAGE = (pointwise, normalization, windows, reductions, shapes, loss, tensor)
+_LANGUAGE = (
+    pointwise,
+    activations,
+    normalization,
+    windows,
+    reductions,
+    shapes,
+    loss,
+    regression,
+    tensor,
+)
 
 
 @functools.cache
