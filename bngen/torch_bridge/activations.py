@@ -97,6 +97,6 @@ COMPOSED_ACTIVATIONS = (
     Spelling("tanhshrink", (F.tanhshrink,), modules=(nn.Tanhshrink,)),
     Spelling("hardshrink", (F.hardshrink,), ("hardshrink",), (nn.Hardshrink,)),
     Spelling("softshrink", (F.softshrink,), modules=(nn.Softshrink,)),
-    Spelling("threshold", (F.threshold,), modules=(nn.Threshold,), only=IN_PLACE),
+    Spelling("threshold", (F.threshold, torch.threshold), modules=(nn.Threshold,), only=IN_PLACE),
 )
 """What several ops answer together."""
