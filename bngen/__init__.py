@@ -28,16 +28,26 @@ globals().update(_DTYPES)  # bngen.float32, bngen.bool_, ...
 _HOMES = {
     "compiler": "build bundle",
     "lang.gradients": "grad training_step value_and_grad",
-    "lang.loss": "cross_entropy",
+    "lang.loss": "binary_cross_entropy_with_logits cross_entropy kl_div nll_loss",
     "lang.normalization": "batch_norm bn_normalize bn_stats",
     "lang.optim": "SGD sgd update",
+    "lang.activations": (
+        "celu clamp clamp_max clamp_min elu gelu hardshrink hardsigmoid hardswish hardtanh "
+        "leaky_relu logsigmoid mish prelu relu relu6 selu silu softplus softshrink softsign "
+        "tanhshrink threshold"
+    ),
     "lang.pointwise": (
-        "abs add detach div dropout equal exp greater greater_equal hardtanh leaky_relu less "
-        "less_equal log maximum minimum mul neg not_equal pow relu relu6 rsqrt sigmoid silu sqrt "
-        "stop_gradient sub tanh where"
+        "abs add bitwise_and bitwise_not bitwise_or bitwise_xor ceil cos detach div dropout equal "
+        "erf exp expm1 floor greater greater_equal isfinite isinf isnan less less_equal log log1p "
+        "logical_and logical_not logical_or logical_xor maximum minimum mul neg not_equal pow "
+        "reciprocal round rsqrt sigmoid sign sin sqrt square stop_gradient sub tanh where"
     ),
     "lang.program": "Program program trace",
-    "lang.reductions": "amax log_softmax max mean softmax sum",
+    "lang.reductions": (
+        "amax amin argmax argmin log_softmax logsumexp max mean min norm normalize softmax std "
+        "std_mean sum var var_mean vector_norm"
+    ),
+    "lang.regression": "huber_loss l1_loss mse_loss smooth_l1_loss",
     "lang.shapes": "cat flatten reshape",
     "lang.state": "buffer parameter parameters scope",
     "lang.tensor": "Tensor",

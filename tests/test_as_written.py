@@ -30,7 +30,9 @@ SPECIAL = (
 CONSTANTS = (0.0, -0.0, 1.0, -1.0, 0.3, 4097.0, 12582912.0, math.inf, 1e-40, math.nan)
 SHAPE = (2, 5, 3, 4)
 
-UNARY = ("neg", "abs", "sqrt", "relu", "stop_gradient", "rsqrt")
+UNARY = (
+    "neg", "abs", "sqrt", "relu", "stop_gradient", "rsqrt", "floor", "ceil", "round", "sign",
+)  # fmt: skip
 BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 COMPARE = ("greater", "greater_equal", "less", "less_equal", "equal", "not_equal")
 

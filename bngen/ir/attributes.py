@@ -114,8 +114,11 @@ _AXIS = _integer(0, MOST_AXES - 1)
 _POSITION = _integer(0, MOST_BYTES)
 
 KINDS: dict[str, Kind] = {
+    "alpha": _number(),
+    "approximate": _FLAG,
     "axes": Kind("a tuple of axes", _is_axes),
     "axis": _AXIS,
+    "beta": _number(),
     "ceil_mode": _FLAG,
     "classes": _integer(1),
     "count": _integer(1, MOST_BYTES),
@@ -125,6 +128,7 @@ KINDS: dict[str, Kind] = {
     "eps": _number(0.0, _LARGEST),
     "groups": _integer(1),
     "hi": _number(),
+    "input_scale": _number(),
     "keepdims": _FLAG,
     "kernel": _PAIR,
     "lo": _number(),
@@ -132,12 +136,14 @@ KINDS: dict[str, Kind] = {
     "output_size": _PAIR,
     "padding": _integers(2, 0),
     "row_groups": _integer(1),
+    "scale": _number(),
     "shape": Kind("a tuple of extents, each 1 or more", _is_shape),
     "slope": _number(),
     "start": _POSITION,
     "stop": _POSITION,
     "stream": _integer(0, 2**32 - 1),
     "stride": _PAIR,
+    "threshold": _number(),
     "trans_a": _FLAG,
     "trans_b": _FLAG,
     # Which of them, depends on the element type: see `value_misfit`.

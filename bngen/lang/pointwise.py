@@ -1,21 +1,24 @@
-"""Elementwise functions, named and ordered as in ``torch`` and ``torch.nn.functional``.
+"""Elementwise functions, named and ordered as in ``torch``; activations are in `activations`.
 
 In and out: symbolic tensors; two-operand functions also take Python numbers, and broadcast.
 """
 
 from __future__ import annotations
 
+import math
 import numbers
 
-from bngen.dtypes import INDEX
+from bngen.dtypes import BOOL, INDEX
 from bngen.lang.tensor import (
     Tensor,
     arithmetic,
+    bitwise,
     check_tensor,
     coerce,
     constant,
     emit,
     floating,
+    logical,
     power,
     quotient,
     same_float_type,
@@ -138,37 +141,128 @@ def sigmoid(input: Tensor) -> Tensor:
     return floating("sigmoid", input)
 
 
-def relu(input: Tensor) -> Tensor:
-    """``max(input, 0)``; NaN stays NaN."""
-    return emit("relu", check_tensor("relu", "input", input))
+def expm1(input: Tensor) -> Tensor:
+    """``exp(input) - 1``, which keeps the digits of small results."""
+    return floating("expm1", input)
 
 
-def relu6(input: Tensor) -> Tensor:
-    """``min(max(input, 0), 6)``."""
-    same_float_type("relu6", input=input)
-    return emit("hardtanh", input, label="relu6", lo=0.0, hi=6.0)
+def log1p(input: Tensor) -> Tensor:
+    """``log(1 + input)``, which keeps the digits of small results."""
+    return floating("log1p", input)
 
 
-def hardtanh(input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
-    """``input`` clipped to the interval from ``min_val`` to ``max_val``."""
-    same_float_type("hardtanh", input=input)
-    lo, hi = real("hardtanh", "min_val", min_val), real("hardtanh", "max_val", max_val)
-    if lo > hi:
-        raise error(f"hardtanh: min_val {min_val} exceeds max_val {max_val}")
-    return emit("hardtanh", input, lo=lo, hi=hi)
+def erf(input: Tensor) -> Tensor:
+    """The error function."""
+    return floating("erf", input)
 
 
-def leaky_relu(input: Tensor, negative_slope: float = 0.01) -> Tensor:
-    """``input`` where positive, ``negative_slope * input`` elsewhere."""
-    same_float_type("leaky_relu", input=input)
-    slope = real("leaky_relu", "negative_slope", negative_slope)
-    return emit("leaky_relu", input, slope=slope)
+def sin(input: Tensor) -> Tensor:
+    """Sine."""
+    return floating("sin", input)
 
 
-def silu(input: Tensor) -> Tensor:
-    """``input * sigmoid(input)``."""
-    same_float_type("silu", input=input)
-    return emit("silu", input)
+def cos(input: Tensor) -> Tensor:
+    """Cosine."""
+    return floating("cos", input)
+
+
+def floor(input: Tensor) -> Tensor:
+    """The next whole number below; its gradient is zero."""
+    return _whole("floor", input)
+
+
+def ceil(input: Tensor) -> Tensor:
+    """The next whole number above; its gradient is zero."""
+    return _whole("ceil", input)
+
+
+def round(input: Tensor) -> Tensor:
+    """The nearest whole number, the even one of two; its gradient is zero."""
+    return _whole("round", input)
+
+
+def _whole(op: str, x: Tensor) -> Tensor:
+    check_tensor(op, "input", x)
+    if x.dtype == BOOL:
+        raise error(f"{op}: not defined for bool", "convert it with .to(bg.float32)")
+    return emit(op, x) if x.type.is_float else x
+
+
+def sign(input: Tensor) -> Tensor:
+    """1, -1, or 0 for zero and NaN; its gradient is zero."""
+    check_tensor("sign", "input", input)
+    return input if input.dtype == BOOL else emit("sign", input)
+
+
+def square(input: Tensor) -> Tensor:
+    """``input * input``."""
+    return power(check_tensor("square", "input", input), 2)
+
+
+def reciprocal(input: Tensor) -> Tensor:
+    """``1 / input``; integers divide as float32."""
+    return quotient(1.0, check_tensor("reciprocal", "input", input), label="reciprocal")
+
+
+def isnan(input: Tensor) -> Tensor:
+    """Whether an element is NaN, a bool tensor."""
+    return arithmetic("not_equal", check_tensor("isnan", "input", input), input, label="isnan")
+
+
+def isinf(input: Tensor) -> Tensor:
+    """Whether an element is infinite, a bool tensor."""
+    check_tensor("isinf", "input", input)
+    if not input.type.is_float:
+        return isnan(input)  # nowhere
+    return arithmetic("equal", abs(input), math.inf, label="isinf")
+
+
+def isfinite(input: Tensor) -> Tensor:
+    """Whether an element is neither infinite nor NaN, a bool tensor."""
+    check_tensor("isfinite", "input", input)
+    if not input.type.is_float:
+        return arithmetic("equal", input, input, label="isfinite")  # everywhere
+    return arithmetic("less", abs(input), math.inf, label="isfinite")
+
+
+def logical_and(input: Tensor, other: Tensor) -> Tensor:
+    """Whether both elements are other than zero, a bool tensor."""
+    return logical("mul", input, other, label="logical_and")
+
+
+def logical_or(input: Tensor, other: Tensor) -> Tensor:
+    """Whether one of two elements is other than zero, a bool tensor."""
+    return logical("maximum", input, other, label="logical_or")
+
+
+def logical_xor(input: Tensor, other: Tensor) -> Tensor:
+    """Whether just one of two elements is other than zero, a bool tensor."""
+    return logical("not_equal", input, other, label="logical_xor")
+
+
+def logical_not(input: Tensor) -> Tensor:
+    """Whether an element is zero, a bool tensor."""
+    return arithmetic("equal", check_tensor("logical_not", "input", input), 0, label="logical_not")
+
+
+def bitwise_and(input: Tensor, other: Tensor | bool) -> Tensor:
+    """``input & other`` of bool tensors."""
+    return bitwise("mul", input, other, label="bitwise_and")
+
+
+def bitwise_or(input: Tensor, other: Tensor | bool) -> Tensor:
+    """``input | other`` of bool tensors."""
+    return bitwise("maximum", input, other, label="bitwise_or")
+
+
+def bitwise_xor(input: Tensor, other: Tensor | bool) -> Tensor:
+    """``input ^ other`` of bool tensors."""
+    return bitwise("not_equal", input, other, label="bitwise_xor")
+
+
+def bitwise_not(input: Tensor) -> Tensor:
+    """``~input`` of a bool tensor."""
+    return bitwise("equal", input, False, label="bitwise_not")
 
 
 def stop_gradient(input: Tensor) -> Tensor:

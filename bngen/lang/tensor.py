@@ -225,6 +225,20 @@ class Tensor:
 
     __hash__ = object.__hash__
 
+    def __and__(self, other: Tensor | bool) -> Tensor:
+        return bitwise("mul", self, other, label="&")
+
+    def __or__(self, other: Tensor | bool) -> Tensor:
+        return bitwise("maximum", self, other, label="|")
+
+    def __xor__(self, other: Tensor | bool) -> Tensor:
+        return bitwise("not_equal", self, other, label="^")
+
+    __rand__, __ror__, __rxor__ = __and__, __or__, __xor__
+
+    def __invert__(self) -> Tensor:
+        return bitwise("equal", self, False, label="~")
+
     def __getitem__(self, index: Any) -> Tensor:
         return _subscript(self, index if isinstance(index, tuple) else (index,))
 
@@ -292,11 +306,11 @@ class Tensor:
 
     def amax(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
         """Largest element over axes, all of them by default."""
-        return _largest("amax", self, dim, keepdim)
+        return largest("amax", self, dim, keepdim)
 
     def max(self, dim: int | Sequence[int] | None = None, keepdim: bool = False) -> Tensor:
         """The same as `amax`: values only, no indices."""
-        return _largest("max", self, dim, keepdim)
+        return largest("max", self, dim, keepdim)
 
     def reshape(self, *shape: int | Sequence[int]) -> Tensor:
         """The same elements in order, in another shape; one extent may be -1."""
@@ -490,6 +504,24 @@ def floating(op: str, x: Tensor, **attrs: Any) -> Tensor:
     return emit(op, x if x.type.is_float else x.float(), **attrs)
 
 
+def logical(op: str, *operands: Tensor, label: str) -> Tensor:
+    """A pointwise op over whether elements are other than zero."""
+    for i, x in enumerate(operands):
+        check_tensor(label, f"operand {i + 1}", x)
+    return arithmetic(op, *(x if x.dtype == BOOL else x != 0 for x in operands), label=label)
+
+
+def bitwise(op: str, *operands: Tensor | bool, label: str) -> Tensor:
+    """A pointwise op over bool tensors and Python's bools."""
+    for x in operands:
+        kind = x.dtype if isinstance(x, Tensor) else scalar_dtype(x) if is_scalar(x) else None
+        if kind != BOOL:
+            found = x.type if isinstance(x, Tensor) else kind_of(x)
+            hint = "make bool of it first: x != 0"
+            raise error(f"{label}: takes bool tensors, got {found}", hint)
+    return arithmetic(op, *operands, label=label)
+
+
 def power(x: Tensor | Scalar, exponent: Tensor | Scalar) -> Tensor:
     """``x ** exponent``; the exponents that have cheaper and exacter ops use them."""
     if isinstance(x, Tensor) and is_scalar(exponent):
@@ -567,7 +599,8 @@ def reduction(
     return emit(op, x, label=label, axes=axes, keepdims=flag(label, "keepdim", keepdim))
 
 
-def _largest(label: str, x: Tensor, dim: int | Sequence[int] | None, keepdim: bool) -> Tensor:
+def largest(label: str, x: Tensor, dim: int | Sequence[int] | None, keepdim: bool) -> Tensor:
+    """The largest element over axes of ``x``, of any element type."""
     if x.dtype == BOOL:
         return reduction("amax", x.to("uint8"), dim, keepdim, label).to(BOOL)
     return reduction("amax", x, dim, keepdim, label)

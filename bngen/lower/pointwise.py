@@ -10,64 +10,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 from tvm import te, tirx
 
-from bngen.dtypes import DTYPES
-from bngen.ir.node import Node
 from bngen.ir.ops.random import MIX, ROUND, STREAM, random_key
 from bngen.ir.ops.row import promote
-from bngen.lower import opaque, transcendental
-from bngen.lower.coords import Coord, logical
+from bngen.lower import logarithms, opaque, transcendental
+from bngen.lower.activations import ACTIVATIONS
+from bngen.lower.coords import logical
+from bngen.lower.element import FLOATS, Element
+from bngen.lower.error_function import erf
 from bngen.lower.opaque import Expr, add, bind, div, dtype_of, greater, less, mul, scaled
 from bngen.lower.opaque import sub as minus
-
-
-@dataclass(frozen=True)
-class Element:
-    """The node whose element is computed, and where the element lies."""
-
-    node: Node
-    coord: Coord
-
-    @property
-    def dtype(self) -> str:
-        """Element type of the result."""
-        return self.node.out.dtype
-
-    def const(self, value: float) -> Expr:
-        """A constant of the result's type; what exceeds it is infinite."""
-        if self.dtype in FLOATS:
-            with np.errstate(over="ignore"):
-                value = float(np.dtype(self.dtype).type(value))
-        return tirx.const(value, self.dtype)
-
-
-FLOATS = tuple(name for name, row in DTYPES.items() if row.is_float)
-
-
-def _relu(e: Element, x: Expr) -> Expr:
-    if e.dtype == "uint8":
-        return x
-    # Not max: NaN and -0 pass through, as in PyTorch. To vector units this is one instruction.
-    return bind(x, lambda v: tirx.Select(less(v, e.const(0)), e.const(0), v))
-
-
-def _leaky_relu(e: Element, x: Expr) -> Expr:
-    slope = e.const(e.node.attrs["slope"])
-    return bind(x, lambda v: tirx.Select(greater(v, e.const(0)), v, mul(v, slope)))
-
-
-def _hardtanh(e: Element, x: Expr) -> Expr:
-    lo, hi = e.const(e.node.attrs["lo"]), e.const(e.node.attrs["hi"])
-    return bind(x, lambda v: tirx.Select(less(v, lo), lo, tirx.Select(greater(v, hi), hi, v)))
-
-
-def _silu(e: Element, x: Expr) -> Expr:
-    return bind(x, lambda v: mul(v, transcendental.sigmoid(v)))
 
 
 def maximum_over(dtype: str) -> Callable[..., Expr]:
@@ -204,7 +159,18 @@ def _abs(e: Element, x: Expr) -> Expr:
     return bind(x, lambda v: tirx.Select(less(v, e.const(0)), opaque.neg(v), v))
 
 
+def _sign(e: Element, x: Expr) -> Expr:
+    one, zero = e.const(1), e.const(0)
+    below = zero if e.dtype == "uint8" else e.const(-1)
+    return bind(
+        x, lambda v: tirx.Select(
+            greater(v, zero), one, tirx.Select(less(v, zero), below, zero)
+        )
+    )  # fmt: skip
+
+
 EXPRESSIONS: dict[str, Callable[..., Any]] = {
+    **ACTIVATIONS,
     "add": _binary(add, tirx.any),
     "sub": _binary(minus),
     "mul": _binary(mul, tirx.all),
@@ -219,23 +185,29 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "equal": _compare(opaque.equal),
     "not_equal": _compare(opaque.not_equal),
     "exp": lambda e, x: transcendental.exp(x),
-    "log": lambda e, x: tirx.log(x),
+    "expm1": lambda e, x: logarithms.expm1(x),
+    "log": lambda e, x: logarithms.log(x),
+    "log1p": lambda e, x: logarithms.log1p(x),
+    "erf": lambda e, x: erf(x),
+    # Reduced by as many digits of pi as the largest arguments need, which is the C library's work.
+    "sin": lambda e, x: tirx.sin(x),
+    "cos": lambda e, x: tirx.cos(x),
+    "floor": lambda e, x: tirx.floor(x),
+    "ceil": lambda e, x: tirx.ceil(x),
+    "round": lambda e, x: transcendental.rounded(x),
     "sqrt": lambda e, x: tirx.sqrt(x),
     "rsqrt": lambda e, x: div(e.const(1), tirx.sqrt(x)),
     "tanh": lambda e, x: transcendental.tanh(x),
-    "sigmoid": lambda e, x: transcendental.sigmoid(x),
-    "silu": _silu,
     "neg": lambda e, x: opaque.neg(x),
     "abs": _abs,
-    "relu": _relu,
-    "leaky_relu": _leaky_relu,
-    "hardtanh": _hardtanh,
+    "sign": _sign,
     "where": _where,
     "cast": lambda e, x: _as(x, e.dtype),
     "stop_gradient": lambda e, x: x,
     "constant": lambda e: e.const(e.node.attrs["value"]),
     "broadcast_to": lambda e, x: x,
     "random_uniform": _random_uniform,
+    "positions": lambda e: _as(logical(e.coord[e.node.attrs["axis"]]), e.dtype),
     "one_hot": _one_hot,
     "bias_add": lambda e, x, bias: add(x, bias),
     "bn_scale": _inverse_std,

@@ -3,7 +3,7 @@
 In and out: TIR expressions of float32 or float64. LLVM has no vectors of these functions: it calls
 the C library once an element. Here they are polynomials and bit patterns, within 2 units in the
 last place of the exact result over the whole range: subnormal results, zeros' signs, infinities
-and NaN included.
+and NaN included. log and expm1 are in `logarithms`, erf in `error_function`.
 
 Sources: reductions and coefficients are those of Moshier's Cephes (exp, expf, tanh, tanhf); the
 scaling in two steps, which rounds a subnormal result once, is that of musl's and SLEEF's ldexp.
@@ -74,14 +74,14 @@ def exp(x: Expr) -> Expr:
 
     def scaled(v: Expr, n: Expr) -> Expr:
         reduced = bind((v - n * high) - n * low, lambda r: _exp_reduced(r, form, const))
-        half = _whole(n * const(0.5), form)
-        return bind(half, lambda h: reduced * _power_of_two(h, form) * _power_of_two(n - h, form))
+        half = whole_near(n * const(0.5), form)
+        return bind(half, lambda h: reduced * power_of_two(h, form) * power_of_two(n - h, form))
 
     def clamped(v: Expr) -> Expr:  # A NaN is neither less nor more, and stays.
         return tirx.Select(v < least, least, tirx.Select(v > most, most, v))
 
     def whole(v: Expr) -> Expr:
-        return bind(_whole(v * const(1.4426950408889634), form), lambda n: scaled(v, n))
+        return bind(whole_near(v * const(1.4426950408889634), form), lambda n: scaled(v, n))
 
     return bind(x, lambda v: bind(clamped(v), whole))
 
@@ -109,15 +109,31 @@ def tanh(x: Expr) -> Expr:
         large = const(1) - const(2) / (exp(a + a) + const(1))
         return tirx.Select(a < const(TANH_SMALL), small(a), large)
 
-    def signed(v: Expr) -> Expr:
-        sign = tirx.const(-(1 << (form.mantissa + form.bias.bit_length() + 1)), form.integer)
-        bits = [tirx.reinterpret(form.integer, w) for w in (bind(tirx.abs(v), unsigned), v)]
-        return tirx.reinterpret(dtype, bits[0] | (bits[1] & sign))
-
-    return bind(x, signed)
+    return bind(x, lambda v: signed(bind(tirx.abs(v), unsigned), v))
 
 
-def _polynomial(x: Expr, coefficients: Sequence[float], const: Callable[..., Expr]) -> Expr:
+def rounded(x: Expr) -> Expr:
+    """The nearest whole number, the even one of two; what has no digits after the point stays."""
+    dtype = dtype_of(x)
+    form = FORMATS[dtype]
+    whole_from = tirx.const(2.0**form.mantissa, dtype)
+
+    def unsigned(a: Expr) -> Expr:
+        return tirx.Select(a < whole_from, minus(add(a, whole_from), whole_from), a)
+
+    return bind(x, lambda v: signed(bind(tirx.abs(v), unsigned), v))
+
+
+def signed(magnitude: Expr, like: Expr) -> Expr:
+    """A number that is not negative, with the sign of another, be it a zero."""
+    dtype = dtype_of(like)
+    form = FORMATS[dtype]
+    sign = tirx.const(-(1 << (form.mantissa + form.bias.bit_length() + 1)), form.integer)
+    bits = [tirx.reinterpret(form.integer, w) for w in (magnitude, like)]
+    return tirx.reinterpret(dtype, bits[0] | (bits[1] & sign))
+
+
+def polynomial(x: Expr, coefficients: Sequence[float], const: Callable[..., Expr]) -> Expr:
     """Horner's rule, the highest power first."""
     return functools.reduce(lambda total, c: total * x + const(c), coefficients[1:],
                             const(coefficients[0]))  # fmt: skip
@@ -125,19 +141,19 @@ def _polynomial(x: Expr, coefficients: Sequence[float], const: Callable[..., Exp
 
 def _ratio(x: Expr, parts: tuple[Sequence[float], Sequence[float]], const: Callable) -> Expr:
     above, below = parts
-    top = _polynomial(x, above, const)
-    return top / _polynomial(x, below, const) if below else top
+    top = polynomial(x, above, const)
+    return top / polynomial(x, below, const) if below else top
 
 
 def _exp_reduced(r: Expr, form: Format, const: Callable[..., Expr]) -> Expr:
     """The exponential of what lies between ``-log(2) / 2`` and ``log(2) / 2``."""
     above, below = form.exp
     if not below:
-        return _polynomial(r, above, const) * (r * r) + r + const(1)
+        return polynomial(r, above, const) * (r * r) + r + const(1)
 
     def quotient(z: Expr) -> Expr:
-        top = r * _polynomial(z, above, const)
-        return bind(top, lambda p: p / (_polynomial(z, below, const) - p))
+        top = r * polynomial(z, above, const)
+        return bind(top, lambda p: p / (polynomial(z, below, const) - p))
 
     return bind(r * r, quotient) * const(2) + const(1)
 
@@ -147,13 +163,13 @@ def _shifter(form: Format, dtype: str) -> Expr:
     return tirx.const(1.5 * 2.0**form.mantissa, dtype)
 
 
-def _whole(x: Expr, form: Format) -> Expr:
+def whole_near(x: Expr, form: Format) -> Expr:
     """The nearest whole number, if it is of few digits. TVM makes no vectors of `nearbyint`."""
     shifter = _shifter(form, dtype_of(x))
     return minus(add(x, shifter), shifter)
 
 
-def _power_of_two(n: Expr, form: Format) -> Expr:
+def power_of_two(n: Expr, form: Format) -> Expr:
     """Two to the power of a float that is a whole number.
 
     Added to the shifter, it is the low bits of the sum. That is no conversion, which has no meaning

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bngen.lang.activations import relu
 from bngen.lang.layers import batch_norm, conv2d, linear
-from bngen.lang.pointwise import relu
 from bngen.lang.shapes import cat, flatten
 from bngen.lang.state import scope
 from bngen.lang.tensor import Tensor

@@ -11,153 +11,12 @@ the partial reductions that fission makes) cannot be differentiated.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Node
 from bngen.ir.ops.reduce import normalize_axes
 from bngen.ir.types import TensorType, Value
-
-Gradients = Sequence[Value | None]
-Rule = Callable[..., Gradients]
-
-# --- arithmetic ---------------------------------------------------------------------------------
-
-
-def _add(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    return dy, dy
-
-
-def _sub(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    return dy, b.emit("neg", dy)
-
-
-def _mul(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    x, y = node.inputs
-    return b.emit("mul", dy, y), b.emit("mul", dy, x)
-
-
-def _div(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    divisor = node.inputs[1]
-    quotient = b.emit("div", node.out, divisor)
-    return b.emit("div", dy, divisor), b.emit("neg", b.emit("mul", dy, quotient))
-
-
-def _pow(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    base, exponent = node.inputs
-    by_base = _pow_base(b, base, exponent, dy)
-    by_exponent = b.emit("mul", dy, b.emit("mul", node.out, b.emit("log", base)))
-    # 0 ** y is 0 for every y > 0, and log(0) must not leak out of it.
-    flat = b.emit("mul", b.emit("equal", base, 0.0), b.emit("greater_equal", exponent, 0.0))
-    return by_base, b.emit("where", flat, 0.0, by_exponent)
-
-
-def _pow_base(b: GraphBuilder, base: Value, exponent: Value, dy: Value) -> Value:
-    constant = b.number(exponent)
-    if constant == 0:
-        return b.zeros(dy.type)
-    if constant == 1:
-        return dy
-    if constant == 2:
-        return b.emit("mul", dy, b.emit("mul", base, 2.0))
-    if constant is not None:
-        lower = {0.5: "sqrt", -0.5: "rsqrt"}.get(float(constant) - 1.0)
-        power = b.emit(lower, base) if lower else b.emit("pow", base, float(constant) - 1.0)
-        return b.emit("mul", dy, b.emit("mul", power, float(constant)))
-    power = b.emit("mul", exponent, b.emit("pow", base, b.emit("sub", exponent, 1.0)))
-    zero = b.emit("equal", exponent, 0.0)
-    return b.emit("where", zero, 0.0, b.emit("mul", dy, power))
-
-
-def _extremum(wins: str, loses: str) -> Rule:
-    """Maximum or minimum: the winner takes all, a tie is split in half, NaN passes to both."""
-
-    def rule(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-        x, y = node.inputs
-        shared = b.emit("where", b.emit("equal", x, y), b.emit("mul", dy, 0.5), dy)
-        return (
-            b.emit("where", b.emit(loses, x, y), 0.0, shared),
-            b.emit("where", b.emit(wins, x, y), 0.0, shared),
-        )
-
-    return rule
-
-
-def _neg(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    return (b.emit("neg", dy),)
-
-
-def _abs(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    (x,) = node.inputs
-    below = b.emit("where", b.emit("less", x, 0.0), b.emit("neg", dy), 0.0)
-    return (b.emit("where", b.emit("greater", x, 0.0), dy, below),)
-
-
-# --- functions of one operand -------------------------------------------------------------------
-
-
-def _exp(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    return (b.emit("mul", dy, node.out),)
-
-
-def _log(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    return (b.emit("div", dy, node.inputs[0]),)
-
-
-def _sqrt(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    return (b.emit("div", dy, b.emit("mul", node.out, 2.0)),)
-
-
-def _rsqrt(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    cube = b.emit("mul", b.emit("mul", node.out, node.out), node.out)
-    return (b.emit("mul", b.emit("mul", dy, -0.5), cube),)
-
-
-def _tanh(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    return (b.emit("mul", dy, b.emit("sub", 1.0, b.emit("mul", node.out, node.out))),)
-
-
-def _sigmoid(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    slope = b.emit("mul", node.out, b.emit("sub", 1.0, node.out))
-    return (b.emit("mul", dy, slope),)
-
-
-def _silu(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    (x,) = node.inputs
-    sigmoid = b.emit("sigmoid", x)
-    inner = b.emit("mul", x, b.emit("sub", 1.0, sigmoid))
-    slope = b.emit("mul", sigmoid, b.emit("add", inner, 1.0))
-    return (b.emit("mul", dy, slope),)
-
-
-def _relu(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    return (b.emit("where", b.emit("less_equal", node.inputs[0], 0.0), 0.0, dy),)
-
-
-def _leaky_relu(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    inside = b.emit("greater", node.inputs[0], 0.0)
-    return (b.emit("where", inside, dy, b.emit("mul", dy, node.attrs["slope"])),)
-
-
-def _hardtanh(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    (x,), lo, hi = node.inputs, node.attrs["lo"], node.attrs["hi"]
-    below_top = b.emit("where", b.emit("less", x, hi), dy, 0.0)
-    return (b.emit("where", b.emit("greater", x, lo), below_top, 0.0),)
-
-
-def _where(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    condition = node.inputs[0]
-    return None, b.emit("where", condition, dy, 0.0), b.emit("where", condition, 0.0, dy)
-
-
-def _cast(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    return (b.emit("cast", dy, dtype=node.inputs[0].dtype),)
-
-
-def _identity(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    """Also of broadcast_to: the walk sums over what was broadcast."""
-    return (dy,)
-
+from bngen.passes.activation_rules import ACTIVATION_RULES
+from bngen.passes.pointwise_rules import POINTWISE_RULES, Gradients, Rule, channel_sum, identity
 
 # --- reductions ---------------------------------------------------------------------------------
 
@@ -187,17 +46,9 @@ def _amax(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
     return (b.emit("div", b.emit("where", hit, _kept(b, node, dy), 0.0), ties),)
 
 
-def _spatial_axes(x: Value) -> tuple[int, ...]:
-    return (0, *range(2, len(x.shape)))
-
-
 def _count(x: Value) -> float:
     """Elements of a channel over the mini-batch."""
     return float(x.type.size // x.shape[1])
-
-
-def _channel_sum(b: GraphBuilder, dy: Value) -> Value:
-    return b.emit("sum", dy, axes=_spatial_axes(dy))
 
 
 # --- batch normalization and its sub-layers -----------------------------------------------------
@@ -262,7 +113,7 @@ def _bn_normalize(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
 
 
 def _bias_add(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    return dy, _channel_sum(b, dy)
+    return dy, channel_sum(b, dy)
 
 
 # --- contractions, windows, views ---------------------------------------------------------------
@@ -330,9 +181,9 @@ def _reshape(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
 # --- the tables ---------------------------------------------------------------------------------
 
 GRAD_RULES: dict[str, Rule] = {
-    "abs": _abs,
+    **POINTWISE_RULES,
+    **ACTIVATION_RULES,
     "adaptive_avg_pool2d": _window_grad("adaptive_avg_pool2d_grad"),
-    "add": _add,
     "amax": _amax,
     "avg_pool2d": _window_grad("avg_pool2d_grad"),
     "batch_norm": _batch_norm,
@@ -341,35 +192,15 @@ GRAD_RULES: dict[str, Rule] = {
     "bn_normalize": _bn_normalize,
     "bn_stats": _bn_stats,
     "bn_var": _bn_var,
-    "broadcast_to": _identity,
-    "cast": _cast,
     "cat": _cat,
     "conv2d": _conv2d,
-    "copy": _identity,
-    "div": _div,
-    "exp": _exp,
-    "hardtanh": _hardtanh,
-    "leaky_relu": _leaky_relu,
-    "log": _log,
+    "copy": identity,
     "matmul": _matmul,
     "max_pool2d": _max_pool2d,
-    "maximum": _extremum(wins="greater", loses="less"),
     "mean": _mean,
-    "minimum": _extremum(wins="less", loses="greater"),
-    "mul": _mul,
-    "neg": _neg,
-    "pow": _pow,
-    "relu": _relu,
     "reshape": _reshape,
-    "rsqrt": _rsqrt,
-    "sigmoid": _sigmoid,
-    "silu": _silu,
     "slice": _slice,
-    "sqrt": _sqrt,
-    "sub": _sub,
     "sum": _sum,
-    "tanh": _tanh,
-    "where": _where,
 }
 
 NO_GRADIENT: dict[str, str] = {
@@ -382,6 +213,7 @@ NO_GRADIENT: dict[str, str] = {
     "less_equal": "gives bool",
     "not_equal": "gives bool",
     "one_hot": "takes integers",
+    "positions": "has no operands",
     "random_uniform": "takes integers",
     "stop_gradient": "is there to stop it",
 }

@@ -26,6 +26,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import fx
 
 from bngen.torch_bridge.places import CALLS
@@ -99,7 +100,7 @@ def _functional_target(node: fx.Node) -> Callable[..., Any] | str | None:
     name = getattr(node.target, "__name__", "")
     if not name.endswith("_") or node.kwargs.get("out") is not None:
         return None
-    return getattr(torch, name[:-1], None)
+    return getattr(torch, name[:-1], None) or getattr(F, name[:-1], None)
 
 
 def _flag(node: fx.Node) -> bool:

@@ -59,6 +59,12 @@ def random_uniform(t: Tensors, a: Attributes) -> Tensor:
     return torch.from_numpy(numbers)
 
 
+def positions(t: Tensors, a: Attributes) -> Tensor:
+    """Where each element lies along an axis."""
+    extent, after = a["shape"][a["axis"]], len(a["shape"]) - a["axis"] - 1
+    return torch.arange(extent).reshape(-1, *(1,) * after).broadcast_to(a["shape"])
+
+
 def one_hot(t: Tensors, a: Attributes) -> Tensor:
     """Classes along axis 1; a label that is no class has none, where `F.one_hot` would refuse."""
     (labels,) = t

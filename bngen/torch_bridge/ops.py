@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -27,76 +26,16 @@ from torch import nn
 
 from bngen.torch_bridge import meanings as m
 from bngen.torch_bridge import normalization as bn
-from bngen.torch_bridge.meanings import Meaning, reduction, spread
+from bngen.torch_bridge.activations import ACTIVATIONS, COMPOSED_ACTIVATIONS
+from bngen.torch_bridge.meanings import reduction, spread
+from bngen.torch_bridge.spellings import OUT, Spelling, TorchOp
+from bngen.torch_bridge.spellings import call_of as _call
+from bngen.torch_bridge.spellings import row_of as _row
 
-
-@dataclass(frozen=True)
-class Spelling:
-    """Calls of PyTorch that a function of bngen's language answers, arguments by name.
-
-    Attributes:
-        language: the function, as an attribute of ``bngen``.
-        functions: PyTorch's functions.
-        methods: names of methods of `torch.Tensor`; the tensor is the first argument.
-        modules: classes of `torch.nn`.
-        only: parameters that the language's function lacks, and the one value each may have.
-    """
-
-    language: str
-    functions: tuple[Callable[..., Any], ...] = ()
-    methods: tuple[str, ...] = ()
-    modules: tuple[type[nn.Module], ...] = ()
-    only: Mapping[str, Any] = field(default_factory=dict)
-
-    def refusal(self, arguments: Mapping[str, Any]) -> str:
-        """Why a call cannot be taken, as far as parameters tell that bngen lacks; "" if it can."""
-        for name in self.only.keys() & arguments.keys():
-            value, taken = arguments[name], self.only[name]
-            if type(value) is not type(taken) or value != taken:
-                return f"{self.language}: {name} is {value!r}, and bngen has it as {taken!r} alone"
-        return ""
-
-
-@dataclass(frozen=True)
-class TorchOp:
-    """One row.
-
-    Attributes:
-        op: bngen's name.
-        meaning: (operands, attributes) -> results, in PyTorch.
-        spellings: the calls of PyTorch that are this op.
-        why_not: where there are none, why.
-    """
-
-    op: str
-    meaning: Meaning
-    spellings: tuple[Spelling, ...] = ()
-    why_not: str = ""
-
-
-_IN_PLACE, _OUT = {"inplace": False}, {"out": None}
 _SOFTMAX = {"dtype": None, "_stacklevel": 3}
 _GRADIENT = "a gradient, which PyTorch leaves to autograd"
 _PART = "a part of batch normalization that only bngen's passes make"
 _GROUPS = "a reduction's part, which only bngen's passes make"
-
-
-def _row(op: str, meaning: Meaning, *spellings: Spelling, why_not: str = "") -> TorchOp:
-    return TorchOp(op, meaning, spellings, why_not)
-
-
-def _call(
-    op: str,
-    *functions: Callable[..., Any],
-    methods: tuple[str, ...] = (),
-    modules: tuple[type[nn.Module], ...] = (),
-    **only: Any,
-) -> TorchOp:
-    """A row whose meaning is the first function, for operands in order; all three have one name."""
-    own = (op,) if hasattr(torch.Tensor, op) else ()
-    spelling = Spelling(op, functions, (*own, *methods), modules, {**_OUT, **only})
-    return TorchOp(op, spread(functions[0]), (spelling,))
-
 
 _TABLE = (
     # element by element
@@ -112,28 +51,27 @@ _TABLE = (
     _call("greater_equal", torch.ge, operator.ge, torch.greater_equal, methods=("ge",)),
     _call("less", torch.lt, operator.lt, torch.less, methods=("lt",)),
     _call("less_equal", torch.le, operator.le, torch.less_equal, methods=("le",)),
-    _row("equal", spread(torch.eq), Spelling("equal", (torch.eq, operator.eq), ("eq",), only=_OUT)),
+    _row("equal", spread(torch.eq), Spelling("equal", (torch.eq, operator.eq), ("eq",), only=OUT)),
     _call("not_equal", torch.ne, operator.ne, torch.not_equal, methods=("ne",)),
     _call("exp", torch.exp),
+    _call("expm1", torch.expm1),
     _call("log", torch.log),
+    _call("log1p", torch.log1p),
+    _call("erf", torch.erf, torch.special.erf),
+    _call("sin", torch.sin),
+    _call("cos", torch.cos),
+    _call("floor", torch.floor),
+    _call("ceil", torch.ceil),
+    _call("round", torch.round, decimals=0),
+    _call("sign", torch.sign),
     _call("sqrt", torch.sqrt),
     _call("rsqrt", torch.rsqrt),
     _call("tanh", torch.tanh, F.tanh, modules=(nn.Tanh,)),
     _call("sigmoid", torch.sigmoid, F.sigmoid, modules=(nn.Sigmoid,)),
-    _call("silu", F.silu, modules=(nn.SiLU,), inplace=False),
     _call("neg", torch.neg, operator.neg, torch.negative, methods=("negative",)),
     _call("abs", torch.abs, operator.abs, torch.absolute, methods=("absolute",)),
-    _call("relu", F.relu, torch.relu, modules=(nn.ReLU,), inplace=False),
-    _row(
-        "leaky_relu", lambda t, a: F.leaky_relu(t[0], a["slope"]),
-        Spelling("leaky_relu", (F.leaky_relu,), modules=(nn.LeakyReLU,), only=_IN_PLACE),
-    ),
-    _row(
-        "hardtanh", lambda t, a: F.hardtanh(t[0], a["lo"], a["hi"]),
-        Spelling("hardtanh", (F.hardtanh,), modules=(nn.Hardtanh,), only=_IN_PLACE),
-        Spelling("relu6", (F.relu6,), modules=(nn.ReLU6,), only=_IN_PLACE),
-    ),
-    _row("where", spread(torch.where), Spelling("where", (torch.where,), only=_OUT)),
+    *ACTIVATIONS,
+    _row("where", spread(torch.where), Spelling("where", (torch.where,), only=OUT)),
     # The results of an op are brought to its declared type: that is the conversion.
     _row(
         "cast", spread(lambda x: x),
@@ -152,6 +90,7 @@ _TABLE = (
          why_not="operands broadcast by themselves; only gradients are spread as they stand"),
     _row("random_uniform", m.random_uniform,
          why_not="PyTorch's generators draw other numbers: what is random stays in PyTorch"),
+    _row("positions", m.positions, why_not="torch.arange, where it is no constant of the graph"),
     _row("one_hot", m.one_hot,
          why_not="F.one_hot has its classes last, and refuses labels that are no class"),
     _row("bias_add", m.bias_add, why_not="a convolution's bias; PyTorch has no call for it alone"),
@@ -184,10 +123,10 @@ _TABLE = (
     _row("bn_grad_partial_sums", bn.bn_grad_partial_sums, why_not=_GRADIENT),
     # reductions
     _row("sum", reduction(torch.sum),
-         Spelling("sum", (torch.sum,), ("sum",), only={"dtype": None, **_OUT})),
+         Spelling("sum", (torch.sum,), ("sum",), only={"dtype": None, **OUT})),
     _row("mean", reduction(torch.mean),
-         Spelling("mean", (torch.mean,), ("mean",), only={"dtype": None, **_OUT})),
-    _row("amax", reduction(torch.amax), Spelling("amax", (torch.amax,), ("amax",), only=_OUT)),
+         Spelling("mean", (torch.mean,), ("mean",), only={"dtype": None, **OUT})),
+    _row("amax", reduction(torch.amax), Spelling("amax", (torch.amax,), ("amax",), only=OUT)),
     _row("partial_sum", m.partial_sum, why_not=_GROUPS),
     _row("partial_max", m.partial_max, why_not=_GROUPS),
     # sums of products, and windows
@@ -197,7 +136,7 @@ _TABLE = (
     _row("conv2d_grad_weight", m.conv2d_grad_weight, why_not=_GRADIENT),
     _row(
         "matmul", m.matmul,
-        Spelling("matmul", (torch.matmul, operator.matmul), ("matmul",), only=_OUT),
+        Spelling("matmul", (torch.matmul, operator.matmul), ("matmul",), only=OUT),
     ),
     _row(
         "max_pool2d", m.max_pool2d,
@@ -215,7 +154,7 @@ _TABLE = (
     _row("adaptive_avg_pool2d_grad", m.adaptive_avg_pool2d_grad, why_not=_GRADIENT),
     # views
     _row("cat", lambda t, a: torch.cat(tuple(t), a["axis"]),
-         Spelling("cat", (torch.cat, torch.concat), only=_OUT)),
+         Spelling("cat", (torch.cat, torch.concat), only=OUT)),
     _row("slice", m.slice_, Spelling("Tensor.__getitem__", (operator.getitem,))),
     _row(
         "reshape", lambda t, a: t[0].reshape(a["shape"]),
@@ -226,17 +165,36 @@ _TABLE = (
 
 TORCH_OPS: Mapping[str, TorchOp] = {row.op: row for row in _TABLE}
 
+_REDUCED = {"size_average": None, "reduce": None}
+
 COMPOSED = (
+    *COMPOSED_ACTIVATIONS,
     Spelling("linear", (F.linear,), modules=(nn.Linear,)),
     Spelling("softmax", (F.softmax, torch.softmax), ("softmax",), (nn.Softmax,), _SOFTMAX),
     Spelling(
         "log_softmax", (F.log_softmax, torch.log_softmax), ("log_softmax",), (nn.LogSoftmax,),
         _SOFTMAX,
     ),
+    Spelling("logsumexp", (torch.logsumexp,), ("logsumexp",), only=OUT),
+    Spelling("amin", (torch.amin,), ("amin",), only=OUT),
+    Spelling("argmax", (torch.argmax,), ("argmax",), only=OUT),
+    Spelling("argmin", (torch.argmin,), ("argmin",), only=OUT),
+    Spelling("var", (torch.var,), ("var",), only=OUT),
+    Spelling("std", (torch.std,), ("std",), only=OUT),
+    Spelling("var_mean", (torch.var_mean,)),
+    Spelling("std_mean", (torch.std_mean,)),
+    Spelling("norm", (torch.norm,), ("norm",), only={"dtype": None, **OUT}),
+    Spelling("vector_norm", (torch.linalg.vector_norm,), only={"dtype": None, **OUT}),
+    Spelling("normalize", (F.normalize,), only=OUT),
     Spelling(
-        "cross_entropy", (F.cross_entropy,), modules=(nn.CrossEntropyLoss,),
-        only={"size_average": None, "reduce": None},
+        "cross_entropy", (F.cross_entropy,), modules=(nn.CrossEntropyLoss,), only=_REDUCED
     ),
+    Spelling("nll_loss", (F.nll_loss,), modules=(nn.NLLLoss,), only=_REDUCED),
+    Spelling("kl_div", (F.kl_div,), modules=(nn.KLDivLoss,), only=_REDUCED),
+    Spelling("mse_loss", (F.mse_loss,), modules=(nn.MSELoss,), only={**_REDUCED, "weight": None}),
+    Spelling("l1_loss", (F.l1_loss,), modules=(nn.L1Loss,), only={**_REDUCED, "weight": None}),
+    Spelling("smooth_l1_loss", (F.smooth_l1_loss,), modules=(nn.SmoothL1Loss,), only=_REDUCED),
+    Spelling("huber_loss", (F.huber_loss,), modules=(nn.HuberLoss,), only={"weight": None}),
 )  # fmt: skip
 """What several ops answer together."""
 

@@ -16,14 +16,22 @@ import torch
 import torch.nn.functional as F
 from torch import fx
 
-from bngen.lang import loss, normalization, pointwise, reductions, shapes, tensor, windows
+from bngen.lang import (
+    activations,
+    loss,
+    normalization,
+    pointwise,
+    reductions,
+    regression,
+    shapes,
+    tensor,
+    windows,
+)
 from bngen.lang.tensor import Tensor
 from bngen.torch_bridge import masks
 from bngen.torch_bridge.element_types import UnsupportedError, dtype_of
 from bngen.torch_bridge.ops import Spelling, spelling_of
 from bngen.torch_bridge.places import CALLS, called
-
-Comparison = Callable[[Tensor, Any], Tensor]
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, **given: bool) -> Tensor:
@@ -46,14 +54,6 @@ def _masked(input: Tensor, mask: Tensor, p: float) -> Tensor:
     return input * pointwise.where(mask, kept, dropped)
 
 
-def _hardsigmoid(input: Tensor) -> Tensor:
-    return pointwise.relu6(input + 3.0) / 6.0
-
-
-def _hardswish(input: Tensor) -> Tensor:
-    return input * _hardsigmoid(input)
-
-
 def _same(input: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     return input
 
@@ -63,29 +63,6 @@ def _cast(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if len(wanted) != 1 or not isinstance(wanted[0], torch.dtype):
         raise UnsupportedError("to(...) with more than a dtype")
     return input.to(dtype_of(wanted[0]))
-
-
-def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
-    # Selected, not by maximum: at a bound itself the gradient is the operand's, whole.
-    if min is not None:
-        input = _bounded(input, min, pointwise.less, pointwise.greater_equal)
-    if max is not None:
-        input = _bounded(input, max, pointwise.greater, pointwise.less_equal)
-    return input
-
-
-def _bounded(input: Tensor, bound: Any, beyond: Comparison, within: Comparison) -> Tensor:
-    if isinstance(bound, Tensor) or bound != bound:
-        raise UnsupportedError("clamp by a tensor, or by NaN")
-    held = pointwise.where(beyond(input, bound), bound, input)
-    if not input.type.is_float:
-        return held
-    # NaN stays, and has no gradient.
-    return pointwise.where(within(input, bound), input, pointwise.stop_gradient(held))
-
-
-def _clamp_max(input: Tensor, max: Any) -> Tensor:
-    return _clamp(input, None, max)
 
 
 def _split(input: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
@@ -141,12 +118,6 @@ OWN: dict[Any, Callable[..., Any]] = {
     torch.alpha_dropout: _alpha_dropout,
     F.feature_alpha_dropout: _alpha_dropout,
     torch.feature_alpha_dropout: _alpha_dropout,
-    F.hardsigmoid: _hardsigmoid,
-    F.hardswish: _hardswish,
-    torch.clamp: _clamp,
-    torch.clip: _clamp,
-    torch.clamp_min: _clamp,
-    torch.clamp_max: _clamp_max,
     torch.squeeze: _squeeze,
     torch.unsqueeze: _unsqueeze,
     torch.narrow: _narrow,
@@ -155,10 +126,6 @@ OWN: dict[Any, Callable[..., Any]] = {
     operator.getitem: _getitem,
     "reshape": _reshape,
     "view": _reshape,
-    "clamp": _clamp,
-    "clip": _clamp,
-    "clamp_min": _clamp,
-    "clamp_max": _clamp_max,
     "squeeze": _squeeze,
     "unsqueeze": _unsqueeze,
     "narrow": _narrow,
@@ -201,7 +168,17 @@ def _spelled(spelling: Spelling, target: Any, *args: Any, **kwargs: Any) -> Any:
     return function(*in_order, **own)
 
 
-_LANGUAGE = (pointwise, normalization, windows, reductions, shapes, loss, tensor)
+_LANGUAGE = (
+    pointwise,
+    activations,
+    normalization,
+    windows,
+    reductions,
+    shapes,
+    loss,
+    regression,
+    tensor,
+)
 
 
 @functools.cache

@@ -6,6 +6,7 @@ attribute of every op takes a value other than its default in some row.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,6 +32,15 @@ def normal(*shape):
 
 def positive(*shape):
     return Operand(TensorType(shape), lambda rng: rng.uniform(0.5, 2.0, shape))
+
+
+def uniform(*shape):
+    return Operand(TensorType(shape), lambda rng: rng.uniform(0, 1, shape))
+
+
+def wide(*shape):
+    """Values that reach far into what is flat or straight of an activation."""
+    return Operand(TensorType(shape), lambda rng: 8 * rng.standard_normal(shape))
 
 
 def tied(*shape):
@@ -88,7 +98,36 @@ def case(op, *operands, **attrs):
 MAP = (2, 3, 5, 4)
 _BINARY = ("add", "sub", "mul", "div", "maximum", "minimum")
 _COMPARE = ("greater", "greater_equal", "less", "less_equal", "equal", "not_equal")
-_UNARY = ("exp", "tanh", "sigmoid", "silu", "neg", "abs", "relu", "stop_gradient", "copy")
+_UNARY = (
+    "exp",
+    "expm1",
+    "tanh",
+    "sigmoid",
+    "silu",
+    "neg",
+    "abs",
+    "sign",
+    "relu",
+    "stop_gradient",
+    "copy",
+    "erf",
+    "sin",
+    "cos",
+    "floor",
+    "ceil",
+    "round",
+)
+_ACTIVATIONS = (
+    "relu",
+    "leaky_relu",
+    "hardtanh",
+    "hardsigmoid",
+    "hardswish",
+    "gelu",
+    "elu",
+    "softplus",
+    "mish",
+)
 
 POINTWISE = [
     *(case(op, normal(*MAP), normal(*MAP)) for op in _BINARY),
@@ -103,11 +142,22 @@ POINTWISE = [
     case("pow", positive(*MAP), normal(4)),
     case("pow", tied(2, 3), Operand(TensorType((3,)), lambda rng: np.array([0.0, 1.0, 2.0]))),
     *(case(op, normal(*MAP)) for op in _UNARY),
-    *(case(op, positive(*MAP)) for op in ("log", "sqrt", "rsqrt")),
-    *(case(op, tied(*MAP)) for op in ("relu", "abs", "leaky_relu", "hardtanh")),
+    *(case(op, positive(*MAP)) for op in ("log", "log1p", "sqrt", "rsqrt")),
+    *(case(op, tied(*MAP)) for op in ("abs", "sign", *_ACTIVATIONS)),
     case("exp", scalar(0.5)),
+    *(case(op, wide(*MAP)) for op in _ACTIVATIONS),
     case("leaky_relu", normal(*MAP), slope=0.2),
-    case("hardtanh", normal(*MAP)),
+    case("gelu", wide(*MAP), approximate=True),
+    case("elu", wide(*MAP), alpha=1.5, scale=1.25, input_scale=0.5),
+    case("softplus", wide(*MAP), beta=2.0, threshold=5.0),
+    case("softplus", wide(*MAP), threshold=math.inf),
+    case("clamp", tied(*MAP), lo=-1.0),
+    case("clamp", tied(*MAP), lo=0.0, hi=1.0),
+    case("clamp", normal(*MAP), lo=0.5, hi=-0.5),
+    case("prelu", tied(*MAP), normal(3)),
+    case("prelu", normal(5, 3), normal(3)),
+    case("bce_with_logits", wide(*MAP), uniform(*MAP)),
+    case("bce_with_logits", wide(*MAP), uniform(*MAP), positive(5, 4)),
     case("hardtanh", tied(*MAP), lo=0.0, hi=2.0),
     case("where", flags(*MAP), normal(*MAP), normal(*MAP)),
     case("where", flags(3, 1, 1), scalar(0.0), normal(*MAP)),
@@ -122,6 +172,8 @@ POINTWISE = [
     case("broadcast_to", scalar(2.0), shape=(2, 3)),
     case("random_uniform", integers(high=1000), shape=MAP),
     case("random_uniform", integers(high=1000, dtype="int32"), shape=(7,), stream=3),
+    case("positions", shape=(3,)),
+    case("positions", shape=MAP, axis=1),
     case("one_hot", integers(6), classes=5),
     case("one_hot", integers(2, 4, 3), classes=6),
     case("bias_add", normal(*MAP), normal(3)),

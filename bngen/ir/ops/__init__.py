@@ -26,6 +26,7 @@ from __future__ import annotations
 from typing import Any
 
 from bngen.ir.attributes import attribute_misfit, type_misfit
+from bngen.ir.ops.activations import ACTIVATIONS
 from bngen.ir.ops.batch_norm import BATCH_NORM
 from bngen.ir.ops.batch_norm_grad import BATCH_NORM_GRAD
 from bngen.ir.ops.conv import CONTRACT
@@ -39,6 +40,7 @@ from bngen.ir.types import Attrs, TensorType
 
 FAMILIES = (
     POINTWISE,
+    ACTIVATIONS,
     RANDOM,
     BATCH_NORM,
     BATCH_NORM_GRAD,

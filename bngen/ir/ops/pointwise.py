@@ -1,17 +1,19 @@
 """Pointwise ops: arithmetic, comparisons, functions of one number, and numbers out of nothing.
 
-Each element of a result depends on one element of each operand, broadcast as in NumPy. The per-
-channel sub-layers of batch normalization are in `batch_norm` and `batch_norm_grad`.
+Each element of a result depends on one element of each operand, broadcast as in NumPy. Activations
+and losses are in `activations`, the per-channel sub-layers of batch normalization in `batch_norm`
+and `batch_norm_grad`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 
-from bngen.dtypes import BOOL, FLOAT
-from bngen.ir.attributes import value_misfit
+from bngen.dtypes import BOOL, FLOAT, INDEX
+from bngen.ir.attributes import MOST, value_misfit
 from bngen.ir.ops.row import (
     OpDef,
     ShapeError,
@@ -53,17 +55,20 @@ def _infer_constant(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     return (TensorType((), attrs["dtype"]),)
 
 
-def _infer_hardtanh(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
-    if attrs["lo"] > attrs["hi"]:
-        raise ShapeError(f"lo {attrs['lo']} exceeds hi {attrs['hi']}")
-    return infer_float(types, attrs)
-
-
 def _infer_one_hot(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     (labels,) = types
     if labels.element.kind != "int" or not labels.shape:
         raise ShapeError(f"labels must be integers with a batch axis, got {labels}")
     return (TensorType((labels.shape[0], attrs["classes"], *labels.shape[1:])),)
+
+
+def _infer_positions(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    shape = tuple(attrs["shape"])
+    if attrs["axis"] >= len(shape):
+        raise ShapeError(f"axis {attrs['axis']} is out of range for {list(shape)}")
+    if shape[attrs["axis"]] > MOST:
+        raise ShapeError(f"an axis of {list(shape)} is longer than {MOST}")
+    return (TensorType(shape, INDEX),)
 
 
 # --- meanings -------------------------------------------------------------------------------------
@@ -80,10 +85,16 @@ def _where(arrays, attrs):
     return (np.where(arrays[0], *promoted(arrays[1:])),)
 
 
-def _sigmoid(x):
-    # exp of a negative number never overflows, and small results keep their digits.
-    tail = np.exp(-np.abs(x))
-    return (np.where(x >= 0, x.dtype.type(1), tail) / (1 + tail)).astype(x.dtype)
+def _sign(x):
+    return (x > 0).astype(x.dtype) - (x < 0).astype(x.dtype)  # 0 for NaN, as in PyTorch
+
+
+def erf(x):
+    """The error function, of doubles whatever the type of ``x``: NumPy has none."""
+    return np.asarray(_erf(x), x.dtype)
+
+
+_erf = np.vectorize(math.erf, otypes=["float64"])
 
 
 def _cast(arrays, attrs):
@@ -92,6 +103,12 @@ def _cast(arrays, attrs):
 
 def _constant(arrays, attrs):
     return (np.asarray(attrs["value"], attrs["dtype"]),)
+
+
+def _positions(arrays, attrs):
+    shape, axis = attrs["shape"], attrs["axis"]
+    along = np.arange(shape[axis], dtype=INDEX).reshape(-1, *(1,) * (len(shape) - axis - 1))
+    return (np.broadcast_to(along, shape).copy(),)
 
 
 def _one_hot(arrays, attrs):
@@ -131,22 +148,17 @@ POINTWISE = (
     _function("sqrt", np.sqrt),
     _function("rsqrt", lambda x: (1 / np.sqrt(x)).astype(x.dtype)),
     _function("tanh", np.tanh),
-    _function("sigmoid", _sigmoid),
-    _function("silu", lambda x: x * _sigmoid(x)),
+    _function("expm1", np.expm1),
+    _function("log1p", np.log1p),
+    _function("erf", erf),
+    _function("sin", np.sin),
+    _function("cos", np.cos),
+    _function("floor", np.floor),
+    _function("ceil", np.ceil),
+    _function("round", np.round),
     pointwise("neg", ("x",), unary(np.negative), takes="number"),
     pointwise("abs", ("x",), unary(np.abs), takes="number"),
-    pointwise(
-        "relu", ("x",), unary(lambda x: np.where(x < 0, x.dtype.type(0), x)), takes="number"
-    ),
-    pointwise(
-        "leaky_relu", ("x",),
-        lambda a, at: (np.where(a[0] > 0, a[0], a[0] * a[0].dtype.type(at["slope"])),),
-        infer_float, defaults={"slope": 0.01},
-    ),
-    pointwise(
-        "hardtanh", ("x",), lambda a, at: (np.clip(a[0], at["lo"], at["hi"]).astype(a[0].dtype),),
-        _infer_hardtanh, defaults={"lo": -1.0, "hi": 1.0},
-    ),
+    pointwise("sign", ("x",), unary(_sign), takes="number"),
     pointwise("where", ("cond", "a", "b"), _where, _infer_where),
     pointwise(
         "cast", ("x",), _cast, lambda t, at: (TensorType(t[0].shape, at["dtype"]),),
@@ -160,6 +172,11 @@ POINTWISE = (
     pointwise(
         "broadcast_to", ("x",), lambda a, at: (np.broadcast_to(a[0], at["shape"]).copy(),),
         _infer_broadcast_to, defaults={"shape": ...}, identity=True, sublayer=False,
+    ),
+    # where each element lies along an axis
+    pointwise(
+        "positions", (), _positions, _infer_positions, defaults={"shape": ..., "axis": 0},
+        sublayer=False,
     ),
     pointwise(
         "one_hot", ("labels",), _one_hot, _infer_one_hot, defaults={"classes": ...}, new_axis=1,
