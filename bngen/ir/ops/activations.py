@@ -46,8 +46,10 @@ def sigmoid(x):
 
 
 def _clamped(x, lo, hi):
-    kind = x.dtype.type
-    return np.minimum(np.maximum(x, kind(lo)), kind(hi))
+    # Not np.maximum, which may make a zero of a negative one; NaN stays.
+    lo, hi = x.dtype.type(lo), x.dtype.type(hi)
+    x = np.where(x < lo, lo, x)
+    return np.where(x > hi, hi, x)
 
 
 def _gelu(arrays, attrs):
