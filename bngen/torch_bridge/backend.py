@@ -11,7 +11,6 @@ over once that is done: no step waits for a compiler.
 from __future__ import annotations
 
 import sys
-import threading
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,12 +21,14 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from bngen.errors import BngenError
 from bngen.options import debug_level, environment
+from bngen.torch_bridge.asked import Asked
 from bngen.torch_bridge.builds import BUILDS
 from bngen.torch_bridge.evaluation import reads_number
 from bngen.torch_bridge.explain import explained
+from bngen.torch_bridge.forks import Lock
 from bngen.torch_bridge.partition import MAPS
 from bngen.torch_bridge.places import AROUND, CALLS
-from bngen.torch_bridge.region import Asked, Region
+from bngen.torch_bridge.region import Region, asked_of
 from bngen.torch_bridge.regions import Regions, cut
 
 Function = Callable[..., Any]
@@ -45,7 +46,7 @@ class _Models:
     def __init__(self) -> None:
         self._of_weight: Any = WeakIdKeyDictionary()
         self._without_weights: set[Any] = set()
-        self._lock = threading.Lock()
+        self._lock = Lock()
 
     def is_new(self, captured: fx.GraphModule, example_inputs: Sequence[Any]) -> bool:
         """Whether these calls come for the first time with these weights."""
@@ -130,7 +131,7 @@ class Captured:
         self._versions: dict[Any, Function] = {}
         self._seen: set[Any] = set()
         self._waiting: dict[Any, _Waiting] = {}
-        self._lock = threading.RLock()
+        self._lock = Lock()
 
     def __call__(self, *inputs: Any) -> Any:
         """Compute the graph."""
@@ -176,7 +177,7 @@ class _Waiting:
 
     def __init__(self, regions: Regions):
         self.regions = regions
-        self._asked = dict.fromkeys(Asked.of(taken) for taken in regions.taken)
+        self._asked = dict.fromkeys(map(asked_of, regions.taken))
         self._built: dict[Asked, Any] = {}
 
     def is_over(self) -> bool:
@@ -204,7 +205,7 @@ def finished(regions: Regions) -> fx.GraphModule:
         BngenError: when a region cannot be built; it names the region's first line in the model.
     """
     for taken in regions.taken:
-        asked = Asked.of(taken)
+        asked = asked_of(taken)
         try:
             region = Region(BUILDS.now(asked, taken.graph), taken, asked.wanted)
         except BngenError:

@@ -2,32 +2,30 @@
 
 In: what is to be built. Out: a loaded module, shared by all regions that ask for the same. A
 process of its own builds in the background, at low priority: a thread would hold Python's lock, and
-make each step wait for it.
+make each step wait for it. It dies with this one, however this one ends, and leaves nothing: what
+the two tell each other lies in files that have no name.
 """
 
 from __future__ import annotations
 
 import atexit
-import json
 import logging
 import os
+import pickle
 import subprocess
 import sys
 import tempfile
-import threading
 import weakref
-from pathlib import Path
 
 from bngen.compiler import build
 from bngen.errors import BngenError
 from bngen.ir.node import Graph
-from bngen.ir.text import parse_graph
 from bngen.runtime.loading import load
 from bngen.runtime.module import Module
-from bngen.torch_bridge.region import Asked
+from bngen.torch_bridge.asked import Asked
+from bngen.torch_bridge.forks import Lock, forget_at_fork
 
 _LOG = logging.getLogger(__name__)
-_NICE = 5
 
 
 class Builds:
@@ -37,8 +35,9 @@ class Builds:
         self._modules: weakref.WeakValueDictionary[Asked, Module] = weakref.WeakValueDictionary()
         self._running: dict[Asked, _Running] = {}
         self._failed: set[Asked] = set()
-        self._lock = threading.RLock()
-        self._process: int | None = None  # whose exit ends what runs in the background
+        self._lock = Lock()
+        self._ends = False  # whether the exit of this process ends what runs in the background
+        forget_at_fork(self)
 
     def now(self, asked: Asked, graph: Graph) -> Module:
         """The module, built here if it has to be.
@@ -81,12 +80,12 @@ class Builds:
         with self._lock:
             if asked in self._modules or asked in self._failed or self._running:
                 return
-            if self._process != os.getpid():
-                self._process = os.getpid()
+            if not self._ends:
+                self._ends = True
                 atexit.register(self.stop)
             try:
                 self._running[asked] = _Running(asked)
-            except OSError as error:
+            except (OSError, BngenError) as error:
                 self._note_failure(asked, error)
 
     def _note_failure(self, asked: Asked, error: Exception) -> None:
@@ -94,31 +93,46 @@ class Builds:
         self._failed.add(asked)
 
     def stop(self) -> None:
-        """End what runs in the background; a forked process leaves it to the one it stems from."""
-        with self._lock:
-            if self._process != os.getpid():
-                return
-            for running in self._running.values():
-                running.stop()
-            self._running.clear()
+        """End what runs in the background."""
+        for running in list(self._running.values()):  # without a lock: at exit nobody waits
+            running.stop()
+        self._running.clear()
+
+    def after_fork(self) -> None:
+        """In a forked process: what runs in the background is the other one's."""
+        for running in self._running.values():
+            running.leave()
+        self._running.clear()
 
 
 class _Running:
-    """A process that builds into a folder."""
+    """A process that builds.
+
+    Raises:
+        OSError: where it cannot be started.
+        BngenError: where there is nothing to start.
+    """
 
     def __init__(self, asked: Asked):
-        self._folder = tempfile.TemporaryDirectory(prefix="bngen-")
-        out = Path(self._folder.name) / "bundle"
-        job = {"program": asked.program, "wanted": asked.wanted, "formats": asked.formats}
-        self._out, self._job = out, Path(self._folder.name) / "job.json"
-        self._job.write_text(json.dumps({**job, "threads": asked.threads, "out": str(out)}))
-        self._errors = Path(self._folder.name) / "errors"
-        with self._errors.open("wb") as errors:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _BUILD, str(self._job)],
-                stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
-            )  # fmt: skip
+        if not sys.executable or getattr(sys, "frozen", False):
+            raise BngenError(f"sys.executable is {sys.executable!r}, which is no Python")
+        self._bundle, self._errors = tempfile.TemporaryFile(), tempfile.TemporaryFile()
+        paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        watched, self._alive = os.pipe()
+        try:
+            with tempfile.TemporaryFile() as job:
+                job.write(asked.dumps().encode())
+                job.seek(0)
+                self._process = subprocess.Popen(
+                    [sys.executable, "-c", _BUILD, str(watched)],
+                    stdin=job, stdout=self._bundle, stderr=self._errors, pass_fds=(watched,),
+                    start_new_session=True, env={**os.environ, "PYTHONPATH": paths},
+                )  # fmt: skip
+        except BaseException:
+            self._close()
+            raise
+        finally:
+            os.close(watched)
 
     def is_done(self) -> bool:
         """Whether the process has ended."""
@@ -126,32 +140,34 @@ class _Running:
 
     def loaded(self, threads: int) -> Module:
         """The module that was built; raises `BngenError` where none was."""
-        with self._folder:
+        try:
             if self._process.returncode:
-                lines = self._errors.read_text(errors="replace").strip().splitlines()
+                self._errors.seek(0)
+                lines = self._errors.read().decode(errors="replace").strip().splitlines()
                 raise BngenError(lines[-1] if lines else f"exit status {self._process.returncode}")
-            return load(self._out, threads=threads)
+            self._bundle.seek(0)
+            return load(pickle.load(self._bundle), threads=threads)
+        finally:
+            self._close()
 
     def stop(self) -> None:
-        """End the process and remove what it has written."""
+        """End the process."""
         self._process.kill()
         self._process.wait()
-        self._folder.cleanup()
+        self._close()
+
+    def leave(self) -> None:
+        """Let go of what is another process's child."""
+        self._process.returncode = 0
+        self._close()
+
+    def _close(self) -> None:
+        os.close(self._alive)
+        self._bundle.close()
+        self._errors.close()
 
 
-_BUILD = "import sys; from bngen.torch_bridge.builds import build_job; build_job(sys.argv[1])"
-
-
-def build_job(path: str) -> None:
-    """What the process in the background does: compile one job, and write its bundle."""
-    from bngen.compiler import bundle
-
-    os.nice(_NICE)
-    job = json.loads(Path(path).read_text())
-    formats = tuple((name, word) for name, word in job["formats"])
-    asked = Asked(job["program"], tuple(job["wanted"]), formats, job["threads"])
-    graph = parse_graph(asked.program)
-    bundle(graph, **asked.options(graph)).save(job["out"])
-
+_BUILD = "import sys; from bngen.torch_bridge.asked import serve; serve(int(sys.argv[1]))"
 
 BUILDS = Builds()
+"""Those of this process."""

@@ -1,7 +1,8 @@
 """A region of a model as PyTorch calls it: bngen's forward and backward behind one autograd node.
 
-In: what is to be built (`Asked`), and the loaded module of it. Out: a `Region`, which takes the
-region's tensors and returns its results, with gradients where PyTorch wants them.
+In: a region as it was cut. Out: what it asks to be built (`asked_of`); with the loaded module of
+that a `Region`, which takes the region's tensors and returns its results, with gradients where
+PyTorch wants them.
 """
 
 from __future__ import annotations
@@ -13,48 +14,23 @@ from typing import Any
 import torch
 from torch.autograd.function import once_differentiable
 
-from bngen.ir.node import Graph
 from bngen.options import CHANNELS_LAST
 from bngen.runtime.module import Module
 from bngen.runtime.signature import BACKWARD
+from bngen.torch_bridge.asked import Asked
 from bngen.torch_bridge.reference import evaluate
 from bngen.torch_bridge.regions import Taken
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What is to be built of a region; equal regions share one build.
-
-    Attributes:
-        program: the text of its graph.
-        wanted: of each argument, whether its gradient is wanted.
-        formats: declared memory formats, by names as ``memory_format=`` takes them.
-        threads: threads of a call.
-    """
-
-    program: str
-    wanted: tuple[bool, ...]
-    formats: tuple[tuple[str, str], ...]
-    threads: int
-
-    @classmethod
-    def of(cls, taken: Taken) -> Asked:
-        """What a region needs: tensors as they come, and results as eager would leave them."""
-        flows = frozenset().union(*taken.reached)
-        wanted = tuple(i in flows for i in range(len(taken.inputs)))
-        named = dict(zip((i.name for i in taken.graph.inputs), taken.inputs, strict=True))
-        named |= {f"return.{i}": node for i, node in enumerate(taken.outputs)}
-        last = sorted(n for n, node in named.items() if is_channels_last(node.meta["val"]))
-        formats = tuple((name, CHANNELS_LAST) for name in last)
-        return cls(str(taken.graph), wanted, formats, torch.get_num_threads())
-
-    def options(self, graph: Graph) -> dict[str, Any]:
-        """Arguments of `bngen.bundle`."""
-        names = [i.name for i, wanted in zip(graph.inputs, self.wanted, strict=True) if wanted]
-        formats = dict(self.formats) or None
-        if not names:
-            return {"memory_format": formats}
-        return {"grad": True, "wrt": names, "memory_format": formats}
+def asked_of(taken: Taken) -> Asked:
+    """What a region needs: tensors as they come, and results as eager would leave them."""
+    flows = frozenset().union(*taken.reached)
+    wanted = tuple(i in flows for i in range(len(taken.inputs)))
+    named = dict(zip((i.name for i in taken.graph.inputs), taken.inputs, strict=True))
+    named |= {f"return.{i}": node for i, node in enumerate(taken.outputs)}
+    last = sorted(n for n, node in named.items() if is_channels_last(node.meta["val"]))
+    formats = tuple((name, CHANNELS_LAST) for name in last)
+    return Asked(str(taken.graph), wanted, formats, torch.get_num_threads())
 
 
 def is_channels_last(value: torch.Tensor) -> bool:

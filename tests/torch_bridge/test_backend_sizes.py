@@ -1,9 +1,11 @@
 """Batch sizes: what comes back is built in the background; no step waits for a compiler."""
 
 import logging
+import os
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ import bngen
 from bngen.errors import BngenError
 from bngen.torch_bridge import backend as backend_module
 from bngen.torch_bridge import builds
+from bngen.torch_bridge.asked import Asked
 from bngen.torch_bridge.region import Region
 from tests.torch_bridge.small import Net, images
 
@@ -96,35 +99,70 @@ def test_a_failed_background_build_is_told_once(watched, monkeypatch, caplog):
     assert (seen["now"], seen["later"], seen["calls"]) == (1, 1, 1)
 
 
-def test_nothing_is_left_at_exit(tmp_path):
-    source = """
-import sys, bngen, torch
+ENDS = {
+    "returns": "",
+    "raises": "raise SystemExit(1)",
+    "is killed": "os.kill(os.getpid(), 9)",
+}
+ASKING = """
+import os
 from bngen.torch_bridge import builds
-from tests.torch_bridge.small import Net
-builds._BUILD = "import time; time.sleep(600)"
-model = bngen.compile(Net())
-for n in (4, 3, 3, 3):
-    model(torch.randn(n, 3, 8, 8)).sum().backward()
+from bngen.torch_bridge.asked import Asked
+builds._BUILD = (
+    "import sys, time; from bngen.torch_bridge import asked;"
+    "asked._build = lambda *_: time.sleep(600); asked.serve(int(sys.argv[1]))"
+)
+asked = Asked("", (), (), 1)
+builds.BUILDS.later(asked)
 (running,) = builds.BUILDS._running.values()
-print(running._process.pid)
+print(running._process.pid, flush=True)
+if os.fork() == 0:  # as DataLoader's workers are: nothing runs there, and nothing is ended
+    with builds.BUILDS._lock:
+        assert builds.BUILDS.ready(asked) is None and not builds.BUILDS._failed
+    raise SystemExit(7)
+assert os.waitstatus_to_exitcode(os.wait()[1]) == 7
+assert running._process.poll() is None
 """
-    import os
 
-    folder = tmp_path / "tmp"
-    folder.mkdir()
+
+@pytest.mark.parametrize("end", ENDS)
+def test_nothing_outlives_the_process_that_asked(end, tmp_path):
     done = subprocess.run(
-        [sys.executable, "-c", source], capture_output=True, text=True,
-        env={**os.environ, "TMPDIR": str(folder)},
+        [sys.executable, "-c", ASKING + ENDS[end]], capture_output=True, text=True,
+        env={**os.environ, "TMPDIR": str(tmp_path)},
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    assert not [p for p in folder.iterdir() if p.name.startswith("bngen-")]
-    deadline = time.monotonic() + 5
-    while time.monotonic() < deadline:
-        try:
-            os.kill(int(done.stdout), 0)
-        except ProcessLookupError:
-            return
-    raise AssertionError("the process in the background is still there")
+    assert done.returncode == {"returns": 0, "raises": 1, "is killed": -9}[end], done.stderr
+    assert not list(tmp_path.iterdir())
+    deadline = time.monotonic() + 30
+    while _lives(done.stdout.strip()):
+        assert time.monotonic() < deadline, "the process in the background is still there"
+        time.sleep(0.02)
+
+
+def _lives(pid):
+    """Whether there is such a process, and not only what nobody has asked after its end."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.parametrize("python", ["", "/no/python"])
+def test_without_a_python_to_start(python, monkeypatch, caplog):
+    own, asked = builds.Builds(), Asked("", (), (), 1)
+    monkeypatch.setattr(sys, "executable", python)
+    for _ in range(2):
+        own.later(asked)
+    assert own.ready(asked) is None
+    (record,) = caplog.records
+    assert "this size runs in PyTorch: " in record.getMessage()
+    assert (python or "is no Python") in record.getMessage()
+
+
+def test_what_builds_does_without_pytorch():
+    program = "import sys, bngen.torch_bridge.builds; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "False\n", done.stderr
 
 
 def test_more_sizes_than_dynamo_takes(watched):
