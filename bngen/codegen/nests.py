@@ -30,11 +30,13 @@ from bngen.lower.facts import (
     Layouts,
     MapFacts,
     PhasedFacts,
+    ShuffledFacts,
+    ShuffledGradientFacts,
 )
 from bngen.lower.geometry import direct_products
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
-from bngen.scheduling import conv, depthwise, fallback, maps, phased, wgrad, winograd
+from bngen.scheduling import conv, depthwise, fallback, maps, phased, shuffled, wgrad, winograd
 from bngen.scheduling.knobs import Knobs, tile_registers
 from bngen.target.machine import Machine
 
@@ -122,6 +124,20 @@ STRATEGIES: tuple[Strategy, ...] = (
         products=_direct,
     ),
     Strategy(
+        "shuffled",
+        "those whose groups cut channel blocks: each lane sums over channels of its own",
+        made_for=_CONVOLUTION,
+        applies=shuffled.applies,
+        facts=ShuffledFacts,
+        lower=_lowering("shuffled", "lower_shuffled"),
+        knobs=shuffled.shuffled_knobs,
+        space=shuffled.shuffled_space,
+        schedule=shuffled.schedule_shuffled,
+        registers=lambda facts, knobs: tile_registers(knobs["columns"], 1),
+        prefetched=True,
+        products=_direct,
+    ),
+    Strategy(
         "conv",
         "all other convolutions and data gradients whose weights are packed: register tiles",
         made_for=_CONVOLUTION,
@@ -158,6 +174,19 @@ STRATEGIES: tuple[Strategy, ...] = (
         knobs=depthwise.gradient_knobs,
         space=depthwise.gradient_space,
         schedule=depthwise.schedule_depthwise_gradient,
+        products=_direct,
+    ),
+    Strategy(
+        "shuffled_wgrad",
+        "weight gradients of groups that cut channel blocks: each lane has sums of its own",
+        made_for=_GRADIENT,
+        applies=shuffled.applies_to_gradient,
+        facts=ShuffledGradientFacts,
+        lower=_lowering("shuffled", "lower_shuffled_gradient"),
+        knobs=shuffled.gradient_knobs,
+        space=shuffled.gradient_space,
+        schedule=shuffled.schedule_shuffled_gradient,
+        registers=shuffled.gradient_registers,
         products=_direct,
     ),
     Strategy(

@@ -1,4 +1,4 @@
-"""TVM's lowering pipeline for scheduled kernels, but for three things.
+"""TVM's lowering pipeline for scheduled kernels, but for four things.
 
 In: a scheduled IRModule. Out: a library.
 
@@ -8,6 +8,7 @@ In: a scheduled IRModule. Out: a library.
 - TVM checks every argument of every call against the signature. bngen makes all arguments itself,
   from what the user's have been checked to be; the checks were most of a small kernel's code, and
   two fifths of the time that a network took to compile.
+- Lanes from all over a few vectors are loaded as those vectors and shuffled.
 - Floats are computed as written: what was hidden from TVM's algebra (`bngen.lower.opaque`) appears
   once that has nothing more to say.
 """
@@ -19,9 +20,10 @@ from typing import Any
 import tvm
 import tvm_ffi
 from tvm import tirx
-from tvm.ir import Call
+from tvm.ir import Call, TensorLoad
 from tvm.ir.transform import PassContext, Sequential
 
+from bngen.codegen.shuffles import shuffled
 from bngen.codegen.temporaries import ON_STACK, flatten, shorten_chains
 from bngen.lower.opaque import revealed
 
@@ -69,14 +71,22 @@ def _reveal() -> Any:
     @tirx.transform.prim_func_pass(opt_level=0, name="bngen.Reveal")
     def reveal(func: tirx.PrimFunc, _module: Any, _context: Any) -> tirx.PrimFunc:
         return tvm_ffi.structural_mutate(
-            func, [(Call, _revealed), (tirx.Let, flatten), (tirx.BufferStore, _shortened)]
-        )
+            func,
+            [
+                (Call, _revealed), (TensorLoad, _shuffled),
+                (tirx.Let, flatten), (tirx.BufferStore, _shortened),
+            ],
+        )  # fmt: skip
 
     return reveal
 
 
 def _revealed(call: Call, mutator: tvm_ffi.StructuralMutator) -> Any:
     return revealed(mutator.default_mutate(call))
+
+
+def _shuffled(load: TensorLoad, mutator: tvm_ffi.StructuralMutator) -> Any:
+    return shuffled(mutator.default_mutate(load))
 
 
 def _shortened(store: tirx.BufferStore, mutator: tvm_ffi.StructuralMutator) -> tirx.Stmt:

@@ -108,6 +108,14 @@ def _packed_element(body: Body, w: Value, layout: PackedWeight):
         lane = Lane(kb, l, layout.outer)
         return _when([lane], body.at(w, (lane.logical(), 0, *tap(r, s))))
 
+    def shuffled(kb, j, r, s, l):  # noqa: E741
+        lane = Lane(kb, l, layout.outer)
+        o, per_group = lane.logical(), w.shape[1]
+        if not layout.flipped:
+            return _when([lane], body.at(w, (o, j, *tap(r, s))))
+        k = tirx.floordiv(o, per_group) * (w.shape[0] // layout.groups) + j
+        return _when([lane], body.at(w, (k, tirx.floormod(o, per_group), *tap(r, s))))
+
     def blocked(ob, ib, r, s, il, ol):
         outer = Lane(ob, ol, layout.outer)
         inner = ib if layout.inner is None else Lane(ib, il, layout.inner)
@@ -124,6 +132,8 @@ def _packed_element(body: Body, w: Value, layout: PackedWeight):
             o = tirx.floormod(o, per_group)
         return _when(lanes, body.at(w, (i, o, *tap(r, s))))
 
+    if layout.shuffled:
+        return shuffled
     return depthwise if layout.depthwise else blocked
 
 

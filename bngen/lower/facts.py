@@ -111,6 +111,20 @@ class ConvFacts(MapFacts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ShuffledFacts(ConvFacts):
+    """A grouped convolution, or data gradient, whose lanes read channels of their own.
+
+    Attributes:
+        period: output blocks after which those lie alike again, see `bngen.lower.lanes`; 0 where
+            they never do.
+        alike: 1 where within a period blocks differ but in a number of lanes; 0 elsewhere.
+    """
+
+    period: int
+    alike: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class PhasedFacts(MapFacts):
     """The data gradient of a strided convolution, phase by phase.
 
@@ -175,6 +189,19 @@ class GradientFacts(Facts):
     padded_w: int
     dilation_h: int
     groups: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShuffledGradientFacts(GradientFacts):
+    """The weight gradient of such a convolution.
+
+    Attributes:
+        period: as in `ShuffledFacts`.
+        alike: as there.
+    """
+
+    period: int
+    alike: int
 
 
 @dataclass(frozen=True, kw_only=True)

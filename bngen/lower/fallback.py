@@ -11,6 +11,7 @@ from bngen.lower.lowered import Lowered
 from bngen.lower.maps import lower_partial, lower_pointwise
 from bngen.lower.matmul import lower_matmul
 from bngen.lower.reduce import lower_reduce
+from bngen.lower.shuffled import lower_shuffled
 from bngen.lower.wgrad import lower_unpacked_gradient
 from bngen.lower.window import lower_window
 from bngen.plan.kernel import Kernel
@@ -32,6 +33,8 @@ def _convolution(kernel: Kernel, layouts: Layouts) -> Lowered:
     packed = layouts[kernel.anchor.inputs[1]]
     if isinstance(packed, Plain):
         return lower_unpacked_conv(kernel, layouts)
+    if packed.shuffled:
+        return lower_shuffled(kernel, layouts)
     return (lower_depthwise if packed.depthwise else lower_conv)(kernel, layouts)
 
 

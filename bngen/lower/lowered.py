@@ -35,6 +35,7 @@ class Lowered:
         deviations: sums of deviations from a group's mean, which need a whole group of rows first.
         nests: sums of products that ``main`` puts together.
         pads: scratch blocks of the load slots.
+        shuffles: blocks that hold each lane's own channels, made of ``pads``.
         points: blocks that hold tiles of an operand at Winograd's points, and what each reads.
     """
 
@@ -48,6 +49,7 @@ class Lowered:
     deviations: list[str] = field(default_factory=list)
     nests: list[str] = field(default_factory=list)
     pads: list[str] = field(default_factory=list)
+    shuffles: list[str] = field(default_factory=list)
     points: dict[str, str] = field(default_factory=dict)
 
 

@@ -24,6 +24,7 @@ from bngen.lower.geometry import Phase, Phases
 from bngen.lower.lowered import Lowered
 from bngen.lower.opaque import Expr
 from bngen.lower.operand import phased_operand
+from bngen.lower.shuffled import shuffled
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import PackedWeight, physical_shape
 
@@ -35,9 +36,10 @@ def lower_phased(kernel: Kernel, layouts: Layouts) -> Lowered:
     dy, weight = node.inputs
     sh, sw = node.attrs["stride"]
     phases = Phases.of(node)
-    operands = _Operands(
-        phased_operand(body, dy, phases), body.tensors[weight], layouts[weight], phases.lo
-    )
+    data = phased_operand(body, dy, phases)
+    if layouts[weight].shuffled:
+        data = shuffled(body, data, dy, node.out)
+    operands = _Operands(data, body.tensors[weight], layouts[weight], phases.lo)
     rows, columns = phases.axes
     nests = {
         (a.number, b.number): _phase_nest(node, operands, a, b)
@@ -92,6 +94,15 @@ def _phase_nest(node, of: _Operands, a: Phase, b: Phase) -> te.Tensor:
             return te.sum(data[kb, image, y, x, lane] * w[kb, row, column, lane], axis=[t, u])
 
         return te.compute(shape, depthwise, name=name)
+    if packed.shuffled:
+        j = te.reduce_axis((0, w.shape[1]), "j")
+
+        def own(kb, image, p, q, lane):
+            y, x = source(p, q)
+            product = data[kb, j, image, y, x, lane] * w[kb, j, row, column, lane]
+            return te.sum(product, axis=[j, t, u])
+
+        return te.compute(shape, own, name=name)
     per_group, lanes = int(w.shape[1]), int(w.shape[4])
     cb, cl = te.reduce_axis((0, per_group), "cb"), te.reduce_axis((0, lanes), "cl")
     out_per_group = packed.outer.blocks // packed.groups

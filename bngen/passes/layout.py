@@ -179,7 +179,12 @@ class _Layouts:
         aligned = all(
             not v.padded and v.channels // groups % self.lanes == 0 for v in (inner, outer)
         )
-        return PackedWeight(outer, inner, groups, flipped) if aligned else None
+        if aligned:
+            return PackedWeight(outer, inner, groups, flipped)
+        terms = w.shape[0] // groups if flipped else w.shape[1]
+        if terms <= self.lanes:
+            return PackedWeight(outer, inner, groups, flipped, shuffled=True)
+        return None
 
     def conv2d_grad_input(self, node: Node):
         dy, w = node.inputs

@@ -112,7 +112,9 @@ class PackedWeight:
 
     ``(out blocks, in blocks, R, S, in lanes, out lanes)``; for ``flipped`` (the data gradient) in
     and out change places and the window is mirrored. ``inner`` is 1 where the input is plain.
-    Depthwise weights are ``(blocks, R, S, lanes)``. Padding lanes hold zeros.
+    Depthwise weights are ``(blocks, R, S, lanes)``; shuffled ones, where channels of several groups
+    lie in an output block, ``(out blocks, channels of a group, R, S, out lanes)``. Padding lanes
+    hold zeros.
 
     Attributes:
         outer: layout of the channels that the nest writes.
@@ -120,6 +122,7 @@ class PackedWeight:
         groups: as in the convolution.
         flipped: whether the nest is the data gradient's.
         depthwise: one input channel an output channel.
+        shuffled: groups cut channel blocks; each lane reads channels of its own.
     """
 
     outer: Blocked
@@ -127,9 +130,11 @@ class PackedWeight:
     groups: int = 1
     flipped: bool = False
     depthwise: bool = False
+    shuffled: bool = False
 
     def __str__(self) -> str:
-        kind = ("depthwise " if self.depthwise else "") + ("flipped" if self.flipped else "forward")
+        kind = "depthwise " * self.depthwise + "shuffled " * self.shuffled
+        kind += "flipped" if self.flipped else "forward"
         return f"packed({kind},{self.outer},{self.inner or 'plain'},groups={self.groups})"
 
 
@@ -157,6 +162,9 @@ def physical_shape(type_: TensorType, layout: Layout) -> tuple[int, ...]:
     r, s = shape[2:]
     if layout.depthwise:
         return (layout.outer.blocks, r, s, layout.outer.lanes)
+    if layout.shuffled:
+        terms = shape[0] // layout.groups if layout.flipped else shape[1]
+        return (layout.outer.blocks, terms, r, s, layout.outer.lanes)
     if layout.inner is None:
         inner_blocks, inner_lanes = (shape[0] if layout.flipped else shape[1]), 1
     else:

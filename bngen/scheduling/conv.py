@@ -46,6 +46,8 @@ def applies(kernel: Kernel, layouts: Layouts) -> ConvFacts | Declined:
         return packed
     if packed.depthwise:
         return Declined("it has one input channel an output channel")
+    if packed.shuffled:
+        return Declined("its groups cut channel blocks")
     return conv_facts(kernel, layouts, Geometry.of_convolution(kernel.anchor))
 
 
@@ -64,7 +66,9 @@ def conv_facts(kernel: Kernel, layouts: Layouts, geo: Geometry) -> ConvFacts:
     packed: PackedWeight = layouts[weight]
     n, _, h, w = node.out.shape
     in_blocks, in_lanes = 1, 1
-    if not packed.depthwise:
+    if packed.shuffled:
+        _, in_blocks, *_ = physical_shape(weight.type, packed)
+    elif not packed.depthwise:
         _, in_blocks, _, _, in_lanes, _ = physical_shape(weight.type, packed)
     return ConvFacts(
         element_bytes=element_bytes(node.out), group_rows=group_rows(kernel),

@@ -19,8 +19,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bngen.ir.node import Node
 from bngen.lower.facts import Declined, Layouts, PhasedFacts, element_bytes, group_rows
 from bngen.lower.geometry import Phases
+from bngen.lower.lanes import groups_of
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import physical_shape
@@ -51,6 +53,8 @@ def applies(kernel: Kernel, layouts: Layouts) -> PhasedFacts | Declined:
     rows = group_rows(kernel)
     if isinstance(packed, Declined):
         return packed
+    if packed.shuffled and not _alike(node, layouts):
+        return Declined("its output blocks read their channels from different lanes")
     if (sh, sw) == (1, 1):
         return Declined("its stride is 1")
     if node.attrs["dilation"] != (1, 1):
@@ -61,15 +65,23 @@ def applies(kernel: Kernel, layouts: Layouts) -> PhasedFacts | Declined:
         return Declined(f"partial sums over {rows} rows do not hold all of {sh} phases")
     weight = node.inputs[1]
     in_blocks, in_lanes = 1, packed.outer.lanes
-    if not packed.depthwise:
+    groups = 1 if packed.depthwise else packed.groups
+    if packed.shuffled:
+        _, in_blocks, *_ = physical_shape(weight.type, packed)
+        in_lanes, groups = 1, packed.outer.blocks
+    elif not packed.depthwise:
         _, in_blocks, _, _, in_lanes, _ = physical_shape(weight.type, packed)
     return PhasedFacts(
         element_bytes=element_bytes(node.out), group_rows=rows,
         n=n, h=h, w=w, out_blocks=packed.outer.blocks, lanes=packed.outer.lanes,
         in_blocks=in_blocks, in_lanes=in_lanes, r=weight.shape[2], s=weight.shape[3],
-        spread_h=sh, spread_w=sw, groups=1 if packed.depthwise else packed.groups,
+        spread_h=sh, spread_w=sw, groups=groups,
         padded_w=Phases.of(node).padded_w(kernel, node.inputs[0], layouts),
     )  # fmt: skip
+
+
+def _alike(node: Node, layouts: Layouts) -> bool:
+    return groups_of(node.attrs["groups"], node.inputs[0], node.out, layouts).period == 1
 
 
 def phased_knobs(facts: PhasedFacts, machine: Machine) -> Knobs:
@@ -111,9 +123,11 @@ def schedule_phased(low: Lowered, facts: PhasedFacts, knobs: Knobs) -> s_tir.Sch
     task, _, h_group, h_row, inside = cut_into_tasks(sch, low, knobs, group, steps)
     h_phase, _, w_phase, kb_in, lane = inside
     attach_store_slot(sch, low, h_row, h_row, h_group, unroll=False)
+    for name in low.shuffles:
+        sch.compute_inline(sch.get_sblock(name))
     for name in low.nests:
         local(sch, [name])
-        _schedule_nest(sch, name, h_row, knobs["columns"])
+        _schedule_nest(sch, name, h_row, knobs["columns"], shuffled=bool(low.shuffles))
     attach_loads(sch, low, task)
     for loop in (h_phase, w_phase, kb_in):
         sch.unroll(loop)
@@ -121,12 +135,16 @@ def schedule_phased(low: Lowered, facts: PhasedFacts, knobs: Knobs) -> s_tir.Sch
     return sch
 
 
-def _schedule_nest(sch: s_tir.Schedule, name: str, at, columns: int) -> None:
+def _schedule_nest(sch: s_tir.Schedule, name: str, at, columns: int, *, shuffled: bool) -> None:
     """One phase's sum of products, a register tile at a time, below a row of phases."""
     nest = sch.get_sblock(name)
     sch.compute_at(nest, at, preserve_unit_loops=True)
     kb, n, h, w, lane, *reduction = loops_inside(sch, nest, at)
     w_tile, w_in = sch.split(w, [None, columns])
+    if shuffled:
+        j, t, u = reduction
+        reduction = [t, j, u]
+        sch.unroll(j)
     sch.reorder(n, h, w_tile, *reduction, w_in, kb, lane)
     set_apart(sch, w_tile)
     for loop in (w_in, kb):

@@ -168,7 +168,7 @@ def attach_loads(sch: s_tir.Schedule, low: Lowered, at: Any) -> None:
     """
     for name in low.pads:
         if name not in low.points.values():
-            _attach_scratch(sch, name, at)
+            attach_scratch(sch, name, at)
     for name, source in low.points.items():
         block = sch.get_sblock(name)
         sch.compute_at(block, at, preserve_unit_loops=True)
@@ -176,10 +176,11 @@ def attach_loads(sch: s_tir.Schedule, low: Lowered, at: Any) -> None:
         sch.reorder(cb, *tiles, i, j, lane)
         spell_out(sch, i, j, lane)
         if source in low.pads:
-            _attach_scratch(sch, source, cb)
+            attach_scratch(sch, source, cb)
 
 
-def _attach_scratch(sch: s_tir.Schedule, name: str, at: Any) -> None:
+def attach_scratch(sch: s_tir.Schedule, name: str, at: Any) -> None:
+    """Fill the scratch of one load slot below a loop, lanes vectorized."""
     block = sch.get_sblock(name)
     sch.compute_at(block, at, preserve_unit_loops=True)
     vectorize_last(sch, block)

@@ -190,7 +190,7 @@ def schedule_weight_gradient(low: Lowered, facts: GradientFacts, knobs: Knobs) -
         *_, n, _, _ = sch.get_loops(partial)
         chunks, _ = sch.split(n, [knobs["chunks"], None])
         merged, partial = partial, sch.rfactor(chunks, 0)
-        _merge_chunks(sch, merged)
+        merge_chunks(sch, merged)
     *_, n, h, w = sch.get_loops(partial)
     h_tile, h_in = sch.split(h, [None, knobs["rows"]])
     sch.reorder(n, h_tile, h_in, w)
@@ -229,7 +229,7 @@ def _clear(sch: s_tir.Schedule, init: Any) -> None:
     sch.fuse(kb, kb_register, *rest)
 
 
-def _merge_chunks(sch: s_tir.Schedule, merged: Any) -> None:
+def merge_chunks(sch: s_tir.Schedule, merged: Any) -> None:
     """The sum over the chunks of the batch: one task an output block."""
     kb, *inner, lane, chunk = sch.get_loops(merged)
     sch.reorder(*inner, chunk, lane)
@@ -242,7 +242,7 @@ def _register_block(sch: s_tir.Schedule, tile_sum: Any, at: Any, wide_input: boo
     """The sum over a pixel tile, in registers, below the loop ``at``."""
     sch.compute_at(tile_sum, at, preserve_unit_loops=True)
     sch.set_scope(tile_sum, 0, "local")
-    loops, sums = loops_inside(sch, tile_sum, at), _reductions(sch, tile_sum)
+    loops, sums = loops_inside(sch, tile_sum, at), reductions(sch, tile_sum)
     *_, kb, cb, r, s, cl, lane = loops[:-sums]
     *rows, w = loops[-sums:]
     outer, registers = ([cb, r, s], [cl, kb]) if wide_input else ([cb, r, cl], [s, kb])
@@ -256,7 +256,7 @@ def _register_block(sch: s_tir.Schedule, tile_sum: Any, at: Any, wide_input: boo
     vectorize_last(sch, sch.decompose_reduction(tile_sum, rows[0] if rows else w))
 
 
-def _reductions(sch: s_tir.Schedule, block: Any) -> int:
+def reductions(sch: s_tir.Schedule, block: Any) -> int:
     """How many axes a block sums over."""
     from tvm import tirx
 

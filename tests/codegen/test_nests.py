@@ -51,10 +51,12 @@ def convolution(shape=(2, 16, 12, 12), filters=16, window=(3, 3), **attrs):
         (convolution(groups=16), "depthwise", "depthwise", "depthwise_wgrad"),
         (convolution(groups=16, stride=(2, 2)), "depthwise", "phased", "depthwise_wgrad"),
         (convolution(groups=2), "conv", "conv", "wgrad"),
-        (convolution(groups=8), "fallback", "fallback", "fallback"),
+        (convolution(groups=8), "shuffled", "shuffled", "shuffled_wgrad"),
+        (convolution(groups=8, stride=(2, 2)), "shuffled", "phased", "shuffled_wgrad"),
+        (convolution((2, 24, 12, 12), 24, groups=2), "fallback", "fallback", "fallback"),
     ],
     ids=["3x3", "1x1", "dilated", "strided", "odd stride", "depthwise", "strided depthwise",
-         "grouped", "groups that cut blocks"],
+         "grouped", "small groups", "strided small groups", "groups that cut blocks"],
 )  # fmt: skip
 def test_the_first_that_applies_is_taken(layer, forward, data, weight):
     found = choices(layer)
@@ -100,7 +102,8 @@ def test_sums_in_float64_follow_no_tile():
 
 def test_the_fallback_knows_how_wide_vectors_are():
     wide = replace(MACHINE, traits=replace(MACHINE.traits, vector_bytes=64))
-    plan = prepare(join_gradient(convolution(groups=8)), 8).planned.plan
+    layer = convolution((2, 24, 12, 12), 24, groups=2)
+    plan = prepare(join_gradient(layer), 8).planned.plan
     kernel = next(k for k in plan.kernels if k.anchor and k.anchor.op == "conv2d")
     vectors = [choose(kernel, plan.layouts, m).facts for m in (MACHINE, wide)]
     assert vectors == [AnyFacts(vector=8), AnyFacts(vector=16)]
@@ -151,4 +154,5 @@ def test_the_manifest_says_why():
     found = {k["rule"]: k["declined"] for k in bg.build(graph).manifest()["kernels"]}
     assert found["conv"] == {
         "winograd": "its window is 1x1, not 3x3", "depthwise": "it is not depthwise",
+        "shuffled": "no group cuts a channel block",
     }  # fmt: skip

@@ -38,7 +38,7 @@ def convolutions(draw) -> Graph:
     """A convolution between activations, with statistics and a pool behind it."""
     b = GraphBuilder(name="drawn")
     n, c, h, w = draw(st.integers(1, 4)), draw(channels), draw(sides), draw(sides)
-    groups = draw(st.sampled_from([1, 1, 1, c]))
+    groups = draw(st.sampled_from([1, 1, 1, c, *(g for g in (4, 5, 8) if c % g == 0)]))
     r, s = draw(st.sampled_from([(3, 3), (3, 3), (1, 1), (5, 3)]))
     stride, dilation = draw(st.sampled_from([((1, 1), (1, 1)), ((2, 2), (1, 1)), ((1, 1), (2, 1))]))
     k = groups * draw(st.sampled_from([1, 2])) if groups > 1 else draw(channels)
@@ -97,6 +97,7 @@ def several() -> list[Job]:
         ((40, 1, 3, 3), {"padding": (1, 1, 1, 1), "groups": 40}),
         ((20, 40, 3, 3), {"padding": (1, 1, 1, 1), "stride": (2, 2)}),
         ((24, 20, 1, 1), {}),
+        ((24, 6, 3, 3), {"padding": (1, 1, 1, 1), "groups": 4}),
     ]):  # fmt: skip
         x = b.emit("conv2d", x, b.input(f"w{i}", TensorType(shape), "parameter"), **attrs)
         x = b.emit("relu", b.emit("batch_norm", x)[0])

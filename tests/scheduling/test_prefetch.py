@@ -22,13 +22,13 @@ TARGET = Target.parse()
 TRAITS = TARGET.machine.traits
 
 
-def plan_of(width, channels, window, stride=1):
+def plan_of(width, channels, window, stride=1, groups=1):
     """A training step with slots on both sides of its middle convolution."""
 
     def step(x, w1, w2, w3, mean, var, gamma, beta, mean2, var2, gamma2, beta2):
         y = bg.conv2d(x, w1)
         y = bg.relu(bg.batch_norm(y, mean, var, gamma, beta, training=True))
-        y = bg.conv2d(y, w2, padding=window // 2, stride=stride)
+        y = bg.conv2d(y, w2, padding=window // 2, stride=stride, groups=groups)
         y = bg.relu(bg.batch_norm(y, mean2, var2, gamma2, beta2, training=True))
         return bg.conv2d(y, w3)
 
@@ -37,7 +37,7 @@ def plan_of(width, channels, window, stride=1):
     kinds = [
         f32[2, 32, width, width],
         f32[channels, 32, 1, 1],
-        f32[channels, channels, window, window],
+        f32[channels, channels // groups, window, window],
         f32[32, channels, 1, 1],
         *[c] * 8,
     ]
@@ -81,8 +81,8 @@ def kind_of(kernel, plan):
 
 def test_what_is_prefetched_is_what_the_table_says():
     """The compiler's own code: no other kernel has a prefetch in it."""
-    seen = set()
-    for compiled in compile_plan(plan_of(14, 64, 3), TARGET):
+    seen, plans = set(), (plan_of(14, 64, 3), plan_of(14, 32, 3, groups=32 // 2))
+    for compiled in (c for plan in plans for c in compile_plan(plan, TARGET)):
         func = compiled.code.module[compiled.code.symbol]
         elements, _ = prefetched(func)
         assert compiled.code.rule in PREFETCHED or not elements
@@ -90,16 +90,16 @@ def test_what_is_prefetched_is_what_the_table_says():
     assert seen == PREFETCHED == {row.kind for row in STRATEGIES if row.prefetched}
 
 
-SHAPES = [(14, 64, 3, 1), (13, 96, 1, 1), (9, 64, 3, 2)]
+SHAPES = [(14, 64, 3, 1), (13, 96, 1, 1), (9, 64, 3, 2), (9, 32, 3, 1, 16)]
 
 
-PREFETCHED = {"conv", "wgrad", "winograd"}
+PREFETCHED = {"conv", "shuffled", "wgrad", "winograd"}
 DIRECT = {"conv", "wgrad"}
 
 
 @pytest.mark.parametrize(
     ("shape", "expected"),
-    [*zip(SHAPES, [PREFETCHED, DIRECT, DIRECT], strict=True)],
+    [*zip(SHAPES, [{*DIRECT, "winograd"}, DIRECT, DIRECT, {*DIRECT, "shuffled"}], strict=True)],
     ids=[str(shape) for shape in SHAPES],
 )
 def test_what_is_prefetched_lies_within_the_maps(shape, expected):

@@ -7,8 +7,8 @@ import bngen as bg
 from bngen.scheduling.reading import nests
 from tests.scheduling.test_prefetch import plan_of, scheduled, traced
 
-# One tile a row and several; direct, at Winograd's points, strided; odd maps.
-SHAPES = [(7, 32, 1), (14, 32, 1), (14, 32, 3), (7, 32, 3), (28, 32, 3, 2)]
+# One tile a row and several; direct, at Winograd's points, strided; groups; odd maps.
+SHAPES = [(7, 32, 1), (14, 32, 1), (14, 32, 3), (7, 32, 3), (28, 32, 3, 2), (14, 32, 3, 1, 16)]
 
 
 def slots(plan):
