@@ -1,4 +1,4 @@
-"""TVM's lowering pipeline for scheduled kernels, but for three things.
+"""TVM's lowering pipeline for scheduled kernels, but for four things.
 
 In: a scheduled IRModule. Out: a library.
 
@@ -8,6 +8,7 @@ In: a scheduled IRModule. Out: a library.
 - TVM checks every argument of every call against the signature. bngen makes all arguments itself,
   from what the user's have been checked to be; the checks were most of a small kernel's code, and
   two fifths of the time that a network took to compile.
+- Vectors whose elements lie apart, side by side with others, are loaded in rows and turned over.
 - Floats are computed as written: what was hidden from TVM's algebra (`bngen.lower.opaque`) appears
   once that has nothing more to say.
 """
@@ -23,6 +24,7 @@ from tvm.ir import Call
 from tvm.ir.transform import PassContext, Sequential
 
 from bngen.codegen.temporaries import ON_STACK, flatten, shorten_chains
+from bngen.codegen.transposes import turn_gathers
 from bngen.lower.opaque import revealed
 
 NAME = "bngen"
@@ -69,7 +71,13 @@ def _reveal() -> Any:
     @tirx.transform.prim_func_pass(opt_level=0, name="bngen.Reveal")
     def reveal(func: tirx.PrimFunc, _module: Any, _context: Any) -> tirx.PrimFunc:
         return tvm_ffi.structural_mutate(
-            func, [(Call, _revealed), (tirx.Let, flatten), (tirx.BufferStore, _shortened)]
+            func,
+            [
+                (Call, _revealed),
+                (tirx.Let, flatten),
+                (tirx.BufferStore, _shortened),
+                (tirx.SeqStmt, _turned),
+            ],
         )
 
     return reveal
@@ -81,6 +89,11 @@ def _revealed(call: Call, mutator: tvm_ffi.StructuralMutator) -> Any:
 
 def _shortened(store: tirx.BufferStore, mutator: tvm_ffi.StructuralMutator) -> tirx.Stmt:
     return shorten_chains(mutator.default_mutate(store))
+
+
+def _turned(statements: tirx.SeqStmt, mutator: tvm_ffi.StructuralMutator) -> tirx.Stmt:
+    statements = mutator.default_mutate(statements)
+    return turn_gathers(statements) if isinstance(statements, tirx.SeqStmt) else statements
 
 
 def _tiles_on_stack() -> Any:
