@@ -252,7 +252,7 @@ def _compile(
     chosen = choice.knobs(target.machine, knobs(strategy.kind, key) if knobs else None)
     tvm_target = target.tvm()
     with tvm_target:
-        low = strategy.lower(kernel, plan.layouts)
+        low = strategy.lower(kernel, plan.layouts, choice.facts)
         function = strategy.schedule(low, choice.facts, chosen).mod[low.name]
         values = (*kernel.inputs, *kernel.outputs)
         function = relax_alignment(function, [i for i, v in enumerate(values) if v in unaligned])

@@ -17,6 +17,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from bngen.codegen.strategy import Strategy
 from bngen.dtypes import FLOAT
@@ -30,15 +31,29 @@ from bngen.lower.facts import (
     Layouts,
     MapFacts,
     PhasedFacts,
+    ProductFacts,
     ShuffledFacts,
     ShuffledGradientFacts,
+    WideFacts,
 )
 from bngen.lower.geometry import direct_products
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
-from bngen.scheduling import conv, depthwise, fallback, maps, phased, shuffled, wgrad, winograd
+from bngen.scheduling import (
+    conv,
+    depthwise,
+    fallback,
+    maps,
+    phased,
+    product,
+    shuffled,
+    wgrad,
+    winograd,
+)
 from bngen.scheduling.knobs import Knobs, tile_registers
 from bngen.target.machine import Machine
+
+Lowering = Callable[[Kernel, Layouts, Any], Lowered]
 
 # --- what a row is made of --------------------------------------------------------------------
 
@@ -56,15 +71,30 @@ def _is_pointwise(kernel: Kernel) -> bool:
     return kernel.anchor is None
 
 
+def _is_product(kernel: Kernel) -> bool:
+    return (
+        kernel.anchor is not None
+        and kernel.anchor.row.kind == "contract"
+        and not kernel.anchor.row.direction
+    )
+
+
 def _is_partial(kernel: Kernel) -> bool:
     return kernel.anchor is not None and kernel.anchor.row.is_partial
 
 
-def _lowering(module: str, function: str) -> Callable[[Kernel, Layouts], Lowered]:
-    """A function of `bngen.lower`; its module, and TVM with it, is imported when it is called."""
+def _lowering(module: str, function: str, *, wide: bool = False) -> Lowering:
+    """A function of `bngen.lower`; its module, and TVM with it, is imported when it is called.
 
-    def lower(kernel: Kernel, layouts: Layouts) -> Lowered:
-        return getattr(importlib.import_module(f"bngen.lower.{module}"), function)(kernel, layouts)
+    Args:
+        module: of `bngen.lower`.
+        function: in it.
+        wide: whether it takes the facts, too.
+    """
+
+    def lower(kernel: Kernel, layouts: Layouts, facts: Facts) -> Lowered:
+        found = getattr(importlib.import_module(f"bngen.lower.{module}"), function)
+        return found(kernel, layouts, *([facts] if wide else ()))
 
     return lower
 
@@ -204,6 +234,19 @@ STRATEGIES: tuple[Strategy, ...] = (
         products=_direct,
     ),
     Strategy(
+        "product",
+        "matrix products: linear layers and their gradients, weights read where they lie",
+        made_for=_is_product,
+        applies=product.applies,
+        facts=ProductFacts,
+        lower=_lowering("product", "lower_product", wide=True),
+        knobs=product.product_knobs,
+        space=product.product_space,
+        schedule=product.schedule_product,
+        registers=product.product_registers,
+        products=_direct,
+    ),
+    Strategy(
         "window",
         "pools and their gradients: a sweep over a map",
         made_for=_is_window,
@@ -242,7 +285,7 @@ FALLBACK = Strategy(
     "fallback",
     "any kernel: right, and not tuned",
     made_for=lambda kernel: True,
-    applies=lambda kernel, layouts: AnyFacts(vector=1),
+    applies=lambda kernel, layouts: AnyFacts(lanes=1),
     facts=AnyFacts,
     lower=_lowering("fallback", "lower_any"),
     knobs=fallback.no_knobs,
@@ -285,9 +328,15 @@ def choose(kernel: Kernel, layouts: Layouts, machine: Machine) -> Choice:
         if row.made_for(kernel):
             found = row.asked(kernel, layouts)
             if not isinstance(found, Declined):
-                return Choice(row, found, declined)
+                return Choice(row, _on(found, kernel, machine), declined)
             declined[row.kind] = found.reason
-    return Choice(FALLBACK, AnyFacts(vector=machine.lanes(FLOAT)), declined)
+    return Choice(FALLBACK, AnyFacts(lanes=machine.lanes(FLOAT)), declined)
+
+
+def _on(facts: Facts, kernel: Kernel, machine: Machine) -> Facts:
+    """The facts on a machine."""
+    wide = isinstance(facts, WideFacts)
+    return facts.on(machine.lanes(kernel.outputs[0].dtype)) if wide else facts
 
 
 def read(kind: str, extents: Mapping[str, int]) -> Facts | Declined:

@@ -9,6 +9,7 @@ In: a scheduled IRModule. Out: a library.
   from what the user's have been checked to be; the checks were most of a small kernel's code, and
   two fifths of the time that a network took to compile.
 - Lanes from all over a few vectors are loaded as those vectors and shuffled.
+- Vectors whose elements lie apart, side by side with others, are loaded in rows and turned over.
 - Floats are computed as written: what was hidden from TVM's algebra (`bngen.lower.opaque`) appears
   once that has nothing more to say.
 """
@@ -25,6 +26,7 @@ from tvm.ir.transform import PassContext, Sequential
 
 from bngen.codegen.shuffles import shuffled
 from bngen.codegen.temporaries import ON_STACK, flatten, shorten_chains
+from bngen.codegen.transposes import turn_gathers
 from bngen.lower.opaque import revealed
 
 NAME = "bngen"
@@ -73,10 +75,13 @@ def _reveal() -> Any:
         return tvm_ffi.structural_mutate(
             func,
             [
-                (Call, _revealed), (TensorLoad, _shuffled),
-                (tirx.Let, flatten), (tirx.BufferStore, _shortened),
+                (Call, _revealed),
+                (TensorLoad, _shuffled),
+                (tirx.Let, flatten),
+                (tirx.BufferStore, _shortened),
+                (tirx.SeqStmt, _turned),
             ],
-        )  # fmt: skip
+        )
 
     return reveal
 
@@ -91,6 +96,11 @@ def _shuffled(load: TensorLoad, mutator: tvm_ffi.StructuralMutator) -> Any:
 
 def _shortened(store: tirx.BufferStore, mutator: tvm_ffi.StructuralMutator) -> tirx.Stmt:
     return shorten_chains(mutator.default_mutate(store))
+
+
+def _turned(statements: tirx.SeqStmt, mutator: tvm_ffi.StructuralMutator) -> tirx.Stmt:
+    statements = mutator.default_mutate(statements)
+    return turn_gathers(statements) if isinstance(statements, tirx.SeqStmt) else statements
 
 
 def _tiles_on_stack() -> Any:

@@ -27,7 +27,7 @@ class Strategy:
         made_for: whether it is asked about a kernel at all, by the kernel's anchor.
         applies: what it knows of a kernel (of type ``facts``), or why it declines.
         facts: the type of that.
-        lower: the unscheduled kernel.
+        lower: the unscheduled kernel; the facts tell of a machine's vectors, where layouts do not.
         knobs: the analytic choice.
         space: all legal choices; empty where there is nothing to tune.
         schedule: knobs to a schedule.
@@ -41,7 +41,7 @@ class Strategy:
     made_for: Callable[[Kernel], bool]
     applies: Callable[[Kernel, Layouts], Any]
     facts: type[Facts]
-    lower: Callable[[Kernel, Layouts], Lowered]
+    lower: Callable[[Kernel, Layouts, Any], Lowered]
     knobs: Callable[[Any, Machine], Knobs]
     schedule: Callable[[Lowered, Any, Knobs], s_tir.Schedule]
     space: Callable[[Any], Space] = lambda facts: {}

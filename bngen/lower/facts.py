@@ -8,8 +8,9 @@ A record file holds the same numbers by name (`Facts.extents`, `Facts.read`).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, dataclass, fields, replace
 from typing import Self
 
 from bngen.dtypes import DTYPES, FLOAT
@@ -205,14 +206,102 @@ class ShuffledGradientFacts(GradientFacts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AnyFacts(Facts):
-    """A kernel that no strategy was made for.
+class WideFacts(Facts):
+    """A kernel over values in plain order, which its loops cut into vectors themselves.
 
     Attributes:
-        vector: iterations of a loop that become one of vectors: float32 elements of a register.
+        lanes: elements of a vector of the machine that the kernel is for.
     """
 
-    vector: int
+    lanes: int = 0
+
+    def on(self, lanes: int) -> Self:
+        """The facts on a machine of so many elements a vector."""
+        return replace(self, lanes=lanes)
+
+
+MOST_ROWS, LEAST_ROWS = 14, 6
+"""Rows of a product's register tile: of more rows, a few are computed for nothing."""
+FEW_BLOCKS = 4
+"""Most vectors of columns in a register tile."""
+LONG, PART = 384, 256
+"""Products up to which a sum is one, and of a part of a longer one, whose operands stay in cache:
+float32 sums of so few keep their digits."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProductFacts(WideFacts):
+    """A matrix product ``op(a) @ op(b)``.
+
+    Attributes:
+        m: rows of the result.
+        n: columns.
+        k: products that an element is the sum of.
+        trans_a: whether ``a`` lies as ``[k, m]``.
+        trans_b: whether ``b`` lies as ``[n, k]``.
+        loads_a: whether ops are done to ``a`` as it is loaded.
+        loads_b: the same of ``b``.
+    """
+
+    m: int
+    n: int
+    k: int
+    trans_a: int
+    trans_b: int
+    loads_a: int = 0
+    loads_b: int = 0
+
+    @property
+    def blocks(self) -> int:
+        """Vectors of columns; one more where register tiles would else hold one of them each."""
+        vectors = -(-self.n // self.lanes)
+        odd = vectors > FEW_BLOCKS and all(vectors % d for d in range(2, FEW_BLOCKS + 1))
+        return vectors + (odd and self.copies_right)
+
+    @property
+    def columns(self) -> int:
+        """Columns, the last vector's filled up."""
+        return self.blocks * self.lanes
+
+    @property
+    def rows(self) -> int:
+        """Rows, as few more as whole register tiles need."""
+        if self.m <= MOST_ROWS:
+            return self.m
+        return min(-(-self.m // r) * r for r in range(LEAST_ROWS, MOST_ROWS + 1))
+
+    @property
+    def depth(self) -> int:
+        """Products of a part of the sums; the last part may be shorter."""
+        if self.k <= LONG:
+            return self.k
+        even = [d for d in range(PART // 2, LONG + 1) if self.k % d == 0]
+        return min(even, key=lambda d: abs(math.log(d / PART))) if even else PART
+
+    @property
+    def chunks(self) -> int:
+        """Parts of the sums."""
+        return -(-self.k // self.depth)
+
+    @property
+    def copies_left(self) -> bool:
+        """Whether the nest reads ``a`` from a scratch."""
+        return bool(self.loads_a) or self.rows != self.m
+
+    @property
+    def copies_right(self) -> bool:
+        """Whether the nest reads ``b`` from a scratch: in vectors of columns, all of them whole.
+
+        It does so where each is read several times, too: rows of ``b`` lie far apart, and those
+        whose distance is a power of two displace each other in a cache.
+        """
+        lies_otherwise = bool(self.loads_b or self.trans_b) or self.n % self.lanes
+        return bool(lies_otherwise) or self.rows > MOST_ROWS
+
+
+@dataclass(frozen=True, kw_only=True)
+class AnyFacts(WideFacts):
+    """A kernel that no strategy was made for."""
 
 
 def element_bytes(v: Value) -> int:

@@ -9,7 +9,7 @@ from bngen.lower.copies import lower_copy
 from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered
 from bngen.lower.maps import lower_partial, lower_pointwise
-from bngen.lower.matmul import lower_matmul
+from bngen.lower.product import lower_matmul
 from bngen.lower.reduce import lower_reduce
 from bngen.lower.shuffled import lower_shuffled
 from bngen.lower.wgrad import lower_unpacked_gradient

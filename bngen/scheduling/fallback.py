@@ -30,7 +30,7 @@ def schedule_fallback(low: Lowered, facts: AnyFacts, _: Knobs) -> s_tir.Schedule
     """Schedule every block by itself."""
     sch = opened(low)
     for block in list(sch.get_child_blocks(sch.get_sblock("root"))):
-        _schedule_block(sch, block, facts.vector)
+        _schedule_block(sch, block, facts.lanes)
     return sch
 
 

@@ -29,13 +29,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import tvm_ffi
-from tvm import tirx
+from tvm import DataType, tirx
 from tvm.ir import Var
 from tvm.sym import Analyzer
 
 from bngen.lower.lowered import Lowered
 from bngen.lower.opaque import Expr
-from bngen.scheduling.reading import COLUMN, Access, Nest, mentions, nests, replaced
+from bngen.scheduling.reading import COLUMN, LINE, Access, Nest, mentions, nests, replaced
 
 _LEAST_WORK = 64
 """Vector multiply-adds between two bursts; shorter intervals cost more than they hide."""
@@ -134,6 +134,30 @@ class _Plan:
             )  # fmt: skip
 
         return tvm_ffi.structural_mutate(func, (tirx.For, insert)) if self.at else func
+
+
+def ask_for_neighbours(func: tirx.PrimFunc, block: str, distance: int) -> tirx.PrimFunc:
+    """Prefetch what lies some columns further in a matrix that a block reads row by row.
+
+    Args:
+        func: a scheduled matrix product.
+        block: its multiply-adds, or what copies an operand for them.
+        distance: columns of a tile, and as many ahead.
+    """
+    main = nests(func.body)[block]
+    serial = [i for i, loop in enumerate(main.loops) if loop.kind == tirx.ForKind.SERIAL]
+    tile = main.loops[serial[-1] + 1 :]
+    first = {loop.loop_var: _int(0) for loop in tile}
+    plan = _Plan(main)
+    for access in main.accesses(func.params, rank=2):
+        row, column = access.indices
+        if mentions(column, tile[-1].loop_var):
+            row, column = (replaced(i, first) for i in (row, column))
+            line = max(1, LINE // DataType(access.buffer.ty.dtype).itemsize)
+            ahead = range(distance, distance + _span(access.indices[1], tile), line)
+            lines = [_prefetch(access, [row, column + i]) for i in ahead]
+            plan.add(main.loops[serial[-1]], lines)
+    return plan.applied(func)
 
 
 def _store_slot(plan: _Plan, nest: Nest, parameters: Sequence[Var]) -> None:

@@ -74,12 +74,17 @@ class Nest:
         shortest = min(len(self.loops), len(other.loops))
         return next((i for i, (a, b) in enumerate(pairs) if not a.same_as(b)), shortest)
 
-    def accesses(self, parameters: Sequence[Var]) -> list[Access]:
-        """The feature maps among a function's parameters that the block reads or writes."""
+    def accesses(self, parameters: Sequence[Var], rank: int = MAP_RANK) -> list[Access]:
+        """The feature maps among a function's parameters that the block reads or writes.
+
+        Args:
+            parameters: of the function.
+            rank: of what is looked for, in memory: that of maps unless something else is.
+        """
         found: list[Access] = []
 
         def note(buffer: Var, indices: Sequence[Expr], writes: bool) -> None:
-            if len(indices) == MAP_RANK and any(buffer.same_as(p) for p in parameters):
+            if len(indices) == rank and any(buffer.same_as(p) for p in parameters):
                 bound = tuple(replaced(i, self.bindings) for i in indices)
                 found.append(Access(buffer, bound, writes))
 

@@ -106,7 +106,7 @@ def test_the_fallback_knows_how_wide_vectors_are():
     plan = prepare(join_gradient(layer), 8).planned.plan
     kernel = next(k for k in plan.kernels if k.anchor and k.anchor.op == "conv2d")
     vectors = [choose(kernel, plan.layouts, m).facts for m in (MACHINE, wide)]
-    assert vectors == [AnyFacts(vector=8), AnyFacts(vector=16)]
+    assert vectors == [AnyFacts(lanes=8), AnyFacts(lanes=16)]
 
 
 @pytest.mark.parametrize("row", (*STRATEGIES, FALLBACK), ids=lambda row: row.kind)

@@ -54,7 +54,7 @@ def traced(step, kinds, wrt):
 def scheduled(kernel, plan):
     choice = choose(kernel, plan.layouts, TARGET.machine)
     with TARGET.tvm():
-        low = choice.strategy.lower(kernel, plan.layouts)
+        low = choice.strategy.lower(kernel, plan.layouts, choice.facts)
         knobs = choice.knobs(TARGET.machine)
         return low, choice.strategy.schedule(low, choice.facts, knobs).mod[low.name]
 
