@@ -70,9 +70,8 @@ def applies(kernel: Kernel, layouts: Layouts) -> ShuffledFacts | Declined:
 def shuffled_knobs(facts: ShuffledFacts, machine: Machine) -> Knobs:
     """Columns of a register tile, and rows per task."""
     _, columns, _ = max(
-        register_tiles(facts.w, 1, facts.terms, machine.traits.vector_registers, machine,
-                       folded=machine.traits.folds_broadcasts)
-    )  # fmt: skip
+        register_tiles(facts.w, 1, facts.terms, machine.traits.vector_registers, machine)
+    )
     scratch = _scratch(facts)
     row_bytes = _row_bytes(facts, scratch)
 
