@@ -47,7 +47,8 @@ def sigmoid(x):
 
 def _clamped(x, lo, hi):
     kind = x.dtype.type
-    return np.minimum(np.maximum(x, kind(lo)), kind(hi))
+    x = np.where(x < kind(lo), kind(lo), x)  # -0 is not below 0, and NaN below nothing
+    return np.where(x > kind(hi), kind(hi), x)
 
 
 def _gelu(arrays, attrs):
