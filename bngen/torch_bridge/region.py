@@ -34,12 +34,11 @@ def asked_of(taken: Taken) -> Asked:
 
 
 def is_channels_last(value: torch.Tensor) -> bool:
-    """Whether a tensor's channels lie innermost, and only so."""
-    return (
-        value.ndim == 4
-        and not value.is_contiguous()
-        and value.is_contiguous(memory_format=torch.channels_last)
-    )
+    """Whether a tensor's channels lie innermost, and only so; of a view, those of a copy of it."""
+    if value.ndim != 4:
+        return False
+    dense = torch.empty_like(value, device="meta")
+    return not dense.is_contiguous() and dense.is_contiguous(memory_format=torch.channels_last)
 
 
 class Region(torch.nn.Module):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bngen
-from bngen.torch_bridge.region import Region
+from bngen.torch_bridge.region import Region, is_channels_last
 from tests.torch_bridge.eager import assert_as_eager
 from tests.torch_bridge.small import Net, images
 
@@ -97,3 +97,10 @@ class ChangedUnseen(Net):
 
 def test_a_change_without_gradients_of_what_has_one():
     assert_as_eager(ChangedUnseen(), (images(requires_grad=True),))
+
+
+def test_a_view_is_channels_last_where_its_copy_is():
+    x = images(2, 8, 6, 6)
+    last = x.to(memory_format=torch.channels_last)
+    assert all(map(is_channels_last, (last, last[:, 2:6], last[:, :, ::2])))
+    assert not any(map(is_channels_last, (x, x[:, 2:6], x[:, :, ::2], last[:, :1], last[0])))
