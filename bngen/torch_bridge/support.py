@@ -10,7 +10,6 @@ import operator
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import fx
 
 from bngen.torch_bridge import masks
@@ -105,8 +104,6 @@ def _halves(graph: fx.Graph, found: dict[fx.Node, str]) -> dict[fx.Node, str]:
 
 def slower(node: fx.Node) -> str | None:
     """Why PyTorch is to run a call that bngen could run, too."""
-    if node.target in (F.linear, torch.matmul, torch.mm, operator.matmul):
-        return "PyTorch's matrix product is faster"
     if node.target is torch.conv2d:
         groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
         weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
