@@ -22,8 +22,8 @@ EMIT_CHOICES = ("tir", "ll", "asm")
 MEMORY_FORMATS = CONTIGUOUS, CHANNELS_LAST = "contiguous_format", "channels_last"
 RIVAL_CHOICES = (
     *FUSION_CHOICES, "eager", "channels-last", "compile", "compile-channels-last",
-    "jemalloc", "jemalloc-channels-last", "tcmalloc", "tcmalloc-channels-last",
-    "bf16", "jemalloc-bf16", "tcmalloc-bf16",
+    "backend", "backend-channels-last", "jemalloc", "jemalloc-channels-last", "tcmalloc",
+    "tcmalloc-channels-last", "bf16", "jemalloc-bf16", "tcmalloc-bf16",
 )  # fmt: skip
 RIVALS = ("none", "eager", "channels-last", "compile", "jemalloc-channels-last", "bf16")
 DEBUG_LADDER = (
@@ -130,7 +130,7 @@ OPTIONS: tuple[Option, ...] = (
         commands=(VERIFY, BENCH),
     ),
     _row(
-        "against", "list", "rivals, comma separated: PyTorch's forms, and bngen's fusion levels",
+        "against", "list", "rivals, comma separated: PyTorch, and bngen in it (`backend`) or by level",
         default=RIVALS, default_text=",".join(RIVALS), choices=RIVAL_CHOICES, commands=(BENCH,),
     ),
     _row("rounds", "int", "turns of each contender", default=5, metavar="N",

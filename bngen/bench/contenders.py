@@ -132,7 +132,7 @@ class TorchStep:
         graph = step_program(entry.program, entry.batch, entry.image).graph
         self._step = TrainingStep(
             entry.program, weights(graph, entry.seed), *batch(graph, entry.seed).values(),
-            channels_last=form.channels_last, compiled=form.compiled, precision=form.precision,
+            channels_last=form.channels_last, compiler=form.compiler, precision=form.precision,
             threads=entry.threads,
         )  # fmt: skip
 

@@ -23,13 +23,13 @@ class Form:
 
     Attributes:
         channels_last: whether images and weights are NHWC in memory.
-        compiled: whether `torch.compile` makes the step.
+        compiler: the backend that `torch.compile` makes the step with; "" for none.
         allocator: a key of `ALLOCATORS`; "" for the system's.
         precision: ``float32``, or ``bfloat16`` under `torch.autocast`; weights are float32 in both.
     """
 
     channels_last: bool = False
-    compiled: bool = False
+    compiler: str = ""
     allocator: str = ""
     precision: str = "float32"
 
@@ -37,8 +37,10 @@ class Form:
 FORMS: Mapping[str, Form] = {
     "eager": Form(),
     "channels-last": Form(channels_last=True),
-    "compile": Form(compiled=True),
-    "compile-channels-last": Form(channels_last=True, compiled=True),
+    "compile": Form(compiler="inductor"),
+    "compile-channels-last": Form(channels_last=True, compiler="inductor"),
+    "backend": Form(compiler="bngen"),
+    "backend-channels-last": Form(channels_last=True, compiler="bngen"),
     "jemalloc": Form(allocator="jemalloc"),
     "jemalloc-channels-last": Form(channels_last=True, allocator="jemalloc"),
     "tcmalloc": Form(allocator="tcmalloc"),

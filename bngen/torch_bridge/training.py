@@ -24,7 +24,7 @@ class TrainingStep:
         images: ``[N, 3, H, W]``.
         labels: ``[N]``.
         channels_last: whether images and weights are NHWC in memory.
-        compiled: whether `torch.compile` makes the step.
+        compiler: the backend that `torch.compile` makes the step with; "" for none.
         precision: ``float32``, or ``bfloat16`` under `torch.autocast`; weights are float32 in both.
         threads: of PyTorch; its own choice when None.
 
@@ -34,7 +34,7 @@ class TrainingStep:
 
     def __init__(
         self, name: str, state: Mapping[str, np.ndarray], images: np.ndarray, labels: np.ndarray,
-        *, channels_last: bool, compiled: bool, precision: str, threads: int | None,
+        *, channels_last: bool, compiler: str, precision: str, threads: int | None,
     ):  # fmt: skip
         use_threads(threads)
         network = make_network(name)
@@ -50,7 +50,7 @@ class TrainingStep:
 
         if precision == "bfloat16":
             loss_of = torch.autocast("cpu", torch.bfloat16)(loss_of)
-        self._loss_of = torch.compile(loss_of) if compiled else loss_of
+        self._loss_of = torch.compile(loss_of, backend=compiler) if compiler else loss_of
         self._loss: Tensor | None = None
 
     def forward(self) -> float:
