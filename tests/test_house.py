@@ -68,9 +68,9 @@ ONLY_PARTS = {
     ("compiler", "tuning"): {"records"},
     # A program that ends in an update has its gradient made while it is traced.
     ("lang", "passes"): {"autodiff", "grad_rules"},
-    # The blocks that lowering has named, and the numbers that knobs follow from; of a target, what
-    # it is to a schedule.
-    ("scheduling", "lower"): {"facts", "geometry", "lanes", "lowered", "opaque"},
+    # The blocks that lowering has named, and the facts that knobs follow from; of a target, what it
+    # is to a schedule.
+    ("scheduling", "lower"): {"facts", "geometry", "lowered", "opaque"},
     ("scheduling", "target"): {"cpus", "machine"},
     ("cli", "runtime"): {"artifact", "bundle"},
     ("cli", "target"): {"parse"},

@@ -14,16 +14,15 @@ store_*, mid_*, sum_*   the store slot, see `Body.store_slot`
 
 from __future__ import annotations
 
-from tvm import te, tirx
+from tvm import te
 
 from bngen.lower.body import Body
-from bngen.lower.coords import Lane, zero
 from bngen.lower.facts import Layouts
 from bngen.lower.geometry import Geometry
 from bngen.lower.lowered import Lowered
-from bngen.lower.operand import operand, row_of
+from bngen.lower.operand import operand
 from bngen.plan.kernel import Kernel
-from bngen.plan.layout import Blocked, PackedWeight, physical_shape
+from bngen.plan.layout import PackedWeight, physical_shape
 
 
 def lower_conv(kernel: Kernel, layouts: Layouts) -> Lowered:
@@ -72,36 +71,3 @@ def _depthwise(data: te.Tensor, w: te.Tensor, geo: Geometry, _: PackedWeight):
         return te.sum(taken * w[kb, r, s, l], axis=[r, s])
 
     return element
-
-
-def lower_unpacked_conv(kernel: Kernel, layouts: Layouts) -> Lowered:
-    """Groups that cut channel blocks, over a weight as it is: right for anything, not tuned."""
-    node = kernel.anchor
-    geo, groups = Geometry.of_convolution(node), node.attrs["groups"]
-    body = Body(kernel, layouts)
-    x, weight = node.inputs
-    outer: Blocked = layouts[node.out]
-    out_per, in_per = node.out.shape[1] // groups, x.shape[1] // groups
-    ci = te.reduce_axis((0, in_per), "ci")
-    (rows, cols), (sh, sw), (dh, dw) = geo.window, geo.stride, geo.dilation
-    r, s = te.reduce_axis((0, rows), "r"), te.reduce_axis((0, cols), "s")
-
-    def element(kb, n, h, wi, l):  # noqa: E741
-        lane = Lane(kb, l, outer)
-        k, valid = lane.logical(), lane.valid()
-        (y, in_h), (z, in_w) = row_of(geo, 0, h * sh + r * dh), row_of(geo, 1, wi * sw + s * dw)
-        source = tirx.floordiv(k, out_per) * in_per + ci
-        if node.row.direction == "input":
-            tap = body.at(weight, (source, tirx.floormod(k, out_per), rows - 1 - r, cols - 1 - s))
-        else:
-            tap = body.at(weight, (k, ci, r, s))
-        tests = [*in_h, *in_w, *([valid] if valid is not None else [])]
-        product = body.at(x, (n, source, y, z)) * tap
-        if tests:
-            product = tirx.if_then_else(tirx.all(*tests), product, zero(x.dtype))
-        return te.sum(product, axis=[ci, r, s])
-
-    conv = te.compute(physical_shape(node.out.type, outer), element, name="conv")
-    body.define(node.out, conv)
-    body.store_slot()
-    return body.finish("conv")

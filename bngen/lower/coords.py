@@ -28,6 +28,9 @@ class Lane:
     def logical(self) -> Expr:
         """The channel's number; unspecified for a padding lane."""
         lanes = self.layout.lanes
+        if self.layout.even:
+            segment, inside = self._in_segment()
+            return segment * self.layout.even + inside
         rows = self.layout.block_starts()
         number = self.block * lanes + self.lane
         for channel, block, _ in rows[1:]:
@@ -38,11 +41,19 @@ class Lane:
     def valid(self) -> Expr | None:
         """Whether the lane holds a channel; None where every lane does."""
         lanes, tests = self.layout.lanes, []
+        if self.layout.even:
+            return self._in_segment()[1] < self.layout.even if self.layout.padded else None
         for _, block, size in self.layout.block_starts():
             if size % lanes:
                 last = block + size // lanes
                 tests.append(tirx.any(self.block != last, self.lane < size % lanes))
         return tirx.all(*tests) if tests else None
+
+    def _in_segment(self) -> tuple[Expr, Expr]:
+        """Segment, and channel in it, where all have as many."""
+        blocks = self.layout.blocks // len(self.layout.segments)
+        first, block = tirx.floordiv(self.block, blocks), tirx.floormod(self.block, blocks)
+        return first, block * self.layout.lanes + self.lane
 
 
 Coord = Sequence[Any]
@@ -58,6 +69,11 @@ def lane_of(axis: Any, layout: Blocked) -> Lane:
     if isinstance(axis, Lane) and axis.layout == layout:
         return axis
     number, lanes = logical(axis), layout.lanes
+    if layout.even:
+        segment = tirx.floordiv(number, layout.even)
+        inside = tirx.floormod(number, layout.even)
+        first = segment * (layout.blocks // len(layout.segments))
+        return Lane(first + tirx.floordiv(inside, lanes), tirx.floormod(inside, lanes), layout)
     block, lane = number // lanes, number % lanes
     for channel, first, _ in layout.block_starts()[1:]:
         here = number >= channel

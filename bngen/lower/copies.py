@@ -120,7 +120,7 @@ def _packed_element(body: Body, w: Value, layout: PackedWeight):
         outer = Lane(ob, ol, layout.outer)
         inner = ib if layout.inner is None else Lane(ib, il, layout.inner)
         o, i = outer.logical(), logical(inner)
-        lanes = [outer] if layout.groups > 1 or layout.inner is None else [outer, inner]
+        lanes = [outer] if layout.inner is None else [outer, inner]
         if not layout.flipped:
             return _when(lanes, body.at(w, (o, i, *tap(r, s))))
         per_group = w.shape[1]

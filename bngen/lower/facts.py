@@ -116,7 +116,7 @@ class ShuffledFacts(ConvFacts):
     """A grouped convolution, or data gradient, whose lanes read channels of their own.
 
     Attributes:
-        period: output blocks after which those lie alike again, see `bngen.lower.lanes`; 0 where
+        period: output blocks after which those lie alike again, see `bngen.plan.groups`; 0 where
             they never do.
         alike: 1 where within a period blocks differ but in a number of lanes; 0 elsewhere.
     """

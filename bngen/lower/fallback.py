@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bngen.lower.conv import lower_conv, lower_depthwise, lower_unpacked_conv
+from bngen.lower.conv import lower_conv, lower_depthwise
 from bngen.lower.copies import lower_copy
 from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered
@@ -15,7 +15,7 @@ from bngen.lower.shuffled import lower_shuffled
 from bngen.lower.wgrad import lower_unpacked_gradient
 from bngen.lower.window import lower_window
 from bngen.plan.kernel import Kernel
-from bngen.plan.layout import Plain
+from bngen.plan.layout import PackedWeight
 
 
 def lower_any(kernel: Kernel, layouts: Layouts) -> Lowered:
@@ -30,9 +30,7 @@ def lower_any(kernel: Kernel, layouts: Layouts) -> Lowered:
 
 
 def _convolution(kernel: Kernel, layouts: Layouts) -> Lowered:
-    packed = layouts[kernel.anchor.inputs[1]]
-    if isinstance(packed, Plain):
-        return lower_unpacked_conv(kernel, layouts)
+    packed: PackedWeight = layouts[kernel.anchor.inputs[1]]
     if packed.shuffled:
         return lower_shuffled(kernel, layouts)
     return (lower_depthwise if packed.depthwise else lower_conv)(kernel, layouts)

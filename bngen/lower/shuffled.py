@@ -34,9 +34,9 @@ from bngen.lower.body import Body
 from bngen.lower.coords import Lane, lane_of, logical_coord
 from bngen.lower.facts import Layouts
 from bngen.lower.geometry import Geometry
-from bngen.lower.lanes import groups_of
 from bngen.lower.lowered import Lowered
 from bngen.lower.operand import gradient, operand
+from bngen.plan.groups import groups_of
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import physical_shape
 

@@ -19,6 +19,7 @@ from bngen.ir.node import Graph, Node
 from bngen.ir.ops import OPS
 from bngen.ir.types import Value
 from bngen.plan.formats import C_ORDER, Formats
+from bngen.plan.groups import holds_whole, layouts_of_groups
 from bngen.plan.layout import (
     PLAIN,
     Blocked,
@@ -61,6 +62,7 @@ class _Layouts:
             plain(v.type, channels_last=i in formats.outputs) for i, v in enumerate(graph.outputs)
         ]
         self.goals = self.find_goals()
+        self.maps = self.find_maps()
         self.copies: dict[tuple[Value, Layout], Value] = {}
         convolutions = (n for n in graph.nodes if n.row.direction == "forward")
         self.conv_input = {n.inputs[1]: n.inputs[0] for n in convolutions}
@@ -94,6 +96,21 @@ class _Layouts:
                     if v.shape == node.out.shape:
                         goals.setdefault(v, goals[node.out])
         return goals
+
+    def find_maps(self) -> dict[Value, Blocked]:
+        """Feature maps that are wanted in the layout of groups, see `layouts_of_groups`.
+
+        Whoever makes them can choose: else each would be copied once more.
+        """
+        maps: dict[Value, Blocked] = {}
+        for node in reversed(self.graph.nodes):
+            if node.row.direction == "forward":
+                if of_groups := self.of_groups(node):
+                    maps.setdefault(node.inputs[0], of_groups[0])
+            elif node.row.kind == "pointwise" and node.out in maps:
+                same = (v for v in node.operands if v.shape == node.out.shape)
+                maps |= {v: maps[node.out] for v in same if v not in maps}
+        return maps
 
     def fit(self, v: Value, layout: Layout) -> Layout:
         """``layout`` for a result, or plain where the result has not these channels."""
@@ -161,47 +178,54 @@ class _Layouts:
 
     def conv2d(self, node: Node):
         x, w = node.inputs
-        groups = node.attrs["groups"]
-        x, inner = self.conv_operand(x)
-        outer = self.plain_block(w.shape[0])
-        if groups > 1 and inner is None:
-            x, inner = self.feature(x)
+        groups, of_groups = node.attrs["groups"], self.of_groups(node)
+        if of_groups:
+            inner, outer = of_groups
+            x = self.want(x, inner)
+        else:
+            x, inner = self.conv_operand(x) if groups == 1 else self.feature(x)
+            outer = self.maps.get(node.out, self.plain_block(w.shape[0]))
         packed = self.packing(w, inner, outer, groups, flipped=False)
-        outer = packed.outer if packed else outer
-        return (x, self.want(w, packed) if packed else self.plain(w)), outer
+        return (x, self.want(w, packed)), packed.outer
 
-    def packing(self, w, inner, outer, groups, *, flipped) -> PackedWeight | None:
-        """How the weight is packed; None where the generic nest reads it plain."""
+    def of_groups(self, node: Node) -> tuple[Blocked, Blocked] | None:
+        """Layouts of a grouped convolution's maps; None for a dense one, or a depthwise one."""
+        groups = node.attrs["groups"]
+        k, per_group = node.attrs["shape"][:2] if node.row.direction == "weight" else (
+            node.inputs[1].shape[:2]
+        )  # fmt: skip
+        if groups == 1 or (per_group == 1 and k == groups):
+            return None
+        return layouts_of_groups(self.lanes, groups * per_group, k, groups)
+
+    def packing(self, w, inner, outer, groups, *, flipped) -> PackedWeight:
+        """How the weight is packed."""
         if groups == 1:
             return PackedWeight(outer, inner, 1, flipped)
         if w.shape[1] == 1 and w.shape[0] == groups:
             return PackedWeight(inner, inner, groups, flipped, depthwise=True)
-        aligned = all(
-            not v.padded and v.channels // groups % self.lanes == 0 for v in (inner, outer)
-        )
-        if aligned:
-            return PackedWeight(outer, inner, groups, flipped)
-        terms = w.shape[0] // groups if flipped else w.shape[1]
-        if terms <= self.lanes:
-            return PackedWeight(outer, inner, groups, flipped, shuffled=True)
-        return None
+        whole = holds_whole(inner, groups) and holds_whole(outer, groups)
+        return PackedWeight(outer, inner, groups, flipped, shuffled=not whole)
 
     def conv2d_grad_input(self, node: Node):
         dy, w = node.inputs
-        dy, inner = self.feature(dy)
-        x = self.conv_input.get(w)
-        known = self.of.get(self.b.resolve(x)) if x is not None else None
-        shape, groups = node.attrs["shape"], node.attrs["groups"]
-        outer = known if isinstance(known, Blocked) else self.plain_block(shape[1])
-        packed = self.packing(w, inner, outer, groups, flipped=True)
-        w = self.want(w, packed) if packed else self.plain(w)
-        return (dy, w), packed.outer if packed else outer
+        if of_groups := self.of_groups(node):
+            outer, inner = of_groups
+            dy = self.want(dy, inner)
+        else:
+            dy, inner = self.feature(dy)
+            x = self.conv_input.get(w)
+            known = self.of.get(self.b.resolve(x)) if x is not None else None
+            usual = self.plain_block(node.attrs["shape"][1])
+            outer = known if isinstance(known, Blocked) else usual
+        packed = self.packing(w, inner, outer, node.attrs["groups"], flipped=True)
+        return (dy, self.want(w, packed)), packed.outer
 
     def conv2d_grad_weight(self, node: Node):
         x, dy = node.inputs
-        x, inner = self.conv_operand(x)
-        if node.attrs["groups"] > 1 and inner is None:
-            x, _ = self.feature(x)
+        if of_groups := self.of_groups(node):
+            return tuple(map(self.want, (x, dy), of_groups)), PLAIN
+        x, _ = self.conv_operand(x) if node.attrs["groups"] == 1 else self.feature(x)
         dy, _ = self.feature(dy)
         return (x, dy), PLAIN
 
@@ -239,7 +263,7 @@ class _Layouts:
             if isinstance(self.of[v], Blocked):
                 return self.of[v]
         if rank == 4 and out.shape[1] >= FEW_CHANNELS:
-            return self.plain_block(out.shape[1])
+            return self.maps.get(out, self.plain_block(out.shape[1]))
         return next((self.of[v] for v in spanning if self.of[v] != PLAIN), PLAIN)
 
     # --- reductions, pools --------------------------------------------------------------------

@@ -53,12 +53,20 @@ class Blocked:
     segments: tuple[int, ...]
 
     def __str__(self) -> str:
-        return f"blocked{self.lanes}({'+'.join(map(str, self.segments))})"
+        even = self.even and len(self.segments) > _LISTED
+        listed = f"{len(self.segments)}x{self.even}" if even else "+".join(map(str, self.segments))
+        return f"blocked{self.lanes}({listed})"
 
     @property
     def channels(self) -> int:
         """Logical channels."""
         return sum(self.segments)
+
+    @property
+    def even(self) -> int | None:
+        """Channels of each of several segments, if all have as many."""
+        first, *rest = self.segments
+        return first if rest and all(size == first for size in rest) else None
 
     @property
     def blocks(self) -> int:
@@ -93,6 +101,10 @@ class Blocked:
                 offset = block + (lo - channel) // self.lanes
             pieces.append(hi - lo)
         return (blocked(self.lanes, pieces), offset) if pieces else None
+
+
+_LISTED = 3
+"""Most segments that are shown one by one."""
 
 
 def blocked(lanes: int, segments) -> Blocked:

@@ -42,8 +42,6 @@ FEW_REGISTERS, SHARED_BROADCASTS = 32, 3
 def applies(kernel: Kernel, layouts: Layouts) -> ConvFacts | Declined:
     """Any convolution or data gradient whose weight is packed in blocks."""
     packed = packing(kernel, layouts)
-    if isinstance(packed, Declined):
-        return packed
     if packed.depthwise:
         return Declined("it has one input channel an output channel")
     if packed.shuffled:
@@ -51,12 +49,9 @@ def applies(kernel: Kernel, layouts: Layouts) -> ConvFacts | Declined:
     return conv_facts(kernel, layouts, Geometry.of_convolution(kernel.anchor))
 
 
-def packing(kernel: Kernel, layouts: Layouts) -> PackedWeight | Declined:
+def packing(kernel: Kernel, layouts: Layouts) -> PackedWeight:
     """How the weight of a convolution, or data gradient, is packed for its nest."""
-    packed = layouts[kernel.anchor.inputs[1]]
-    if isinstance(packed, PackedWeight):
-        return packed
-    return Declined("its groups cut channel blocks, so that the weight is not packed")
+    return layouts[kernel.anchor.inputs[1]]
 
 
 def conv_facts(kernel: Kernel, layouts: Layouts, geo: Geometry) -> ConvFacts:

@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 def applies(kernel: Kernel, layouts: Layouts) -> ConvFacts | Declined:
     """A convolution, or data gradient, of one input channel an output channel."""
     packed = packing(kernel, layouts)
-    if isinstance(packed, Declined):
-        return packed
     if not packed.depthwise:
         return Declined("it is not depthwise")
     return conv_facts(kernel, layouts, Geometry.of_convolution(kernel.anchor))

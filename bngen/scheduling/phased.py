@@ -22,8 +22,8 @@ from typing import TYPE_CHECKING
 from bngen.ir.node import Node
 from bngen.lower.facts import Declined, Layouts, PhasedFacts, element_bytes, group_rows
 from bngen.lower.geometry import Phases
-from bngen.lower.lanes import groups_of
 from bngen.lower.lowered import Lowered
+from bngen.plan.groups import groups_of
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import physical_shape
 from bngen.scheduling.conv import packing
@@ -51,8 +51,6 @@ def applies(kernel: Kernel, layouts: Layouts) -> PhasedFacts | Declined:
     packed, (sh, sw) = packing(kernel, layouts), node.attrs["stride"]
     n, _, h, w = node.out.shape
     rows = group_rows(kernel)
-    if isinstance(packed, Declined):
-        return packed
     if packed.shuffled and not _alike(node, layouts):
         return Declined("its output blocks read their channels from different lanes")
     if (sh, sw) == (1, 1):

@@ -30,11 +30,11 @@ from typing import TYPE_CHECKING, Any
 
 from bngen.lower.facts import Declined, Layouts, ShuffledFacts, ShuffledGradientFacts
 from bngen.lower.geometry import Geometry
-from bngen.lower.lanes import groups_of
 from bngen.lower.lowered import Lowered
+from bngen.plan.groups import groups_of, holds_whole
 from bngen.plan.kernel import Kernel
 from bngen.scheduling.conv import conv_facts, packing
-from bngen.scheduling.knobs import Knobs, divisors, register_tiles, rows_per_task
+from bngen.scheduling.knobs import Knobs, divisors, rows_per_task
 from bngen.scheduling.legality import Space, few, tile_columns, whole_groups
 from bngen.scheduling.tools import (
     attach_loads,
@@ -57,8 +57,6 @@ if TYPE_CHECKING:
 def applies(kernel: Kernel, layouts: Layouts) -> ShuffledFacts | Declined:
     """A convolution, or data gradient, whose weight is packed lane by lane."""
     packed = packing(kernel, layouts)
-    if isinstance(packed, Declined):
-        return packed
     if not packed.shuffled:
         return Declined("no group cuts a channel block")
     node = kernel.anchor
@@ -67,11 +65,24 @@ def applies(kernel: Kernel, layouts: Layouts) -> ShuffledFacts | Declined:
     return ShuffledFacts(**asdict(usual), period=groups.period, alike=int(groups.alike))
 
 
+MOST_COLUMNS = 10
+"""Columns of a register tile: of a row of the window, so many vectors lie in registers, too, and as
+many that they were shuffled to."""
+
+ENOUGH_IN_FLIGHT = 7 / 8
+"""Accumulators that are enough, of those that hide the latency."""
+
+
 def shuffled_knobs(facts: ShuffledFacts, machine: Machine) -> Knobs:
-    """Columns of a register tile, and rows per task."""
-    _, columns, _ = max(
-        register_tiles(facts.w, 1, facts.terms, machine.traits.vector_registers, machine)
-    )
+    """Columns of a register tile, rows per task, and whether terms are kept in memory."""
+    enough = ENOUGH_IN_FLIGHT * machine.traits.multiply_adds_in_flight
+
+    def share(columns: int) -> tuple[float, int]:
+        """The share of time that the multiply-add units work; of equal tiles, the smaller."""
+        full = facts.w / (-(-facts.w // columns) * columns)
+        return full * min(1.0, columns / enough), -columns
+
+    columns = max(range(1, min(facts.w, MOST_COLUMNS) + 1), key=share)
     scratch = _scratch(facts)
     row_bytes = _row_bytes(facts, scratch)
 
@@ -104,7 +115,7 @@ def _either(facts: ShuffledFacts | ShuffledGradientFacts) -> Space:
 
 
 def schedule_shuffled(low: Lowered, facts: ShuffledFacts, knobs: Knobs) -> s_tir.Schedule:
-    """Apply knobs ``columns``, ``rows``."""
+    """Apply knobs ``columns``, ``rows``, ``scratch``."""
     sch = opened(low)
     conv = sch.get_sblock("conv")
     kb, n, h, w, lane, j, r, s = sch.get_loops(conv)
@@ -157,13 +168,11 @@ what neighbouring taps share."""
 
 
 def applies_to_gradient(kernel: Kernel, layouts: Layouts) -> ShuffledGradientFacts | Declined:
-    """Groups that cut channel blocks and have no more channels than lanes."""
+    """A weight gradient whose groups cut channel blocks."""
     node = kernel.anchor
-    groups, (k, cg, *_), outer = node.attrs["groups"], node.out.shape, layouts[node.inputs[1]]
-    if groups == 1 or not (cg % outer.lanes or k // groups % outer.lanes):
+    groups, cg = node.attrs["groups"], node.out.shape[1]
+    if groups == 1 or all(holds_whole(layouts[v], groups) for v in node.inputs):
         return Declined("no group cuts a channel block")
-    if cg > outer.lanes:
-        return Declined(f"{cg} channels a group are more than a block's {outer.lanes}")
     geo, (x, dy) = Geometry.weight_gradient(node), node.inputs
     usual = gradient_facts(kernel, layouts, geo, in_blocks=cg, in_lanes=1)
     of = groups_of(groups, x, dy, layouts)
@@ -215,7 +224,7 @@ def gradient_registers(facts: ShuffledGradientFacts, knobs: Knobs) -> int:
 def schedule_shuffled_gradient(
     low: Lowered, facts: ShuffledGradientFacts, knobs: Knobs
 ) -> s_tir.Schedule:
-    """Apply knobs ``chunks``, ``rows``, ``window``, ``terms``."""
+    """Apply knobs ``chunks``, ``rows``, ``window``, ``terms``, ``pixels``, ``scratch``."""
     sch = opened(low)
     partial = sch.get_sblock("partial")
     if not knobs["scratch"]:

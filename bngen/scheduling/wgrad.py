@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 from bngen.lower.facts import Declined, GradientFacts, Layouts, element_bytes
 from bngen.lower.geometry import Geometry
 from bngen.lower.lowered import Lowered
+from bngen.plan.groups import holds_whole
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked
 from bngen.scheduling.knobs import (
@@ -51,8 +52,8 @@ if TYPE_CHECKING:
 def applies(kernel: Kernel, layouts: Layouts) -> GradientFacts | Declined:
     """Any weight gradient whose groups are whole channel blocks."""
     node = kernel.anchor
-    groups, (k, cg, *_), outer = node.attrs["groups"], node.out.shape, layouts[node.inputs[1]]
-    if groups > 1 and (cg % outer.lanes or k // groups % outer.lanes):
+    groups = node.attrs["groups"]
+    if groups > 1 and not all(holds_whole(layouts[v], groups) for v in node.inputs):
         return Declined("its groups cut channel blocks")
     return gradient_facts(kernel, layouts, Geometry.weight_gradient(node))
 

@@ -30,7 +30,7 @@ from bngen.lower.geometry import POINTS, TILE, Geometry
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked
-from bngen.scheduling.conv import conv_facts, packing
+from bngen.scheduling.conv import conv_facts
 from bngen.scheduling.knobs import TASKS, Knobs, divisors, register_tiles
 from bngen.scheduling.legality import MOST_REGISTERS, Space, tile_blocks
 from bngen.scheduling.tools import (
@@ -63,9 +63,7 @@ MOST_WASTE = 1.5
 
 def applies(kernel: Kernel, layouts: Layouts) -> ConvFacts | Declined:
     """A convolution or data gradient for which `pays`, over channel blocks."""
-    packed, node = packing(kernel, layouts), kernel.anchor
-    if isinstance(packed, Declined):
-        return packed
+    node = kernel.anchor
     reason = pays(node, node.out, node.inputs[1], group_rows(kernel))
     if reason or not isinstance(layouts[node.inputs[0]], Blocked):
         return reason or _PLAIN
