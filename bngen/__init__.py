@@ -30,7 +30,9 @@ _HOMES = {
     "lang.gradients": "grad training_step value_and_grad",
     "lang.loss": "binary_cross_entropy_with_logits cross_entropy kl_div nll_loss",
     "lang.normalization": "batch_norm bn_normalize bn_stats",
-    "lang.optim": "SGD sgd update",
+    "lang.adaptive": "Adam AdamW RMSprop adam adamw rmsprop",
+    "lang.clipping": "clip_grad_norm clip_grad_value",
+    "lang.optim": "SGD latest sgd update",
     "lang.activations": (
         "celu clamp clamp_max clamp_min elu gelu hardshrink hardsigmoid hardswish hardtanh "
         "leaky_relu logsigmoid mish prelu relu relu6 selu silu softplus softshrink softsign "

@@ -91,38 +91,42 @@ def nudged(network_, seed):
     return moved
 
 
-def torch_training(network_, batches, rate=lambda step: 0.1, dtype=torch.float32, **settings):
+def torch_training(
+    network_, batches, rate=lambda step: 0.1, dtype=torch.float32, kind="SGD", clip=None, **settings
+):
     """Losses, and what the network and its optimizer hold in the end."""
     network_ = copy.deepcopy(network_).to(dtype)
-    optimizer = torch.optim.SGD(network_.parameters(), lr=rate(0), **settings)
+    optimizer = getattr(torch.optim, kind)(network_.parameters(), lr=rate(0), **settings)
     losses = []
     for step, (x, labels) in enumerate(batches):
         optimizer.param_groups[0]["lr"] = rate(step)
         optimizer.zero_grad()
         loss = network_(torch.tensor(x, dtype=dtype), torch.tensor(labels))
         loss.backward()
+        if clip is not None:
+            torch.nn.utils.clip_grad_norm_(network_.parameters(), clip)
         optimizer.step()
         losses.append(loss.item())
     held = {n: t.detach().numpy() for n, t in network_.state_dict().items()}
     for name, p in network_.named_parameters():
-        kept = optimizer.state[p].get("momentum_buffer")
-        if kept is not None:
-            held[f"momentum_buffer.{name}"] = kept.numpy()
+        for what, kept in optimizer.state[p].items():
+            if what != "step" and kept is not None:
+                held[f"{what}.{name}"] = kept.numpy()
     return np.array(losses), held
 
 
-def our_training(network_, batches, rate=None, **settings):
+def our_training(network_, batches, rate=None, kind="SGD", clip=None, **settings):
     """The same by one compiled program a step."""
     ours = program(getattr(bg, network_.activation.__name__))
-    optimizer = bg.SGD(lr=None if rate else 0.1, **settings)
-    step = bg.build(bg.training_step(ours, optimizer)).init(0)
+    optimizer = getattr(bg, kind)(lr=None if rate else 0.1, **settings)
+    step = bg.build(bg.training_step(ours, optimizer, max_norm=clip)).init(0)
     step.load_state_dict(network_.state_dict(), strict=False)
     losses = []
     for i, (x, labels) in enumerate(batches):
         lr = [np.float32(rate(i))] if rate else []
         losses.append(float(step(x, labels, *lr)))
     held = step.state_dict()
-    held.pop("momentum_buffer.steps", None)
+    held.pop("optimizer.steps", None)
     return np.array(losses), held
 
 
@@ -169,6 +173,20 @@ def test_loss_curves_agree_and_fall(batches):
 )
 def test_sgd_is_that_of_torch(batches, settings):
     compare(batches[:6], **settings)
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("Adam", {"amsgrad": True, "weight_decay": 0.01}),
+        ("AdamW", {"clip": 0.5}),
+        ("RMSprop", {"centered": True, "momentum": 0.5}),
+    ],
+    ids=str,
+)
+def test_adaptive_optimizers_are_those_of_torch(batches, kind, settings):
+    # Their steps are quotients of small numbers at first, so that losses of few steps count.
+    compare(batches[:4], lambda step: 0.01 / (step + 1), kind=kind, eps=1e-3, **settings)
 
 
 def test_a_step_is_forward_backward_and_update():

@@ -16,15 +16,17 @@ from bngen.ir.build import prune
 from bngen.ir.node import Graph
 from bngen.ir.types import TensorType, Value
 from bngen.labels import VALUE
-from bngen.lang.optim import SGD, update
+from bngen.lang.clipping import clip_grad_norm, clip_grad_value
+from bngen.lang.optim import Optimizer, latest, update
 from bngen.lang.program import Program, graph_of
 from bngen.lang.state import buffer, parameters, scope
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
 from bngen.passes.autodiff import differentiate, targets_of
 from bngen.passes.grad_rules import NO_GRADIENT
 
-MOMENTUM_SCOPE = "momentum_buffer"
-"""Where `training_step` keeps momentum: ``momentum_buffer.<name of the parameter>``."""
+STEPS = "optimizer.steps"
+"""Where `training_step` counts the steps taken, for optimizers that depend on it."""
 
 
 def grad(program: Any, wrt: Sequence[str] | None = None) -> Program:
@@ -64,16 +66,25 @@ def value_and_grad(program: Any, wrt: Sequence[str] | None = None) -> Program:
     return Program.from_graph(_joint(program, wrt, "value_and_grad"))
 
 
-def training_step(program: Any, optimizer: SGD) -> Program:
+def training_step(
+    program: Any,
+    optimizer: Optimizer,
+    *,
+    max_norm: float | None = None,
+    clip_value: float | None = None,
+) -> Program:
     """One step of training: forward, backward, and the update of every parameter in place.
 
-    Parameters that the loss does not depend on stay as they are. Momentum is kept in buffers of
-    the module named ``momentum_buffer.<parameter>``, which start with zeros.
+    Parameters that the loss does not depend on stay as they are. What the optimizer keeps of a
+    parameter lies in buffers of the module that have ``torch.optim``'s names, as
+    ``momentum_buffer.<parameter>`` and ``exp_avg.<parameter>``, and start with zeros.
 
     Args:
         program: a `Program` or its graph; it returns the loss, a single scalar.
         optimizer: how parameters move; where its ``lr`` is None, the step takes the learning rate
             as its last argument, ``lr``, a float32 without axes.
+        max_norm: what the norm of all gradients together is kept below, see `clip_grad_norm`.
+        clip_value: what the elements of gradients are kept between, see `clip_grad_value`.
 
     Returns:
         A program of the same arguments that returns the loss.
@@ -82,7 +93,7 @@ def training_step(program: Any, optimizer: SGD) -> Program:
         ProgramError: for a program without parameters, or a result that is no scalar.
     """
     graph = graph_of(program, "training_step")
-    if not isinstance(optimizer, SGD):
+    if not isinstance(optimizer, Optimizer):
         what = f"training_step: optimizer is {type(optimizer).__name__}"
         raise error(what, "pass bg.SGD(lr=0.1)")
     names = trained_parameters(graph)
@@ -94,12 +105,16 @@ def training_step(program: Any, optimizer: SGD) -> Program:
     if optimizer.lr is None:
         if "lr" in arguments:
             what = f"training_step: {graph.name} has an argument 'lr' of its own"
-            raise error(what, "rename it, or give bg.SGD a number")
+            raise error(what, f"rename it, or give bg.{type(optimizer).__name__} a number")
         arguments["lr"] = TensorType(())
 
     def step(**inputs: Any) -> Any:
         lr = inputs.pop("lr") if optimizer.lr is None else optimizer.lr
         loss, gradients = joint(**inputs)
+        if clip_value is not None:
+            gradients = clip_grad_value(gradients, clip_value)
+        if max_norm is not None:
+            gradients, _ = clip_grad_norm(gradients, max_norm)
         _move(optimizer, gradients, lr)
         return loss
 
@@ -116,20 +131,24 @@ def trained_parameters(graph: Graph) -> list[str]:
     return [i.name for i in graph.inputs if i.kind == "parameter" and i.value in reached]
 
 
-def _move(optimizer: SGD, gradients: dict[str, Any], lr: Any) -> None:
-    """Record the update of each parameter, and of its momentum."""
+def _move(optimizer: Optimizer, gradients: dict[str, Any], lr: Any) -> None:
+    """Record the update of each parameter, and of what is kept of it."""
     params = parameters()
-    with scope(MOMENTUM_SCOPE):
-        taken = buffer("steps", (), INDEX) if optimizer.counts_steps else None
-        for name, gradient in gradients.items():
-            param = params[name]
-            kept = buffer(name, param.shape, param.dtype) if optimizer.momentum else None
-            new, new_kept = optimizer.step(param, gradient, kept, lr, taken)
-            update(param, new)
-            if kept is not None:
-                update(kept, new_kept)
-        if taken is not None:
-            update(taken, taken + 1)
+    taken = buffer(STEPS, (), INDEX) if optimizer.counts_steps else None
+    for name, gradient in gradients.items():
+        param = latest(params[name])
+        kept = {what: _kept(what, name, param) for what in optimizer.keeps}
+        new, new_kept = optimizer.step(param, gradient, kept, lr, taken)
+        update(params[name], new)
+        for what, value in new_kept.items():
+            update(kept[what], value)
+    if taken is not None:
+        update(taken, taken + 1)
+
+
+def _kept(what: str, name: str, param: Tensor) -> Tensor:
+    with scope(what):
+        return buffer(name, param.shape, param.dtype)
 
 
 def _joint(program: Any, wrt: Sequence[str] | None, label: str) -> Graph:

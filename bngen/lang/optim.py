@@ -1,30 +1,37 @@
-"""Stochastic gradient descent inside a program, and updates of its inputs."""
+"""Updates of a program's inputs, and stochastic gradient descent; see `adaptive` for more."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bngen.lang.pointwise import where
-from bngen.lang.tensor import Tensor, check_tensor, same_float_type
+from bngen.lang.tensor import Tensor, check_tensor, same_float_type, wrap
 from bngen.lang.trace import current_trace, error
-from bngen.lang.types import real
+from bngen.lang.types import flag, real
 
 
 def update(input: Tensor, value: Tensor) -> None:
     """Let an argument, parameter or buffer hold ``value`` once the program has ended.
 
-    Until then the program goes on reading the old value.
+    Until then the program goes on reading the old value; `latest` gives the new one. Of several
+    updates the last one holds.
 
     Raises:
-        ProgramError: ``input`` is computed by the program, has an update already, or has
-            another shape or dtype than ``value``.
+        ProgramError: ``input`` is computed by the program, or has another shape or dtype than
+            ``value``.
     """
     trace = current_trace("update")
     check_tensor("update", "input", input)
     check_tensor("update", "value", value)
-    if trace.has_update(input.value):
-        raise error(f"update: {input.name!r} is updated already", "combine the two updates")
     trace.set_update("update", input.value, value.value)
+
+
+def latest(input: Tensor) -> Tensor:
+    """What an argument, parameter or buffer is going to hold, by the updates made so far."""
+    check_tensor("latest", "input", input)
+    trace = current_trace("latest")
+    return wrap(trace, trace.latest(input.value))
 
 
 def sgd(
@@ -36,6 +43,8 @@ def sgd(
     dampening: float | Tensor = 0.0,
     weight_decay: float = 0.0,
     nesterov: bool = False,
+    *,
+    maximize: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """One step of ``torch.optim.SGD`` for one parameter.
 
@@ -54,6 +63,7 @@ def sgd(
             without axes.
         weight_decay: factor of an L2 penalty.
         nesterov: look ahead along the momentum.
+        maximize: go along the gradient, not against it.
 
     Returns:
         New values of ``param`` and ``momentum_buffer`` (``None`` without momentum); hand them to
@@ -63,6 +73,8 @@ def sgd(
         "sgd", ("momentum_buffer",), param=param, grad=grad, momentum_buffer=momentum_buffer
     )
     _check(param, grad, momentum_buffer, lr, momentum, dampening, weight_decay, nesterov)
+    if flag("sgd", "maximize", maximize):
+        grad = -grad
     if weight_decay:
         grad = grad + param * weight_decay
     if not momentum:
@@ -74,22 +86,29 @@ def sgd(
 
 
 def _check(param, grad, buffer, lr, momentum, dampening, weight_decay, nesterov) -> None:
-    for name, x in (("grad", grad), ("momentum_buffer", buffer)):
-        if x is not None and x.shape != param.shape:
-            raise error(f"sgd: {name} is {x.type} for a parameter {param.type}")
-    for name, x in (("lr", lr), ("dampening", dampening)):
-        if isinstance(x, Tensor):
-            _check_scalar(name, x)
+    check_like("sgd", param, grad=grad, momentum_buffer=buffer)
+    check_scalars("sgd", lr=lr, dampening=dampening)
     _check_numbers("sgd", lr, momentum, dampening, weight_decay, nesterov)
     if momentum and buffer is None:
         raise error("sgd: momentum needs a momentum_buffer", "declare one with bg.buffer")
 
 
-def _check_scalar(name: str, x: Tensor) -> None:
-    check_tensor("sgd", name, x)
-    if x.shape or not x.type.is_float:
-        what = "a learning rate" if name == "lr" else name
-        raise error(f"sgd: {name} is {x.type}", f"{what} is a float without axes")
+def check_like(label: str, param: Tensor, **others: Tensor | None) -> None:
+    """Raise unless what is kept for a parameter has its shape."""
+    for name, x in others.items():
+        if x is not None and x.shape != param.shape:
+            raise error(f"{label}: {name} is {x.type} for a parameter {param.type}")
+
+
+def check_scalars(label: str, **settings: float | Tensor) -> None:
+    """Raise for a setting that is a tensor with axes, or of no floating-point type."""
+    for name, x in settings.items():
+        if not isinstance(x, Tensor):
+            continue
+        check_tensor(label, name, x)
+        if x.shape or not x.type.is_float:
+            what = "a learning rate" if name == "lr" else name
+            raise error(f"{label}: {name} is {x.type}", f"{what} is a float without axes")
 
 
 def _check_numbers(label: str, lr, momentum, dampening, weight_decay, nesterov) -> None:
@@ -104,8 +123,47 @@ def _check_numbers(label: str, lr, momentum, dampening, weight_decay, nesterov) 
         raise error(f"{label}: nesterov needs a momentum and no dampening")
 
 
+class Optimizer:
+    """How `training_step` moves parameters; `SGD`, `Adam`, `AdamW` and `RMSprop` are ones.
+
+    Attributes:
+        lr: learning rate; None makes it an argument of the step, so that schedules work.
+    """
+
+    lr: float | None
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """What is kept of each parameter, by ``torch.optim``'s names; zeros at first."""
+        raise NotImplementedError
+
+    @property
+    def counts_steps(self) -> bool:
+        """Whether a step depends on how many were taken before."""
+        raise NotImplementedError
+
+    def step(
+        self,
+        param: Tensor,
+        grad: Tensor,
+        kept: Mapping[str, Tensor],
+        lr: float | Tensor,
+        taken: Tensor | None = None,
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """New values of a parameter and of what is kept of it.
+
+        Args:
+            param: the parameter.
+            grad: its gradient.
+            kept: by the names of `keeps`.
+            lr: learning rate.
+            taken: how many steps were taken before, an integer, where `counts_steps`.
+        """
+        raise NotImplementedError
+
+
 @dataclass(frozen=True)
-class SGD:
+class SGD(Optimizer):
     """``torch.optim.SGD``, for `training_step`.
 
     Attributes:
@@ -114,6 +172,7 @@ class SGD:
         dampening: what the gradient loses on its way into the buffer, but for the first step.
         weight_decay: factor of an L2 penalty.
         nesterov: look ahead along the momentum.
+        maximize: go along the gradient, not against it.
     """
 
     lr: float | None = 1e-3
@@ -121,38 +180,37 @@ class SGD:
     dampening: float = 0.0
     weight_decay: float = 0.0
     nesterov: bool = False
+    maximize: bool = False
 
     def __post_init__(self) -> None:
         lr = 0 if self.lr is None else self.lr
         numbers = (self.momentum, self.dampening, self.weight_decay, self.nesterov)
         _check_numbers("SGD", lr, *numbers)
+        flag("SGD", "maximize", self.maximize)
+
+    @property
+    def keeps(self) -> tuple[str, ...]:
+        """A buffer, with momentum."""
+        return ("momentum_buffer",) if self.momentum else ()
 
     @property
     def counts_steps(self) -> bool:
         """Whether the first step differs from the others: it alone is not dampened."""
         return self.momentum != 0 and self.dampening != 0
 
-    def step(
+    def step(  # noqa: D102
         self,
         param: Tensor,
         grad: Tensor,
-        momentum_buffer: Tensor | None,
+        kept: Mapping[str, Tensor],
         lr: float | Tensor,
         taken: Tensor | None = None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """New values of a parameter and of its momentum buffer.
-
-        Args:
-            param: the parameter.
-            grad: its gradient.
-            momentum_buffer: zeros at first; needed with ``momentum``.
-            lr: learning rate.
-            taken: how many steps were taken before, where `counts_steps`.
-        """
+    ) -> tuple[Tensor, dict[str, Tensor]]:
         dampening: float | Tensor = self.dampening
         if self.counts_steps:
             dampening = where(taken == 0, 0.0, self.dampening)
-        return sgd(
-            param, grad, momentum_buffer, lr, self.momentum, dampening, self.weight_decay,
-            self.nesterov,
+        new, buffer = sgd(
+            param, grad, kept.get("momentum_buffer"), lr, self.momentum, dampening,
+            self.weight_decay, self.nesterov, maximize=self.maximize,
         )  # fmt: skip
+        return new, {} if buffer is None else {"momentum_buffer": buffer}

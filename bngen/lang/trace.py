@@ -140,10 +140,6 @@ class Trace:
         """What an input is going to hold, as recorded so far: itself or its update."""
         return self._updates.get(target.name, target)
 
-    def has_update(self, target: Value) -> bool:
-        """Whether an input already has a new value."""
-        return target.name in self._updates
-
     def next_stream(self) -> int:
         """A number that no other random draw of this program has."""
         self._streams += 1

@@ -320,8 +320,26 @@ CASES = [
         "update: 'w' is f32[4,6], its new value f32[4]",
     ),
     (
-        lambda w: (bg.update(w, -w), bg.update(w, w))[0] or w, (MATRIX,),
-        "update: 'w' is updated already (combine the two updates)",
+        lambda w, g, n: bg.adam(w, g, w, w, n, amsgrad=True)[0],
+        (MATRIX, MATRIX, bg.Tensor[bg.int64]),
+        "adam: amsgrad needs a max_exp_avg_sq (declare one with bg.buffer)",
+    ),
+    (
+        lambda w, g: bg.adamw(w, g, w, w, g)[0], (MATRIX, MATRIX),
+        "adam: step is f32[4,6] (the number of a step is an int64 without axes)",
+    ),
+    (
+        lambda w, g: bg.rmsprop(w, g, bg.buffer("s", 3))[0], (MATRIX, MATRIX),
+        "rmsprop: square_avg is f32[3] for a parameter f32[4,6]",
+    ),
+    (
+        lambda w: bg.clip_grad_norm({"w": w}, -1)[0]["w"], (MATRIX,),
+        "clip_grad_norm: max_norm must be a number, 0 or more, got -1",
+    ),
+    (
+        lambda w: bg.clip_grad_value([w], 1)["w"], (MATRIX,),
+        "clip_grad_value: grads must be a dict of gradients, got list (pass what bg.grad or "
+        "bg.value_and_grad gives)",
     ),
     # --- parameters and scopes
     (

@@ -93,6 +93,8 @@ def open_kernel(cut: Cut, costs: Costs, anchor: Node) -> None:
     inside = [anchor, *(slot.fill() if legality.may_hold(anchor) else ())]
     keep = _kept(cut, anchor, inside)
     needed = _leading_to(cut, keep, set(inside))
+    if anchor.out not in keep and _meet_again(keep, needed):
+        keep.add(anchor.out)
     for node in set(inside).difference(needed):
         slot.note(node, ELSEWHERE)
     written = [n for n in needed if n is anchor or not keep.isdisjoint(n.outputs)]
@@ -184,6 +186,28 @@ def _kept(cut: Cut, anchor: Node, inside: list[Node]) -> set[Value]:
                 keep.add(v)
                 _note_loads(cut, node, _kernels_reading(cut, v), refused)
     return keep or {anchor.out}
+
+
+def _meet_again(keep: set[Value], needed: list[Node]) -> bool:
+    """Whether a kernel without an anchor needs a nest that has no place in another one's tile.
+
+    Its first stored value is what the loops go over. Another that is not made of it has a nest of
+    its own, so that nothing can be made of both; unless what they have in common is stored first::
+
+        g = p * d + x;  m = g * a;  v = g * g;  q = m / v
+    """
+    first: set[Value] = set()
+    apart: set[Value] = set()
+    for node in needed:
+        if not first:
+            first.update(keep.intersection(node.outputs))
+        elif not first.isdisjoint(node.operands):
+            if not apart.isdisjoint(node.operands):
+                return True
+            first.update(node.outputs)
+        elif not apart.isdisjoint(node.operands) or not keep.isdisjoint(node.outputs):
+            apart.update(node.outputs)
+    return False
 
 
 def _refused_again(cut: Cut, v: Value, keep: set[Value], group: set[Node]) -> dict[Node, str]:
