@@ -130,7 +130,7 @@ OPTIONS: tuple[Option, ...] = (
         commands=(VERIFY, BENCH),
     ),
     _row(
-        "against", "list", "rivals, comma separated: PyTorch, bngen in it (`backend`), levels of fusion",
+        "against", "list", "rivals, comma separated: PyTorch, bngen as its backend, bngen's levels",
         default=RIVALS, default_text=",".join(RIVALS), choices=RIVAL_CHOICES, commands=(BENCH,),
     ),
     _row("rounds", "int", "turns of each contender", default=5, metavar="N",
