@@ -20,7 +20,7 @@ from bngen.lower.body import Body
 from bngen.lower.facts import Layouts
 from bngen.lower.geometry import Geometry
 from bngen.lower.lowered import Lowered
-from bngen.lower.operand import operand
+from bngen.lower.operand import operand, summed_channel
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import PackedWeight, physical_shape
 
@@ -52,11 +52,10 @@ def _blocked(data: te.Tensor, w: te.Tensor, geo: Geometry, packed: PackedWeight)
     _, per_group, _, _, lanes, _ = (int(e) for e in w.shape)
     cb, cl = te.reduce_axis((0, per_group), "cb"), te.reduce_axis((0, lanes), "cl")
     r, s = te.reduce_axis((0, rows), "r"), te.reduce_axis((0, cols), "s")
-    out_per_group = packed.outer.blocks // packed.groups
 
     def element(kb, n, h, wi, l):  # noqa: E741
-        first = 0 if packed.groups == 1 else (kb // out_per_group) * per_group
-        taken = data[first + cb, n, h * sh + r * dh, wi * sw + s * dw, cl]
+        block, lane = summed_channel(packed, kb, cb, cl)
+        taken = data[block, n, h * sh + r * dh, wi * sw + s * dw, lane]
         return te.sum(taken * w[kb, cb, r, s, cl, l], axis=[cb, r, s, cl])
 
     return element

@@ -118,9 +118,12 @@ def _packed_element(body: Body, w: Value, layout: PackedWeight):
 
     def blocked(ob, ib, r, s, il, ol):
         outer = Lane(ob, ol, layout.outer)
-        inner = ib if layout.inner is None else Lane(ib, il, layout.inner)
+        if layout.by_channel:
+            inner = il
+        else:
+            inner = ib if layout.inner is None else Lane(ib, il, layout.inner)
         o, i = outer.logical(), logical(inner)
-        lanes = [outer] if layout.inner is None else [outer, inner]
+        lanes = [v for v in (outer, inner) if isinstance(v, Lane)]
         if not layout.flipped:
             return _when(lanes, body.at(w, (o, i, *tap(r, s))))
         per_group = w.shape[1]

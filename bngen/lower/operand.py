@@ -9,7 +9,7 @@ from bngen.lower.body import Body
 from bngen.lower.coords import Lane, logical_coord, zero
 from bngen.lower.geometry import Geometry, Phases
 from bngen.lower.opaque import Expr
-from bngen.plan.layout import Blocked, physical_shape
+from bngen.plan.layout import Blocked, PackedWeight, physical_shape
 
 
 def row_of(geo: Geometry, i: int, p: Expr) -> tuple[Expr, list[Expr]]:
@@ -43,6 +43,18 @@ def operand(body: Body, x: Value, geo: Geometry) -> te.Tensor:
         return tirx.if_then_else(tirx.all(*tests), value, zero(x.dtype)) if tests else value
 
     return _scratch(body, (blocks, n, geo.padded(0), geo.padded(1), lanes), element, "pad")
+
+
+def summed_channel(packed: PackedWeight, kb: Expr, cb: Expr, cl: Expr) -> tuple[Expr, Expr]:
+    """Block and lane of the operand that a packed weight's inner block and lane belong to."""
+    if packed.groups == 1:
+        return cb, cl
+    group = kb // (packed.outer.blocks // packed.groups)
+    first = group * (packed.inner.blocks // packed.groups)
+    if not packed.by_channel:
+        return first + cb, cl
+    lanes = packed.inner.lanes
+    return first + tirx.floordiv(cl, lanes), tirx.floormod(cl, lanes)
 
 
 def phased_operand(body: Body, dy: Value, phases: Phases) -> te.Tensor:

@@ -23,7 +23,7 @@ from bngen.lower.facts import Layouts
 from bngen.lower.geometry import Phase, Phases
 from bngen.lower.lowered import Lowered
 from bngen.lower.opaque import Expr
-from bngen.lower.operand import phased_operand
+from bngen.lower.operand import phased_operand, summed_channel
 from bngen.lower.shuffled import shuffled
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import PackedWeight, physical_shape
@@ -105,12 +105,11 @@ def _phase_nest(node, of: _Operands, a: Phase, b: Phase) -> te.Tensor:
         return te.compute(shape, own, name=name)
     per_group, lanes = int(w.shape[1]), int(w.shape[4])
     cb, cl = te.reduce_axis((0, per_group), "cb"), te.reduce_axis((0, lanes), "cl")
-    out_per_group = packed.outer.blocks // packed.groups
 
     def element(kb, image, p, q, lane):
         y, x = source(p, q)
-        first = 0 if packed.groups == 1 else (kb // out_per_group) * per_group
-        product = data[first + cb, image, y, x, cl] * w[kb, cb, row, column, cl, lane]
+        block, own = summed_channel(packed, kb, cb, cl)
+        product = data[block, image, y, x, own] * w[kb, cb, row, column, cl, lane]
         return te.sum(product, axis=[cb, t, u, cl])
 
     return te.compute(shape, element, name=name)

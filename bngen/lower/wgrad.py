@@ -30,7 +30,9 @@ def lower_weight_gradient(kernel: Kernel, layouts: Layouts) -> Lowered:
     node, body = kernel.anchor, Body(kernel, layouts)
     geo, (x, dy) = Geometry.weight_gradient(node), node.inputs
     data, grad = operand(body, x, geo), gradient(body, dy, geo)
-    unpacked(body, _blocked_sums(data, grad, geo, node.attrs["groups"]))
+    groups = node.attrs["groups"]
+    per_group = x.shape[1] // groups if groups > 1 and layouts[x].padded else None
+    unpacked(body, _blocked_sums(data, grad, geo, groups, per_group))
     return body.finish("partial")
 
 
@@ -62,7 +64,7 @@ def unpacked(body: Body, taps: te.Tensor) -> None:
         lane = lane_of(ki, outer)
         if not isinstance(inner, Blocked):
             return taps[lane.block, ci, r, s, 0, lane.lane]
-        lanes = inner.lanes
+        lanes = int(taps.shape[4])
         source = lane_of(ci, inner) if groups == 1 else Lane(ci // lanes, ci % lanes, inner)
         return taps[lane.block, source.block, r, s, source.lane, lane.lane]
 
@@ -88,18 +90,28 @@ def _depthwise_sums(data: te.Tensor, grad: te.Tensor, geo: Geometry) -> te.Tenso
     return te.compute((grad.shape[0], *geo.window, grad.shape[4]), element, name="partial")
 
 
-def _blocked_sums(data: te.Tensor, grad: te.Tensor, geo: Geometry, groups: int) -> te.Tensor:
-    """``(Kb, Cb of a group, R, S, in lanes, out lanes)``."""
+def _blocked_sums(
+    data: te.Tensor, grad: te.Tensor, geo: Geometry, groups: int, per_group: int | None
+) -> te.Tensor:
+    """``(Kb, Cb of a group, R, S, in lanes, out lanes)``.
+
+    Where groups are padded to blocks, ``per_group`` are the channels of one: as many in lanes of a
+    single block.
+    """
     (sh, sw), (dh, dw) = geo.stride, geo.dilation
     n, h, w = axes = _pixels(grad)
     in_blocks, out_blocks = int(data.shape[0]) // groups, int(grad.shape[0]) // groups
+    lanes = int(data.shape[4])
 
     def element(kb, cb, r, s, cl, lane):
-        first = 0 if groups == 1 else (kb // out_blocks) * in_blocks
-        taken = data[first + cb, n, h * sh + r * dh, w * sw + s * dw, cl]
+        block = cb if groups == 1 else (kb // out_blocks) * in_blocks + cb
+        if per_group:
+            block, cl = block + tirx.floordiv(cl, lanes), tirx.floormod(cl, lanes)
+        taken = data[block, n, h * sh + r * dh, w * sw + s * dw, cl]
         return te.sum(taken * grad[kb, n, h, w, lane], axis=axes)
 
-    shape = (grad.shape[0], in_blocks, *geo.window, data.shape[4], grad.shape[4])
+    inside = (1, *geo.window, per_group) if per_group else (in_blocks, *geo.window, lanes)
+    shape = (grad.shape[0], *inside, grad.shape[4])
     return te.compute(shape, element, name="partial")
 
 

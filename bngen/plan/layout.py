@@ -124,7 +124,8 @@ class PackedWeight:
 
     ``(out blocks, in blocks, R, S, in lanes, out lanes)``; for ``flipped`` (the data gradient) in
     and out change places and the window is mirrored. ``inner`` is 1 where the input is plain.
-    Depthwise weights are ``(blocks, R, S, lanes)``; shuffled ones, where channels of several groups
+    Groups that are padded to blocks have one inner block, of the channels that there are. Depthwise
+    weights are ``(blocks, R, S, lanes)``; shuffled ones, where channels of several groups
     lie in an output block, ``(out blocks, channels of a group, R, S, out lanes)``. Padding lanes
     hold zeros.
 
@@ -148,6 +149,11 @@ class PackedWeight:
         kind = "depthwise " * self.depthwise + "shuffled " * self.shuffled
         kind += "flipped" if self.flipped else "forward"
         return f"packed({kind},{self.outer},{self.inner or 'plain'},groups={self.groups})"
+
+    @property
+    def by_channel(self) -> bool:
+        """Whether the nest counts the channels of a group, not those of its blocks."""
+        return self.groups > 1 and self.inner is not None and self.inner.padded
 
 
 Layout = Plain | Blocked | PackedWeight
@@ -177,7 +183,9 @@ def physical_shape(type_: TensorType, layout: Layout) -> tuple[int, ...]:
     if layout.shuffled:
         terms = shape[0] // layout.groups if layout.flipped else shape[1]
         return (layout.outer.blocks, terms, r, s, layout.outer.lanes)
-    if layout.inner is None:
+    if layout.by_channel:
+        inner_blocks, inner_lanes = layout.groups, layout.inner.channels // layout.groups
+    elif layout.inner is None:
         inner_blocks, inner_lanes = (shape[0] if layout.flipped else shape[1]), 1
     else:
         inner_blocks, inner_lanes = layout.inner.blocks, layout.inner.lanes

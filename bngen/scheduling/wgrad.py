@@ -17,6 +17,7 @@ No two tasks write one element, so there is nothing to merge and the bits do not
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bngen.lower.facts import Declined, GradientFacts, Layouts, element_bytes
@@ -55,7 +56,11 @@ def applies(kernel: Kernel, layouts: Layouts) -> GradientFacts | Declined:
     groups = node.attrs["groups"]
     if groups > 1 and not all(holds_whole(layouts[v], groups) for v in node.inputs):
         return Declined("its groups cut channel blocks")
-    return gradient_facts(kernel, layouts, Geometry.weight_gradient(node))
+    geo, inner = Geometry.weight_gradient(node), layouts[node.inputs[0]]
+    if groups > 1 and inner.padded:
+        channels = node.out.shape[1]
+        return gradient_facts(kernel, layouts, geo, in_blocks=1, in_lanes=channels)
+    return gradient_facts(kernel, layouts, geo)
 
 
 def gradient_facts(kernel: Kernel, layouts: Layouts, geo: Geometry, **other: int) -> GradientFacts:
@@ -91,7 +96,11 @@ def wgrad_knobs(facts: GradientFacts, machine: Machine) -> Knobs:
     """What a task owns, rows per pixel tile, and the register block of a weight gradient."""
     chunks, kb, cb = gradient_task(facts, machine)
     wide = facts.in_lanes > 1
-    blocks, lanes = register_block(kb, facts.in_lanes if wide else facts.s, machine)
+    # Only blocks of one group share what they are multiplied with.
+    together = math.gcd(kb, max(1, facts.out_blocks // facts.groups))
+    blocks, lanes = register_block(
+        together, _input_lanes(facts) if wide else divisors(facts.s), machine
+    )
 
     def panel(rows: int) -> int:
         """Bytes of both operands that a tile of so many rows reads."""
@@ -129,7 +138,13 @@ def gradient_task(facts: GradientFacts, machine: Machine) -> tuple[int, int, int
     return min(choices, key=lambda t: cost(*t))
 
 
-def register_block(out_blocks: int, in_lanes: int, machine: Machine) -> tuple[int, int]:
+def _input_lanes(facts: GradientFacts) -> list[int]:
+    """Input channels of a register block: some of a channel block, or of a small group all."""
+    small = facts.in_lanes <= facts.lanes
+    return [d for d in divisors(facts.in_lanes) if small or facts.lanes % d == 0]
+
+
+def register_block(out_blocks: int, in_lanes: Sequence[int], machine: Machine) -> tuple[int, int]:
     """Output blocks and input channels of the accumulators; all of ``in_lanes`` for a window row.
 
     The score is that of `register_tiles`: latency hidden, and loads per multiply-add.
@@ -144,7 +159,7 @@ def register_block(out_blocks: int, in_lanes: int, machine: Machine) -> tuple[in
     fitting = [
         (kb, cl)
         for kb in divisors(out_blocks)
-        for cl in divisors(in_lanes)
+        for cl in in_lanes
         if tile_registers(cl, kb) <= machine.traits.vector_registers
     ]
     return max(fitting, key=lambda t: score(*t))
@@ -163,7 +178,7 @@ def gradient_space(facts: GradientFacts) -> Space:
         "rows": lambda _: divisors(facts.h),
         "blocks": lambda chosen: few(divisors(chosen["out_blocks"]), 1 if wide else facts.s),
     }
-    lanes = {"in_lanes": lambda chosen: few(divisors(facts.in_lanes), chosen["blocks"])}
+    lanes = {"in_lanes": lambda chosen: few(_input_lanes(facts), chosen["blocks"])}
     return {**space, **lanes} if wide else space
 
 

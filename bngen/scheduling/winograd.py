@@ -186,7 +186,7 @@ def group_of_tiles(facts: ConvFacts) -> int:
 def winograd_wgrad_knobs(facts: GradientFacts, machine: Machine) -> Knobs:
     """Those of any weight gradient, for rows of tiles: those of a task should stay in L2."""
     chunks, kb, cb = gradient_task(facts, machine)
-    blocks, lanes = register_block(kb, facts.in_lanes, machine)
+    blocks, lanes = register_block(kb, divisors(facts.in_lanes), machine)
     rows = 1
     for r in divisors(facts.h):
         panel = facts.element_bytes * facts.lanes * r * facts.w
