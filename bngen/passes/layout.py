@@ -61,7 +61,7 @@ class _Layouts:
         self.results = [
             plain(v.type, channels_last=i in formats.outputs) for i, v in enumerate(graph.outputs)
         ]
-        self.goals = self.find_goals()
+        self.goals, self.updating = self.find_goals()
         self.maps = self.find_maps()
         self.copies: dict[tuple[Value, Layout], Value] = {}
         convolutions = (n for n in graph.nodes if n.row.direction == "forward")
@@ -79,8 +79,8 @@ class _Layouts:
         updates = [(old, self.want(new, self.of[old])) for old, new in self.graph.updates]
         return self.b.finish(outputs, updates=updates), self.of
 
-    def find_goals(self) -> dict[Value, Plain]:
-        """The order of axes in which plain values are wanted in the end.
+    def find_goals(self) -> tuple[dict[Value, Plain], set[Value]]:
+        """The order of axes in which plain values are wanted in the end, and those of updates.
 
         Users want their results in it, and an update that is made element by element all that it
         is made from.
@@ -90,12 +90,14 @@ class _Layouts:
             goals.setdefault(v, layout)
         for target, new in self.graph.updates:
             goals.setdefault(new, self.of[target])
+        updating = {new for _, new in self.graph.updates}
         for node in reversed(self.graph.nodes):
             if node.out in goals and OPS[node.op].kind == "pointwise":
                 for v in node.operands:
                     if v.shape == node.out.shape:
                         goals.setdefault(v, goals[node.out])
-        return goals
+                        updating |= {v} if node.out in updating else set()
+        return goals, updating
 
     def find_maps(self) -> dict[Value, Blocked]:
         """Feature maps that are wanted in the layout of groups, see `layouts_of_groups`.
@@ -262,6 +264,8 @@ class _Layouts:
         for v in spanning:
             if isinstance(self.of[v], Blocked):
                 return self.of[v]
+        if out in self.updating and all(isinstance(self.of[v], Plain) for v in spanning):
+            return self.goals[out]  # A parameter's update: nothing there lies in blocks.
         if rank == 4 and out.shape[1] >= FEW_CHANNELS:
             return self.maps.get(out, self.plain_block(out.shape[1]))
         return next((self.of[v] for v in spanning if self.of[v] != PLAIN), PLAIN)
