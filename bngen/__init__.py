@@ -28,6 +28,7 @@ globals().update(_DTYPES)  # bngen.float32, bngen.bool_, ...
 _HOMES = {
     "compiler": "build bundle",
     "lang.gradients": "grad training_step value_and_grad",
+    "lang.image_norms": "group_norm instance_norm layer_norm local_response_norm normalize",
     "lang.loss": "cross_entropy",
     "lang.normalization": "batch_norm bn_normalize bn_stats",
     "lang.optim": "SGD sgd update",
@@ -38,10 +39,18 @@ _HOMES = {
     ),
     "lang.program": "Program program trace",
     "lang.reductions": "amax log_softmax max mean softmax sum",
-    "lang.shapes": "cat flatten reshape",
+    "lang.places": "flip interpolate pad repeat roll",
+    "lang.shapes": (
+        "cat channel_shuffle chunk expand flatten movedim narrow permute pixel_shuffle "
+        "pixel_unshuffle reshape split squeeze stack swapaxes swapdims t transpose unbind "
+        "unflatten unsqueeze"
+    ),
     "lang.state": "buffer parameter parameters scope",
     "lang.tensor": "Tensor",
-    "lang.windows": "adaptive_avg_pool2d avg_pool2d conv2d linear matmul max_pool2d",
+    "lang.windows": (
+        "adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d conv2d conv_transpose2d linear matmul "
+        "max_pool2d"
+    ),
     "runtime.bundle": "Bundle",
     "runtime.loading": "load",
     "torch_bridge.backend": "compile",

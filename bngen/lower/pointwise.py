@@ -22,6 +22,7 @@ from bngen.ir.ops.random import MIX, ROUND, STREAM, random_key
 from bngen.ir.ops.row import promote
 from bngen.lower import opaque, transcendental
 from bngen.lower.coords import Coord, logical
+from bngen.lower.gather import filled
 from bngen.lower.opaque import Expr, add, bind, div, dtype_of, greater, less, mul, scaled
 from bngen.lower.opaque import sub as minus
 
@@ -171,6 +172,13 @@ def _one_hot(e: Element, labels: Expr) -> Expr:
     return tirx.Select(hit, e.const(1), e.const(0))
 
 
+def _gather(e: Element, x: Expr) -> Expr:
+    outside = filled(e.node, e.coord)
+    if outside is None:
+        return x
+    return tirx.Select(opaque.chooses(outside), e.const(e.node.attrs["fill"]), x)
+
+
 def _binary(
     fn: Callable[[Expr, Expr], Expr], on_bool: Callable[[Expr, Expr], Expr] | None = None
 ) -> Callable[..., Expr]:
@@ -237,6 +245,9 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "broadcast_to": lambda e, x: x,
     "random_uniform": _random_uniform,
     "one_hot": _one_hot,
+    "gather": _gather,
+    "rearrange": lambda e, x: x,
+    "resize_nearest": lambda e, x: x,
     "bias_add": lambda e, x, bias: add(x, bias),
     "bn_scale": _inverse_std,
     "bn_apply": _bn_apply,

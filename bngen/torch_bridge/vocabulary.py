@@ -9,14 +9,24 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import fx
 
-from bngen.lang import loss, normalization, pointwise, reductions, shapes, tensor, windows
+from bngen.lang import (
+    image_norms,
+    loss,
+    normalization,
+    places,
+    pointwise,
+    reductions,
+    shapes,
+    tensor,
+    windows,
+)
 from bngen.lang.tensor import Tensor
 from bngen.torch_bridge import masks
 from bngen.torch_bridge.element_types import UnsupportedError, dtype_of
@@ -49,6 +59,10 @@ def _same(input: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     return input
 
 
+def _expand_as(input: Tensor, other: Tensor) -> Tensor:
+    return shapes.expand(input, other.shape)
+
+
 def _cast(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     wanted = [*args, *kwargs.values()]
     if len(wanted) != 1 or not isinstance(wanted[0], torch.dtype):
@@ -63,24 +77,6 @@ def _clamp(input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     return input if max is None else pointwise.where(input > max, max, input)
 
 
-def _split(input: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
-    extent = input.shape[dim]
-    if isinstance(size, int):
-        size = [size] * (extent // size) + ([extent % size] if extent % size else [])
-    starts = [sum(size[:i]) for i in range(len(size))]
-    return tuple(_narrow(input, dim, a, n) for a, n in zip(starts, size, strict=True))
-
-
-def _chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
-    return _split(input, -(-input.shape[dim] // chunks), dim)
-
-
-def _narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
-    index = [slice(None)] * input.ndim
-    index[dim] = slice(start, start + length)
-    return input[tuple(index)]
-
-
 def _getitem(value: Any, index: Any) -> Any:
     if isinstance(value, Tensor) and _holds_tensor(index):
         raise UnsupportedError("indexing by a tensor")
@@ -92,17 +88,6 @@ def _holds_tensor(index: Any) -> bool:
     return any(isinstance(i, Tensor | list) for i in items)
 
 
-def _squeeze(input: Tensor, dim: Any = None) -> Tensor:
-    dims = range(input.ndim) if dim is None else (dim if isinstance(dim, Sequence) else (dim,))
-    gone = {d % input.ndim for d in dims if input.shape[d] == 1}
-    return input.reshape(tuple(s for i, s in enumerate(input.shape) if i not in gone))
-
-
-def _unsqueeze(input: Tensor, dim: int) -> Tensor:
-    at = dim % (input.ndim + 1)
-    return input.reshape((*input.shape[:at], 1, *input.shape[at:]))
-
-
 # --- the table --------------------------------------------------------------------------------
 
 OWN: dict[Any, Callable[..., Any]] = {
@@ -111,19 +96,10 @@ OWN: dict[Any, Callable[..., Any]] = {
     F.hardsigmoid: _hardsigmoid,
     F.hardswish: _hardswish,
     torch.clamp: _clamp,
-    torch.squeeze: _squeeze,
-    torch.unsqueeze: _unsqueeze,
-    torch.narrow: _narrow,
-    torch.split: _split,
-    torch.chunk: _chunk,
     operator.getitem: _getitem,
     "clamp": _clamp,
-    "squeeze": _squeeze,
-    "unsqueeze": _unsqueeze,
-    "narrow": _narrow,
-    "split": _split,
-    "chunk": _chunk,
     "contiguous": _same,
+    "expand_as": _expand_as,
     "clone": _same,
     "to": _cast,
 }
@@ -160,7 +136,9 @@ def _spelled(spelling: Spelling, target: Any, *args: Any, **kwargs: Any) -> Any:
     return function(*in_order, **own)
 
 
-_LANGUAGE = (pointwise, normalization, windows, reductions, shapes, loss, tensor)
+_LANGUAGE = (
+    pointwise, normalization, image_norms, windows, reductions, shapes, places, loss, tensor,
+)  # fmt: skip
 
 
 @functools.cache
