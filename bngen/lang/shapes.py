@@ -39,9 +39,10 @@ def stack(tensors: Sequence[Tensor], dim: int = 0) -> Tensor:
     return cat([unsqueeze(x, dim) for x in tensors], dim)
 
 
-def reshape(input: Tensor, shape: Sequence[int]) -> Tensor:
+def reshape(input: Tensor, shape: Ints, *more: int) -> Tensor:
     """The same elements in order, in another shape; one extent may be -1."""
-    return check_tensor("reshape", "input", input).reshape(shape)
+    check_tensor("reshape", "input", input)
+    return input.reshape(shape, *more) if more else input.reshape(shape)
 
 
 def flatten(input: Tensor, start_dim: int = 0, end_dim: int = -1) -> Tensor:

@@ -191,13 +191,19 @@ MOST_WINDOWS = 2**14
 """Windows along an axis that are laid side by side."""
 
 
-def adaptive_max_pool2d(input: Tensor, output_size: int | tuple[int | None, int | None]) -> Tensor:
+def adaptive_max_pool2d(
+    input: Tensor,
+    output_size: int | tuple[int | None, int | None],
+    return_indices: bool = False,
+) -> Tensor:
     """Maxima of windows spread evenly so that the result has ``output_size``.
 
-    An entry of ``None`` keeps the extent of that axis.
+    An entry of ``None`` keeps the extent of that axis. ``return_indices`` is not supported.
     """
     label = "adaptive_max_pool2d"
     same_float_type(label, input=input)
+    if flag(label, "return_indices", return_indices):
+        raise error(f"{label}: return_indices is not supported", "leave it out")
     extents = _adaptive(label, input, output_size)
     if max(extents) > MOST_WINDOWS:
         raise error(f"{label}: output_size {shown(extents)} exceeds {MOST_WINDOWS}")

@@ -233,7 +233,7 @@ _TABLE = (
     # index maps
     _row(
         "gather", m.gather,
-        Spelling("pad", (F.pad,)),
+        Spelling("pad", (F.pad, torch._C._nn.pad)),
         Spelling("flip", (torch.flip,), ("flip",)),
         Spelling("roll", (torch.roll,), ("roll",)),
         Spelling("repeat", methods=("repeat",)),
@@ -269,8 +269,7 @@ _TABLE = (
 TORCH_OPS: Mapping[str, TorchOp] = {row.op: row for row in _TABLE}
 
 COMPOSED = (
-    Spelling("adaptive_max_pool2d", (F.adaptive_max_pool2d,), modules=(nn.AdaptiveMaxPool2d,),
-             only={"return_indices": False}),
+    Spelling("adaptive_max_pool2d", (F.adaptive_max_pool2d,), modules=(nn.AdaptiveMaxPool2d,)),
     Spelling("group_norm", (F.group_norm,), modules=(nn.GroupNorm,)),
     Spelling("layer_norm", (F.layer_norm,), modules=(nn.LayerNorm,)),
     Spelling("instance_norm", (F.instance_norm,)),
