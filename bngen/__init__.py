@@ -29,6 +29,7 @@ _HOMES = {
     "compiler": "build bundle",
     "lang.gradients": "grad training_step value_and_grad",
     "lang.loss": "binary_cross_entropy_with_logits cross_entropy kl_div nll_loss",
+    "lang.image_norms": "group_norm instance_norm layer_norm local_response_norm",
     "lang.normalization": "batch_norm bn_normalize bn_stats",
     "lang.adaptive": "Adam AdamW RMSprop adam adamw rmsprop",
     "lang.clipping": "clip_grad_norm clip_grad_value",
@@ -45,15 +46,23 @@ _HOMES = {
         "reciprocal round rsqrt sigmoid sign sin sqrt square stop_gradient sub tanh where"
     ),
     "lang.program": "Program program trace",
+    "lang.places": "flip interpolate pad repeat roll",
     "lang.reductions": (
         "amax amin argmax argmin log_softmax logsumexp max mean min norm normalize softmax std "
         "std_mean sum var var_mean vector_norm"
     ),
     "lang.regression": "huber_loss l1_loss mse_loss smooth_l1_loss",
-    "lang.shapes": "cat flatten reshape",
+    "lang.shapes": (
+        "cat channel_shuffle chunk expand flatten movedim narrow permute pixel_shuffle "
+        "pixel_unshuffle reshape split squeeze stack swapaxes swapdims t transpose unbind "
+        "unflatten unsqueeze"
+    ),
     "lang.state": "buffer parameter parameters scope",
     "lang.tensor": "Tensor",
-    "lang.windows": "adaptive_avg_pool2d avg_pool2d conv2d linear matmul max_pool2d",
+    "lang.windows": (
+        "adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d conv2d conv_transpose2d linear matmul "
+        "max_pool2d"
+    ),
     "runtime.bundle": "Bundle",
     "runtime.loading": "load",
     "torch_bridge.backend": "compile",

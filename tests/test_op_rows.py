@@ -13,8 +13,10 @@ import pytest
 
 import bngen
 from bngen.ir.ops import OPS
+from bngen.lower.gather import SOURCES
 from bngen.lower.pointwise import EXPRESSIONS
 from bngen.lower.sums import SUMS
+from bngen.lower.window import POOLS
 from bngen.passes.fission import FISSION, HOISTED, IN_PARTS
 from tests.passes.test_autodiff import INTERNAL
 
@@ -28,6 +30,11 @@ def ops_where(**facets) -> set[str]:
 def test_every_pointwise_op_has_an_expression():
     """But those that are hoisted, of which no kernel ever sees one."""
     assert EXPRESSIONS.keys() == ops_where(kind="pointwise") - HOISTED.keys()
+
+
+def test_every_index_map_has_a_source_and_every_window_stages():
+    assert SOURCES.keys() == ops_where(gathers=True)
+    assert POOLS.keys() == ops_where(kind="window")
 
 
 def test_every_partial_reduction_has_stages():
@@ -59,7 +66,10 @@ def test_every_op_that_users_can_mean_is_spelled_by_the_language():
     assert missing == {"copy", "bn_mean", "bn_var"}
 
 
-ROOMS = ["pointwise", "activations", "reductions", "windows", "shapes", "loss", "regression"]
+ROOMS = [
+    "pointwise", "activations", "reductions", "windows", "shapes", "places", "image_norms", "loss",
+    "regression",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("module", ROOMS)

@@ -107,6 +107,22 @@ def _is_axes(value: Any) -> bool:
     return listed and all(_is_integer(v, -MOST_AXES, MOST_AXES - 1) for v in value)
 
 
+def _is_scale(value: Any) -> bool:
+    listed = isinstance(value, tuple) and len(value) == 2
+    return listed and all(type(v) is float and _is_number(v, 0.0, _LARGEST) for v in value)
+
+
+def _is_order(value: Any) -> bool:
+    return _is_axes(value) and sorted(value) == [*range(len(value))]
+
+
+def _is_pieces(value: Any) -> bool:
+    listed = isinstance(value, tuple) and value and len(value) % 3 == 0
+    return bool(listed) and all(
+        _is_integer(v, (1, -1, -MOST)[i % 3], MOST) for i, v in enumerate(value)
+    )
+
+
 _LARGEST = DTYPES[FLOAT].most
 _FLAG = Kind("True or False", lambda v: type(v) is bool)
 _PAIR = _integers(2, 1)
@@ -114,18 +130,23 @@ _AXIS = _integer(0, MOST_AXES - 1)
 _POSITION = _integer(0, MOST_BYTES)
 
 KINDS: dict[str, Kind] = {
+    "align_corners": _FLAG,
     "alpha": _number(),
     "approximate": _FLAG,
     "axes": Kind("a tuple of axes", _is_axes),
     "axis": _AXIS,
     "beta": _number(),
     "ceil_mode": _FLAG,
+    "centred": _FLAG,
     "classes": _integer(1),
     "count": _integer(1, MOST_BYTES),
     "count_include_pad": _FLAG,
     "dilation": _PAIR,
+    "divisor": _integer(-MOST),
     "dtype": Kind(f"one of {NAMES}", lambda v: isinstance(v, str) and v in DTYPES),
     "eps": _number(0.0, _LARGEST),
+    # Which number, depends on the element type: see `value_misfit`.
+    "fill": Kind("a number, True or False", lambda v: type(v) in (bool, int, float)),
     "groups": _integer(1),
     "hi": _number(),
     "input_scale": _number(),
@@ -133,12 +154,16 @@ KINDS: dict[str, Kind] = {
     "kernel": _PAIR,
     "lo": _number(),
     "momentum": _number(-_LARGEST, _LARGEST),
+    "order": Kind("an order of axes", _is_order),
+    "output_scale": _number(),
     "output_size": _PAIR,
     "padding": _integers(2, 0),
+    "pieces": Kind("a tuple of count, start and step, again and again", _is_pieces),
     "row_groups": _integer(1),
-    "scale": _number(),
+    "scale": Kind("two finite numbers, 0 or more", _is_scale),
     "shape": Kind("a tuple of extents, each 1 or more", _is_shape),
     "slope": _number(),
+    "split": Kind("a tuple of extents, each 1 or more", _is_shape),
     "start": _POSITION,
     "stop": _POSITION,
     "stream": _integer(0, 2**32 - 1),

@@ -169,7 +169,7 @@ def celu(input: Tensor, alpha: float = 1.0) -> Tensor:
 
 def selu(input: Tensor) -> Tensor:
     """`elu` scaled so that activations keep mean 0 and variance 1."""
-    return _activation("elu", input, label="selu", alpha=SELU_ALPHA, scale=SELU_SCALE)
+    return _activation("elu", input, label="selu", alpha=SELU_ALPHA, output_scale=SELU_SCALE)
 
 
 def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tensor:

@@ -6,11 +6,13 @@ In training mode `batch_norm` is one coarse node, which the compiler splits; `bn
 
 from __future__ import annotations
 
+import math
+
 from bngen.lang.tensor import Tensor, check_tensor, emit, emit_all, same_float_type, wrap
 from bngen.lang.trace import Trace, current_trace, error
 from bngen.lang.types import flag, real
 
-_HINT = "x is [N,C,...]; weight, bias and statistics are vectors [C]"
+HINT = "x is [N,C,...]; weight, bias and statistics are vectors [C]"
 
 
 def batch_norm(
@@ -55,24 +57,45 @@ def batch_norm(
     if (running_mean is None) != (running_var is None):
         raise error("batch_norm: only one running statistic", "give both or neither")
     if not flag("batch_norm", "training", training):
-        return _evaluate(trace, input, running_mean, running_var, weight, bias, eps)
+        return evaluate_running(trace, input, running_mean, running_var, weight, bias, eps)
     if input.ndim >= 2 and input.numel() == input.shape[1]:
         raise error(
             f"batch_norm: {input.type} has a single value per channel, which has no variance",
             "train with a larger batch or feature map, or use training=False",
         )
-    y, mean, var = emit_all("batch_norm", input, weight, bias, hint=_HINT, eps=eps)
+    pixels = as_map(input)
+    y, mean, var = emit_all("batch_norm", pixels, weight, bias, hint=HINT, eps=eps)
+    y = y.reshape(input.shape)
     if running_mean is not None:
         count = input.numel() // input.shape[1]
         factor = _momentum(trace, momentum, num_batches_tracked)
-        _update_running(trace, running_mean, running_var, mean, var, factor, count)
+        update_running(trace, running_mean, running_var, mean, var, factor, count)
     return y
+
+
+LONG_ROW = 1024
+"""Columns of a map up to which sums along a row are fast."""
+
+
+def as_map(x: Tensor) -> Tensor:
+    """``[N, C, ...]`` of rank 3, or 5 and more, as ``[N, C, H, W]``; any other as it is.
+
+    Statistics and normalizations are computed channel by channel, however pixels are arranged.
+    """
+    if x.ndim in (2, 4) or not x.shape[2:]:
+        return x
+    pixels = math.prod(x.shape[2:])
+    if x.ndim > 4 and x.shape[-1] <= LONG_ROW:
+        columns = x.shape[-1]
+    else:
+        columns = max(w for w in range(1, LONG_ROW + 1) if pixels % w == 0)
+    return x.reshape((*x.shape[:2], pixels // columns, columns))
 
 
 def bn_stats(input: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each channel, two vectors ``[C]``: BN's first sub-layer."""
     same_float_type("bn_stats", input=input)
-    mean, var = emit_all("bn_stats", input, hint=_HINT)
+    mean, var = emit_all("bn_stats", input, hint=HINT)
     return mean, var
 
 
@@ -90,10 +113,13 @@ def bn_normalize(
         bias=bias,
     )  # fmt: skip
     eps = real("bn_normalize", "eps", eps, 0)
-    return emit("bn_normalize", input, mean, var, weight, bias, hint=_HINT, eps=eps)
+    return emit("bn_normalize", input, mean, var, weight, bias, hint=HINT, eps=eps)
 
 
-def _evaluate(
+# --- running statistics -------------------------------------------------------------------------
+
+
+def evaluate_running(
     trace: Trace,
     x: Tensor,
     mean: Tensor | None,
@@ -101,12 +127,14 @@ def _evaluate(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
+    label: str = "batch_norm",
 ) -> Tensor:
+    """Normalize by running statistics, as they are at this point of the program."""
     if mean is None:
         hint = "pass running_mean and running_var, or training=True"
-        raise error("batch_norm: no running statistics to evaluate with", hint)
+        raise error(f"{label}: no running statistics to evaluate with", hint)
     mean, var = (wrap(trace, trace.latest(v.value)) for v in (mean, var))
-    return emit("bn_normalize", x, mean, var, weight, bias, label="batch_norm", hint=_HINT, eps=eps)
+    return emit("bn_normalize", x, mean, var, weight, bias, label=label, hint=HINT, eps=eps)
 
 
 def _momentum(trace: Trace, momentum: float | None, tracked: Tensor | None) -> float | Tensor:
@@ -126,7 +154,7 @@ def _momentum(trace: Trace, momentum: float | None, tracked: Tensor | None) -> f
     return real("batch_norm", "momentum", momentum)
 
 
-def _update_running(
+def update_running(
     trace: Trace,
     running_mean: Tensor,
     running_var: Tensor,
@@ -138,7 +166,7 @@ def _update_running(
     """Record the new running statistics; a layer applied twice goes on from its first update."""
     for x in (running_mean, running_var):
         if x.shape != mean.shape:
-            raise error(f"batch_norm: a running statistic is {x.type}, expected {mean.type}", _HINT)
+            raise error(f"batch_norm: a running statistic is {x.type}, expected {mean.type}", HINT)
     old = [wrap(trace, trace.latest(v.value)) for v in (running_mean, running_var)]
     fixed = isinstance(momentum, float)
     new = emit_all(

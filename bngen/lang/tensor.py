@@ -26,6 +26,7 @@ from bngen.lang.types import (
     dtype_name,
     flag,
     holds,
+    integers,
     is_scalar,
     kind_of,
     scalar_dtype,
@@ -574,6 +575,11 @@ def axis_of(label: str, x: Tensor, dim: int) -> int:
     return int(dim) % x.ndim
 
 
+def axes_of(label: str, x: Tensor, dims: tuple[Any, ...]) -> tuple[int, ...]:
+    """Non-negative axes, given one by one or in one sequence."""
+    return tuple(axis_of(label, x, d) for d in integers(label, dims))
+
+
 def reduction(
     op: str,
     x: Tensor,
@@ -625,25 +631,38 @@ def _reshape(x: Tensor, shape: tuple[Any, ...]) -> Tensor:
 
 
 def _subscript(x: Tensor, index: tuple[Any, ...]) -> Tensor:
-    """``x[1, :, 3:5]``: integers and slices of step 1, one axis after the other."""
+    """``x[1, :, 3:5, ::2]``: integers and slices, one axis after the other; None for a new axis."""
     at = next((k for k, i in enumerate(index) if i is Ellipsis), None)
     if at is not None:
-        fill = (slice(None),) * (x.ndim - len(index) + 1)
-        index = (*index[:at], *fill, *index[at + 1 :])
-    if len(index) > x.ndim:
-        raise error(f"subscript: {len(index)} indices for {x.type}")
-    kept = []
-    for axis, item in enumerate(index):
-        extent = x.shape[axis]
-        if isinstance(item, slice) and item.step in (None, 1):
-            start, stop, _ = item.indices(extent)
-            kept.append(axis)
-        elif isinstance(item, numbers.Integral) and -extent <= item < extent:
-            start, stop = int(item) % extent, int(item) % extent + 1
-        else:
-            hint = "use integers inside the axis and slices of step 1"
-            raise error(f"subscript: {shown(item)} does not index axis {axis} of {x.type}", hint)
-        if (start, stop) != (0, extent):
-            x = emit("slice", x, label="subscript", axis=axis, start=start, stop=stop)
-    kept.extend(range(len(index), x.ndim))
-    return _reshape(x, tuple(x.shape[a] for a in kept))
+        given = sum(i is not None for i in index) - 1
+        index = (*index[:at], *(slice(None),) * (x.ndim - given), *index[at + 1 :])
+    items = [i for i in index if i is not None]
+    if len(items) > x.ndim:
+        raise error(f"subscript: {len(items)} indices for {x.type}")
+    for axis, item in enumerate(items):
+        x = _subscript_axis(x, axis, item)
+    # An integer takes its axis away, None puts one of extent 1 in.
+    shape, extents = [], iter(x.shape)
+    for item in index:
+        extent = 1 if item is None else next(extents)
+        if item is None or isinstance(item, slice):
+            shape.append(extent)
+    return _reshape(x, (*shape, *extents))
+
+
+def _subscript_axis(x: Tensor, axis: int, item: Any) -> Tensor:
+    extent = x.shape[axis]
+    if isinstance(item, slice) and (item.step is None or item.step > 0):
+        start, stop, step = item.indices(extent)
+    elif isinstance(item, numbers.Integral) and -extent <= item < extent:
+        start, stop, step = int(item) % extent, int(item) % extent + 1, 1
+    else:
+        hint = "use integers inside the axis and slices of steps of 1 or more"
+        raise error(f"subscript: {shown(item)} does not index axis {axis} of {x.type}", hint)
+    if step > 1 and len(range(start, stop, step)) > 1:
+        pieces, fill = (len(range(start, stop, step)), start, step), x.type.element.scalar(0)
+        return emit("gather", x, label="subscript", axis=axis, pieces=pieces, fill=fill)
+    stop = min(stop, start + 1) if step > 1 else stop
+    if (start, stop) == (0, extent):
+        return x
+    return emit("slice", x, label="subscript", axis=axis, start=start, stop=stop)

@@ -15,6 +15,7 @@ from bngen.ir.types import TensorType
 from bngen.lang.trace import error
 
 Scalar = bool | int | float
+Ints = int | Sequence[int]
 
 
 def dtype_name(label: str, dtype: Any) -> str:
@@ -65,6 +66,14 @@ def integer(label: str, what: str, x: Any, least: int) -> int:
     if isinstance(x, bool) or not isinstance(x, numbers.Integral) or x < least:
         raise error(f"{label}: {what} must be an integer, {least} or more, got {shown(x)}")
     return int(x)
+
+
+def integers(label: str, given: tuple[Any, ...]) -> tuple[int, ...]:
+    """Integers one by one, or in one sequence; raises `ProgramError` for anything else."""
+    items = given[0] if len(given) == 1 and isinstance(given[0], Sequence) else given
+    if not all(isinstance(i, numbers.Integral) and not isinstance(i, bool) for i in items):
+        raise error(f"{label}: needs integers, got {shown(items)}")
+    return tuple(int(i) for i in items)
 
 
 def flag(label: str, what: str, x: Any) -> bool:

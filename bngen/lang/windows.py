@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
-from bngen.ir.attributes import shown
+from bngen.ir.attributes import MOST, shown
+from bngen.ir.ops.gather import FILLED, Piece, flattened
+from bngen.ir.ops.pool import adaptive_bounds
 from bngen.lang.tensor import Tensor, check_tensor, emit, same_float_type
 from bngen.lang.trace import error
 from bngen.lang.types import flag, integer
@@ -12,6 +15,7 @@ from bngen.lang.types import flag, integer
 Pair = int | tuple[int, int]
 
 _CONV_HINT = "x is [N,C,H,W], weight [K,C/groups,R,S], bias [K]"
+_TRANSPOSED_HINT = "x is [N,C,H,W], weight [C,K/groups,R,S], bias [K]"
 _POOL_HINT = "x is [N,C,H,W]; choose a smaller window, more padding or a larger image"
 
 
@@ -47,6 +51,64 @@ def conv2d(
     if bias is None:
         return y
     return emit("bias_add", y, bias, label="conv2d", hint=_CONV_HINT)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    dilation: Pair = 1,
+) -> Tensor:
+    """Transposed 2-D convolution: the gradient of a convolution by its input.
+
+    Args:
+        input: ``[N, C, H, W]``.
+        weight: ``[C, K / groups, R, S]``, the weight of that convolution.
+        bias: ``[K]``.
+        stride: rows and columns of the result from one window to the next.
+        padding: of that convolution: rows and columns that the result lacks at each side.
+        output_padding: rows and columns more at the bottom and right; fewer than strides or
+            dilations.
+        groups: blocks of channels that do not mix.
+        dilation: distance between the taps of the window.
+    """
+    label = "conv_transpose2d"
+    same_float_type(label, ("bias",), input=input, weight=weight, bias=bias)
+    strides, dilations = pair(label, "stride", stride), pair(label, "dilation", dilation)
+    pads, more = (
+        pair(label, "padding", padding, 0),
+        pair(label, "output_padding", output_padding, 0),
+    )
+    groups = integer(label, "groups", groups, 1)
+    if input.ndim != 4 or weight.ndim != 4:
+        raise error(f"{label}: {input.type} with weight {weight.type}", _TRANSPOSED_HINT)
+    if any(m >= max(s, d) for m, s, d in zip(more, strides, dilations, strict=True)):
+        raise error(f"{label}: output_padding {more}", "it is fewer than the stride or dilation")
+    # Rows from the stride on are in no window, and zero.
+    within = [min(m, s - 1) for m, s in zip(more, strides, strict=True)]
+    sides = [
+        (extent - 1) * s - 2 * p + d * (k - 1) + 1 + m
+        for extent, s, p, d, k, m in zip(
+            input.shape[2:], strides, pads, dilations, weight.shape[2:], within, strict=True
+        )
+    ]
+    (ph, pw), channels = pads, weight.shape[1] * groups
+    y = emit(
+        "conv2d_grad_input", input, weight, label=label, hint=_TRANSPOSED_HINT, stride=strides,
+        dilation=dilations, padding=(ph, ph, pw, pw), groups=groups,
+        shape=(input.shape[0], channels, *sides),
+    )  # fmt: skip
+    for axis, (m, w) in enumerate(zip(more, within, strict=True), start=2):
+        if m > w:
+            pieces = (y.shape[axis], 0, 1, m - w, FILLED, 0)
+            y = emit("gather", y, label=label, axis=axis, pieces=pieces)
+    if bias is None:
+        return y
+    return emit("bias_add", y, bias, label=label, hint=_TRANSPOSED_HINT)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -97,17 +159,21 @@ def avg_pool2d(
     padding: Pair = 0,
     ceil_mode: bool = False,
     count_include_pad: bool = True,
-    divisor_override: None = None,
+    divisor_override: int | None = None,
 ) -> Tensor:
-    """Mean of each window of ``[N, C, H, W]``; ``stride`` is the window by default."""
+    """Mean of each window of ``[N, C, H, W]``; ``stride`` is the window by default.
+
+    With ``divisor_override`` it is the window's sum divided by that.
+    """
     same_float_type("avg_pool2d", input=input)
-    if divisor_override is not None:
-        hint = "multiply the result of avg_pool2d by kernel area / divisor instead"
-        raise error("avg_pool2d: divisor_override is not supported", hint)
+    if divisor_override == 0:
+        raise error("avg_pool2d: divisor_override is 0", "leave it out for the window's own")
+    divisor = 0 if divisor_override is None else divisor_override
     return emit(
         "avg_pool2d", input, hint=_POOL_HINT,
         **_pool("avg_pool2d", kernel_size, stride, padding, ceil_mode),
         count_include_pad=flag("avg_pool2d", "count_include_pad", count_include_pad),
+        divisor=integer("avg_pool2d", "divisor_override", divisor, -MOST),
     )  # fmt: skip
 
 
@@ -117,14 +183,46 @@ def adaptive_avg_pool2d(input: Tensor, output_size: int | tuple[int | None, int 
     An entry of ``None`` keeps the extent of that axis.
     """
     same_float_type("adaptive_avg_pool2d", input=input)
-    if input.ndim != 4:
-        raise error(f"adaptive_avg_pool2d: needs x[N,C,H,W], got {input.type}")
-    if isinstance(output_size, tuple | list) and len(output_size) == 2:
-        size = [s if o is None else o for o, s in zip(output_size, input.shape[2:], strict=True)]
-    else:
-        size = output_size
-    extents = pair("adaptive_avg_pool2d", "output_size", size)
+    extents = _adaptive("adaptive_avg_pool2d", input, output_size)
     return emit("adaptive_avg_pool2d", input, output_size=extents)
+
+
+MOST_WINDOWS = 2**14
+"""Windows along an axis that are laid side by side."""
+
+
+def adaptive_max_pool2d(
+    input: Tensor,
+    output_size: int | tuple[int | None, int | None],
+    return_indices: bool = False,
+) -> Tensor:
+    """Maxima of windows spread evenly so that the result has ``output_size``.
+
+    An entry of ``None`` keeps the extent of that axis. ``return_indices`` is not supported.
+    """
+    label = "adaptive_max_pool2d"
+    same_float_type(label, input=input)
+    if flag(label, "return_indices", return_indices):
+        raise error(f"{label}: return_indices is not supported", "leave it out")
+    extents = _adaptive(label, input, output_size)
+    if max(extents) > MOST_WINDOWS:
+        raise error(f"{label}: output_size {shown(extents)} exceeds {MOST_WINDOWS}")
+    kernel = []
+    for axis, out in enumerate(extents, start=2):
+        # Windows that overlap or differ are laid side by side first, as long as the longest.
+        bounds = adaptive_bounds(input.shape[axis], out)
+        longest = max(stop - start for start, stop in bounds)
+        runs = [
+            run
+            for start, stop in bounds
+            for run in (Piece(stop - start, start, 1), Piece(longest - (stop - start), FILLED, 0))
+        ]
+        pieces = flattened(run for run in runs if run.count)
+        if longest * out != input.shape[axis]:
+            fill = -math.inf
+            input = emit("gather", input, label=label, axis=axis, pieces=pieces, fill=fill)
+        kernel.append(longest)
+    return emit("max_pool2d", input, label=label, kernel=tuple(kernel), stride=tuple(kernel))
 
 
 def pair(label: str, what: str, value: Any, least: int = 1) -> tuple[int, int]:
@@ -133,6 +231,19 @@ def pair(label: str, what: str, value: Any, least: int = 1) -> tuple[int, int]:
     if len(both) not in (1, 2):
         raise error(f"{label}: {what} must be an integer or a pair of them, got {shown(value)}")
     return integer(label, what, both[0], least), integer(label, what, both[-1], least)
+
+
+def _adaptive(
+    label: str, x: Tensor, output_size: int | tuple[int | None, int | None]
+) -> tuple[int, int]:
+    """Height and width of the result of an adaptive pool."""
+    if x.ndim != 4:
+        raise error(f"{label}: needs x[N,C,H,W], got {x.type}")
+    if isinstance(output_size, tuple | list) and len(output_size) == 2:
+        size = [s if o is None else o for o, s in zip(output_size, x.shape[2:], strict=True)]
+    else:
+        size = output_size
+    return pair(label, "output_size", size)
 
 
 def _conv_padding(

@@ -76,7 +76,7 @@ def _gelu(e: Element, x: Expr) -> Expr:
 
 
 def _elu(e: Element, x: Expr) -> Expr:
-    alpha, scale, inner = (e.node.attrs[k] for k in ("alpha", "scale", "input_scale"))
+    alpha, scale, inner = (e.node.attrs[k] for k in ("alpha", "output_scale", "input_scale"))
 
     def both(v: Expr) -> Expr:
         below = expm1(scaled(v, e.const(inner)))

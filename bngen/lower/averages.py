@@ -39,6 +39,8 @@ def define_narrowed(body: Body, out: Value, total: te.Tensor) -> None:
 
 def divisor(node: Node, source: tuple[int, int]):
     """The count by which output (h, w) of an average pool is divided, as an expression."""
+    if node.attrs["divisor"]:
+        return lambda h, w: tirx.const(node.attrs["divisor"], "int32")
     bounds = []
     for i, size in enumerate(source):
         k, s, p = node.attrs["kernel"][i], node.attrs["stride"][i], node.attrs["padding"][i]

@@ -21,6 +21,7 @@ from bngen.lower.activations import ACTIVATIONS
 from bngen.lower.coords import logical
 from bngen.lower.element import FLOATS, Element
 from bngen.lower.error_function import erf
+from bngen.lower.gather import filled
 from bngen.lower.opaque import Expr, add, bind, div, dtype_of, greater, less, mul, scaled
 from bngen.lower.opaque import sub as minus
 
@@ -126,6 +127,13 @@ def _one_hot(e: Element, labels: Expr) -> Expr:
     return tirx.Select(hit, e.const(1), e.const(0))
 
 
+def _gather(e: Element, x: Expr) -> Expr:
+    outside = filled(e.node, e.coord)
+    if outside is None:
+        return x
+    return tirx.Select(opaque.chooses(outside), e.const(e.node.attrs["fill"]), x)
+
+
 def _binary(
     fn: Callable[[Expr, Expr], Expr], on_bool: Callable[[Expr, Expr], Expr] | None = None
 ) -> Callable[..., Expr]:
@@ -209,6 +217,9 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "random_uniform": _random_uniform,
     "positions": lambda e: _as(logical(e.coord[e.node.attrs["axis"]]), e.dtype),
     "one_hot": _one_hot,
+    "gather": _gather,
+    "rearrange": lambda e, x: x,
+    "resize_nearest": lambda e, x: x,
     "bias_add": lambda e, x, bias: add(x, bias),
     "bn_scale": _inverse_std,
     "bn_apply": _bn_apply,

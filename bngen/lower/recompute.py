@@ -22,6 +22,7 @@ from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.lower import opaque
 from bngen.lower.coords import Coord, Lane, broadcast_coord
+from bngen.lower.gather import SOURCES
 from bngen.lower.opaque import Expr, dtype_of, is_atom
 from bngen.lower.pointwise import EXPRESSIONS, Element
 
@@ -42,6 +43,7 @@ def element_of(v: Value, coord: Coord, producer: Mapping[Value, Node], stored: S
     if direct is not None:
         return direct
     known: dict[Hashable, Expr] = {}
+    sources: dict[Hashable, list[tuple[Value, Coord] | None]] = {}
     bound: list[tuple[tirx.Var, Expr]] = []
 
     def named(element: Expr, node: Node) -> Expr:
@@ -65,7 +67,9 @@ def element_of(v: Value, coord: Coord, producer: Mapping[Value, Node], stored: S
             known[_key(wanted, at)] = element
             continue
         node = producer[wanted]
-        operands = _operands(node, at)
+        if _key(wanted, at) not in sources:  # A coordinate that is made anew is another one.
+            sources[_key(wanted, at)] = _operands(node, at)
+        operands = sources[_key(wanted, at)]
         missing = [o for o in operands if o and _key(*o) not in known]
         if missing:
             work += missing
@@ -94,6 +98,8 @@ def _in_scope(bound: list[tuple[tirx.Var, Expr]], result: Expr) -> Expr:
 def _operands(node: Node, coord: Coord) -> list[tuple[Value, Coord] | None]:
     """What a pointwise node reads to compute its element at a coordinate."""
     row, out = node.row, node.out.shape
+    if row.gathers:
+        return [(node.inputs[0], SOURCES[node.op](node, coord))]
     operands: list[tuple[Value, Coord] | None] = []
     for role, v in zip(row.roles, node.inputs, strict=True):
         if v is None:
@@ -108,7 +114,7 @@ def _operands(node: Node, coord: Coord) -> list[tuple[Value, Coord] | None]:
 
 
 def _key(v: Value, coord: Coord) -> Hashable:
-    """Equal for the same element: coordinates are handed on as they are, never made anew."""
+    """Equal for the same element: coordinates are handed on as they are, or made once."""
     return v, tuple(map(_axis_key, coord))
 
 

@@ -97,7 +97,7 @@ def _gelu_tanh_slope(b: GraphBuilder, x: Value) -> Value:
 
 def _elu(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
     (x,) = node.inputs
-    alpha, scale, inner = (node.attrs[k] for k in ("alpha", "scale", "input_scale"))
+    alpha, scale, inner = (node.attrs[k] for k in ("alpha", "output_scale", "input_scale"))
     power = b.emit("exp", x if inner == 1 else b.emit("mul", x, inner))
     below = b.emit("mul", dy, b.emit("mul", power, alpha * scale * inner))
     above = dy if scale == 1 else b.emit("mul", dy, scale)

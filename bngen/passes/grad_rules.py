@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Node
+from bngen.ir.ops.gather import inverses
 from bngen.ir.ops.reduce import normalize_axes
 from bngen.ir.types import TensorType, Value
 from bngen.passes.activation_rules import ACTIVATION_RULES
@@ -127,6 +128,19 @@ def _conv2d(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
     )
 
 
+def _transposed(b: GraphBuilder, node: Node, dx: Value) -> Gradients:
+    """Of the data gradient as an op of its own: the convolution that it belongs to, and a weight's.
+
+    Both are as before, with what arrives in the place of the image.
+    """
+    dy, weight = node.inputs
+    attrs = {k: v for k, v in node.attrs.items() if k != "shape"}
+    return (
+        b.emit("conv2d", dx, weight, **attrs),
+        b.emit("conv2d_grad_weight", dx, dy, shape=weight.shape, **attrs),
+    )
+
+
 def _matmul(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
     """With A = op(x), B = op(y): dA = dy B', dB = A' dy, each transposed back where op did."""
     (x, y), ta, tb = node.inputs, node.attrs["trans_a"], node.attrs["trans_b"]
@@ -178,6 +192,23 @@ def _reshape(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
     return (b.emit("reshape", dy, shape=node.inputs[0].shape),)
 
 
+def _gather(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
+    """An element adds up what reached its first place in the result, its second, and so on."""
+    (x,), axis = node.inputs, node.attrs["axis"]
+    total = None
+    for pieces in inverses(node.attrs, x.shape[axis]):
+        part = b.emit("gather", dy, axis=axis, pieces=pieces)
+        total = part if total is None else b.emit("add", total, part)
+    return (total if total is not None else b.zeros(x.type),)
+
+
+def _rearrange(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
+    """The same factors, back in their order."""
+    split, order = node.attrs["split"], node.attrs["order"]
+    moved, back = [split[i] for i in order], [order.index(i) for i in range(len(order))]
+    return (b.emit("rearrange", dy, split=moved, order=back, shape=node.inputs[0].shape),)
+
+
 # --- the tables ---------------------------------------------------------------------------------
 
 GRAD_RULES: dict[str, Rule] = {
@@ -194,11 +225,16 @@ GRAD_RULES: dict[str, Rule] = {
     "bn_var": _bn_var,
     "cat": _cat,
     "conv2d": _conv2d,
+    "conv2d_grad_input": _transposed,
     "copy": identity,
+    "gather": _gather,
     "matmul": _matmul,
     "max_pool2d": _max_pool2d,
     "mean": _mean,
+    "rearrange": _rearrange,
     "reshape": _reshape,
+    "resize_bilinear": _window_grad("resize_bilinear_grad"),
+    "resize_nearest": _window_grad("resize_nearest_grad"),
     "slice": _slice,
     "sum": _sum,
 }

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
 from bngen.ir.ops import OPS
+from bngen.ir.ops.gather import factors_of_axes
 from bngen.ir.types import Value
 from bngen.plan.formats import C_ORDER, Formats
 from bngen.plan.groups import holds_whole, layouts_of_groups
@@ -46,6 +47,18 @@ def assign_layouts(
         formats: the users' arrays that are channels-last.
     """
     return _Layouts(graph, lanes, formats).run()
+
+
+def _factors(node: Node, axis: int) -> list[int]:
+    """Which factors of a ``rearrange`` an axis of its operand is made of."""
+    return factors_of_axes(node.inputs[0].shape, node.attrs["split"])[axis]
+
+
+def _sources(node: Node) -> list[list[int]]:
+    """Which of them each axis of its result is made of."""
+    order, split = node.attrs["order"], node.attrs["split"]
+    moved = factors_of_axes(node.out.shape, [split[i] for i in order])
+    return [[order[k] for k in factors] for factors in moved]
 
 
 class _Layouts:
@@ -236,6 +249,8 @@ class _Layouts:
     def pointwise(self, node: Node):
         out = node.out
         row = OPS[node.op]
+        if row.gathers:
+            return node.inputs, self.gathered_layout(node)
         roles = [name.rstrip("?") for name in row.operands]
         layout = self.pointwise_layout(node)
         inputs = []
@@ -269,6 +284,32 @@ class _Layouts:
         if rank == 4 and out.shape[1] >= FEW_CHANNELS:
             return self.maps.get(out, self.plain_block(out.shape[1]))
         return next((self.of[v] for v in spanning if self.of[v] != PLAIN), PLAIN)
+
+    def gathered_layout(self, node: Node) -> Layout:
+        """Blocks of channels, if what fills a vector of them lies together in the operand, too."""
+        (x,), out = node.inputs, node.out
+        layout = self.of[x]
+        if len(out.shape) != 4:
+            return PLAIN
+        if len(x.shape) == 4 and isinstance(layout, Blocked) and self.keeps_channels(node):
+            return layout
+        many = out.shape[1] >= FEW_CHANNELS
+        return self.plain_block(out.shape[1]) if many and self.spreads_channels(node) else PLAIN
+
+    def keeps_channels(self, node: Node) -> bool:
+        """Whether an index map leaves every element in its channel."""
+        if "order" not in node.attrs:
+            return node.attrs.get("axis") != 1
+        return [*_sources(node)[1]] == [*_factors(node, 1)]
+
+    def spreads_channels(self, node: Node) -> bool:
+        """Whether channels of the result come from channels, or from what is innermost."""
+        if "order" not in node.attrs:
+            return len(node.inputs[0].shape) == 4
+        x = node.inputs[0]
+        inner = 1 if isinstance(self.of[x], Blocked) else len(x.shape) - 1
+        wanted = {*_factors(node, inner), *(_factors(node, 1) if len(x.shape) == 4 else ())}
+        return not wanted.isdisjoint(_sources(node)[1])
 
     # --- reductions, pools --------------------------------------------------------------------
 

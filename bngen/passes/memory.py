@@ -161,6 +161,8 @@ class _Memory:
         """Whether the kernel reads ``read`` only where, and before, it writes ``written``."""
         if read not in kernel.inputs:
             return True
+        if any(n.row.gathers for n in kernel.nodes):
+            return False
         users = [n for n in kernel.nodes if read in n.operands]
         store = set(kernel.store)
         same = self.layouts[read] == self.layouts[written] or same_bytes(

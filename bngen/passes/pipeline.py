@@ -18,6 +18,7 @@ from bngen.passes.deferral import defer_affine_gradients
 from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, split_reductions
 from bngen.passes.fusion.cut import fuse
 from bngen.passes.fusion.levels import LEVELS, FusionLevel
+from bngen.passes.index_maps import join_index_maps
 from bngen.passes.layout import assign_layouts
 from bngen.passes.memory import plan_memory
 from bngen.passes.simplify import (
@@ -45,6 +46,7 @@ class Planned:
 def graph_passes(level: FusionLevel) -> list[tuple[str, Callable[[Graph], Graph]]]:
     """The graph-to-graph passes of a fusion level, in order."""
     passes: list[tuple[str, Callable[[Graph], Graph]]] = [
+        ("moves", join_index_maps),
         ("nest", nest_concatenations),
         ("pools", pool_before_convolution),
         (

@@ -215,14 +215,14 @@ def _load_slot(plan: _Plan, nest: Nest, parameters: Sequence[Var]) -> None:
 
 
 def _span(index: Expr, loops: Sequence[tirx.For]) -> int:
-    """How many values an index takes over some loops; 0 where it moves by no constant steps."""
+    """How many values an index takes over some loops; 0 where no constant steps lead upwards."""
     first = {loop.loop_var: _int(0) for loop in loops}
     count, analyzer = 1, Analyzer()
     for loop in loops:
         if mentions(index, loop.loop_var):
             last = first | {loop.loop_var: loop.extent - 1}
             moved = analyzer.simplify(replaced(index, last) - replaced(index, first))
-            if not isinstance(moved, tirx.IntImm):
+            if not isinstance(moved, tirx.IntImm) or int(moved) < 0:
                 return 0
             count += int(moved)
     return count

@@ -14,7 +14,7 @@ _CELU = "F.celu and F.selu are this op with other numbers"
 
 
 def _elu(t, a):
-    x, scale, inner = t[0], a["scale"], a["input_scale"]
+    x, scale, inner = t[0], a["output_scale"], a["input_scale"]
     if inner == 1:
         return F.elu(x, a["alpha"]) * scale
     return torch.where(x > 0, x, a["alpha"] * torch.expm1(torch.minimum(x, 0 * x) * inner)) * scale

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from bngen.dtypes import DTYPES
 from bngen.ir.ops import op_def
+from bngen.ir.ops.gather import FILLED, indices_of
 from bngen.ir.ops.reduce import normalize_axes
 
 Tensors = Sequence[Tensor | None]
@@ -87,6 +88,20 @@ def slice_(t: Tensors, a: Attributes) -> Tensor:
     return t[0].narrow(a["axis"], a["start"], a["stop"] - a["start"])
 
 
+def gather(t: Tensors, a: Attributes) -> Tensor:
+    """Elements of one axis by their numbers, and the number where there is none."""
+    (x,) = t
+    indices = torch.tensor(indices_of(a))
+    taken = x.index_select(a["axis"], indices.clamp(min=0))
+    filled = (indices == FILLED).reshape(-1, *(1,) * (x.ndim - 1 - a["axis"]))
+    return taken.masked_fill(filled, a["fill"])
+
+
+def rearrange(t: Tensors, a: Attributes) -> Tensor:
+    """Factors of the axes in another order."""
+    return t[0].reshape(a["split"]).permute(a["order"]).reshape(a["shape"])
+
+
 def matmul(t: Tensors, a: Attributes) -> Tensor:
     """A product of two matrices, either of them transposed."""
     left, right = t
@@ -117,9 +132,12 @@ def conv2d(t: Tensors, a: Attributes) -> Tensor:
 
 
 def conv2d_grad_input(t: Tensors, a: Attributes) -> Tensor:
-    """Autograd's gradient of `conv2d` by x."""
+    """PyTorch's transposed convolution, less the padding; what no window reads is 0."""
     dy, weight = t
-    return _pullback(lambda x: conv2d((x, weight), a), _blank(a, dy), dy)
+    whole = F.conv_transpose2d(dy, weight, None, a["stride"], 0, 0, a["groups"], a["dilation"])
+    (top, _, left, _), (h, w) = a["padding"], a["shape"][2:]
+    below, right = h + top - whole.shape[2], w + left - whole.shape[3]
+    return F.pad(whole, (-left, right, -top, below))
 
 
 def conv2d_grad_weight(t: Tensors, a: Attributes) -> Tensor:
@@ -160,7 +178,7 @@ def max_pool2d_grad(t: Tensors, a: Attributes) -> Tensor:
 def avg_pool2d(t: Tensors, a: Attributes) -> Tensor:
     """PyTorch's average pool."""
     sizes = (a["kernel"], a["stride"], a["padding"])
-    return F.avg_pool2d(t[0], *sizes, a["ceil_mode"], a["count_include_pad"])
+    return F.avg_pool2d(t[0], *sizes, a["ceil_mode"], a["count_include_pad"], a["divisor"] or None)
 
 
 def avg_pool2d_grad(t: Tensors, a: Attributes) -> Tensor:
@@ -176,6 +194,32 @@ def adaptive_avg_pool2d(t: Tensors, a: Attributes) -> Tensor:
 def adaptive_avg_pool2d_grad(t: Tensors, a: Attributes) -> Tensor:
     """Autograd's."""
     return _pullback(lambda x: adaptive_avg_pool2d((x,), a), _blank(a, t[0]), t[0])
+
+
+def resize_nearest(t: Tensors, a: Attributes) -> Tensor:
+    """PyTorch's, whose scale is the other way round."""
+    (x,) = t
+    sizes, scales = a["output_size"], [1 / s if s else None for s in a["scale"]]
+    name = "_upsample_nearest_exact2d" if a["centred"] else "upsample_nearest2d"
+    floats = x if x.is_floating_point() else x.double()
+    return getattr(torch.ops.aten, name)(floats, sizes, *scales).to(x.dtype)
+
+
+def resize_nearest_grad(t: Tensors, a: Attributes) -> Tensor:
+    """Autograd's."""
+    return _pullback(lambda x: resize_nearest((x,), a), _blank(a, t[0]), t[0])
+
+
+def resize_bilinear(t: Tensors, a: Attributes) -> Tensor:
+    """PyTorch's, which is told the scale only where corners are not aligned."""
+    scales = [None if a["align_corners"] or not s else 1 / s for s in a["scale"]]
+    aligned = a["align_corners"]
+    return torch.ops.aten.upsample_bilinear2d(t[0], a["output_size"], aligned, *scales)
+
+
+def resize_bilinear_grad(t: Tensors, a: Attributes) -> Tensor:
+    """Autograd's."""
+    return _pullback(lambda x: resize_bilinear((x,), a), _blank(a, t[0]), t[0])
 
 
 # --- parts of a reduction, one a group of rows --------------------------------------------------

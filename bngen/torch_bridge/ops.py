@@ -87,7 +87,7 @@ _TABLE = (
     ),
     _row("constant", m.constant, why_not="a number in PyTorch's program is no call"),
     _row("broadcast_to", lambda t, a: torch.broadcast_to(t[0], a["shape"]),
-         why_not="operands broadcast by themselves; only gradients are spread as they stand"),
+         Spelling("expand", (torch.broadcast_to,), ("expand",), only={"implicit": False})),
     _row("random_uniform", m.random_uniform,
          why_not="PyTorch's generators draw other numbers: what is random stays in PyTorch"),
     _row("positions", m.positions, why_not="torch.arange, where it is no constant of the graph"),
@@ -97,7 +97,8 @@ _TABLE = (
     # batch normalization
     _row(
         "batch_norm", bn.batch_norm,
-        Spelling("batch_norm", (F.batch_norm,), modules=(nn.BatchNorm1d, nn.BatchNorm2d)),
+        Spelling("batch_norm", (F.batch_norm,),
+                 modules=(nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)),
     ),
     _row("bn_normalize", bn.bn_normalize,
          why_not="F.batch_norm in evaluation, which the language's batch_norm answers"),
@@ -132,7 +133,11 @@ _TABLE = (
     # sums of products, and windows
     _row("conv2d", m.conv2d, Spelling("conv2d", (F.conv2d,), modules=(nn.Conv2d,),
                                       only={"padding_mode": "zeros"})),
-    _row("conv2d_grad_input", m.conv2d_grad_input, why_not=_GRADIENT),
+    _row(
+        "conv2d_grad_input", m.conv2d_grad_input,
+        Spelling("conv_transpose2d", (F.conv_transpose2d,), modules=(nn.ConvTranspose2d,),
+                 only={"padding_mode": "zeros"}),
+    ),
     _row("conv2d_grad_weight", m.conv2d_grad_weight, why_not=_GRADIENT),
     _row(
         "matmul", m.matmul,
@@ -154,12 +159,49 @@ _TABLE = (
     _row("adaptive_avg_pool2d_grad", m.adaptive_avg_pool2d_grad, why_not=_GRADIENT),
     # views
     _row("cat", lambda t, a: torch.cat(tuple(t), a["axis"]),
-         Spelling("cat", (torch.cat, torch.concat), only=OUT)),
-    _row("slice", m.slice_, Spelling("Tensor.__getitem__", (operator.getitem,))),
+         Spelling("cat", (torch.cat, torch.concat), only=OUT),
+         Spelling("stack", (torch.stack,), only=OUT)),
+    _row(
+        "slice", m.slice_,
+        Spelling("Tensor.__getitem__", (operator.getitem,)),
+        Spelling("narrow", (torch.narrow,), ("narrow",)),
+        Spelling("split", (torch.split,), ("split",)),
+        Spelling("chunk", (torch.chunk,), ("chunk",)),
+        Spelling("unbind", (torch.unbind,), ("unbind",)),
+    ),
+    # index maps
+    _row(
+        "gather", m.gather,
+        Spelling("pad", (F.pad, torch._C._nn.pad)),
+        Spelling("flip", (torch.flip,), ("flip",)),
+        Spelling("roll", (torch.roll,), ("roll",)),
+        Spelling("repeat", methods=("repeat",)),
+    ),
+    _row(
+        "rearrange", m.rearrange,
+        Spelling("permute", (torch.permute,), ("permute",)),
+        Spelling("transpose", (torch.transpose,), ("transpose",)),
+        Spelling("swapaxes", (torch.swapaxes,), ("swapaxes",)),
+        Spelling("swapdims", (torch.swapdims,), ("swapdims",)),
+        Spelling("movedim", (torch.movedim, torch.moveaxis), ("movedim", "moveaxis")),
+        Spelling("t", (torch.t,), ("t",)),
+        Spelling("channel_shuffle", (F.channel_shuffle,), modules=(nn.ChannelShuffle,)),
+        Spelling("pixel_shuffle", (F.pixel_shuffle,), modules=(nn.PixelShuffle,)),
+        Spelling("pixel_unshuffle", (F.pixel_unshuffle,), modules=(nn.PixelUnshuffle,)),
+    ),
+    _row("resize_nearest", m.resize_nearest,
+         Spelling("interpolate", (F.interpolate,), modules=(nn.Upsample,))),
+    _row("resize_nearest_grad", m.resize_nearest_grad, why_not=_GRADIENT),
+    _row("resize_bilinear", m.resize_bilinear,
+         why_not="F.interpolate of another mode, which the language's interpolate answers"),
+    _row("resize_bilinear_grad", m.resize_bilinear_grad, why_not=_GRADIENT),
     _row(
         "reshape", lambda t, a: t[0].reshape(a["shape"]),
         Spelling("reshape", (torch.reshape,), ("reshape", "view")),
         Spelling("flatten", (torch.flatten,), ("flatten",), (nn.Flatten,)),
+        Spelling("unflatten", (torch.unflatten,), ("unflatten",)),
+        Spelling("squeeze", (torch.squeeze,), ("squeeze",)),
+        Spelling("unsqueeze", (torch.unsqueeze,), ("unsqueeze",)),
     ),
 )  # fmt: skip
 
@@ -169,6 +211,11 @@ _REDUCED = {"size_average": None, "reduce": None}
 
 COMPOSED = (
     *COMPOSED_ACTIVATIONS,
+    Spelling("adaptive_max_pool2d", (F.adaptive_max_pool2d,), modules=(nn.AdaptiveMaxPool2d,)),
+    Spelling("group_norm", (F.group_norm,), modules=(nn.GroupNorm,)),
+    Spelling("layer_norm", (F.layer_norm,), modules=(nn.LayerNorm,)),
+    Spelling("instance_norm", (F.instance_norm,)),
+    Spelling("local_response_norm", (F.local_response_norm,), modules=(nn.LocalResponseNorm,)),
     Spelling("linear", (F.linear,), modules=(nn.Linear,)),
     Spelling("softmax", (F.softmax, torch.softmax), ("softmax",), (nn.Softmax,), _SOFTMAX),
     Spelling(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,8 +18,10 @@ from torch import fx
 
 from bngen.lang import (
     activations,
+    image_norms,
     loss,
     normalization,
+    places,
     pointwise,
     reductions,
     regression,
@@ -58,29 +60,15 @@ def _same(input: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     return input
 
 
+def _expand_as(input: Tensor, other: Tensor) -> Tensor:
+    return shapes.expand(input, other.shape)
+
+
 def _cast(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     wanted = [*args, *kwargs.values()]
     if len(wanted) != 1 or not isinstance(wanted[0], torch.dtype):
         raise UnsupportedError("to(...) with more than a dtype")
     return input.to(dtype_of(wanted[0]))
-
-
-def _split(input: Tensor, size: Any, dim: int = 0) -> tuple[Tensor, ...]:
-    extent = input.shape[dim]
-    if isinstance(size, int):
-        size = [size] * (extent // size) + ([extent % size] if extent % size else [])
-    starts = [sum(size[:i]) for i in range(len(size))]
-    return tuple(_narrow(input, dim, a, n) for a, n in zip(starts, size, strict=True))
-
-
-def _chunk(input: Tensor, chunks: int, dim: int = 0) -> tuple[Tensor, ...]:
-    return _split(input, -(-input.shape[dim] // chunks), dim)
-
-
-def _narrow(input: Tensor, dim: int, start: int, length: int) -> Tensor:
-    index = [slice(None)] * input.ndim
-    index[dim] = slice(start, start + length)
-    return input[tuple(index)]
 
 
 def _getitem(value: Any, index: Any) -> Any:
@@ -94,21 +82,6 @@ def _holds_tensor(index: Any) -> bool:
     return any(isinstance(i, Tensor | list) for i in items)
 
 
-def _reshape(input: Tensor, *shape: Any) -> Tensor:
-    return input.reshape(*shape)
-
-
-def _squeeze(input: Tensor, dim: Any = None) -> Tensor:
-    dims = range(input.ndim) if dim is None else (dim if isinstance(dim, Sequence) else (dim,))
-    gone = {d % input.ndim for d in dims if input.shape[d] == 1}
-    return input.reshape(tuple(s for i, s in enumerate(input.shape) if i not in gone))
-
-
-def _unsqueeze(input: Tensor, dim: int) -> Tensor:
-    at = dim % (input.ndim + 1)
-    return input.reshape((*input.shape[:at], 1, *input.shape[at:]))
-
-
 # --- the table --------------------------------------------------------------------------------
 
 OWN: dict[Any, Callable[..., Any]] = {
@@ -118,20 +91,9 @@ OWN: dict[Any, Callable[..., Any]] = {
     torch.alpha_dropout: _alpha_dropout,
     F.feature_alpha_dropout: _alpha_dropout,
     torch.feature_alpha_dropout: _alpha_dropout,
-    torch.squeeze: _squeeze,
-    torch.unsqueeze: _unsqueeze,
-    torch.narrow: _narrow,
-    torch.split: _split,
-    torch.chunk: _chunk,
     operator.getitem: _getitem,
-    "reshape": _reshape,
-    "view": _reshape,
-    "squeeze": _squeeze,
-    "unsqueeze": _unsqueeze,
-    "narrow": _narrow,
-    "split": _split,
-    "chunk": _chunk,
     "contiguous": _same,
+    "expand_as": _expand_as,
     "clone": _same,
     "to": _cast,
 }
@@ -169,16 +131,9 @@ def _spelled(spelling: Spelling, target: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 _LANGUAGE = (
-    pointwise,
-    activations,
-    normalization,
-    windows,
-    reductions,
-    shapes,
-    loss,
-    regression,
-    tensor,
-)
+    pointwise, activations, normalization, image_norms, windows, reductions, shapes, places, loss,
+    regression, tensor,
+)  # fmt: skip
 
 
 @functools.cache

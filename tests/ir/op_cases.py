@@ -148,7 +148,7 @@ POINTWISE = [
     *(case(op, wide(*MAP)) for op in _ACTIVATIONS),
     case("leaky_relu", normal(*MAP), slope=0.2),
     case("gelu", wide(*MAP), approximate=True),
-    case("elu", wide(*MAP), alpha=1.5, scale=1.25, input_scale=0.5),
+    case("elu", wide(*MAP), alpha=1.5, output_scale=1.25, input_scale=0.5),
     case("softplus", wide(*MAP), beta=2.0, threshold=5.0),
     case("softplus", wide(*MAP), threshold=math.inf),
     case("clamp", tied(*MAP), lo=-1.0),
@@ -253,9 +253,10 @@ _AVG = [
         "kernel": (2, 3), "stride": (3, 2), "padding": (1, 0), "ceil_mode": True,
         "count_include_pad": False,
     },
+    {"kernel": (3, 2), "stride": (2, 1), "padding": (1, 1), "divisor": 5},
 ]  # fmt: skip
 _MAX = [
-    *(a for a in _AVG if "count_include_pad" not in a),
+    *(a for a in _AVG if not a.keys() & {"count_include_pad", "divisor"}),
     {"kernel": (2, 2), "stride": (1, 2), "padding": (1, 0), "dilation": (2, 3), "ceil_mode": True},
 ]
 
@@ -303,4 +304,33 @@ STRUCTURE = [
     case("reshape", normal(1, 1), shape=()),
 ]
 
-CASES = [*POINTWISE, *BATCH_NORM, *REDUCTIONS, *STRUCTURE]
+INDEX_MAPS = [
+    case("gather", normal(*MAP), axis=2, pieces=(2, -1, 0, 5, 0, 1, 1, -1, 0), fill=0.5),
+    case("gather", normal(*MAP), axis=1, pieces=(3, 2, -1)),
+    case("gather", normal(*MAP), axis=3, pieces=(2, 2, -1, 4, 0, 1, 3, 3, 0)),
+    case("gather", normal(6), axis=0, pieces=(2, 1, 3, 1, -1, 0)),
+    case("gather", normal(2, 3), axis=1, pieces=(2, -1, 0)),
+    case("gather", integers(2, 3), axis=1, pieces=(1, -1, 0, 3, 2, -1), fill=7),
+    case("gather", flags(2, 3), axis=0, pieces=(2, 1, -1), fill=True),
+    case("rearrange", normal(2, 6, 2, 3), split=(2, 2, 3, 2, 3), order=(0, 2, 1, 3, 4),
+         shape=(2, 6, 2, 3)),
+    case("rearrange", normal(2, 3, 4), split=(2, 3, 4), order=(2, 0, 1), shape=(4, 6)),
+    case("rearrange", integers(2, 8, 1, 3), split=(2, 2, 2, 2, 3), order=(0, 1, 2, 4, 3),
+         shape=(2, 2, 2, 6)),
+    *(
+        case(f"resize_{mode}", normal(*MAP), output_size=size, scale=scale, **attrs)
+        for mode, flag in (("nearest", "centred"), ("bilinear", "align_corners"))
+        for size, scale, attrs in (
+            ((10, 8), (0.5, 0.5), {}),
+            ((3, 9), (5 / 3, 4 / 9), {}),
+            ((7, 4), (0.6, 1.0), {flag: True} if mode == "nearest" else {}),
+            ((9, 1), (0.5, 4.0 if mode == "nearest" else 0.0), {flag: True}),
+        )
+    ),
+    case("resize_nearest_grad", normal(2, 3, 9, 8), output_size=(9, 8), scale=(5 / 9, 0.5),
+         shape=MAP, centred=True),
+    case("resize_bilinear_grad", normal(2, 3, 9, 8), output_size=(9, 8), scale=(0.5, 3 / 7),
+         shape=MAP, align_corners=True),
+]  # fmt: skip
+
+CASES = [*POINTWISE, *BATCH_NORM, *REDUCTIONS, *STRUCTURE, *INDEX_MAPS]

@@ -142,6 +142,16 @@ def beside(p: Written) -> list[Value]:
     return [p.conv(a), p("max_pool2d", a, kernel=(2, 2), stride=(2, 2))[0]]
 
 
+def moved(p: Written) -> list[Value]:
+    return [p("gather", p.conv(p.map()), axis=3, pieces=(6, 5, -1))]
+
+
+def read_around(p: Written) -> list[Value]:
+    """A map that one convolution reads as it is, the other mirrored."""
+    a = p("neg", p.map())
+    return [p.conv(p("gather", a, axis=3, pieces=(6, 5, -1))), p.conv(a)]
+
+
 def weight_update(p: Written) -> list[Value]:
     few = TensorType((2, 4, 6, 6))
     x, dy = p.map("x", few), p.map("dy", few)
@@ -171,6 +181,8 @@ CASES = [
     ("icf", unstored, "load", slots.UNSTORED, 2, 3),
     ("icf", elsewhere, "store", slots.ELSEWHERE, 1, 2),
     ("bnff", beside, "load", slots.BESIDE, 2, 3),
+    ("icf", moved, "store", "it reads elements from other places", 1, 2),
+    ("icf", read_around, "load", "it is read at several places at once", 1, 2),
     ("icf", weight_update, "store", "a weight's gradient is complete only", 1, 2),
 ]
 

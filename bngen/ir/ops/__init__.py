@@ -7,7 +7,8 @@ op's *kind* and for the other facets of its row (see `row.OpDef`).
 kind       what it promises
 ========== =====================================================================================
 pointwise  each element of the result depends on one element of each operand (NumPy broadcasting;
-           operands named in ``channel`` are vectors ``[C]`` that run along axis 1)
+           operands named in ``channel`` are vectors ``[C]`` that run along axis 1; of what
+           ``gathers``, on one that lies elsewhere)
 reduce     folds axes of one operand; a reduction over ``n h w`` can join a store loop
 contract   a sum of products: convolutions in three directions, matrix product
 window     a pool or its gradient: a small window over ``h w``
@@ -30,11 +31,13 @@ from bngen.ir.ops.activations import ACTIVATIONS
 from bngen.ir.ops.batch_norm import BATCH_NORM
 from bngen.ir.ops.batch_norm_grad import BATCH_NORM_GRAD
 from bngen.ir.ops.conv import CONTRACT
+from bngen.ir.ops.gather import GATHER
 from bngen.ir.ops.movement import MOVEMENT
 from bngen.ir.ops.pointwise import POINTWISE
 from bngen.ir.ops.pool import WINDOW
 from bngen.ir.ops.random import RANDOM
 from bngen.ir.ops.reduce import REDUCE
+from bngen.ir.ops.resize import RESIZE
 from bngen.ir.ops.row import OpDef, ShapeError, Types, check_dtypes
 from bngen.ir.types import Attrs, TensorType
 
@@ -48,6 +51,8 @@ FAMILIES = (
     CONTRACT,
     WINDOW,
     MOVEMENT,
+    GATHER,
+    RESIZE,
 )
 
 OPS: dict[str, OpDef] = {row.name: row for family in FAMILIES for row in family}

@@ -69,8 +69,10 @@ def _hardsigmoid(x):
 
 def _elu(arrays, attrs):
     (x,), number = arrays, arrays[0].dtype.type
-    below = np.expm1(x * number(attrs["input_scale"])) * number(attrs["alpha"] * attrs["scale"])
-    return (np.where(x > 0, x * number(attrs["scale"]), below),)
+    below = np.expm1(x * number(attrs["input_scale"])) * number(
+        attrs["alpha"] * attrs["output_scale"]
+    )
+    return (np.where(x > 0, x * number(attrs["output_scale"]), below),)
 
 
 def softplus(x):
@@ -125,10 +127,10 @@ ACTIVATIONS = (
     pointwise("hardsigmoid", ("x",), unary(_hardsigmoid), infer_float),
     pointwise("hardswish", ("x",), unary(lambda x: x * _hardsigmoid(x)), infer_float),
     pointwise("gelu", ("x",), _gelu, infer_float, defaults={"approximate": False}),
-    # elu, celu, selu: scale * (x, or alpha * (exp(input_scale * x) - 1) below zero)
+    # elu, celu, selu: output_scale * (x, or alpha * (exp(input_scale * x) - 1) below zero)
     pointwise(
         "elu", ("x",), _elu, infer_float,
-        defaults={"alpha": 1.0, "scale": 1.0, "input_scale": 1.0},
+        defaults={"alpha": 1.0, "output_scale": 1.0, "input_scale": 1.0},
     ),
     # log(1 + exp(beta * x)) / beta, and x where beta * x exceeds the threshold
     pointwise(

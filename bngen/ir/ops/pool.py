@@ -24,7 +24,12 @@ POOL = {
     "dilation": (1, 1),
     "ceil_mode": False,
 }
-AVG_POOL = {**{k: v for k, v in POOL.items() if k != "dilation"}, "count_include_pad": True}
+AVG_POOL = {
+    **{k: v for k, v in POOL.items() if k != "dilation"},
+    "count_include_pad": True,
+    "divisor": 0,
+}
+"""Attributes of average pools. ``divisor`` is what sums are divided by; 0 for the pool's own."""
 
 
 def pool_out(size: int, k: int, s: int, p: int, d: int, ceil_mode: bool) -> int:
@@ -142,6 +147,8 @@ def _max_pool2d_grad(arrays, attrs):
 
 def avg_pool_divisor(h: int, w: int, attrs: Attrs) -> np.ndarray:
     """The count ``[OH,OW]`` by which an average pool over ``h x w`` divides (PyTorch's rule)."""
+    if attrs["divisor"]:
+        return np.full((1, 1), attrs["divisor"])
     counts = []
     for i, size in enumerate((h, w)):
         k, s, p = attrs["kernel"][i], attrs["stride"][i], attrs["padding"][i]

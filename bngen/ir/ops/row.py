@@ -53,6 +53,8 @@ class OpDef:
         class_numbers: the operand holds numbers below attribute ``classes``.
         moves: of an op that computes nothing: ``joins`` its operands along ``axis``, ``cuts`` its
             operand along it, ``reshapes`` or ``copies`` it.
+        gathers: of a pointwise op: each element of the result is one of the operand's, from another
+            place, or a number.
         combine: for ``reduce``: how two partial results join (``sum``, ``max``, ``moments``).
         averages: for ``reduce``: what was summed is divided by the number of summands.
         exact: of a partial reduction: sums in the element type's ``exact`` one, as a rounded sum
@@ -88,6 +90,7 @@ class OpDef:
     new_axis: int | None = None
     class_numbers: bool = False
     moves: str = ""
+    gathers: bool = False
     combine: str = ""
     averages: bool = False
     exact: bool = False

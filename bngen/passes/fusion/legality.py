@@ -62,6 +62,19 @@ def _is_sum(cut: Cut, node: Node, reader: Node) -> bool:
     return residual(node) or (is_pointwise(reader) and residual(reader))
 
 
+def _is_read_elsewhere_too(cut: Cut, node: Node) -> bool:
+    """Whether of several readers one gathers: a kernel of both would compute all of it twice.
+
+    Of what gathers itself from memory it would only compute where that is.
+    """
+    readers, flow = cut.flow.readers(node.out), cut.flow
+    if len(readers) < 2 or not any(r.row.gathers for r in readers) or not node.operands:
+        return False
+    source = node.operands[0]
+    at_hand = source in cut.stored or flow.producer.get(source) in flow.views
+    return not (node.row.gathers and at_hand)
+
+
 STORED_ALWAYS: tuple[ValueRule, ...] = (
     ValueRule(
         "an op with several results stores them",
@@ -74,6 +87,10 @@ STORED_ALWAYS: tuple[ValueRule, ...] = (
     ValueRule(
         "a concatenation, slice or reshape of it needs it in memory",
         lambda cut, node: any(r in cut.flow.views for r in cut.flow.readers(node.out)),
+    ),
+    ValueRule(
+        "it is read at several places at once",
+        lambda cut, node: _is_read_elsewhere_too(cut, node),
     ),
 )
 """What lies in memory at every level, whatever it costs."""
@@ -192,6 +209,10 @@ STORE_RULES: tuple[PairRule, ...] = (
     PairRule(
         "it is computed in the store slot of another kernel",
         lambda cut, anchor, node: node in cut.owner,
+    ),
+    PairRule(
+        "it reads elements from other places",
+        lambda cut, anchor, node: node.row.gathers,
     ),
     PairRule(
         "it belongs to the backward call",
