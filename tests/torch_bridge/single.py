@@ -1,23 +1,25 @@
-"""One call of PyTorch through the backend's translation, evaluated by the interpreter.
+"""One call of PyTorch through the backend's translation, evaluated by the interpreter, or compiled.
 
 In: a call: a function or a method's name, and its arguments. Out: why bngen does not take it, or
-its results and gradients, nothing compiled.
+its results and gradients.
 """
 
 from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import fx
 
+from bngen.compiler import build
 from bngen.ir.interp import run
 from bngen.ir.node import Graph
 from bngen.passes.autodiff import differentiate
-from bngen.torch_bridge.evaluation import evaluate
+from bngen.runtime.module import Module
+from bngen.torch_bridge.evaluation import UnknownUntilRunError, evaluate
 from bngen.torch_bridge.functional import functionalize
 from bngen.torch_bridge.masks import draw_masks
 from bngen.torch_bridge.places import CALLS
@@ -33,11 +35,18 @@ class Single:
         refused: why it is left to PyTorch; "" where it is taken.
         graph: the program; arguments ``a0``, ``a1``, ... are the call's tensors in order.
         tensors: the call's tensors.
+        module: the program compiled; without one it is interpreted.
     """
 
     refused: str
     graph: Graph | None
     tensors: tuple[torch.Tensor, ...]
+    module: Module | None = None
+
+    def compiled(self) -> Single:
+        """The same, compiled."""
+        wrt = [f"a{i}" for i in self.wanted]
+        return replace(self, module=build(self.graph, grad=bool(wrt), wrt=wrt or None))
 
     @property
     def wanted(self) -> list[int]:
@@ -46,16 +55,21 @@ class Single:
 
     def results(self) -> list[torch.Tensor]:
         """What the call gives."""
-        return [torch.from_numpy(a.copy()) for a in run(self.graph, self._arrays()).outputs]
+        if self.module is not None:
+            return [torch.tensor(a) for a in self.module.forward(**self._arrays())]
+        return [torch.tensor(a) for a in run(self.graph, self._arrays()).outputs]
 
     def gradients(self, cotangents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Of the tensors that are `wanted`, for one cotangent a floating-point result."""
+        if self.module is not None:
+            found = self.module.backward(*(c.numpy() for c in cotangents))
+            return [torch.tensor(found[f"a{i}"]) for i in self.wanted]
         whole = differentiate(
             self.graph, [f"a{i}" for i in self.wanted], independent=lambda names: None
         )
         seeds = {f"grad_{i}": c.numpy() for i, c in zip(self._floats(), cotangents, strict=True)}
         found = run(whole, self._arrays() | seeds).outputs[len(self.graph.outputs) :]
-        return [torch.from_numpy(a.copy()) for a in found]
+        return [torch.tensor(a) for a in found]
 
     def _floats(self) -> list[int]:
         return [i for i, v in enumerate(self.graph.outputs) if v.type.is_float]
@@ -82,15 +96,28 @@ def single(function: Callable[..., Any] | str, *args: Any, **kwargs: Any) -> Sin
     if isinstance(function, str):
         function = operator.methodcaller(function, *args[1:], **kwargs)
         args, kwargs = args[:1], {}
-    graph.output(function(*args, **kwargs).node)
+    result = function(*args, **kwargs).node
+    graph.output(result)
     module = fx.GraphModule(torch.nn.Module(), graph)
-    evaluate(module, tensors)
-    graph = module.graph
+    try:
+        evaluate(module, tensors)
+    except UnknownUntilRunError as error:
+        return Single(str(error), None, tuple(tensors))
+    graph, (result,) = module.graph, module.graph.output_node().args
+    if isinstance(value := result.meta["val"], tuple | list):
+        with graph.inserting_before(graph.output_node()):
+            parts = [graph.call_function(operator.getitem, (result, i)) for i in range(len(value))]
+        graph.output_node().args = (tuple(parts),)
+        for part, of in zip(parts, value, strict=True):
+            part.meta = {**result.meta, "val": of, "memory": None}
     shared = functionalize(graph)
     draw_masks(graph, shared)
+    given = [n for n in graph.nodes if n.op == "placeholder"]
+    for node in given:  # as if other calls had made them: views of them are taken, too
+        node.meta["memory"] = None
     why = reasons(graph, shared)
     if why:
         return Single(next(iter(why.values())), None, tuple(tensors))
     calls = [n for n in graph.nodes if n.op in CALLS]
-    given = [n for n in graph.nodes if n.op == "placeholder"]
-    return Single("", trace_region(calls, given, calls[-1:], "single"), tuple(tensors))
+    results = graph.output_node().all_input_nodes
+    return Single("", trace_region(calls, given, results, "single"), tuple(tensors))
