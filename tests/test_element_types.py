@@ -67,15 +67,71 @@ def _functions() -> list[Function]:
         for n in ("neg", "abs", "exp", "log", "sqrt", "rsqrt", "tanh", "sigmoid", "relu", "detach")
     ]
     rows += [
+        Function(n, getattr(bg, n), getattr(torch, n))
+        for n in (
+            "expm1",
+            "log1p",
+            "erf",
+            "sin",
+            "floor",
+            "ceil",
+            "round",
+            "sign",
+            "square",
+            "reciprocal",
+            "isnan",
+            "isinf",
+            "isfinite",
+            "logical_not",
+            "bitwise_not",
+        )
+    ]
+    rows += [
         Function(n, getattr(bg, n), getattr(F, n))
-        for n in ("relu6", "hardtanh", "leaky_relu", "silu")
+        for n in (
+            "relu6",
+            "hardtanh",
+            "leaky_relu",
+            "silu",
+            "hardsigmoid",
+            "hardswish",
+            "elu",
+            "selu",
+            "softplus",
+            "logsigmoid",
+            "mish",
+            "softsign",
+            "tanhshrink",
+            "hardshrink",
+            "softshrink",
+        )
+    ]
+    rows += [
+        Function(n, getattr(bg, n), getattr(torch, n), 2)
+        for n in ("logical_and", "logical_or", "logical_xor", "bitwise_and")
+    ]
+    rows += [
+        Function("clamp", lambda x: bg.clamp(x, 1, 3), lambda x: torch.clamp(x, 1, 3)),
+        Function("clamp to 0.5", lambda x: bg.clamp(x, max=0.5), lambda x: torch.clamp(x, max=0.5)),
+        Function(
+            "clamp by tensors", lambda a, b: bg.clamp(a, min=b), lambda a, b: a.clamp(min=b), 2
+        ),
+        Function(
+            "threshold", lambda x: bg.threshold(x, 1.0, 7.0), lambda x: F.threshold(x, 1.0, 7.0)
+        ),
+        Function("argmax", lambda x: bg.argmax(x), lambda x: torch.argmax(x)),
+        Function("argmin1", lambda x: bg.argmin(x, 1), lambda x: torch.argmin(x, 1)),
+        Function("norm", bg.vector_norm, torch.linalg.vector_norm),
+        Function("var1", lambda x: bg.var(x, 1), lambda x: torch.var(x, 1)),
+        Function("logsumexp", lambda x: bg.logsumexp(x, 1), lambda x: torch.logsumexp(x, 1)),
+        Function("normalize", lambda x: bg.normalize(x), lambda x: F.normalize(x)),
     ]
     for dtype in VALUES:
         rows.append(
             Function(f"to_{dtype}", lambda x, d=dtype: x.to(d),
                      lambda x, d=dtype: x.to(getattr(torch, d)))
         )  # fmt: skip
-    for n in ("sum", "mean", "amax"):
+    for n in ("sum", "mean", "amax", "amin"):
         ours, theirs = getattr(bg, n), getattr(torch, n)
         for dim in (0, 1, (0, 1)):
             rows.append(
@@ -115,11 +171,15 @@ _OUT_OF_RANGE = {
     for number in (-1, 300)
     for name in (f"{n} {number}", f"{number} {n}")
 }
+_OF_INTEGERS = {
+    "matmul", "relu6", "softsign", "tanhshrink", "threshold", "logsumexp", "bitwise_and",
+    "bitwise_not",
+}  # fmt: skip
 REFUSED = {
-    "bool": _LATER_POWERS - {"pow", "True pow"} | {"pow True"},
-    "uint8": _LATER_POWERS | _OUT_OF_RANGE | {"matmul", "relu6"},
-    "int32": _LATER_POWERS | {"matmul", "relu6", "hardtanh"},
-    "int64": _LATER_POWERS | {"matmul", "relu6", "hardtanh"},
+    "bool": _LATER_POWERS - {"pow", "True pow"} | {"pow True", "logsumexp"},
+    "uint8": _LATER_POWERS | _OUT_OF_RANGE | _OF_INTEGERS,
+    "int32": _LATER_POWERS | _OF_INTEGERS | {"hardtanh"},
+    "int64": _LATER_POWERS | _OF_INTEGERS | {"hardtanh"},
     "float32": set(),
     "float64": set(),
 }
@@ -258,11 +318,12 @@ ROWS = [
     [inf, inf, 0, 1], [nan] * 4, [5, 0, 5, 0],
 ]  # fmt: skip
 SMOOTH = (
-    "neg", "abs", "exp", "log", "sqrt", "rsqrt", "tanh", "sigmoid", "relu", "relu6", "hardtanh",
-    "leaky_relu", "silu", "pow 0", "pow 2", "pow 3", "pow -1", "pow -2", "pow 0.5", "2 pow",
-    "truediv 3", "mul -1.5", "-1.5 truediv",
+    "log1p", "erf", "sin", "floor", "round", "sign", "square", "reciprocal", "clamp", "threshold",
+    "softplus", "softsign", "neg", "abs", "exp", "log", "sqrt", "rsqrt", "tanh", "sigmoid", "relu",
+    "relu6", "hardtanh", "leaky_relu", "silu", "pow 0", "pow 2", "pow 3", "pow -1", "pow -2",
+    "pow 0.5", "2 pow", "truediv 3", "mul -1.5", "-1.5 truediv",
 )  # fmt: skip
-FOLDS = ("sum1", "mean1", "amax1", "softmax", "log_softmax")
+FOLDS = ("sum1", "mean1", "amax1", "amin1", "softmax", "log_softmax")
 PAIRS = ("add", "sub", "mul", "truediv", "maximum", "minimum")
 PAIRED = [0.0, -0.0, 1, -1, 2, -2.5, inf, -inf, nan, 0.5, 3]
 

@@ -22,6 +22,9 @@ from bngen.ir.types import TensorType, Value
 
 OURS = ("bngen.lang.", "bngen.compiler", "bngen.runtime.")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*\Z")
+"""Of a program, which is a symbol's, too."""
+STATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
+"""Of a parameter, a buffer or an argument: as modules of PyTorch call theirs."""
 
 _active = threading.local()  # its ``stack``: the running traces, innermost last
 
@@ -45,12 +48,17 @@ def error(what: str, hint: str | None = None) -> ProgramError:
 
 
 def check_name(label: str, name: str) -> None:
-    """Raise unless a name can go wherever names go: texts, symbols, keys of a state_dict."""
+    """Raise unless a name can go wherever a program's goes: texts, symbols."""
     if not isinstance(name, str) or not NAME.match(name):
-        raise error(
-            f"{label}: {name!r} cannot be a name",
-            "use ASCII letters, digits, underscores, and dots inside",
-        )
+        hint = "use ASCII letters, digits, underscores, and dots inside"
+        raise error(f"{label}: {name!r} cannot be a name", hint)
+
+
+def check_state_name(label: str, name: str) -> None:
+    """Raise unless a name can go wherever an input's goes: texts, keys of a state_dict."""
+    if not isinstance(name, str) or not STATE_NAME.match(name):
+        hint = "use ASCII letters, digits, underscores, and dots and dashes inside"
+        raise error(f"{label}: {name!r} cannot be a name", hint)
 
 
 class Trace:
@@ -80,7 +88,7 @@ class Trace:
 
     def declare(self, name: str, type_: TensorType, kind: str, init: tuple = ()) -> Value:
         """A new input; the same declaration of a parameter or buffer again gives the first one."""
-        check_name("argument" if kind == "input" else kind, name)
+        check_state_name("argument" if kind == "input" else kind, name)
         known = self.inputs.get(name)
         if known is None:
             value = self._builder.input(name, type_, kind, init)

@@ -49,6 +49,9 @@ def _as(x: Expr, dtype: str) -> Expr:
         return tirx.const(x.value % 256, dtype)
     if dtype_of(x) == "bool":  # TVM's analyzer cannot look at vectors of bool in a named value.
         return tirx.Select(opaque.scalar(x), tirx.const(1, dtype), tirx.const(0, dtype))
+    if dtype == "uint8" and opaque.is_float(x):
+        # To LLVM no unsigned integer comes of a negative number; modulo the range it does.
+        x = tirx.Cast("int32", opaque.scalar(x))
     return tirx.Cast(dtype, opaque.scalar(x))
 
 

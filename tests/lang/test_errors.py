@@ -358,7 +358,7 @@ CASES = [
     (
         lambda x: bg.parameter("a b", 3), (MATRIX,),
         "parameter: 'a b' cannot be a name (use ASCII letters, digits, underscores, and dots "
-        "inside)",
+        "and dashes inside)",
     ),
     (
         lambda x: bg.parameter("w", (3, 0)), (MATRIX,),

@@ -8,6 +8,7 @@ import torch
 
 import bngen as bg
 from bngen.ir.node import Input
+from bngen.ir.text import parse_graph
 from bngen.ir.types import TensorType, Value
 from bngen.lang.init import fill
 
@@ -156,3 +157,18 @@ def test_default_initializers():
 def test_filling_follows_the_generator():
     same = [_fill(("normal", 1.0)) for _ in range(2)]
     np.testing.assert_array_equal(*same)
+
+
+def test_names_with_dashes_go_wherever_names_go(tmp_path):
+    """As torchvision's RegNets have them; names that differ in the dash alone are two."""
+
+    def net(x):
+        with bg.scope("block-1"):
+            return x * bg.parameter("a-b", 3, init=2) + bg.parameter("a_b", 3, init=1)
+
+    graph = bg.trace(net, bg.Tensor[2, 3]).graph
+    assert parse_graph(str(graph)) == graph
+    bg.build(graph).bundle.save(tmp_path / "saved")
+    module, x = bg.load(tmp_path / "saved").init(0), np.ones((2, 3), np.float32)
+    assert [*module.state_dict()] == ["block-1.a-b", "block-1.a_b"]
+    np.testing.assert_array_equal(module(x), np.full((2, 3), 3.0))
