@@ -19,9 +19,6 @@ from bngen.torch_bridge.places import CALLS
 from bngen.torch_bridge.translate import refusal
 from bngen.torch_bridge.vocabulary import translation
 
-FEW_CHANNELS = 16
-"""Of a group of a grouped convolution: with fewer, a vector is not filled."""
-
 WRITES = "it changes a tensor in place that others read"
 COUNTS = "it counts batches, which costs nothing"
 SHARES = "it shares memory with a tensor that is changed in place"
@@ -107,12 +104,6 @@ def slower(node: fx.Node) -> str | None:
     """Why PyTorch is to run a call that bngen could run, too."""
     if node.target in (F.linear, torch.matmul, torch.mm, operator.matmul):
         return "PyTorch's matrix product is faster"
-    if node.target is torch.conv2d:
-        groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-        weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
-        k, c, *_ = weight.meta["val"].shape
-        if groups > 1 and c > 1 and (few := min(c, k // groups)) < FEW_CHANNELS:
-            return f"PyTorch is faster with {few} channels a group"
     return None
 
 
