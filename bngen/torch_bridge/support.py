@@ -18,9 +18,6 @@ from bngen.torch_bridge.places import CALLS
 from bngen.torch_bridge.translate import refusal
 from bngen.torch_bridge.vocabulary import translation
 
-FEW_CHANNELS = 16
-"""Of a group of a grouped convolution: with fewer, a vector is not filled."""
-
 WRITES = "it changes a tensor in place that others read"
 COUNTS = "it counts batches, which costs nothing"
 SHARES = "it shares memory with a tensor that is changed in place"
@@ -54,7 +51,7 @@ def reasons(graph: fx.Graph, shared: set[fx.Node]) -> dict[fx.Node, str]:
         elif node.target in (masks.keep_mask, *masks.DRAWS):
             why = RANDOM
         else:
-            why = slower(node) or _tried(node, tried)
+            why = _tried(node, tried)
         if why is not None:
             found[node] = why
     return found | _halves(graph, found)
@@ -100,17 +97,6 @@ def _halves(graph: fx.Graph, found: dict[fx.Node, str]) -> dict[fx.Node, str]:
         if any(u.target is not operator.getitem or u in found for u in node.users):
             more |= {node: PART, **{u: PART for u in node.users if u.op in CALLS}}
     return more
-
-
-def slower(node: fx.Node) -> str | None:
-    """Why PyTorch is to run a call that bngen could run, too."""
-    if node.target is torch.conv2d:
-        groups = node.args[6] if len(node.args) > 6 else node.kwargs.get("groups", 1)
-        weight = node.args[1] if len(node.args) > 1 else node.kwargs["weight"]
-        k, c, *_ = weight.meta["val"].shape
-        if groups > 1 and c > 1 and (few := min(c, k // groups)) < FEW_CHANNELS:
-            return f"PyTorch is faster with {few} channels a group"
-    return None
 
 
 def is_known(node: fx.Node) -> bool:
