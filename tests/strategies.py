@@ -334,8 +334,8 @@ class Network:
             size = (x.shape[0], weight.shape[1], 2 * sides[0] + 1, 2 * sides[1])
             return self.b.emit("conv2d_grad_input", x, weight, stride=(2, 2), shape=size)
         size = self.pick([2 * s for s in sides], [s + 2 for s in sides], (3, 4))
-        step = tuple(s / o for s, o in zip(sides, size, strict=True))
-        return self.b.emit(op, x, output_size=size, step=step)
+        scale = tuple(s / o for s, o in zip(sides, size, strict=True))
+        return self.b.emit(op, x, output_size=size, scale=scale)
 
     # Endings.
 
