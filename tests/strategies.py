@@ -115,7 +115,7 @@ class Network:
         return (
             self.conv, self.batch_norm, self.activation, self.bn_relu_conv, self.pool,
             self.residual, self.dense_block, self.other_concatenation, self.rescale,
-            self.instance_norm, self.dropout, self.split,
+            self.instance_norm, self.dropout, self.split, self.moved, self.resized,
         )  # fmt: skip
 
     def layer(self) -> None:
@@ -296,6 +296,46 @@ class Network:
         low = self.b.emit("slice", x, start=0, stop=at)
         high = self.b.emit("slice", x, start=at, stop=c)
         return self.b.emit("cat", self.activation(high), low)
+
+    def moved(self, x: Value) -> Value:
+        """Elements from other places: borders, mirrored, in turns, another order of parts."""
+        axis = self.pick(1, 2, 3)
+        extent, shape = x.shape[axis], x.shape
+        match self.pick("border", "number", "mirror", "turn", "shuffle", "transpose"):
+            case "border":
+                pieces = (2, 0, 0, extent, 0, 1, 1, extent - 1, 0)
+            case "number":
+                pieces = (1, -1, 0, extent, 0, 1, 2, -1, 0)
+            case "mirror":
+                pieces = (extent, extent - 1, -1)
+            case "turn":
+                pieces = (
+                    extent - extent // 2,
+                    extent // 2,
+                    1,
+                    *(extent // 2, 0, 1)[: 3 * (extent > 1)],
+                )
+            case "shuffle":
+                parts = next(p for p in (4, 3, 2, 1) if extent % p == 0)
+                split = (*shape[:axis], parts, extent // parts, *shape[axis + 1 :])
+                order = [i + (i == axis) - (i == axis + 1) for i in range(5)]
+                return self.b.emit("rearrange", x, split=split, order=order, shape=shape)
+            case "transpose":
+                order = self.pick((0, 1, 3, 2), (0, 2, 3, 1), (0, 3, 1, 2))
+                turned = [shape[i] for i in order]
+                return self.b.emit("rearrange", x, split=shape, order=order, shape=turned)
+        return self.b.emit("gather", x, axis=axis, pieces=pieces, fill=0.5)
+
+    def resized(self, x: Value) -> Value:
+        """Another height and width, or a transposed convolution."""
+        sides, op = x.shape[2:], self.pick("resize_nearest", "resize_bilinear", "transposed")
+        if op == "transposed":
+            weight = self.parameter("up.weight", x.shape[1], self.pick(3, 10), 3, 2)
+            size = (x.shape[0], weight.shape[1], 2 * sides[0] + 1, 2 * sides[1])
+            return self.b.emit("conv2d_grad_input", x, weight, stride=(2, 2), shape=size)
+        size = self.pick([2 * s for s in sides], [s + 2 for s in sides], (3, 4))
+        scale = tuple(s / o for s, o in zip(sides, size, strict=True))
+        return self.b.emit(op, x, output_size=size, scale=scale)
 
     # Endings.
 
