@@ -152,6 +152,7 @@ KINDS: dict[str, Kind] = {
     "input_scale": _number(),
     "keepdims": _FLAG,
     "kernel": _PAIR,
+    "images": _integer(1),
     "lo": _number(),
     "momentum": _number(-_LARGEST, _LARGEST),
     "order": Kind("an order of axes", _is_order),

@@ -285,8 +285,16 @@ class ProductFacts(WideFacts):
 
     @property
     def copies_left(self) -> bool:
-        """Whether the nest reads ``a`` from a scratch."""
-        return bool(self.loads_a) or self.rows != self.m
+        """Whether the nest reads ``a`` from a scratch.
+
+        It does so, too, where a tile reads a few elements of each of many rows of ``a``.
+        """
+        return bool(self.loads_a) or self.rows != self.m or (bool(self.trans_a) and self.chunks > 1)
+
+    @property
+    def granule(self) -> int:
+        """Rows of a tile, unless knobs say otherwise: those that lie together in a scratch."""
+        return max(d for d in range(1, MOST_ROWS + 1) if self.rows % d == 0)
 
     @property
     def copies_right(self) -> bool:

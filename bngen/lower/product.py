@@ -11,7 +11,7 @@ store_*, mid_*          the store slot, see `Body.store_slot`
 
 Rows are rounded up to whole register tiles, columns to whole vectors; what is beyond the result is
 computed from anything and not stored. The right operand's scratch lies in vectors of columns, one
-for each inner index; the left one's as the operand does.
+for each inner index; the left one's in its own order, or in tiles of rows.
 """
 
 from __future__ import annotations
@@ -67,15 +67,18 @@ def _left(body: Body, facts: ProductFacts):
     if not facts.copies_left:
         return at
 
-    def element(*index):
-        i, e = reversed(index) if across else index
+    def element(i, e):
         # Rows beyond the last are the last one's: their results go nowhere.
         return at(i if facts.rows == facts.m else tirx.min(i, facts.m - 1), e)
 
-    shape = (facts.rows, facts.k)
-    scratch = te.compute(shape[::-1] if across else shape, element, name="left")
     body.lowered.pads.append("left")
-    return lambda i, e: scratch(e, i) if across else scratch(i, e)
+    if not across:
+        return te.compute((facts.rows, facts.k), element, name="left")
+    near = facts.granule
+    scratch = te.compute(
+        (facts.rows // near, facts.k, near), lambda g, e, r: element(g * near + r, e), name="left"
+    )
+    return lambda i, e: scratch(i // near, e, i % near)
 
 
 def _right(body: Body, facts: ProductFacts):

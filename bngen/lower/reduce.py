@@ -153,6 +153,24 @@ def _merge_mean(body: Body, node: Node) -> None:
     _define_scaled(body, node.out, folded, node.attrs["count"])
 
 
+def _merge_groups(body: Body, node: Node) -> None:
+    """Each image's groups put together; sums in the exact type."""
+    (x,), out = node.inputs, node.out
+    layout, per_image = body.layouts[out], x.shape[0] // out.shape[0]
+    largest = node.row.combine == "max"
+    g = te.reduce_axis((0, per_image), "g")
+
+    def element(*index):
+        image, channel = logical_coord(out.type, layout, index)
+        value = body.at(x, (image * per_image + g, channel))
+        if largest:
+            return maximum_over(x.dtype)(value, axis=g)
+        return te.sum(exactly(value) if x.type.is_float else value, axis=g)
+
+    total = te.compute(physical_shape(out.type, layout), element, name="fold")
+    _define_scaled(body, out, total, 1)
+
+
 def _channel_fold(body: Body, like: Value, x: Value, term, name: str) -> te.Tensor:
     """Per channel of ``x[N,C,...]``, an exact sum of ``term(coordinate, index)``.
 
@@ -219,6 +237,8 @@ def _channel_grad_sums(body: Body, node: Node) -> None:
 REDUCTIONS: dict[str, Callable[[Body, Node], None]] = {
     "bn_merge_stats": _merge_stats,
     "bn_merge_mean": _merge_mean,
+    "sum_groups": _merge_groups,
+    "max_groups": _merge_groups,
     "bn_stats": _channel_stats,
     "bn_mean": _channel_mean,
     "bn_var": _channel_var,

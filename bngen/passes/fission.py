@@ -14,6 +14,7 @@ bn_mean, bn_var           bn_partial_mean, bn_merge_mean; bn_partial_var, sum
 bn_stats                  bn_partial_stats, bn_merge_stats
 bn_grad_sums              bn_grad_partial_sums, sum
 sum over n h w            partial_sum, sum
+sum over h w              partial_sum, sum_groups
 ========================= ====================================================================
 
 Terms follow Jung et al. (SysML 2019); the gradient formula is that of Ioffe and Szegedy (2015).
@@ -144,20 +145,27 @@ def _partial_grad_sums(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     return tuple(b.emit("sum", p, axes=(0,), loc=node.loc) for p in parts)
 
 
-def _in_parts(partial: str, fold: str, *, averages: bool = False) -> Rule:
-    """The rule of a fold over exactly ``n h w`` of a feature map: partial results, folded."""
+def _in_parts(partial: str, fold: str, by_image: str, *, averages: bool = False) -> Rule:
+    """The rule of a fold over the pixels of a feature map, of all images or of each."""
 
     def rule(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
         (x,) = node.inputs
         axes = tuple(sorted(a % 4 for a in node.attrs["axes"]))
-        if not _has_short_rows(x) or axes != (0, 2, 3):
+        if not _has_short_rows(x) or axes not in ((0, 2, 3), (2, 3)):
             return None
-        part = b.emit(partial, x, row_groups=row_groups(x.type), loc=node.loc)
-        total = b.emit(fold, part, axes=(0,), loc=node.loc)
+        groups, (n, c, h, w) = row_groups(x.type), x.shape
+        total = b.emit(partial, x, row_groups=groups, loc=node.loc)
+        if axes == (0, 2, 3):
+            total = b.emit(fold, total, axes=(0,), loc=node.loc)
+            n, count = 1, n * h * w
+        else:
+            count = h * w
+            if groups > n:
+                total = b.emit(by_image, total, images=n, loc=node.loc)
         if averages:
-            total = b.emit("div", total, float(samples(x)))
+            total = b.emit("div", total, float(count))
         if node.attrs["keepdims"]:
-            total = b.emit("reshape", total, shape=(1, x.shape[1], 1, 1))
+            total = b.emit("reshape", total, shape=(n, c, 1, 1))
         return (total,)
 
     return rule
@@ -184,15 +192,15 @@ IN_PARTS: dict[str, Rule] = {
     "bn_var": _partial_var,
     "bn_stats": _partial_stats,
     "bn_grad_sums": _partial_grad_sums,
-    "sum": _in_parts("partial_sum", "sum"),
-    "mean": _in_parts("partial_sum", "sum", averages=True),
-    "amax": _in_parts("partial_max", "amax"),
+    "sum": _in_parts("partial_sum", "sum", "sum_groups"),
+    "mean": _in_parts("partial_sum", "sum", "sum_groups", averages=True),
+    "amax": _in_parts("partial_max", "amax", "max_groups"),
 }
-"""Reductions over ``n h w`` -> partial ones and a small merge."""
+"""Reductions over ``n h w``, or ``h w``, -> partial ones and a small merge."""
 
 
 def split_reductions(graph: Graph) -> Graph:
-    """Cut reductions over ``n h w`` into partial sums over groups of rows and a small merge."""
+    """Cut reductions over pixels into partial sums over groups of rows and a small merge."""
     return rewrite(graph, IN_PARTS)
 
 

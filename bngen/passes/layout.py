@@ -12,6 +12,7 @@ as it is: its load slot writes the scratch tile anyway.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from bngen.ir.build import GraphBuilder
@@ -19,6 +20,7 @@ from bngen.ir.node import Graph, Node
 from bngen.ir.ops import OPS
 from bngen.ir.ops.gather import factors_of_axes
 from bngen.ir.types import Value
+from bngen.passes.cuts import channel_cuts
 from bngen.plan.formats import C_ORDER, Formats
 from bngen.plan.groups import holds_whole, layouts_of_groups
 from bngen.plan.layout import (
@@ -34,6 +36,9 @@ from bngen.plan.layout import (
 
 FEW_CHANNELS = 8
 """Below so many channels a plain tensor is not worth blocking."""
+
+MOST_PADDED = 1.25
+"""Channel blocks of a map that is cut where its slices are, of those that it takes in one."""
 
 
 def assign_layouts(
@@ -76,6 +81,7 @@ class _Layouts:
         ]
         self.goals, self.updating = self.find_goals()
         self.maps = self.find_maps()
+        self.cuts = channel_cuts(graph)
         self.copies: dict[tuple[Value, Layout], Value] = {}
         convolutions = (n for n in graph.nodes if n.row.direction == "forward")
         self.conv_input = {n.inputs[1]: n.inputs[0] for n in convolutions}
@@ -158,10 +164,21 @@ class _Layouts:
     def plain_block(self, channels: int) -> Blocked:
         return blocked(self.lanes, (channels,))
 
+    def block(self, v: Value) -> Blocked:
+        """The channel blocks of a map or vector: cut where slices of it are, that they are views.
+
+        Unless that pads many more channels: they are computed for nothing.
+        """
+        if v in self.maps:
+            return self.maps[v]
+        whole, ends = self.plain_block(v.type.channels), [0, *self.cuts.get(v, ()), v.type.channels]
+        cut = blocked(self.lanes, [b - a for a, b in itertools.pairwise(ends)])
+        return cut if cut.blocks <= MOST_PADDED * whole.blocks else whole
+
     def feature_layout(self, x: Value) -> Blocked:
         """The blocked layout a feature map, or vector, has or would get."""
         layout = self.of[x]
-        return layout if isinstance(layout, Blocked) else self.plain_block(x.type.channels)
+        return layout if isinstance(layout, Blocked) else self.block(x)
 
     def feature(self, x: Value) -> tuple[Value, Blocked]:
         layout = self.feature_layout(x)
@@ -199,7 +216,7 @@ class _Layouts:
             x = self.want(x, inner)
         else:
             x, inner = self.conv_operand(x) if groups == 1 else self.feature(x)
-            outer = self.maps.get(node.out, self.plain_block(w.shape[0]))
+            outer = self.block(node.out)
         packed = self.packing(w, inner, outer, groups, flipped=False)
         return (x, self.want(w, packed)), packed.outer
 
@@ -231,8 +248,7 @@ class _Layouts:
             dy, inner = self.feature(dy)
             x = self.conv_input.get(w)
             known = self.of.get(self.b.resolve(x)) if x is not None else None
-            usual = self.plain_block(node.attrs["shape"][1])
-            outer = known if isinstance(known, Blocked) else usual
+            outer = known if isinstance(known, Blocked) else self.block(node.out)
         packed = self.packing(w, inner, outer, node.attrs["groups"], flipped=True)
         return (dy, self.want(w, packed)), packed.outer
 
@@ -282,7 +298,7 @@ class _Layouts:
         if out in self.updating and all(isinstance(self.of[v], Plain) for v in spanning):
             return self.goals[out]  # A parameter's update: nothing there lies in blocks.
         if rank == 4 and out.shape[1] >= FEW_CHANNELS:
-            return self.maps.get(out, self.plain_block(out.shape[1]))
+            return self.block(out)
         return next((self.of[v] for v in spanning if self.of[v] != PLAIN), PLAIN)
 
     def gathered_layout(self, node: Node) -> Layout:
@@ -294,7 +310,7 @@ class _Layouts:
         if len(x.shape) == 4 and isinstance(layout, Blocked) and self.keeps_channels(node):
             return layout
         many = out.shape[1] >= FEW_CHANNELS
-        return self.plain_block(out.shape[1]) if many and self.spreads_channels(node) else PLAIN
+        return self.block(out) if many and self.spreads_channels(node) else PLAIN
 
     def keeps_channels(self, node: Node) -> bool:
         """Whether an index map leaves every element in its channel."""
@@ -367,6 +383,7 @@ class _Layouts:
         layout, shape = self.of[x], tuple(node.attrs["shape"])
         vector = (x.type.size,)
         rows = {vector, (1, *vector, 1, 1)}
-        if isinstance(layout, Blocked) and {x.shape, shape} <= rows:
+        pixels = {x.shape[:2], (*x.shape[:2], 1, 1)}  # one of each channel of each image
+        if isinstance(layout, Blocked) and ({x.shape, shape} <= rows or {x.shape, shape} <= pixels):
             return [x], layout
         return [self.want(x, PLAIN)], PLAIN

@@ -24,7 +24,14 @@ from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
 from bngen.scheduling.knobs import Knobs, divisors, tile_registers
 from bngen.scheduling.legality import Space, few
-from bngen.scheduling.tools import extent, local, loops_inside, opened, set_apart
+from bngen.scheduling.tools import (
+    extent,
+    local,
+    loops_inside,
+    opened,
+    set_apart,
+    write_out,
+)
 from bngen.target.machine import Machine
 
 if TYPE_CHECKING:
@@ -169,7 +176,7 @@ def schedule_product(low: Lowered, facts: ProductFacts, knobs: Knobs) -> s_tir.S
         sch.reorder(e, *tile)
     sch.parallel(task)
     local(sch, [sch.get(sums).name_hint])
-    _store_slot(sch, low, store_at, lanes)
+    _store_slot(sch, low, store_at, lanes, unroll=facts.chunks == 1)
     # Where all rows pass a tile of columns, that is turned right before, and is still near. Rows
     # are copied as a whole: pieces at a distance of a power of two displace each other.
     near = facts.trans_b and tiles[0] is j_tile
@@ -214,20 +221,33 @@ def _vectorized(sch: s_tir.Schedule, block: Any, lanes: int) -> None:
         sch.vectorize(last)
 
 
-def _store_slot(sch: s_tir.Schedule, low: Lowered, at: Any, lanes: int) -> None:
-    """The store slot over the elements of a tile, or of a task."""
+def _store_slot(sch: s_tir.Schedule, low: Lowered, at: Any, lanes: int, *, unroll: bool) -> None:
+    """The store slot over the elements of a tile, or of a task.
+
+    Args:
+        sch: the schedule.
+        low: the kernel.
+        at: the loop of tiles, or of tasks.
+        lanes: elements of a vector.
+        unroll: write a tile out: its sums are registers only where no loop goes over them.
+    """
     for name in low.tiles:
         block = sch.get_sblock(name)
         if name.startswith("mid_"):
             local(sch, [name])
         sch.reverse_compute_at(block, at, preserve_unit_loops=True)
-        *_, columns = loops_inside(sch, block, at)
+        *rows, columns = loops_inside(sch, block, at)
         if extent(sch, columns) > lanes:
             columns, lane = sch.split(columns, [None, lanes])
-            set_apart(sch, columns)
+            rows.append(columns)
             sch.vectorize(lane)
         else:
             _vectorized(sch, block, lanes)
+        for loop in rows:
+            if unroll:
+                write_out(sch, loop)
+            else:
+                set_apart(sch, loop)
 
 
 def _fill_scratch(

@@ -235,6 +235,16 @@ def partial_sum(t: Tensors, a: Attributes) -> Tensor:
     return rows(t[0], a).sum(1)
 
 
+def sum_groups(t: Tensors, a: Attributes) -> Tensor:
+    """The sum of each image's groups."""
+    return t[0].reshape(a["images"], -1, t[0].shape[1]).sum(1)
+
+
+def max_groups(t: Tensors, a: Attributes) -> Tensor:
+    """The largest of each image's groups."""
+    return t[0].reshape(a["images"], -1, t[0].shape[1]).amax(1)
+
+
 def partial_max(t: Tensors, a: Attributes) -> Tensor:
     """The largest element of each group and channel."""
     return rows(t[0], a).amax(1)

@@ -130,6 +130,8 @@ _TABLE = (
     _row("amax", reduction(torch.amax), Spelling("amax", (torch.amax,), ("amax",), only=OUT)),
     _row("partial_sum", m.partial_sum, why_not=_GROUPS),
     _row("partial_max", m.partial_max, why_not=_GROUPS),
+    _row("sum_groups", m.sum_groups, why_not=_GROUPS),
+    _row("max_groups", m.max_groups, why_not=_GROUPS),
     # sums of products, and windows
     _row("conv2d", m.conv2d, Spelling("conv2d", (F.conv2d,), modules=(nn.Conv2d,),
                                       only={"padding_mode": "zeros"})),

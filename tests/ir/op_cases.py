@@ -221,6 +221,8 @@ REDUCTIONS = [
 ] + [
     case("partial_sum", normal(*MAP), row_groups=10),
     case("partial_max", normal(*MAP), row_groups=2),
+    case("sum_groups", normal(6, 3), images=2),
+    case("max_groups", normal(6, 3), images=3),
 ]
 
 _CONVS = [

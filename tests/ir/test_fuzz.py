@@ -345,6 +345,8 @@ ILL_SHAPED = [
     ("bn_partial_stats(x) {row_groups=8} : f32[8,3], f32[8,3], f32[8,3]", "do not divide the rows"),
     ("bn_partial_mean(x) {row_groups=1} : f32[1,3], f32[1,3]", "do not divide the rows"),
     ("bn_partial_var(x, u) {row_groups=1} : f32[1,3]", r"must have shape \[3\]"),
+    ("sum_groups(x) {images=2} : f32[2,3]", "needs partial results"),
+    ("sum_groups(v) {images=2} : f32[2,3]", "needs partial results"),
     ("bn_merge_mean(v, v) {count=3} : f32[]", "partial results"),
     ("bn_merge_stats(g, v, g) {count=3} : f32[3], f32[3]", "one shape"),
     ("bn_scale(x, _) : f32[2,3,6,6]", "vectors"),

@@ -2,6 +2,7 @@
 
 A partial reduction cuts the rows (n, h) of a feature map, in order, into ``row_groups`` equal
 groups, none of which reaches into another image; its results have shape ``[row_groups, C]``.
+``*_groups`` put those of each image together.
 """
 
 from __future__ import annotations
@@ -89,6 +90,29 @@ def cut_rows(x, count):
     return np.moveaxis(x, 1, -1).reshape(count, -1, x.shape[1])
 
 
+def _infer_groups(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
+    (x,) = types
+    if len(x.shape) != 2:
+        raise ShapeError(f"needs partial results [row_groups, C], got {x}")
+    images = attrs["images"]
+    if images < 1 or x.shape[0] % images:
+        raise ShapeError(f"{x.shape[0]} groups are not those of {images} images")
+    return (TensorType((images, x.shape[1]), x.dtype),)
+
+
+def _by_image(x, attrs):
+    return x.reshape(attrs["images"], -1, x.shape[1])
+
+
+def _sum_groups(arrays, attrs):
+    (x,) = arrays
+    return (_by_image(x, attrs).sum(axis=1, dtype=x.dtype),)
+
+
+def _max_groups(arrays, attrs):
+    return (_by_image(arrays[0], attrs).max(axis=1),)
+
+
 def _partial_sum(arrays, attrs):
     (x,) = arrays
     return (cut_rows(x, attrs["row_groups"]).sum(axis=1, dtype=x.dtype),)
@@ -120,5 +144,13 @@ REDUCE = (
     OpDef(
         "partial_max", "reduce", ("x",), infer_fold, _partial_max, ROW_GROUPS, combine="max",
         takes="number",
+    ),
+    OpDef(
+        "sum_groups", "reduce", ("x",), _infer_groups, _sum_groups, {"images": ...},
+        combine="sum", merges=True, takes="number",
+    ),
+    OpDef(
+        "max_groups", "reduce", ("x",), _infer_groups, _max_groups, {"images": ...},
+        combine="max", merges=True, takes="number",
     ),
 )  # fmt: skip

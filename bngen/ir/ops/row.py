@@ -59,7 +59,7 @@ class OpDef:
         averages: for ``reduce``: what was summed is divided by the number of summands.
         exact: of a partial reduction: sums in the element type's ``exact`` one, as a rounded sum
             and the rest.
-        merges: folds partial results ``[row_groups, C]`` over the groups.
+        merges: folds partial results ``[row_groups, C]`` over the groups, or over each image's.
         direction: of a convolution: ``forward``, or which gradient it is (``input``, ``weight``).
         store_slot: results are final where they are stored, so that what is made of them can be
             computed there. Of a weight's gradient they are so only after the last pixel; copies
