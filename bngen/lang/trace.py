@@ -22,6 +22,8 @@ from bngen.ir.types import TensorType, Value
 
 OURS = ("bngen.lang.", "bngen.compiler", "bngen.runtime.")
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.]*\Z")
+STATE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*\Z")
+"""Of a parameter or buffer: PyTorch's modules may be called ``block1-0``."""
 
 _active = threading.local()  # its ``stack``: the running traces, innermost last
 
@@ -46,10 +48,11 @@ def error(what: str, hint: str | None = None) -> ProgramError:
 
 def check_name(label: str, name: str) -> None:
     """Raise unless a name can go wherever names go: texts, symbols, keys of a state_dict."""
-    if not isinstance(name, str) or not NAME.match(name):
+    held = label in ("parameter", "buffer")
+    if not isinstance(name, str) or not (STATE_NAME if held else NAME).match(name):
         raise error(
             f"{label}: {name!r} cannot be a name",
-            "use ASCII letters, digits, underscores, and dots inside",
+            f"use ASCII letters, digits, underscores, and dots {'or hyphens ' * held}inside",
         )
 
 

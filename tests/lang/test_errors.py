@@ -357,8 +357,8 @@ CASES = [
     ),
     (
         lambda x: bg.parameter("a b", 3), (MATRIX,),
-        "parameter: 'a b' cannot be a name (use ASCII letters, digits, underscores, and dots "
-        "inside)",
+        "parameter: 'a b' cannot be a name (use ASCII letters, digits, underscores, and dots or "
+        "hyphens inside)",
     ),
     (
         lambda x: bg.parameter("w", (3, 0)), (MATRIX,),
