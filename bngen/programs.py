@@ -73,10 +73,11 @@ def _builtin(name: str, sizes: dict[str, int]) -> Any:
     from bngen import models  # NumPy comes with it: not at the top, for the sake of --help
 
     if name not in models.MODELS:
-        there = [n for n in models.MODELS if not n.startswith("tiny_")]
-        near = difflib.get_close_matches(name, models.MODELS, 3)
-        hint = f"did you mean {' or '.join(near)}?" if near else "name a file as file.py:function"
-        raise UsageError(f"no built-in program {name!r}; there are {', '.join(there)}", hint=hint)
+        if near := models.nearest(name):
+            hint = f"did you mean {' or '.join(near)}?"
+            raise UsageError(f"no built-in program {name!r}", hint=hint)
+        what = f"no built-in program {name!r}; there are {', '.join(models.PUBLIC)}"
+        raise UsageError(what, hint="name a file as file.py:function")
     try:
         program = models.make(name, **sizes)
         _ = program.graph

@@ -56,6 +56,18 @@ def libraries() -> tuple[ModuleType, ModuleType]:
         raise NotInstalledError(f"{INSTALL} ({error})") from error
 
 
+def torchvision() -> ModuleType:
+    """torchvision alone.
+
+    Raises:
+        NotInstalledError: when it is missing.
+    """
+    try:
+        return _torchvision()
+    except ModuleNotFoundError as error:
+        raise NotInstalledError(f"{INSTALL} ({error})") from error
+
+
 def _torchvision() -> ModuleType:
     try:
         return importlib.import_module("torchvision")
@@ -89,10 +101,15 @@ def make(name: str) -> nn.Module:
         model = torchvision.models.get_model(name, weights=None)
     else:
         model = timm.create_model(name, pretrained=False)
+    return without_dropout(model).train()
+
+
+def without_dropout(model: nn.Module) -> nn.Module:
+    """The model, which drops nothing any more."""
     for module in model.modules():
         if probability := _RANDOM.get(type(module).__name__):
             setattr(module, probability, 0.0)
-    return model.train()
+    return model
 
 
 def seeded(model: nn.Module, seed: int) -> None:

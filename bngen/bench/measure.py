@@ -70,7 +70,7 @@ class Wanted:
     def entry(self, program: str, contender: str) -> Entry:
         """A contender of a program's race."""
         # Built-in networks have sizes of their own when none are given: say which.
-        batch, image = (8, 224) if program in MODELS else (None, None)
+        batch, image = (8, MODELS[program].image) if program in MODELS else (None, None)
         return Entry(
             program, contender, self.batch or batch, self.image or image, self.fusion,
             str(self.target), self.threads, self.schedules, self.seed,

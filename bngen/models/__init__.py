@@ -9,8 +9,7 @@ from __future__ import annotations
 import difflib
 import numbers
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 
 from bngen.dtypes import INDEX
 from bngen.errors import ProgramError, SourceLoc
@@ -18,39 +17,41 @@ from bngen.ir.types import TensorType
 from bngen.lang.loss import cross_entropy
 from bngen.lang.program import Program, trace
 from bngen.lang.tensor import Tensor
-from bngen.models import densenet, mobilenet, resnet, vgg
-from bngen.models.common import Options
+from bngen.models import (
+    convnext,
+    densenet,
+    efficientnet,
+    googlenet,
+    inception,
+    mnasnet,
+    mobilenet,
+    mobilenet_v3,
+    regnet,
+    resnet,
+    squeezenet,
+    vgg,
+)
+from bngen.models.common import Network, Options
 
+_FAMILIES = (
+    densenet, resnet, mobilenet, mobilenet_v3, mnasnet, efficientnet, regnet, convnext, squeezenet,
+    googlenet, inception, vgg,
+)  # fmt: skip
 
-@dataclass(frozen=True)
-class ModelSpec:
-    """One row of `MODELS`.
-
-    Attributes:
-        name: torchvision's name.
-        forward: (images, options) -> logits, called while tracing.
-        min_image: smallest height and width of an image.
-        has_dropout: whether the model drops anything by default.
-    """
-
-    name: str
-    forward: Callable[[Tensor, Options], Tensor]
-    min_image: int
-    has_dropout: bool
-
-
-MODELS: dict[str, ModelSpec] = {
-    name: ModelSpec(name, net, net.min_image, hasattr(net, "dropout"))
-    for family in (densenet, resnet, mobilenet, vgg)
-    for name, net in family.VARIANTS.items()
+MODELS: dict[str, Network] = {
+    name: network for family in _FAMILIES for name, network in family.VARIANTS.items()
 }
+"""Every built-in network by its name, which is torchvision's."""
+
+PUBLIC = tuple(name for name in MODELS if not name.startswith("tiny_"))
+"""Names of those that people train."""
 
 
 def make(
     name: str,
     batch: int = 8,
-    image: int = 224,
-    num_classes: int = 1000,
+    image: int | None = None,
+    num_classes: int | None = None,
     training: bool = True,
     loss: bool = False,
     dropout: float | None = None,
@@ -58,27 +59,35 @@ def make(
 ) -> Program:
     """A built-in network as a program of images ``x``, float32 ``[batch, 3, image, image]``.
 
+    The program returns the logits; of a network with auxiliary classifiers, in training, a dict of
+    ``logits`` and, by torchvision's names, theirs.
+
     Args:
         name: a key of `MODELS`.
         batch: images in a batch.
-        image: height and width.
-        num_classes: extent of the logits.
+        image: height and width; the network's own, most often 224, when missing.
+        num_classes: extent of the logits; the network's own, most often 1000, when missing.
         training: BN by the batch's statistics (else the running ones), dropout active.
-        loss: take ``labels``, int64 ``[batch]``, too, and return the mean cross-entropy instead
-            of the logits.
-        dropout: probability instead of torchvision's; 0 switches it off, which makes the result
-            comparable with PyTorch's.
+        loss: take ``labels``, int64 ``[batch]`` (of each pixel ``[batch, image, image]``), too, and
+            return the mean cross-entropy instead of the logits; that of auxiliary classifiers is
+            added with the weights of `Network.auxiliary`.
+        dropout: probability instead of torchvision's; 0 switches it off, and stochastic depth, too,
+            which makes the result comparable with PyTorch's.
         seed: the dropout masks follow from it and from the number of steps taken, which the BN
-            layers count; each step draws new ones.
+            layers count; each step draws new ones. A network without BN counts nothing: while it
+            drops, its program takes ``step``, int64 without axes, last.
 
     Raises:
         ProgramError: an unknown name, or sizes that the network cannot take.
     """
     frame = sys._getframe(1)
     loc = SourceLoc(frame.f_code.co_filename, frame.f_lineno)
-    spec = _find(name, loc)
+    network = _find(name, loc)
+    image = network.image if image is None else image
+    num_classes = network.num_classes if num_classes is None else num_classes
     for what, value, least in (
-        ("batch", batch, 1), ("image", image, spec.min_image), ("num_classes", num_classes, 1),
+        ("batch", batch, 1), ("image", image, network.smallest(training)),
+        ("num_classes", num_classes, 1),
     ):  # fmt: skip
         if isinstance(value, bool) or not isinstance(value, numbers.Integral):
             raise ProgramError(f"{name}: {what}={value!r} is no integer", loc=loc)
@@ -87,25 +96,54 @@ def make(
             raise ProgramError(f"{name}: {what}={value} is too small", loc=loc, hint=hint)
     if dropout is not None and not 0 <= dropout <= 1:
         raise ProgramError(f"{name}: dropout={dropout!r}", loc=loc, hint="use 0 to 1")
-    if dropout and not spec.has_dropout:
-        raise ProgramError(f"{name}: has no dropout", loc=loc, hint="use dropout=None")
-    options = Options(int(num_classes), bool(training), dropout, int(seed))
-    images = TensorType((int(batch), 3, int(image), int(image)))
-
-    def logits_of(x: Tensor) -> Tensor:
-        return spec.forward(x, options)
-
-    def loss_of(x: Tensor, labels: Tensor) -> Tensor:
-        return cross_entropy(spec.forward(x, options), labels)
-
+    if dropout and not network.dropout:
+        hint = "use dropout=None" + (", or 0 against its stochastic depth" * network.has_dropout)
+        raise ProgramError(f"{name}: has no dropout", loc=loc, hint=hint)
+    sizes = (int(batch), 3, int(image), int(image))
+    given = {"x": TensorType(sizes)}
     if loss:
-        return trace(loss_of, images, TensorType((int(batch),), INDEX), name=name)
-    return trace(logits_of, images, name=name)
+        given["labels"] = TensorType(sizes[:1] + sizes[2:] * network.per_pixel, INDEX)
+    if training and network.has_dropout and dropout != 0 and not network.counts_steps:
+        given["step"] = TensorType((), INDEX)
+
+    def result(x: Tensor, labels: Tensor | None, step: Tensor | None) -> Tensor | dict[str, Tensor]:
+        options = Options(int(num_classes), bool(training), dropout, int(seed), step)
+        found = network(x, options)
+        logits, *further = found if isinstance(found, tuple) else (found,)
+        auxiliary = list(zip(network.auxiliary, further, strict=True)) if further else []
+        if labels is not None:
+            return _loss(logits, auxiliary, labels)
+        named = {name: aux for (name, _), aux in auxiliary}
+        return {"logits": logits, **named} if named else logits
+
+    return trace(_taking(tuple(given), result), *given.values(), name=name)
 
 
-def _find(name: str, loc: SourceLoc) -> ModelSpec:
+def _loss(logits: Tensor, auxiliary: Sequence[tuple], labels: Tensor) -> Tensor:
+    total = cross_entropy(logits, labels)
+    for (_, weight), aux in auxiliary:
+        total = total + weight * cross_entropy(aux, labels)
+    return total
+
+
+def _taking(arguments: tuple[str, ...], result: Callable) -> Callable:
+    """``result`` as a function of just these arguments: their names are the program's."""
+    return {
+        ("x",): lambda x: result(x, None, None),
+        ("x", "step"): lambda x, step: result(x, None, step),
+        ("x", "labels"): lambda x, labels: result(x, labels, None),
+        ("x", "labels", "step"): result,
+    }[arguments]
+
+
+def nearest(name: str) -> list[str]:
+    """Built-in networks that a name may have been meant for."""
+    return difflib.get_close_matches(str(name), MODELS, 3, cutoff=0.7)
+
+
+def _find(name: str, loc: SourceLoc) -> Network:
     if name in MODELS:
         return MODELS[name]
-    near = difflib.get_close_matches(str(name), MODELS, 3)
-    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(MODELS)}"
+    near = nearest(name)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are {', '.join(PUBLIC)}"
     raise ProgramError(f"no built-in model {name!r}", loc=loc, hint=hint)

@@ -10,13 +10,13 @@ from bngen.lang.shapes import cat, flatten
 from bngen.lang.state import scope
 from bngen.lang.tensor import Tensor
 from bngen.lang.windows import adaptive_avg_pool2d, avg_pool2d, max_pool2d
-from bngen.models.common import Options
+from bngen.models.common import Network, Options
 
 _CONV = {"bias": False, "weight_init": ("kaiming_normal_fan_in",)}
 
 
 @dataclass(frozen=True)
-class DenseNet:
+class DenseNet(Network):
     """One size of the family; calling it on images gives logits.
 
     Attributes:

@@ -10,7 +10,7 @@ from bngen.lang.shapes import flatten
 from bngen.lang.state import scope
 from bngen.lang.tensor import Tensor
 from bngen.lang.windows import adaptive_avg_pool2d
-from bngen.models.common import Options, dropout
+from bngen.models.common import Network, Options, dropout
 
 _CONV = {"bias": False, "weight_init": ("kaiming_normal_fan_out",)}
 
@@ -40,7 +40,7 @@ def _inverted_residual(
 
 
 @dataclass(frozen=True)
-class MobileNetV2:
+class MobileNetV2(Network):
     """The network; calling it on images gives logits.
 
     Attributes:
@@ -54,7 +54,6 @@ class MobileNetV2:
     stem: int = 32
     head: int = 1280
     dropout: float = 0.2
-    min_image = 1
 
     def __call__(self, x: Tensor, options: Options) -> Tensor:
         """Logits ``[N, classes]`` of images ``[N, 3, H, W]``."""

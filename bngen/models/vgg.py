@@ -10,11 +10,11 @@ from bngen.lang.shapes import flatten
 from bngen.lang.state import scope
 from bngen.lang.tensor import Tensor
 from bngen.lang.windows import adaptive_avg_pool2d, max_pool2d
-from bngen.models.common import Options, dropout
+from bngen.models.common import Network, Options, dropout
 
 
 @dataclass(frozen=True)
-class VGG:
+class VGG(Network):
     """One size of the family; calling it on images gives logits.
 
     Attributes:

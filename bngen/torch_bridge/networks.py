@@ -1,8 +1,9 @@
 """The built-in networks as PyTorch modules: what `bngen bench` measures against.
 
-In: a name of `bngen.models.MODELS`. Out: an ``nn.Module`` built as torchvision builds it (ReLU in
-place, the same order of operations), whose ``state_dict`` has torchvision's names, so that weights
-copy over from a bngen module. Sizes come from the programs' own tables; nothing is listed twice.
+In: a name of `bngen.models.MODELS`. Out: an ``nn.Module`` that makes the calls that torchvision's
+makes, in its order, whose ``state_dict`` has torchvision's names, so that weights copy over from a
+bngen module. It is made from the program, see `modules`, so that nothing is listed twice; only what
+one call of PyTorch does and the program writes in several is written here.
 """
 
 from __future__ import annotations
@@ -15,222 +16,97 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bngen.errors import UsageError
-from bngen.models import MODELS
-from bngen.models.densenet import DenseNet
-from bngen.models.mobilenet import MobileNetV2
-from bngen.models.resnet import ResNet
-from bngen.models.vgg import VGG
+from bngen.models import MODELS, make
+from bngen.models.convnext import ConvNeXt
+from bngen.torch_bridge.modules import module_of
 
 
-def make_network(name: str, num_classes: int = 1000) -> nn.Module:
+def make_network(
+    name: str, batch: int = 8, image: int | None = None, num_classes: int | None = None
+) -> nn.Module:
     """A built-in network, in training mode and without dropout.
 
     Args:
         name: a key of `bngen.models.MODELS`.
-        num_classes: extent of the logits.
+        batch: images in a batch, the only number that the module takes.
+        image: their height and width; the network's own when missing.
+        num_classes: extent of the logits; the network's own when missing.
 
     Raises:
         UsageError: for a program that is no built-in network.
     """
     if name not in MODELS:
         raise UsageError(f"{name} has no PyTorch module to compare with", hint="name a built-in")
-    sizes = MODELS[name].forward
-    return BUILDERS[type(sizes)](sizes, num_classes).train()
+    network = MODELS[name]
+    if type(network) in BUILDERS:
+        return BUILDERS[type(network)](network, num_classes or network.num_classes).train()
+    dropout = 0.0 if network.has_dropout else None
+    return module_of(make(name, batch, image, num_classes, dropout=dropout).graph)
 
 
-def _conv(inputs: int, outputs: int, window: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    return nn.Conv2d(inputs, outputs, window, stride, window // 2, groups=groups, bias=False)
+def loss_of(name: str, found: Tensor | dict[str, Tensor], labels: Tensor) -> Tensor:
+    """The loss that `bngen.models.make` gives, of what the module gives."""
+    if isinstance(found, Tensor):
+        return F.cross_entropy(found, labels)
+    loss = F.cross_entropy(found["logits"], labels)
+    for aux, weight in MODELS[name].auxiliary:
+        loss = loss + weight * F.cross_entropy(found[aux], labels)
+    return loss
 
 
-# --- DenseNet ---------------------------------------------------------------------------------
+# --- ConvNeXt ---------------------------------------------------------------------------------
 
 
-class _DenseLayer(nn.Module):
-    def __init__(self, inputs: int, sizes: DenseNet):
+class _Norm(nn.LayerNorm):
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+
+class _Permute(nn.Module):
+    def __init__(self, *order: int):
         super().__init__()
-        width = sizes.bottleneck * sizes.growth
-        self.norm1, self.relu1 = nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)
-        self.conv1 = _conv(inputs, width, 1)
-        self.norm2, self.relu2 = nn.BatchNorm2d(width), nn.ReLU(inplace=True)
-        self.conv2 = _conv(width, sizes.growth, 3)
-
-    def forward(self, features: list[Tensor]) -> Tensor:
-        y = self.conv1(self.relu1(self.norm1(torch.cat(features, 1))))
-        return self.conv2(self.relu2(self.norm2(y)))
-
-
-class _DenseBlock(nn.ModuleDict):
-    def __init__(self, inputs: int, layers: int, sizes: DenseNet):
-        super().__init__(
-            {
-                f"denselayer{i + 1}": _DenseLayer(inputs + i * sizes.growth, sizes)
-                for i in range(layers)
-            }
-        )
+        self.order = order
 
     def forward(self, x: Tensor) -> Tensor:
-        features = [x]
-        for layer in self.values():
-            features.append(layer(features))
-        return torch.cat(features, 1)
+        return x.permute(self.order)
 
 
-class _Transition(nn.Sequential):
-    def __init__(self, inputs: int):
+class _Block(nn.Module):
+    def __init__(self, channels: int):
         super().__init__()
-        self.norm, self.relu = nn.BatchNorm2d(inputs), nn.ReLU(inplace=True)
-        self.conv, self.pool = _conv(inputs, inputs // 2, 1), nn.AvgPool2d(2)
-
-
-class _DenseNet(nn.Module):
-    def __init__(self, sizes: DenseNet, num_classes: int):
-        super().__init__()
-        self.features = body = nn.Sequential()
-        body.conv0 = _conv(3, sizes.stem, 7, 2)
-        body.norm0, body.relu0 = nn.BatchNorm2d(sizes.stem), nn.ReLU(inplace=True)
-        body.pool0 = nn.MaxPool2d(3, 2, 1)
-        channels = sizes.stem
-        for i, layers in enumerate(sizes.blocks, start=1):
-            body.add_module(f"denseblock{i}", _DenseBlock(channels, layers, sizes))
-            channels += layers * sizes.growth
-            if i < len(sizes.blocks):
-                body.add_module(f"transition{i}", _Transition(channels))
-                channels //= 2
-        body.norm5 = nn.BatchNorm2d(channels)
-        self.classifier = nn.Linear(channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.features(x), inplace=True)
-        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
-
-
-# --- ResNet -----------------------------------------------------------------------------------
-
-
-class _Residual(nn.Module):
-    def __init__(self, inputs: int, width: int, stride: int, bottleneck: bool):
-        super().__init__()
-        windows = ((1, 1), (3, stride), (1, 1)) if bottleneck else ((3, stride), (3, 1))
-        outputs = 4 * width if bottleneck else width
-        self.count = len(windows)
-        self.relu = nn.ReLU(inplace=True)
-        channels = inputs
-        for i, (window, step) in enumerate(windows, start=1):
-            wide = outputs if i == self.count else width
-            self.add_module(f"conv{i}", _conv(channels, wide, window, step))
-            self.add_module(f"bn{i}", nn.BatchNorm2d(wide))
-            channels = wide
-        self.downsample = None
-        if stride != 1 or inputs != outputs:
-            self.downsample = nn.Sequential(
-                _conv(inputs, outputs, 1, stride), nn.BatchNorm2d(outputs)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = x
-        for i in range(1, self.count + 1):
-            y = getattr(self, f"bn{i}")(getattr(self, f"conv{i}")(y))
-            if i < self.count:
-                y = self.relu(y)
-        y += x if self.downsample is None else self.downsample(x)
-        return self.relu(y)
-
-
-class _ResNet(nn.Module):
-    def __init__(self, sizes: ResNet, num_classes: int):
-        super().__init__()
-        self.conv1, self.bn1 = _conv(3, sizes.stem, 7, 2), nn.BatchNorm2d(sizes.stem)
-        self.relu, self.maxpool = nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
-        channels, self.stages = sizes.stem, len(sizes.blocks)
-        for stage, blocks in enumerate(sizes.blocks):
-            width, layer = sizes.stem << stage, nn.Sequential()
-            for i in range(blocks):
-                stride = 2 if stage > 0 and i == 0 else 1
-                layer.append(_Residual(channels, width, stride, sizes.bottleneck))
-                channels = 4 * width if sizes.bottleneck else width
-            self.add_module(f"layer{stage + 1}", layer)
-        self.fc = nn.Linear(channels, num_classes)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        for stage in range(1, self.stages + 1):
-            x = getattr(self, f"layer{stage}")(x)
-        return self.fc(F.adaptive_avg_pool2d(x, 1).flatten(1))
-
-
-# --- MobileNetV2 ------------------------------------------------------------------------------
-
-
-def _conv_bn_relu6(
-    inputs: int, outputs: int, window: int, stride: int = 1, groups: int = 1
-) -> nn.Sequential:
-    conv = _conv(inputs, outputs, window, stride, groups)
-    return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU6(inplace=True))
-
-
-class _InvertedResidual(nn.Module):
-    def __init__(self, inputs: int, outputs: int, stride: int, expansion: int):
-        super().__init__()
-        width = inputs * expansion
-        self.shortcut = stride == 1 and inputs == outputs
-        self.conv = nn.Sequential()
-        if expansion != 1:
-            self.conv.append(_conv_bn_relu6(inputs, width, 1))
-        self.conv.append(_conv_bn_relu6(width, width, 3, stride, width))
-        self.conv.append(_conv(width, outputs, 1)).append(nn.BatchNorm2d(outputs))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.conv(x) if self.shortcut else self.conv(x)
-
-
-class _MobileNetV2(nn.Module):
-    def __init__(self, sizes: MobileNetV2, num_classes: int):
-        super().__init__()
-        self.features = nn.Sequential(_conv_bn_relu6(3, sizes.stem, 3, 2))
-        channels = sizes.stem
-        for expansion, outputs, blocks, first_stride in sizes.stages:
-            for i in range(blocks):
-                stride = first_stride if i == 0 else 1
-                self.features.append(_InvertedResidual(channels, outputs, stride, expansion))
-                channels = outputs
-        self.features.append(_conv_bn_relu6(channels, sizes.head, 1))
-        self.classifier = nn.Sequential(nn.Dropout(0.0), nn.Linear(sizes.head, num_classes))
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = self.features(x)
-        return self.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1))
-
-
-# --- VGG --------------------------------------------------------------------------------------
-
-
-class _VGG(nn.Module):
-    def __init__(self, sizes: VGG, num_classes: int):
-        super().__init__()
-        self.features = nn.Sequential()
-        channels = 3
-        for stage in sizes.stages:
-            for outputs in stage:
-                self.features.append(nn.Conv2d(channels, outputs, 3, padding=1))
-                self.features.append(nn.BatchNorm2d(outputs)).append(nn.ReLU(inplace=True))
-                channels = outputs
-            self.features.append(nn.MaxPool2d(2, 2))
-        self.pooled, hidden = sizes.pooled, sizes.hidden
-        self.classifier = nn.Sequential(
-            nn.Linear(channels * sizes.pooled**2, hidden), nn.ReLU(inplace=True), nn.Dropout(0.0),
-            nn.Linear(hidden, hidden), nn.ReLU(inplace=True), nn.Dropout(0.0),
-            nn.Linear(hidden, num_classes),
+        self.layer_scale = nn.Parameter(torch.empty(channels, 1, 1))
+        self.block = nn.Sequential(
+            nn.Conv2d(channels, channels, 7, padding=3, groups=channels), _Permute(0, 2, 3, 1),
+            nn.LayerNorm(channels, 1e-6), nn.Linear(channels, 4 * channels), nn.GELU(),
+            nn.Linear(4 * channels, channels), _Permute(0, 3, 1, 2),
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.adaptive_avg_pool2d(self.features(x), self.pooled)
-        return self.classifier(x.flatten(1))
+        y = self.layer_scale * self.block(x)
+        y += x
+        return y
 
 
-BUILDERS: dict[type, Callable[[Any, int], nn.Module]] = {
-    DenseNet: _DenseNet,
-    ResNet: _ResNet,
-    MobileNetV2: _MobileNetV2,
-    VGG: _VGG,
-}
-"""One row a family: its table of sizes -> the module."""
+class _ConvNeXt(nn.Module):
+    def __init__(self, sizes: ConvNeXt, num_classes: int):
+        super().__init__()
+        channels = sizes.stages[0][0]
+        self.features = nn.Sequential(
+            nn.Sequential(nn.Conv2d(3, channels, 4, 4), _Norm(channels, 1e-6))
+        )
+        for stage, (width, blocks) in enumerate(sizes.stages):
+            if stage > 0:
+                halved = nn.Conv2d(channels, width, 2, 2)
+                self.features.append(nn.Sequential(_Norm(channels, 1e-6), halved))
+            self.features.append(nn.Sequential(*(_Block(width) for _ in range(blocks))))
+            channels = width
+        self.classifier = nn.Sequential(
+            _Norm(channels, 1e-6), nn.Flatten(1), nn.Linear(channels, num_classes)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.classifier(F.adaptive_avg_pool2d(self.features(x), 1))
+
+
+BUILDERS: dict[type, Callable[[Any, int], nn.Module]] = {ConvNeXt: _ConvNeXt}
+"""Families whose programs are no calls of PyTorch's one by one."""

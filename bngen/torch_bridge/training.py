@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bngen.torch_bridge.networks import make_network
+from bngen.torch_bridge.networks import loss_of, make_network
 
 
 class TrainingStep:
@@ -22,7 +22,7 @@ class TrainingStep:
         name: a built-in network.
         state: parameters and buffers by torchvision's names.
         images: ``[N, 3, H, W]``.
-        labels: ``[N]``.
+        labels: ``[N]``, or ``[N, H, W]`` of a network for segmentation.
         channels_last: whether images and weights are NHWC in memory.
         compiler: the backend that `torch.compile` makes the step with; "" for none.
         precision: ``float32``, or ``bfloat16`` under `torch.autocast`; weights are float32 in both.
@@ -37,7 +37,7 @@ class TrainingStep:
         *, channels_last: bool, compiler: str, precision: str, threads: int | None,
     ):  # fmt: skip
         use_threads(threads)
-        network = make_network(name)
+        network = make_network(name, len(images), images.shape[2])
         network.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
         self._x, self._labels = torch.from_numpy(images), torch.from_numpy(labels)
         if channels_last:
@@ -45,12 +45,12 @@ class TrainingStep:
             self._x = self._x.contiguous(memory_format=torch.channels_last)
         self._parameters = list(network.parameters())
 
-        def loss_of(x: Tensor, labels: Tensor) -> Tensor:
-            return torch.nn.functional.cross_entropy(network(x), labels)
+        def loss(x: Tensor, labels: Tensor) -> Tensor:
+            return loss_of(name, network(x), labels)
 
         if precision == "bfloat16":
-            loss_of = torch.autocast("cpu", torch.bfloat16)(loss_of)
-        self._loss_of = torch.compile(loss_of, backend=compiler) if compiler else loss_of
+            loss = torch.autocast("cpu", torch.bfloat16)(loss)
+        self._loss_of = torch.compile(loss, backend=compiler) if compiler else loss
         self._loss: Tensor | None = None
 
     def forward(self) -> float:

@@ -1,7 +1,5 @@
 """The built-in networks against torchvision: names, shapes, order, counts, start values, sizes."""
 
-import hashlib
-
 import numpy as np
 import pytest
 
@@ -12,28 +10,10 @@ from bngen.ir.verify import verify
 from bngen.lang.init import fill
 from bngen.models import MODELS, make
 from bngen.passes.autodiff import differentiate
+from tests.models import known
 from tests.oracle import assert_few_ulps
 
-# name: (parameters, entries of the state_dict, digest of its names, shapes and dtypes in order),
-# all taken from torchvision 0.28.
-TORCHVISION = {
-    "densenet121": (7_978_856, 727, "78633740687811d5"),
-    "densenet161": (28_681_000, 967, "60926718c44c5ffa"),
-    "densenet169": (14_149_480, 1015, "6cee15d84ec48e6f"),
-    "densenet201": (20_013_928, 1207, "5111d89b8f158650"),
-    "resnet18": (11_689_512, 122, "42a279da548e45fa"),
-    "resnet34": (21_797_672, 218, "076c4708599e191a"),
-    "resnet50": (25_557_032, 320, "030bc588532e7fd0"),
-    "resnet101": (44_549_160, 626, "4bf99e758ff07004"),
-    "mobilenet_v2": (3_504_872, 314, "3f9c08727ff9db96"),
-    "vgg16_bn": (138_365_992, 97, "d9ff6e8a62ef9611"),
-}
 TINY = sorted(name for name in MODELS if name.startswith("tiny_"))
-
-
-def _digest(parameters):
-    lines = [f"{name} {list(t.shape)} {t.dtype}" for name, t in parameters.items()]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()[:16]
 
 
 def _filled(graph, seed=0):
@@ -48,46 +28,15 @@ def _filled(graph, seed=0):
     return args
 
 
-def test_every_model_is_torchvisions_or_tiny():
-    assert set(MODELS) == {*TORCHVISION, *TINY}
-
-
-@pytest.mark.parametrize("name", TORCHVISION)
-def test_state_is_named_and_shaped_as_in_torchvision(name):
-    count, entries, digest = TORCHVISION[name]
-    program = make(name, batch=2)
-    trained = [i.value.type.size for i in program.graph.inputs if i.kind == "parameter"]
-    assert sum(trained) == count
-    assert len(program.parameters) == entries
-    assert _digest(program.parameters) == digest
-
-
-@pytest.mark.parametrize(
-    ("model", "name", "shape"),
-    [
-        ("densenet121", "features.conv0.weight", (64, 3, 7, 7)),
-        ("densenet121", "features.denseblock1.denselayer1.norm1.weight", (64,)),
-        ("densenet121", "features.denseblock4.denselayer16.conv2.weight", (32, 128, 3, 3)),
-        ("densenet121", "classifier.weight", (1000, 1024)),
-        ("resnet50", "layer1.0.downsample.0.weight", (256, 64, 1, 1)),
-        ("resnet50", "layer4.2.bn3.num_batches_tracked", ()),
-        ("mobilenet_v2", "features.1.conv.0.0.weight", (32, 1, 3, 3)),
-        ("mobilenet_v2", "classifier.1.weight", (1000, 1280)),
-        ("vgg16_bn", "features.0.weight", (64, 3, 3, 3)),
-        ("vgg16_bn", "features.41.running_var", (512,)),
-    ],
-)
-def test_names_one_knows_by_heart(model, name, shape):
-    assert make(model).parameters[name].shape == shape
-
-
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", [*known.TRAINED, "inception_v3", "squeezenet1_0", *TINY])
 @pytest.mark.parametrize("training", [True, False])
 def test_graph_is_sound(name, training):
-    program = make(name, batch=2, image=64, num_classes=10, training=training)
+    network = MODELS[name]
+    image = max(64, network.smallest(training))
+    program = make(name, batch=2, image=image, num_classes=10, training=training)
     verify(program.graph, "trace")
     assert parse_graph(str(program.graph)) == program.graph
-    assert program.graph.outputs[0].shape == (2, 10)
+    assert program.graph.outputs[0].shape == (2, 10, *(image, image) * network.per_pixel)
     tracked = [i.name for i in program.graph.inputs if i.kind == "buffer"]
     assert {target.name for target, _ in program.graph.updates} == set(tracked if training else ())
 
@@ -115,7 +64,8 @@ def test_loss_is_the_cross_entropy_of_the_logits(name):
     logits_only = {k: v for k, v in args.items() if k != "labels"}
     (logits,) = run(make(name, **settings).graph, logits_only, dtype="float64").outputs
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    assert_few_ulps(loss, -np.log(p[range(3), args["labels"]]).mean())
+    chosen = np.take_along_axis(p, args["labels"][:, None], axis=1)
+    assert_few_ulps(loss, -np.log(chosen).mean())
 
 
 def _logits(args, **settings):
@@ -142,6 +92,65 @@ def test_evaluation_neither_drops_nor_updates():
     assert ops.count("random_uniform") == 2
 
 
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_auxiliary_classifiers_are_trained_and_rest_in_evaluation(name):
+    auxiliary = dict(MODELS[name].auxiliary)
+    graph = make(name, batch=2, dropout=0.0).graph
+    assert graph.output_names == ("logits", *auxiliary)
+    assert {v.shape for v in graph.outputs} == {(2, 1000)}
+    resting = make(name, batch=2, training=False).graph
+    assert resting.inputs == graph.inputs
+    assert resting.output_names == () and len(resting.outputs) == 1
+
+
+def test_auxiliary_losses_are_weighted():
+    sizes = {"batch": 2, "image": 15, "num_classes": 4, "dropout": 0.0}
+    graph = make("googlenet", loss=True, **sizes).graph
+    args = _filled(graph) | {"labels": np.array([1, 3])}
+    (loss,) = run(graph, args, dtype="float64").outputs
+    shown = {k: v for k, v in args.items() if k != "labels"}
+    results = run(make("googlenet", **sizes).graph, shown, dtype="float64").outputs
+    losses = []
+    for logits in results:
+        p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
+        losses.append(-np.log(p[range(2), args["labels"]]).mean())
+    assert_few_ulps(loss, losses[0] + 0.3 * losses[1] + 0.3 * losses[2])
+
+
+def _branches_kept(name, **settings):
+    """Of each image, by what its dropped branches leave of a constant."""
+    graph = make(name, batch=64, image=16, num_classes=2, **settings).graph
+    args = _filled(graph)
+    args["x"] = np.broadcast_to(args["x"][:1], args["x"].shape)  # images differ by masks alone
+    if "step" in args:
+        args["step"] = np.int64(settings.get("seed", 0))
+    return np.unique(np.round(run(graph, args, dtype="float64").outputs[0], 9), axis=0)
+
+
+def test_residual_branches_are_dropped_image_by_image():
+    # Of three branches the first is always kept; of some images one of the others is not, or both.
+    assert len(_branches_kept("tiny_convnext")) == 4
+    assert len(_branches_kept("tiny_convnext", dropout=0.0)) == 1
+    assert len(_branches_kept("tiny_convnext", training=False)) == 1
+    assert len(_branches_kept("tiny_efficientnet")) > 2  # dropout, too
+
+
+def test_a_network_that_counts_no_steps_is_told_them():
+    program = make("tiny_squeezenet", batch=2, image=16)
+    assert list(program.arguments) == ["x", "step"]
+    assert list(make("tiny_squeezenet", batch=2, image=16, loss=True).arguments) == [
+        "x", "labels", "step",
+    ]  # fmt: skip
+    for quiet in ({"dropout": 0.0}, {"training": False}):
+        assert list(make("tiny_squeezenet", batch=2, image=16, **quiet).arguments) == ["x"]
+    args = _filled(program.graph)
+    once, again, later = (
+        run(program.graph, args | {"step": np.int64(step)}).outputs[0] for step in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(once, again)
+    assert not np.array_equal(once, later)
+
+
 # --- start values -----------------------------------------------------------------------------
 
 
@@ -151,6 +160,15 @@ def test_evaluation_neither_drops_nor_updates():
         # kaiming_normal over fan_in 64, over fan_out 128 * 9, over fan_out 64 * 9; normal(0.01);
         # a uniform bound of 1 / sqrt(2048) has that bound's standard deviation over sqrt(3).
         ("densenet121", "features.denseblock1.denselayer1.conv1.weight", (2 / 64) ** 0.5),
+        ("efficientnet_b0", "features.2.0.block.1.0.weight", (2 / (96 * 9)) ** 0.5),
+        ("efficientnet_b0", "classifier.1.weight", (1 / 1000 / 3) ** 0.5),
+        ("mnasnet1_0", "classifier.1.weight", (1 / 1000) ** 0.5),
+        ("squeezenet1_1", "features.3.squeeze.weight", (2 / 64) ** 0.5),
+        ("squeezenet1_1", "classifier.1.weight", 0.01),
+        ("regnet_y_400mf", "fc.weight", 0.01),
+        ("googlenet", "inception3a.branch2.1.conv.weight", 0.01),
+        ("inception_v3", "AuxLogits.fc.weight", 0.001),
+        ("convnext_tiny", "features.1.0.block.3.weight", 0.02),
         ("resnet18", "layer2.0.conv1.weight", (2 / (128 * 9)) ** 0.5),
         ("vgg16_bn", "features.3.weight", (2 / (64 * 9)) ** 0.5),
         ("mobilenet_v2", "classifier.1.weight", 0.01),
@@ -190,16 +208,18 @@ def test_densenet_classifier_bias_starts_at_zero():
 
 @pytest.mark.parametrize("name", MODELS)
 def test_smallest_image_is_the_smallest(name):
-    spec = MODELS[name]
-    options = bg.models.Options(10, training=False, dropout=None, seed=0)
+    network = MODELS[name]
+    for training in (False, True):
+        options = bg.models.Options(10, training, dropout=0.0, seed=0)
+        least = network.smallest(training)
 
-    def net(x):
-        return spec.forward(x, options)
+        def net(x, options=options):
+            return network(x, options)
 
-    assert bg.trace(net, bg.Tensor[1, 3, spec.min_image, spec.min_image]).graph.nodes
-    if spec.min_image > 1:
-        with pytest.raises(bg.ProgramError, match="window"):
-            _ = bg.trace(net, bg.Tensor[1, 3, spec.min_image - 1, spec.min_image - 1]).graph
+        assert bg.trace(net, bg.Tensor[2, 3, least, least]).graph.nodes
+        if least > 1:
+            with pytest.raises(bg.ProgramError, match="window"):
+                _ = bg.trace(net, bg.Tensor[2, 3, least - 1, least - 1]).graph
 
 
 @pytest.mark.parametrize(
@@ -211,6 +231,12 @@ def test_smallest_image_is_the_smallest(name):
         ({"name": "resnet18", "batch": 0}, "resnet18: batch=0 is too small (use 1 or more)"),
         ({"name": "resnet18", "batch": 1.5}, "resnet18: batch=1.5 is no integer"),
         ({"name": "resnet18", "dropout": 0.5}, "resnet18: has no dropout (use dropout=None)"),
+        (
+            {"name": "convnext_tiny", "dropout": 0.5},
+            "convnext_tiny: has no dropout (use dropout=None, or 0 against its stochastic depth)",
+        ),
+        ({"name": "inception_v3", "image": 224}, "inception_v3: image=224 is too small (use 299"),
+        ({"name": "efficientnet_b9"}, "did you mean efficientnet_b3 or efficientnet_b2"),
         ({"name": "vgg16_bn", "dropout": 2}, "vgg16_bn: dropout=2 (use 0 to 1)"),
     ],
 )
