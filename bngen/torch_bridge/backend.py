@@ -34,8 +34,16 @@ from bngen.torch_bridge.regions import Regions, cut
 Function = Callable[..., Any]
 
 
-def backend(captured: fx.GraphModule, example_inputs: Sequence[Any]) -> Function:
-    """Dynamo's backend ``bngen``; see ``torch.compile``."""
+def backend(captured: fx.GraphModule, example_inputs: Sequence[Any], **unknown: Any) -> Function:
+    """Dynamo's backend ``bngen``; see ``torch.compile``.
+
+    Raises:
+        BngenError: for ``mode`` and ``options``, of which it has none.
+    """
+    if unknown:
+        given = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
+        hint = 'torch.compile(model, backend="bngen")'
+        raise BngenError(f"torch.compile was given {given}, and bngen has no such thing", hint=hint)
     at_once = _MODELS.is_new(captured, example_inputs)
     return Captured(captured, example_inputs, first_at_once=at_once)
 

@@ -24,7 +24,7 @@ def dtype_of(dtype: torch.dtype) -> str:
         UnsupportedError: for one that bngen does not have.
     """
     if dtype not in _NAMES:
-        raise UnsupportedError(f"{dtype}")
+        raise UnsupportedError(f"bngen has no {dtype}")
     return _NAMES[dtype]
 
 

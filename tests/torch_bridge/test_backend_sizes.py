@@ -60,22 +60,35 @@ def train(model, sizes):
 
 
 @pytest.mark.parametrize("dynamic", [None, False, True])
-def test_a_ragged_last_batch_and_validation(watched, dynamic):
+def test_epochs_with_ragged_batches_and_validation(watched, dynamic, monkeypatch):
+    """After the first epoch no step captures anything or waits for a build."""
     seen, own = watched
+    captured, init = [], backend_module.Captured.__init__
+    monkeypatch.setattr(
+        backend_module.Captured, "__init__", lambda *a, **k: captured.append(0) or init(*a, **k)
+    )
     model = Net()
     model.compile(backend=backend_module.backend, dynamic=dynamic)
+    epochs = []
     for _ in range(3):
-        train(model.train(), [4, 4, 3])
+        before = {**seen, "captured": len(captured)}
+        train(model.train(), [4] * 20 + [3])
         with torch.no_grad():
-            model.eval()(images(2, 3, 8, 8))
-            model(images(2, 3, 8, 8))
+            for n in [4] * 5 + [1]:
+                model.eval()(images(n, 3, 8, 8))
         finish(own)
-    # The first sizes of training and of validation are compiled at once, the ragged batch later.
-    assert seen["now"] == 2
-    assert seen["later"] == 1
-    calls = seen["calls"]
-    train(model.train(), [4, 3])
-    assert seen["calls"] == calls + 2
+        if own._running:  # one at a time: the other ragged size is asked for now
+            train(model.train(), [3])
+            with torch.no_grad():
+                model.eval()(images(1, 3, 8, 8))
+            finish(own)
+        now = {**seen, "captured": len(captured)}
+        epochs.append({k: now[k] - before[k] for k in now})
+    # The first sizes of training and of validation are compiled at once, the ragged ones later.
+    assert [e["now"] for e in epochs] == [2, 0, 0]
+    assert sum(e["later"] for e in epochs) == 2
+    assert [e["captured"] for e in epochs[1:]] == [0, 0] and epochs[0]["captured"] <= 4
+    assert epochs[2]["calls"] == 20 + 1 + 5 + 1
 
 
 def test_a_size_that_comes_once_is_not_built(watched):
