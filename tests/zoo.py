@@ -24,7 +24,7 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -201,10 +201,10 @@ def noted(cuts: list[Regions], captured: torch.fx.GraphModule, inputs: Sequence[
     return call
 
 
-def row_of(name: str, batch: int, image: int, seeds: int) -> Row:
-    """`compare`, with what went wrong as a result of its own."""
+def row_of(make: Callable[..., Any], name: str, *sizes: int) -> Any:
+    """A row of a table, with what went wrong as a result of its own."""
     try:
-        return compare(name, batch, image, seeds)
+        return make(name, *sizes)
     except Exception as error:
         traceback.print_exc()
         return Row(name, f"{type(error).__name__}: {error}".splitlines()[0])
@@ -229,16 +229,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(zoo_fallback.HEAD if args.fallback else HEAD, flush=True)
     for name in args.models:
         if args.fallback:
-            row: Any = zoo_fallback.shares(name, args.batch or 8, args.image or 224)
+            row = row_of(zoo_fallback.shares, name, args.batch or 8, args.image or 224)
         else:
-            row = row_of(name, args.batch or 4, args.image or 64, args.seeds)
+            row = row_of(compare, name, args.batch or 4, args.image or 64, args.seeds)
         print(row.text(), flush=True)
         rows.append(row)
         if args.json:
             args.json.write_text(json.dumps([asdict(r) for r in rows], default=str, indent=1))
-    if not args.fallback:
-        for row in rows:
-            print(f"\n{row.name}: {row.explanation}")
+    for row in rows:
+        print(f"\n{row.name}: {row.explanation}")
     return 0 if all(row.ok for row in rows) else 1
 
 

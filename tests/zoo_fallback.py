@@ -18,11 +18,12 @@ from bngen.codegen.nests import choose
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.plan.formats import declared_formats
 from bngen.target.parse import Target
-from bngen.torch_bridge.region import Asked
+from bngen.torch_bridge.explain import Explanation, explained
+from bngen.torch_bridge.region import asked_of
 from bngen.torch_bridge.regions import Regions, Taken, cut
 from tests import zoo_models
 
-HEAD = f"{'model':20} kernels  fallback  what of it"
+HEAD = f"{'model':20} regions   kernels  fallback  what of it"
 
 
 @dataclass
@@ -34,19 +35,21 @@ class Share:
         kernels: how many have none, of how many.
         share: of the bytes that all kernels read and write.
         ops: the same by the ops that the kernels hold, the largest first.
+        explanation: what bngen takes of the model.
     """
 
     name: str
     kernels: tuple[int, int]
     share: float
     ops: tuple[tuple[str, float], ...]
+    explanation: Explanation
     ok: bool = True
 
     def text(self) -> str:
         """A line of the table."""
-        of = f"{self.kernels[0]}/{self.kernels[1]}"
+        of, regions = f"{self.kernels[0]}/{self.kernels[1]}", len(self.explanation.regions)
         ops = ", ".join(f"{op} {100 * share:.1f} %" for op, share in self.ops[:4])
-        return f"{self.name:20} {of:>8} {100 * self.share:7.1f} %  {ops}"
+        return f"{self.name:20} {regions:7} {of:>9} {100 * self.share:7.1f} %  {ops}"
 
 
 def shares(name: str, batch: int, image: int) -> Share:
@@ -54,7 +57,8 @@ def shares(name: str, batch: int, image: int) -> Share:
     image = max(image, zoo_models.LEAST_IMAGE.get(name, 0))
     target = Target.parse("llvm -mcpu=native")
     slow, total, count, without = Counter(), 0, 0, 0
-    for taken in (t for c in cuts(name, batch, image) for t in c.taken):
+    graphs = cuts(name, batch, image)
+    for taken in (t for c in graphs for t in c.taken):
         plan = planned(taken, target.channel_block).planned.plan
         for kernel in plan.kernels:
             moved = sum(plan.nbytes(v) for v in (*kernel.inputs, *kernel.outputs))
@@ -63,12 +67,13 @@ def shares(name: str, batch: int, image: int) -> Share:
                 without += 1
                 slow["+".join(kernel.sublayers)] += moved
     ops = tuple((op, moved / total) for op, moved in slow.most_common() if moved > 0.001 * total)
-    return Share(name, (without, count), sum(slow.values()) / max(total, 1), ops)
+    share = sum(slow.values()) / max(total, 1)
+    return Share(name, (without, count), share, ops, explained(graphs))
 
 
 def planned(taken: Taken, block: int) -> Any:
     """A region's kernels, as `bngen.build` plans them."""
-    options = Asked.of(taken).options(taken.graph)
+    options = asked_of(taken).options(taken.graph)
     formats = declared_formats(taken.graph, options["memory_format"])
     if "wrt" in options:
         joint = join_gradient(taken.graph, options["wrt"], formats)

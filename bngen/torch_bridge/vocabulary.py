@@ -60,10 +60,6 @@ def _same(input: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     return input
 
 
-def _expand_as(input: Tensor, other: Tensor) -> Tensor:
-    return shapes.expand(input, other.shape)
-
-
 def _cast(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     wanted = [*args, *kwargs.values()]
     if len(wanted) != 1 or not isinstance(wanted[0], torch.dtype):
@@ -93,7 +89,6 @@ OWN: dict[Any, Callable[..., Any]] = {
     torch.feature_alpha_dropout: _alpha_dropout,
     operator.getitem: _getitem,
     "contiguous": _same,
-    "expand_as": _expand_as,
     "clone": _same,
     "to": _cast,
 }

@@ -48,8 +48,7 @@ class Classifier(Net):
 
 def test_a_view_changed_in_place_of_what_is_read_no_more():
     model = Classifier()
-    (line,) = str(bngen.explain_model(model.eval(), images())).splitlines()[1:]
-    assert "linear" in line
+    assert not bngen.explain_model(model.eval(), images()).left
     assert_as_eager(model.train(), (images(requires_grad=True),), regions=1)
 
 
