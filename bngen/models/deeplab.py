@@ -12,7 +12,7 @@ from bngen.lang.layers import conv2d
 from bngen.lang.places import interpolate
 from bngen.lang.shapes import cat
 from bngen.lang.state import scope
-from bngen.lang.tensor import Tensor, emit
+from bngen.lang.tensor import Tensor
 from bngen.lang.windows import adaptive_avg_pool2d
 from bngen.models.blocks import ConvNorm
 from bngen.models.common import Network, Options, dropout
@@ -49,7 +49,7 @@ class DeepLabV3(Network):
         with scope("classifier"):
             x = conv.within(x, self.channels, 3, relu, names=("1", "2"))
             x = conv2d(x, "4", options.num_classes, 1)
-        return interpolate(x, size=size, mode="bilinear", align_corners=False)
+        return _resized(x, size)
 
     def _pyramid(self, x: Tensor, conv: ConvNorm) -> Tensor:
         """Atrous spatial pyramid pooling: windows of several sizes, the largest the whole map."""
@@ -60,10 +60,12 @@ class DeepLabV3(Network):
             with scope(str(len(self.rates) + 1)):
                 mean = adaptive_avg_pool2d(x, 1)
                 mean = conv.within(mean, self.channels, 1, relu, names=("1", "2"))
-            # torchvision interpolates: of a single pixel that is the pixel, everywhere.
-            shape = (*mean.shape[:2], *x.shape[2:])
-            found.append(emit("broadcast_to", mean, label="deeplabv3", shape=shape))
+            found.append(_resized(mean, x.shape[2:]))
         return conv(cat(found, dim=1), "project", self.channels, 1, relu)
+
+
+def _resized(x: Tensor, size: tuple[int, ...]) -> Tensor:
+    return interpolate(x, size=size, mode="bilinear", align_corners=False)
 
 
 VARIANTS = {
