@@ -36,6 +36,11 @@ def test_every_block_is_of_a_language_that_is_run_here():
     assert set(re.findall(r"^```(\w+)$", README, re.MULTILINE)) == {"python", "sh"}
 
 
+def test_the_networks_are_listed():
+    rows = re.findall(r"^\| (?:images|each pixel) \| (.*) \|$", README, re.MULTILINE)
+    assert ", ".join(rows).split(", ") == list(bg.models.PUBLIC)
+
+
 def test_the_measurements_are_those_of_the_files(pytestconfig):
     """``pytest --update-golden`` writes them anew after ``make bench``."""
     names = ("latest.json", "batch32.json", "kernels.json", "startup.json")

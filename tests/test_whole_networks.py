@@ -9,8 +9,11 @@ from tests.whole_network import compare, findings, main, median, table
 
 @pytest.mark.parametrize(
     ("name", "batch", "image"),
-    [("resnet18", 2, 48), ("tiny_densenet", 3, 32), ("tiny_mobilenet", 3, 32), ("tiny_vgg", 3, 32)],
-)
+    [
+        ("resnet18", 2, 48), ("tiny_densenet", 3, 32), ("tiny_mobilenet", 3, 32),
+        ("tiny_mobilenet_v3", 4, 32), ("tiny_unet_bilinear", 2, 22), ("tiny_vgg", 3, 32),
+    ],
+)  # fmt: skip
 def test_a_step_is_that_of_pytorch(name, batch, image):
     found = compare(name, batch, image)
     assert sum(f.name.startswith("grad ") for f in found) > 10

@@ -45,6 +45,39 @@ def conv2d(
         return windows.conv2d(input, w, b, stride, padding, dilation, groups)
 
 
+def conv_transpose2d(
+    input: Tensor,
+    name: str,
+    out_channels: int,
+    kernel_size: Pair,
+    stride: Pair = 1,
+    padding: Pair = 0,
+    output_padding: Pair = 0,
+    groups: int = 1,
+    bias: bool = True,
+    dilation: Pair = 1,
+    *,
+    weight_init: Init = None,
+    bias_init: Init = None,
+) -> Tensor:
+    """``nn.ConvTranspose2d``: parameters ``weight`` and, unless switched off, ``bias``."""
+    check_tensor("conv_transpose2d", "input", input)
+    groups = integer("conv_transpose2d", "groups", groups, 1)
+    channels = integer("conv_transpose2d", "out_channels", out_channels, 1)
+    if input.ndim != 4 or input.shape[1] % groups or channels % groups:
+        hint = "x is [N,C,H,W] and groups divides C and out_channels"
+        what = f"conv_transpose2d: layer {name!r} with groups={groups} got {input.type}"
+        raise error(what, hint)
+    window = pair("conv_transpose2d", "kernel_size", kernel_size)
+    shape = (input.shape[1], channels // groups, *window)
+    with scope(name):
+        w = parameter("weight", shape, input.dtype, weight_init)
+        b = _bias(channels, input.dtype, bias_init, shape) if bias else None
+        return windows.conv_transpose2d(
+            input, w, b, stride, padding, output_padding, groups, dilation
+        )
+
+
 def linear(
     input: Tensor,
     name: str,

@@ -19,6 +19,7 @@ from bngen.lang.program import Program, trace
 from bngen.lang.tensor import Tensor
 from bngen.models import (
     convnext,
+    deeplab,
     densenet,
     efficientnet,
     googlenet,
@@ -28,14 +29,16 @@ from bngen.models import (
     mobilenet_v3,
     regnet,
     resnet,
+    shufflenet,
     squeezenet,
+    unet,
     vgg,
 )
 from bngen.models.common import Network, Options
 
 _FAMILIES = (
-    densenet, resnet, mobilenet, mobilenet_v3, mnasnet, efficientnet, regnet, convnext, squeezenet,
-    googlenet, inception, vgg,
+    densenet, resnet, mobilenet, mobilenet_v3, mnasnet, efficientnet, regnet, shufflenet, convnext,
+    squeezenet, googlenet, inception, vgg, unet, deeplab,
 )  # fmt: skip
 
 MODELS: dict[str, Network] = {

@@ -277,6 +277,16 @@ def _max_pool2d(w: _Writer, node: Node, operands: list) -> fx.Node:
     return w.call(F.max_pool2d, *operands, *sizes)
 
 
+def _resize_bilinear(w: _Writer, node: Node, operands: list) -> fx.Node:
+    """By the extents alone, where a scale says nothing else."""
+    (x,), a = node.inputs, node.attrs
+    aligned, size = a["align_corners"], a["output_size"]
+    told = [s for s, old, new in zip(a["scale"], x.shape[2:], size, strict=True) if s != old / new]
+    if told and not aligned:
+        return _by_meaning(w, node, operands)
+    return w.call(F.interpolate, *operands, size=size, mode="bilinear", align_corners=aligned)
+
+
 def _mean(w: _Writer, node: Node, operands: list) -> fx.Node:
     axes = normalize_axes(node.attrs["axes"], len(node.inputs[0].shape))
     return w.call(torch.mean, *operands, axes, node.attrs["keepdims"])
@@ -301,6 +311,7 @@ _CALLS: Mapping[str, _Call] = {
     "adaptive_avg_pool2d": lambda w, node, operands: w.call(
         F.adaptive_avg_pool2d, *operands, node.attrs["output_size"]
     ),
+    "resize_bilinear": _resize_bilinear,
     "mean": _mean,
     "cat": lambda w, node, operands: w.call(torch.cat, operands, node.attrs["axis"]),
     "reshape": lambda w, node, operands: w.calls.call_method(

@@ -121,6 +121,11 @@ CASES = [
         "divides C)",
     ),
     (
+        lambda x: bg.layers.conv_transpose2d(x, "up", 5, 2, groups=3), (X,),
+        "conv_transpose2d: layer 'up' with groups=3 got f32[8,3,8,8] (x is [N,C,H,W] and groups "
+        "divides C and out_channels)",
+    ),
+    (
         lambda x: bg.max_pool2d(x, 9), (X,),
         "max_pool2d: window [9, 9] exceeds padded f32[8,3,8,8]" + _POOL_HINT,
     ),

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import bngen as bg
+from bngen.ir import interp
 from bngen.ir.node import Input
 from bngen.ir.text import parse_graph
 from bngen.ir.types import TensorType, Value
@@ -67,6 +68,10 @@ def test_a_temporary_steps_aside_for_an_argument():
         (lambda x: bg.layers.conv2d(x, "m", 8, 3), torch.nn.Conv2d(6, 8, 3)),
         (lambda x: bg.layers.conv2d(x, "m", 8, (3, 1), groups=2, bias=False),
          torch.nn.Conv2d(6, 8, (3, 1), groups=2, bias=False)),
+        (lambda x: bg.layers.conv_transpose2d(x, "m", 8, 3, 2, groups=2),
+         torch.nn.ConvTranspose2d(6, 8, 3, 2, groups=2)),
+        (lambda x: bg.layers.conv_transpose2d(x, "m", 8, (3, 1), bias=False),
+         torch.nn.ConvTranspose2d(6, 8, (3, 1), bias=False)),
         (lambda x: bg.layers.linear(x, "m", 7), torch.nn.Linear(5, 7)),
         (lambda x: bg.layers.linear(x, "m", 7, bias=False), torch.nn.Linear(5, 7, bias=False)),
         (lambda x: bg.layers.batch_norm(x, "m"), torch.nn.BatchNorm2d(6)),
@@ -94,6 +99,27 @@ def test_layers_hold_what_pytorchs_hold(layer, module):
             bound = 1 / math.sqrt(module.weight[0].numel())
             assert np.abs(values).max() <= bound
             assert np.abs(values).max() > bound / 2
+
+
+def test_a_transposed_convolution_takes_the_arguments_of_pytorchs_module():
+    given = (8, 3, 2, 1, 1, 2, True, (1, 2))
+    module = torch.nn.ConvTranspose2d(6, *given)
+    graph = bg.trace(lambda x: bg.layers.conv_transpose2d(x, "m", *given), bg.Tensor[2, 6, 5, 5])
+    args = {f"m.{k}": v.detach().numpy() for k, v in module.state_dict().items()}
+    args["x"] = np.random.default_rng(0).standard_normal((2, 6, 5, 5))
+    (y,) = interp.run(graph.graph, args, "float64").outputs
+    wanted = module.double()(torch.from_numpy(args["x"])).detach().numpy()
+    np.testing.assert_allclose(y, wanted, rtol=1e-9, atol=1e-12)
+
+
+def test_names_of_what_a_module_holds_may_have_hyphens():
+    def f(x):
+        with bg.scope("block1-0"):
+            return bg.layers.linear(x, "fc", 3)
+
+    graph = bg.trace(f, bg.Tensor[4, 6]).graph
+    assert [i.name for i in graph.inputs] == ["x", "block1-0.fc.weight", "block1-0.fc.bias"]
+    assert parse_graph(str(graph)) == graph
 
 
 def _fill(init, shape=(300, 20, 5, 5), dtype="float32"):

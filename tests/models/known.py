@@ -24,13 +24,14 @@ EXTENTS = {False: 32, True: 64}
 TOO_LARGE = {
     "convnext_small", "densenet161", "densenet169", "densenet201", "efficientnet_b2",
     "efficientnet_b3", "resnet101", "resnext101_32x8d", "vgg16_bn", "wide_resnet50_2",
-    "wide_resnet101_2",
+    "wide_resnet101_2", "deeplabv3_resnet101",
 }  # fmt: skip
 """Of which no logits are computed: they differ from a smaller one in numbers that shapes show."""
 
 TRAINED = (
-    "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5", "mobilenet_v2",
-    "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "resnext50_32x4d",
+    "deeplabv3_resnet50", "densenet121", "efficientnet_b0", "googlenet", "mnasnet0_5",
+    "mobilenet_v2", "mobilenet_v3_small", "regnet_y_400mf", "resnet18", "resnext50_32x4d",
+    "shufflenet_v2_x0_5",
 )  # fmt: skip
 """Of which logits are computed in training, too: one of each family with BN."""
 
@@ -181,6 +182,10 @@ STATES = {
     "googlenet": (13_004_888, 364, "b17f6db767f36710"),
     "inception_v3": (27_161_264, 580, "4e84d8d36807875e"),
     "vgg16_bn": (138_365_992, 97, "d9ff6e8a62ef9611"),
+    "shufflenet_v2_x0_5": (1_366_792, 338, "fd8fa0981a80e70b"),
+    "shufflenet_v2_x1_0": (2_278_604, 338, "75f182f632857f4d"),
+    "deeplabv3_resnet50": (39_638_869, 362, "73e96dd455419554"),
+    "deeplabv3_resnet101": (58_630_997, 668, "060e8ee44833c129"),
 }
 LOGITS = {
     ("densenet121", False): (2.51892982, -0.827693186, 0.62578855, -0.72997223),
@@ -211,6 +216,11 @@ LOGITS = {
     ("googlenet", False): (-0.334056646, 1.70960151, 1.98365647, -3.27097755),
     ("googlenet", True): (-0.910954362, 0.976358833, 0.229336538, -1.32467675),
     ("inception_v3", False): (-0.191540124, 0.477798794, -0.499336162, 0.262911779),
+    ("shufflenet_v2_x0_5", False): (-0.963389302, 2.5830874, 0.46819992, 1.21074933),
+    ("shufflenet_v2_x0_5", True): (0.0382790411, 0.0204542625, 0.860477892, -0.600539225),
+    ("shufflenet_v2_x1_0", False): (-3.19895547, -0.620761485, 4.97090799, -1.36020137),
+    ("deeplabv3_resnet50", False): (63.9261014, -121.492234, -29.2413179, -120.439091),
+    ("deeplabv3_resnet50", True): (-0.251693614, 0.695955452, 0.0169713545, -0.798352802),
 }
 
 if __name__ == "__main__":
