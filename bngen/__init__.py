@@ -57,7 +57,7 @@ _HOMES = {
         "pixel_unshuffle reshape split squeeze stack swapaxes swapdims t transpose unbind "
         "unflatten unsqueeze"
     ),
-    "lang.state": "buffer parameter parameters scope",
+    "lang.state": "buffer constant parameter parameters scope",
     "lang.tensor": "Tensor",
     "lang.windows": (
         "adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d conv2d conv_transpose2d linear matmul "

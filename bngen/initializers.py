@@ -36,12 +36,12 @@ class Distribution:
     """One row of `DISTRIBUTIONS`.
 
     Attributes:
-        arguments: how many numbers follow the name.
+        arguments: how many numbers follow the name; None: one for each element.
         draw: (generator, shape, floating dtype, numbers) -> array.
         axes: how many a tensor must have, at least.
     """
 
-    arguments: int
+    arguments: int | None
     draw: Callable[[np.random.Generator, Shape, np.dtype, Sequence[float]], np.ndarray]
     axes: int = 0
 
@@ -79,7 +79,11 @@ DISTRIBUTIONS = {
     "normal": Distribution(1, lambda rng, s, dt, n: _normal(rng, s, dt, n[0])),
     # ("constant", value)
     "constant": Distribution(1, lambda rng, s, dt, n: np.full(s, n[0], dt)),
+    # ("values", each element): of a tensor that the program itself holds
+    "values": Distribution(None, lambda rng, s, dt, n: np.array(n, dt).reshape(s)),
 }
+EXACT = ("constant", "values")
+"""Rows whose numbers are those of the element type; others draw floats."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,11 @@ class Initializer:
     name: str
     numbers: tuple[int | float | bool, ...] = ()
 
+    @property
+    def is_fixed(self) -> bool:
+        """Whether it is the value of a constant, which is no state."""
+        return self.name == "values"
+
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: str) -> np.ndarray:
         """A fresh array.
 
@@ -104,7 +113,7 @@ class Initializer:
         """
         kind = np.dtype(dtype)
         row = DISTRIBUTIONS[self.name]
-        if self.name == "constant" or kind.kind == "f":
+        if self.name in EXACT or kind.kind == "f":
             return row.draw(rng, shape, kind, self.numbers)
         return row.draw(rng, shape, np.dtype(FLOAT), self.numbers).astype(kind)
 
@@ -112,16 +121,17 @@ class Initializer:
 def misfit(name: str, numbers: Sequence[Any], shape: Shape) -> str | None:
     """Why a row cannot fill a tensor, completing "'uniform' ..."; None where it can.
 
-    Whether a constant's value is one of the element type is not looked at.
+    Whether a constant's values are those of the element type is not looked at.
     """
     if name not in DISTRIBUTIONS:
         return f"is none of {', '.join(DISTRIBUTIONS)}"
     row = DISTRIBUTIONS[name]
-    if len(numbers) != row.arguments:
-        return f"takes {row.arguments} numbers"
+    takes = math.prod(shape) if row.arguments is None else row.arguments
+    if len(numbers) != takes:
+        return f"takes {takes} numbers"
     if len(shape) < row.axes:
         return f"fills tensors of {row.axes} axes or more, not {list(shape)}"
-    if name == "constant":
+    if name in EXACT:
         return None
     if not all(type(v) in (int, float) and abs(v) <= sys.float_info.max for v in numbers):
         return "takes finite numbers"

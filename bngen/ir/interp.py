@@ -42,13 +42,15 @@ def run(
 
     Args:
         graph: what to evaluate.
-        args: an array for each input, by name; floats of another width are converted.
+        args: an array for each input but constants, by name; floats of another width are
+            converted.
         dtype: the float type everything is computed in; as declared when None.
         keep: return every intermediate value; otherwise each is freed after its last use.
 
     Raises:
         CallError: for arguments that are missing or have the wrong shape.
     """
+    args = {**given_constants(graph), **args}
     env = {v: _argument(v, args, dtype) for v in graph.input_values()}
     needed = set(graph.results())
     last_use = {v: node for node in graph.nodes for v in node.operands}
@@ -92,6 +94,15 @@ def evaluate(
 def element_type(type_: TensorType, dtype: str | None) -> str:
     """The element type of a value when floats are computed in ``dtype``."""
     return dtype if dtype is not None and type_.is_float else type_.dtype
+
+
+def given_constants(graph: Graph) -> dict[str, np.ndarray]:
+    """What the program's constants hold, by name."""
+    types = {v.name: v.type for v in graph.input_values()}
+    return {
+        name: np.array(values, types[name].dtype).reshape(types[name].shape)
+        for name, values in graph.constants().items()
+    }
 
 
 def _argument(value: Value, args: Mapping[str, np.ndarray], dtype: str | None) -> np.ndarray:

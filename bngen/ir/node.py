@@ -11,7 +11,7 @@ Types, values and attributes are in `types`. The text form is described where it
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Any
@@ -82,12 +82,18 @@ class Input:
         value: its name and type.
         kind: ``input`` (an argument of the call), ``parameter`` (trained, held by the module) or
             ``buffer`` (held by the module, not trained: running statistics).
-        init: how `Module.init` fills it, e.g. ``("kaiming_uniform", 5 ** 0.5)`` or ``("ones",)``.
+        init: how `Module.init` fills it, e.g. ``("kaiming_uniform", 5 ** 0.5)``; of a constant of
+            the program ``("values", ...)``, each element.
     """
 
     value: Value
     kind: str = "input"
     init: tuple[Any, ...] = ()
+
+    @property
+    def is_constant(self) -> bool:
+        """Whether the program itself says what it holds."""
+        return self.init[:1] == ("values",)
 
     @property
     def name(self) -> str:
@@ -140,6 +146,10 @@ class Graph:
     def input_values(self) -> tuple[Value, ...]:
         """The values of all inputs, in order."""
         return tuple(i.value for i in self.inputs)
+
+    def constants(self) -> dict[str, Sequence[Any]]:
+        """The elements, in order, of each input that is a constant, by name."""
+        return {i.name: i.init[1:] for i in self.inputs if i.is_constant}
 
     def values(self) -> Iterator[Value]:
         """Every value: inputs first, then in order of assignment."""

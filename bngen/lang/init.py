@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bngen.errors import ProgramError
-from bngen.initializers import DISTRIBUTIONS, Initializer, Shape, fans, misfit
+from bngen.initializers import DISTRIBUTIONS, EXACT, Initializer, Shape, fans, misfit
 from bngen.ir.attributes import shown, value_misfit
 from bngen.ir.node import Input
 from bngen.ir.types import TensorType
@@ -44,11 +44,11 @@ def init_misfit(init: Any, type_: TensorType) -> str | None:
     name, *given = init
     if wrong := misfit(name, given, type_.shape):
         return f"{name!r} {wrong}, got {shown(init)}"
-    if name == "constant":
-        (value,) = given
+    for value in given if name in EXACT else ():
         if type(value) is float and value.is_integer() and not type_.is_float:
             value = int(value)
-        return value_misfit(value, type_.dtype)
+        if wrong := value_misfit(value, type_.dtype):
+            return wrong
     return None
 
 

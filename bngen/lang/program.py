@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from bngen.errors import BngenError, ProgramError, SourceLoc
-from bngen.ir.node import Graph
+from bngen.ir.node import Graph, Input
 from bngen.ir.types import TensorType
 from bngen.labels import handed_out
 from bngen.lang.mistakes import blame, check_function, name_and_loc, not_a_program
@@ -198,7 +198,7 @@ def inline(graph: Graph, arguments: Sequence[Tensor]) -> Any:
     inputs = {
         item.name: next(given).value
         if item.kind == "input"
-        else into.declare(into.qualified(item.name), item.value.type, item.kind, item.init)
+        else into.declare(_held_name(into, item), item.value.type, item.kind, item.init)
         for item in graph.inputs
     }
     # What a program updates it finds up to date: running statistics, when it is called twice.
@@ -219,6 +219,11 @@ def inline(graph: Graph, arguments: Sequence[Tensor]) -> Any:
         into.set_update(graph.name, inputs[target.name], table[new.name])
     outputs = [wrap(into, table[v.name]) for v in graph.outputs]
     return handed_out(outputs, graph.output_names, graph.tuple_output)
+
+
+def _held_name(into: Trace, item: Input) -> str:
+    """What a module holds it under; equal constants are one, wherever they come from."""
+    return item.name if item.is_constant else into.qualified(item.name)
 
 
 def graph_of(program: Any, label: str) -> Graph:

@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import numbers
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
 
 from bngen.dtypes import FLOAT
 from bngen.ir.build import plain
 from bngen.ir.types import TensorType
 from bngen.lang.init import default_init, init_misfit
 from bngen.lang.tensor import Tensor, wrap
+from bngen.lang.tensor import constant as scalar_constant
 from bngen.lang.trace import current_trace, error
-from bngen.lang.types import tensor_type
+from bngen.lang.types import dtype_name, kind_of, tensor_type
 
 Init = tuple | float | None
+
+MOST_VALUES = 2**16
+"""Elements of a constant, all of which stand in the program's text."""
 
 
 class scope:  # noqa: N801 - read as a word of the language: with bg.scope("denseblock1")
@@ -66,6 +73,41 @@ def buffer(name: str, shape: int | Sequence[int], dtype: Any = FLOAT, init: Init
     return _declare(name, tensor_type(shape, dtype), "buffer", 0 if init is None else init)
 
 
+def constant(value: Any, dtype: Any = None) -> Tensor:
+    """A tensor of numbers that the program holds, as masks and filters are.
+
+    It is no state: `Module.init` and ``load_state_dict`` leave it alone. Equal constants are one.
+
+    Args:
+        value: an array, nested lists of numbers, or a number.
+        dtype: its dtype; without it an array's own, float32 for Python's floats.
+    """
+    label = "constant"
+    trace = current_trace(label)
+    kind = dtype_name(label, dtype) if dtype is not None else None
+    try:
+        array = np.asarray(value)
+        if kind is None and not hasattr(value, "dtype") and array.dtype.kind == "f":
+            kind = FLOAT
+        array = array.astype(kind or array.dtype)
+    except (TypeError, ValueError, OverflowError) as e:
+        raise error(f"{label}: {e}", "pass an array, or lists of numbers of one length") from None
+    if array.dtype.kind not in "biuf":
+        raise error(f"{label}: {kind_of(value)} holds no numbers", "pass an array of numbers")
+    type_ = tensor_type(array.shape, array.dtype)
+    if not array.shape:
+        return scalar_constant(array.item(), type_.dtype)
+    if array.size > MOST_VALUES:
+        hint = "declare it with bg.buffer, and load it with load_state_dict"
+        raise error(f"{label}: {type_} has more than {MOST_VALUES} elements", hint)
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        raise error(f"{label}: {type_} holds NaN", "select it where it is wanted with bg.where")
+    # By what it is: programs called in one another may bring equal ones, or others.
+    digest = hashlib.sha256(f"{type_}".encode() + array.tobytes()).hexdigest()[:16]
+    init = plain(("values", *array.ravel().tolist()))
+    return wrap(trace, trace.declare(f"constant.{digest}", type_, "buffer", init))
+
+
 def parameters() -> dict[str, Tensor]:
     """The parameters that the running trace has declared so far, by full name."""
     trace = current_trace("parameters")
@@ -86,6 +128,8 @@ def _checked_init(name: str, type_: TensorType, init: Init) -> tuple:
     if isinstance(init, numbers.Real):
         init = ("constant", init)
     init = plain(init)
+    if init[:1] == ("values",):
+        raise error(f"{name}: 'values' are a constant's", "write bg.constant(array)")
     if wrong := init_misfit(init, type_):
         raise error(f"{name}: {wrong}")
     return init

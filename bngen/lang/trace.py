@@ -140,6 +140,9 @@ class Trace:
                 f"{label}: {target.name!r} is computed by the program, so it cannot be updated",
                 "update arguments, parameters and buffers",
             )
+        if self.inputs[target.name].is_constant:
+            what = f"{label}: {target.name!r} is a constant"
+            raise error(what, "declare it with bg.buffer, with the constant as its first value")
         if target.type != new.type:
             raise error(f"{label}: {target.name!r} is {target.type}, its new value {new.type}")
         self._updates[target.name] = new

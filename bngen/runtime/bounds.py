@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from bngen.dtypes import DTYPES
-from bngen.initializers import Initializer, misfit
+from bngen.initializers import EXACT, Initializer, misfit
 from bngen.options import CHANNELS_LAST, MEMORY_FORMATS
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.plain import PlainError
@@ -27,9 +27,9 @@ def check_initializers(state: Sequence[ArgSpec], initializers: Sequence[Initiali
     for spec, found in zip(state, initializers, strict=True):
         if wrong := misfit(found.name, found.numbers, spec.shape):
             raise PlainError(f"{spec.name}: {found.name!r:.40} {wrong}")
-        if found.name == "constant":
+        if found.name in EXACT:
             try:
-                np.full((), found.numbers[0], spec.dtype)
+                np.array(found.numbers, spec.dtype)
             except (OverflowError, ValueError) as error:
                 raise PlainError(f"{spec.name}: {error}") from None
 

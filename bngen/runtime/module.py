@@ -60,7 +60,7 @@ class Module:
         self.signature = built.signature
         self._bundle, self._entries = bundle, entries
         self._texts, self._threads = texts, num_threads
-        self._state = State(self.signature.program, self.signature.state)
+        self._state = State(self.signature.program, self.signature.state, bundle.initializers)
         self._calls = Calls(built, entries, self._state, num_threads)
         self._turns = Turns()
 
@@ -108,7 +108,7 @@ class Module:
             rng = np.random.default_rng(seed)
         except (TypeError, ValueError) as error:
             raise CallError(f"init: {seed!r} is no seed: {error}", hint="init(0)") from None
-        for spec in self.signature.state:
+        for spec in self._state.specs.values():
             initializer = self._bundle.initializers[spec.name]
             self._state.put(spec.name, initializer.draw(rng, spec.shape, spec.dtype))
         self._state.initialized, self._turns.cut_short = True, False
@@ -119,7 +119,7 @@ class Module:
         for name, array in arrays.items():
             self._state.put(name, array)
         self._state.initialized = True
-        if arrays.keys() == self._state.arrays.keys():
+        if arrays.keys() == self._state.specs.keys():
             self._turns.cut_short = False
 
     @alone
@@ -130,7 +130,7 @@ class Module:
 
     def _check_whole(self) -> None:
         """Refuse values that a thread was writing when this process was forked from it."""
-        if self._state.arrays and self._turns.cut_short:
+        if self._state.specs and self._turns.cut_short:
             raise CallError(
                 f"{self.signature.program}: this process was forked in the middle of a call, whose "
                 "parameters and buffers may be half written",

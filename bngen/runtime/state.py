@@ -8,11 +8,13 @@ module's to know.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from bngen.errors import CallError
+from bngen.initializers import Initializer
 from bngen.runtime.arguments import ArgSpec, is_torch
 from bngen.runtime.formats import to_logical_order
 from bngen.runtime.memory import empty_aligned
@@ -24,17 +26,30 @@ class State:
     Args:
         program: its name, for messages.
         specs: what it declares.
+        initializers: how they are filled, by name; constants are so from the first.
 
     Attributes:
-        arrays: where kernels find them, in memory order.
+        arrays: where kernels find them, in memory order, constants among them.
+        specs: what users see, by name: all but constants.
         initialized: whether they were given values.
         changes: how often one was given another value from outside of the program.
     """
 
-    def __init__(self, program: str, specs: Sequence[ArgSpec]):
-        self._program, self._specs = program, {spec.name: spec for spec in specs}
+    def __init__(
+        self,
+        program: str,
+        specs: Sequence[ArgSpec],
+        initializers: Mapping[str, Initializer] = MappingProxyType({}),
+    ):
+        self._program = program
+        fixed = {s.name for s in specs if s.name in initializers and initializers[s.name].is_fixed}
+        self.specs = {spec.name: spec for spec in specs if spec.name not in fixed}
         self.arrays = {spec.name: _zeros(spec) for spec in specs}
-        self.initialized = not self.arrays
+        for spec in (s for s in specs if s.name in fixed):
+            there = to_logical_order(self.arrays[spec.name], spec.memory_format)
+            drawn = initializers[spec.name].draw(np.random.default_rng(0), spec.shape, spec.dtype)
+            np.copyto(there, drawn)
+        self.initialized = not self.specs
         self.changes = 0
         self._last_change: dict[str, int] = {}
 
@@ -42,7 +57,7 @@ class State:
         """Give one another value; noted before it is written, so that half of one is noticed."""
         self.changes += 1
         self._last_change[name] = self.changes
-        there = to_logical_order(self.arrays[name], self._specs[name].memory_format)
+        there = to_logical_order(self.arrays[name], self.specs[name].memory_format)
         np.copyto(there, value)
 
     def changed_since(self, changes: int, names: Iterable[str]) -> str | None:
@@ -54,8 +69,8 @@ class State:
     def copies(self) -> dict[str, np.ndarray]:
         """Copies of all values, in their memory formats."""
         return {
-            name: to_logical_order(array.copy(), self._specs[name].memory_format)
-            for name, array in self.arrays.items()
+            name: to_logical_order(self.arrays[name].copy(), spec.memory_format)
+            for name, spec in self.specs.items()
         }
 
     def fitting(self, state: Mapping[str, Any], strict: bool) -> dict[str, np.ndarray]:
@@ -74,8 +89,8 @@ class State:
                 f"{type(state).__name__}",
                 hint="load_state_dict(network.state_dict())",
             )
-        missing = sorted(set(self.arrays) - set(state))
-        unknown = sorted(map(str, set(state) - set(self.arrays)))
+        missing = sorted(set(self.specs) - set(state))
+        unknown = sorted(map(str, set(state) - set(self.specs)))
         if strict and (missing or unknown):
             what = f"missing {missing[:3]}" if missing else f"unknown {unknown[:3]}"
             count = len(missing or unknown)
@@ -83,7 +98,7 @@ class State:
                 f"{self._program}: {count} names of the state do not match: {what}",
                 hint="mod.state_dict() lists the names; strict=False takes what fits",
             )
-        known = (spec for name, spec in self._specs.items() if name in state)
+        known = (spec for name, spec in self.specs.items() if name in state)
         return {spec.name: self._checked(spec, state[spec.name]) for spec in known}
 
     def _checked(self, spec: ArgSpec, value: Any) -> np.ndarray:

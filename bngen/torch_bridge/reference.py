@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bngen.dtypes import DTYPES
 from bngen.errors import ProgramError
-from bngen.ir.interp import Results, element_type
+from bngen.ir.interp import Results, element_type, given_constants
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import TensorType, Value
 from bngen.torch_bridge.ops import TORCH_OPS
@@ -55,6 +55,7 @@ def run(
 
 def inputs(graph: Graph, args: Mapping[str, np.ndarray], dtype: str | None) -> Tensors:
     """A tensor for each input of a graph; floats in ``dtype``, or as declared when None."""
+    args = {**given_constants(graph), **args}
     # Copies: the caller's array may be read-only or updated in place by the module under test.
     return {
         v: torch.tensor(np.asarray(args[v.name]), dtype=_torch_type(v.type, dtype))

@@ -120,7 +120,7 @@ def _filled(graph: Graph) -> set[str]:
 def make_inputs(
     graph: Graph, case: Case, state: Mapping[str, np.ndarray], seed: int
 ) -> dict[str, np.ndarray]:
-    """An array for every input of the graph.
+    """An array for every input of the graph but constants.
 
     Args:
         graph: the program.
@@ -135,6 +135,8 @@ def make_inputs(
     arrays = {}
     for item in graph.inputs:
         value = item.value
+        if item.is_constant:
+            continue
         if item.name in filled:
             array = np.asarray(fills[of[item.name]](rng, value.shape))
         elif item.kind == "input":

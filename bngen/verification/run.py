@@ -58,7 +58,8 @@ def verify(
 def _run_module(module: Any, graph: Graph, inputs: Mapping[str, np.ndarray]) -> Results:
     """One call of the module; what it updates in place is read back afterwards."""
     arguments = {i.name: inputs[i.name].copy() for i in graph.inputs if i.kind == "input"}
-    module.load_state_dict({i.name: inputs[i.name] for i in graph.inputs if i.kind != "input"})
+    state = [i.name for i in graph.inputs if i.kind != "input" and not i.is_constant]
+    module.load_state_dict({name: inputs[name] for name in state})
     outputs = module(*arguments.values())
     held = {**module.state_dict(), **arguments}
     updates = {target.name: np.array(held[target.name]) for target, _ in graph.updates}

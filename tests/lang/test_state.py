@@ -1,6 +1,7 @@
 """Parameters, buffers, scopes, layers, and how they are filled."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 
 import bngen as bg
 from bngen.ir import interp
+from bngen.ir.interp import run
 from bngen.ir.node import Input
 from bngen.ir.text import parse_graph
 from bngen.ir.types import TensorType, Value
@@ -198,3 +200,48 @@ def test_names_with_dashes_go_wherever_names_go(tmp_path):
     module, x = bg.load(tmp_path / "saved").init(0), np.ones((2, 3), np.float32)
     assert [*module.state_dict()] == ["block-1.a-b", "block-1.a_b"]
     np.testing.assert_array_equal(module(x), np.full((2, 3), 3.0))
+
+
+def test_constants_are_no_state(tmp_path):
+    """They survive saving, calls of programs in one another, and gradients."""
+    table = np.array([[1.0, -np.inf, 0.5]], np.float32)
+
+    def part(x):
+        return x * bg.constant([2.0, 3.0, 4.0])
+
+    inner = bg.trace(part, bg.Tensor[2, 3])
+
+    def net(x):
+        with bg.scope("outer"):
+            y = inner(x) + bg.parameter("p", 3, init=1)
+        mask = bg.constant(table > 0)
+        return bg.where(mask, y + bg.constant([2, 3, 4], bg.float32), bg.constant(0.5)).sum()
+
+    program = bg.trace(net, bg.Tensor[2, 3])
+    assert parse_graph(str(program.graph)) == program.graph
+    assert len(program.graph.constants()) == 2
+    x = np.arange(6, dtype=np.float32).reshape(2, 3)
+    y = x * [2, 3, 4] + 1 + [2, 3, 4]
+    expected = y[:, [0, 2]].sum() + 1.0
+    assert float(run(program.graph, {"x": x, "outer.p": np.ones(3)}).outputs[0]) == expected
+    bg.build(program, grad=True).bundle.save(tmp_path / "saved")
+    module = bg.load(tmp_path / "saved").load_state_dict({"outer.p": np.ones(3, np.float32)})
+    assert float(module(x)) == expected
+    np.testing.assert_array_equal(module.backward()["x"], [[2.0, 0.0, 4.0]] * 2)
+    assert [*module.init(0).state_dict()] == ["outer.p"]
+
+
+@pytest.mark.parametrize(
+    ("fn", "message"),
+    [
+        (lambda x: bg.constant([[1.0], [2.0, 3.0]]), "constant: setting an array element"),
+        (lambda x: bg.constant(["a"]), "constant: list holds no numbers"),
+        (lambda x: bg.constant([1.0, np.nan]), "constant: f32[2] holds NaN"),
+        (lambda x: bg.constant(np.zeros(2**16 + 1)), "constant: f64[65537] has more than 65536"),
+        (lambda x: bg.update(bg.constant([1.0]), x), "is a constant (declare it with bg.buffer"),
+        (lambda x: bg.buffer("b", 1, init=("values", 1.0)), "b: 'values' are a constant's"),
+    ],
+)
+def test_what_is_no_constant(fn, message):
+    with pytest.raises(bg.ProgramError, match=re.escape(message)):
+        bg.trace(fn, bg.Tensor[1]).graph  # noqa: B018
