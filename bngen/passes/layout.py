@@ -18,8 +18,8 @@ from collections.abc import Callable
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
 from bngen.ir.ops import OPS
-from bngen.ir.ops.gather import factors_of_axes
 from bngen.ir.types import Value
+from bngen.passes.channel_axes import fills_channels, keeps_channels, keeps_last_axis
 from bngen.passes.cuts import channel_cuts
 from bngen.plan.formats import C_ORDER, Formats
 from bngen.plan.groups import holds_whole, layouts_of_groups
@@ -54,18 +54,6 @@ def assign_layouts(
     return _Layouts(graph, lanes, formats).run()
 
 
-def _factors(node: Node, axis: int) -> list[int]:
-    """Which factors of a ``rearrange`` an axis of its operand is made of."""
-    return factors_of_axes(node.inputs[0].shape, node.attrs["split"])[axis]
-
-
-def _sources(node: Node) -> list[list[int]]:
-    """Which of them each axis of its result is made of."""
-    order, split = node.attrs["order"], node.attrs["split"]
-    moved = factors_of_axes(node.out.shape, [split[i] for i in order])
-    return [[order[k] for k in factors] for factors in moved]
-
-
 class _Layouts:
     """One walk in execution order; ``of`` is the growing table over the new graph's values."""
 
@@ -82,6 +70,7 @@ class _Layouts:
         self.goals, self.updating = self.find_goals()
         self.maps = self.find_maps()
         self.cuts = channel_cuts(graph)
+        self.innermost: set[Value] = set()
         self.copies: dict[tuple[Value, Layout], Value] = {}
         convolutions = (n for n in graph.nodes if n.row.direction == "forward")
         self.conv_input = {n.inputs[1]: n.inputs[0] for n in convolutions}
@@ -93,6 +82,8 @@ class _Layouts:
             inputs, layout = rule(node)
             self.b.add(node.with_inputs(inputs))
             self.of.update({v: self.fit(v, layout) for v in node.outputs})
+            if self.is_innermost(node):
+                self.innermost.update(node.outputs)
         wanted = zip(self.graph.outputs, self.results, strict=True)
         outputs = [self.want(v, layout) for v, layout in wanted]
         updates = [(old, self.want(new, self.of[old])) for old, new in self.graph.updates]
@@ -289,7 +280,7 @@ class _Layouts:
     def pointwise_layout(self, node: Node) -> Layout:
         out = node.out
         rank = len(out.shape)
-        if rank not in (1, 2, 4):
+        if rank not in (1, 2, 4) or self.reads_innermost(node):
             return PLAIN
         spanning = [v for v in node.operands if self.spans_channels(v, out) or v.shape == out.shape]
         for v in spanning:
@@ -304,35 +295,37 @@ class _Layouts:
     def gathered_layout(self, node: Node) -> Layout:
         """Blocks of channels, if what fills a vector of them lies together in the operand, too."""
         (x,), out = node.inputs, node.out
-        layout = self.of[x]
-        if len(out.shape) != 4:
+        layout, inner = self.of[x], x in self.innermost
+        if len(out.shape) != 4 or (inner and "order" not in node.attrs):
             return PLAIN
-        if len(x.shape) == 4 and isinstance(layout, Blocked) and self.keeps_channels(node):
+        if len(x.shape) == 4 and isinstance(layout, Blocked) and keeps_channels(node):
             return layout
+        together = {1} if isinstance(layout, Blocked) else {len(x.shape) - 1}
+        together |= {1} if len(x.shape) == 4 and not inner else set()
         many = out.shape[1] >= FEW_CHANNELS
-        return self.block(out) if many and self.spreads_channels(node) else PLAIN
+        return self.block(out) if many and fills_channels(node, together) else PLAIN
 
-    def keeps_channels(self, node: Node) -> bool:
-        """Whether an index map leaves every element in its channel."""
-        if "order" not in node.attrs:
-            return node.attrs.get("axis") != 1
-        return [*_sources(node)[1]] == [*_factors(node, 1)]
+    def is_innermost(self, node: Node) -> bool:
+        """Whether the result is a map ``[N,H,W,C]``, whose vectors run along its last axis."""
+        row, out = OPS[node.op], node.out
+        if len(out.shape) != 4 or self.of[out] != PLAIN or not node.operands:
+            return False
+        x = node.operands[0]
+        if row.gathers:
+            return "order" in node.attrs or x in self.innermost
+        if row.moves == "reshapes":
+            return keeps_last_axis(node, x in self.innermost)
+        return row.kind == "pointwise" and self.reads_innermost(node)
 
-    def spreads_channels(self, node: Node) -> bool:
-        """Whether channels of the result come from channels, or from what is innermost."""
-        if "order" not in node.attrs:
-            return len(node.inputs[0].shape) == 4
-        x = node.inputs[0]
-        inner = 1 if isinstance(self.of[x], Blocked) else len(x.shape) - 1
-        wanted = {*_factors(node, inner), *(_factors(node, 1) if len(x.shape) == 4 else ())}
-        return not wanted.isdisjoint(_sources(node)[1])
+    def reads_innermost(self, node: Node) -> bool:
+        return any(v in self.innermost and v.shape == node.out.shape for v in node.operands)
 
     # --- reductions, pools --------------------------------------------------------------------
 
     def reduce(self, node: Node):
         x = node.inputs[0]
         row = OPS[node.op]
-        if len(x.shape) == 4:
+        if len(x.shape) == 4 and (row.is_partial or x not in self.innermost):
             x, layout = self.feature(x)
             keeps_channel = not row.defaults.get("axes") or self.reduces_only_nhw(node)
             inputs = [x]
