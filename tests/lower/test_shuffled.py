@@ -77,3 +77,17 @@ def test_a_nan_spoils_its_own_group_alone():
     out = bg.build(bg.trace(net, *kinds))(x, w)
     spoilt = np.isnan(out).any(axis=(0, 2, 3))
     np.testing.assert_array_equal(spoilt, np.arange(32) // 4 == 9 // 4)
+
+
+@pytest.mark.skipif(not RUNS_NARROW, reason="another architecture")
+def test_a_map_that_is_wanted_in_several_layouts():
+    """Padded groups, groups that cut blocks, each channel by itself, and a dense convolution."""
+
+    def net(x, w, v, u, t):
+        x = bg.relu(x)
+        y = bg.conv2d(x, w, groups=2) + bg.conv2d(x, v, groups=5) + bg.conv2d(x, u, groups=10)
+        return bg.conv2d(y, t)
+
+    kinds = (2, 10, 4, 3), (10, 5, 1, 1), (10, 2, 1, 1), (10, 1, 1, 1), (3, 10, 1, 1)
+    graph = bg.trace(net, *(bg.Tensor[shape] for shape in kinds)).graph
+    check(graph, random_args(graph, 0), target=NARROW)
