@@ -247,9 +247,10 @@ class _Layouts:
         x, dy = node.inputs
         if of_groups := self.of_groups(node):
             return tuple(map(self.want, (x, dy), of_groups)), PLAIN
-        x, _ = self.conv_operand(x) if node.attrs["groups"] == 1 else self.feature(x)
-        dy, _ = self.feature(dy)
-        return (x, dy), PLAIN
+        if node.attrs["groups"] > 1:
+            x, inner = self.feature(x)
+            return (x, self.want(dy, inner)), PLAIN
+        return (self.conv_operand(x)[0], self.feature(dy)[0]), PLAIN
 
     # --- pointwise ----------------------------------------------------------------------------
 

@@ -42,6 +42,8 @@ class Groups:
     @property
     def reads_beyond(self) -> bool:
         """Whether lanes that hold no channel would read from blocks that are not there."""
+        if len(self.inner.segments) > 1 or len(self.outer.segments) > 1:
+            return True  # Channels are numbered with gaps.
         last = (self.outer.blocks * self.outer.lanes - 1) // self.out_per
         return (last + 1) * self.in_per > self.inner.blocks * self.inner.lanes
 
