@@ -32,6 +32,7 @@ from bngen.lower.facts import (
     MapFacts,
     PhasedFacts,
     ProductFacts,
+    RowFacts,
     ShuffledFacts,
     ShuffledGradientFacts,
     WideFacts,
@@ -46,6 +47,7 @@ from bngen.scheduling import (
     maps,
     phased,
     product,
+    rows,
     shuffled,
     wgrad,
     winograd,
@@ -76,6 +78,14 @@ def _is_product(kernel: Kernel) -> bool:
         kernel.anchor is not None
         and kernel.anchor.row.kind == "contract"
         and not kernel.anchor.row.direction
+    )
+
+
+def _is_reduction(kernel: Kernel) -> bool:
+    return (
+        kernel.anchor is not None
+        and kernel.anchor.row.kind == "reduce"
+        and not kernel.anchor.row.is_partial
     )
 
 
@@ -267,6 +277,16 @@ STRATEGIES: tuple[Strategy, ...] = (
         knobs=maps.map_knobs,
         space=maps.map_space,
         schedule=maps.schedule_map,
+    ),
+    Strategy(
+        "rows",
+        "reductions along the last axis of plain values: a partial result a lane",
+        made_for=_is_reduction,
+        applies=rows.applies,
+        facts=RowFacts,
+        lower=_lowering("rows", "lower_rows", wide=True),
+        knobs=fallback.no_knobs,
+        schedule=rows.schedule_rows,
     ),
     Strategy(
         "partial",

@@ -59,10 +59,10 @@ def _fold_axes(body: Body, node: Node) -> None:
 
     shape = physical_shape(out.type, body.layouts[out]) or (1,)
     total = te.compute(shape, element, name="fold")
-    _define_scaled(body, out, total, count if node.row.averages else 1)
+    define_scaled(body, out, total, count if node.row.averages else 1)
 
 
-def _define_scaled(body: Body, out: Value, total: te.Tensor, count: int) -> None:
+def define_scaled(body: Body, out: Value, total: te.Tensor, count: int) -> None:
     """The reduction's result in its own type, divided by ``count``.
 
     A division, not a product with the reciprocal: the mean of a constant is that constant.
@@ -150,7 +150,7 @@ def _merge_mean(body: Body, node: Node) -> None:
         return te.sum(_corrected(*parts), axis=g)
 
     folded = te.compute(shape, element, name="fold")
-    _define_scaled(body, node.out, folded, node.attrs["count"])
+    define_scaled(body, node.out, folded, node.attrs["count"])
 
 
 def _merge_groups(body: Body, node: Node) -> None:
@@ -168,7 +168,7 @@ def _merge_groups(body: Body, node: Node) -> None:
         return te.sum(exactly(value) if x.type.is_float else value, axis=g)
 
     total = te.compute(physical_shape(out.type, layout), element, name="fold")
-    _define_scaled(body, out, total, 1)
+    define_scaled(body, out, total, 1)
 
 
 def _channel_fold(body: Body, like: Value, x: Value, term, name: str) -> te.Tensor:

@@ -45,7 +45,7 @@ def _cut_operands(node: Node, cuts: set[int]) -> list[tuple[Value, set[int]]]:
             found.append((v, {c - start for c in cuts}))
             start += v.shape[CHANNEL_AXIS]
         return found
-    if row.kind == "pointwise":
+    if row.kind == "pointwise" and not row.gathers:
         return [(v, cuts) for v in node.operands if v.shape == node.out.shape]
     if row.kind == "window" or (row.direction == "forward" and _is_depthwise(node)):
         return [(x, cuts)]

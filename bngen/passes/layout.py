@@ -377,7 +377,8 @@ class _Layouts:
         layout, shape = self.of[x], tuple(node.attrs["shape"])
         vector = (x.type.size,)
         rows = {vector, (1, *vector, 1, 1)}
-        pixels = {x.shape[:2], (*x.shape[:2], 1, 1)}  # one of each channel of each image
-        if isinstance(layout, Blocked) and ({x.shape, shape} <= rows or {x.shape, shape} <= pixels):
+        # One pixel of each image, which a matrix product does not want in blocks.
+        to_map = shape == (*x.shape, 1, 1) and len(x.shape) == 2
+        if isinstance(layout, Blocked) and (to_map or {x.shape, shape} <= rows):
             return [x], layout
         return [self.want(x, PLAIN)], PLAIN

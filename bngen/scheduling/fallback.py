@@ -30,11 +30,12 @@ def schedule_fallback(low: Lowered, facts: AnyFacts, _: Knobs) -> s_tir.Schedule
     """Schedule every block by itself."""
     sch = opened(low)
     for block in list(sch.get_child_blocks(sch.get_sblock("root"))):
-        _schedule_block(sch, block, facts.lanes)
+        schedule_block(sch, block, facts.lanes)
     return sch
 
 
-def _schedule_block(sch: s_tir.Schedule, block: Any, lanes: int) -> None:
+def schedule_block(sch: s_tir.Schedule, block: Any, lanes: int) -> None:
+    """Schedule a block by itself, as this strategy does."""
     kinds = [int(v.iter_type) for v in sch.get(block).iter_vars]
     loops = sch.get_loops(block)
     spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 0]

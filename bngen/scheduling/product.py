@@ -63,7 +63,7 @@ TILE_IN_FLIGHT = 2.0
 nearest cache."""
 
 LOAD_COST = 1.6
-"""As `knobs.BROADCAST_COST`, of both operands."""
+"""Multiply-adds that a step should have for each load of it, where both can start as often."""
 
 
 def product_knobs(facts: ProductFacts, machine: Machine) -> Knobs:

@@ -162,10 +162,10 @@ def test_a_partial_reduction_gives_one_row_a_group(case):
 @pytest.mark.parametrize("case", with_facet("merges"))
 def test_a_merge_folds_the_groups(case):
     _, operands, results = evaluated(case)
-    assert {x.shape[1:] for x in operands} == {y.shape for y in results}
+    assert {x.shape[1:] for x in operands} == {y.shape[-1:] for y in results}
     swapped = OPS[case.op].evaluate([x[::-1] for x in operands], case.graph.nodes[0].attrs)
     for y, again in zip(results, swapped, strict=True):
-        np.testing.assert_allclose(y, again, rtol=1e-6)
+        np.testing.assert_allclose(y, again[::-1] if y.ndim == 2 else again, rtol=1e-6)
 
 
 @pytest.mark.parametrize("op", ["sum", "mean", "amax", "bn_mean"])

@@ -102,7 +102,9 @@ def several() -> list[Job]:
         x = b.emit("conv2d", x, b.input(f"w{i}", TensorType(shape), "parameter"), **attrs)
         x = b.emit("relu", b.emit("batch_norm", x)[0])
     x = b.emit("avg_pool2d", x, kernel=(2, 2), stride=(1, 1))
-    return work(b.finish((x,)))
+    rows = b.emit("reshape", x, shape=(x.shape[0], x.type.size // x.shape[0]))
+    weight = b.input("fc", TensorType((18, rows.shape[1])), "parameter")
+    return work(b.finish((b.emit("matmul", rows, weight, trans_b=True),)))
 
 
 def test_there_is_a_kernel_of_each_kind(several):

@@ -1,0 +1,68 @@
+"""Reductions along the last axis of plain values: a row after the other, a vector of lanes.
+
+::
+
+    parallel row:
+        part[lanes] in registers <- fold over the row, a vector after the other
+        fold <- part
+    the result in its own type, and the store slot: nests of their own
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from bngen.ir.ops.reduce import normalize_axes
+from bngen.lower.facts import Declined, Layouts, RowFacts, element_bytes
+from bngen.lower.lowered import Lowered
+from bngen.plan.kernel import Kernel
+from bngen.plan.layout import PLAIN
+from bngen.scheduling.fallback import SERIAL_BELOW, schedule_block
+from bngen.scheduling.knobs import Knobs
+from bngen.scheduling.tools import local, loops_inside, opened, set_apart, vectorize_last
+
+if TYPE_CHECKING:
+    from tvm import s_tir
+
+SHORTEST = 32
+"""Elements of a row that are worth partial results."""
+
+
+def applies(kernel: Kernel, layouts: Layouts) -> RowFacts | Declined:
+    """A reduction along the last axis alone, of several rows."""
+    node = kernel.anchor
+    x, out = node.inputs[0], node.out
+    if "axes" not in node.attrs or normalize_axes(node.attrs["axes"], len(x.shape)) != (
+        len(x.shape) - 1,
+    ):
+        return Declined("it does not go along the last axis alone")
+    if layouts[x] != PLAIN or layouts[out] != PLAIN:
+        return Declined("its rows do not lie in one piece")
+    if len(x.shape) < 2 or x.shape[-1] < SHORTEST:
+        return Declined("it has one row, or short ones")
+    return RowFacts(
+        element_bytes=element_bytes(x), rows=x.type.size // x.shape[-1], columns=x.shape[-1]
+    )
+
+
+def schedule_rows(low: Lowered, facts: RowFacts, _: Knobs) -> s_tir.Schedule:
+    """One row a task, where they are long or many enough for tasks."""
+    sch = opened(low)
+    fold, part = sch.get_sblock("fold"), sch.get_sblock("part")
+    others = [b for b in sch.get_child_blocks(sch.get_sblock("root"))
+              if sch.get(b).name_hint not in ("fold", "part")]  # fmt: skip
+    *outer, lane = sch.get_loops(fold)
+    row = sch.fuse(*outer) if len(outer) > 1 else outer[0]
+    sch.compute_at(part, row, preserve_unit_loops=True)
+    *_, wide, step = loops_inside(sch, part, row)
+    sch.reorder(step, wide)
+    sch.vectorize(wide)
+    set_apart(sch, step)
+    local(sch, ["part"])
+    if facts.rows * facts.columns >= SERIAL_BELOW:
+        sch.parallel(row)
+    sch.decompose_reduction(fold, lane)
+    vectorize_last(sch, sch.decompose_reduction(part, step))
+    for block in others:
+        schedule_block(sch, block, facts.lanes)
+    return sch
