@@ -39,7 +39,8 @@ def init_misfit(init: Any, type_: TensorType) -> str | None:
     """Why an ``init`` cannot fill a tensor of a type, or None where it can."""
     known = isinstance(init, tuple) and init and isinstance(init[0], str)
     if not known or init[0] not in DISTRIBUTIONS:
-        hint = f"a number, or a tuple that starts with one of {', '.join(DISTRIBUTIONS)}"
+        names = ", ".join(n for n in DISTRIBUTIONS if n != "values")  # which bg.constant writes
+        hint = f"a number, or a tuple that starts with one of {names}"
         return f"{shown(init)} is no initializer ({hint})"
     name, *given = init
     if wrong := misfit(name, given, type_.shape):

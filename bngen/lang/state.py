@@ -128,7 +128,7 @@ def _checked_init(name: str, type_: TensorType, init: Init) -> tuple:
     if isinstance(init, numbers.Real):
         init = ("constant", init)
     init = plain(init)
-    if init[:1] == ("values",):
+    if isinstance(init, tuple) and init[:1] == ("values",):
         raise error(f"{name}: 'values' are a constant's", "write bg.constant(array)")
     if wrong := init_misfit(init, type_):
         raise error(f"{name}: {wrong}")

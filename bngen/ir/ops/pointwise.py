@@ -176,7 +176,6 @@ POINTWISE = (
     # where each element lies along an axis
     pointwise(
         "positions", (), _positions, _infer_positions, defaults={"shape": ..., "axis": 0},
-        sublayer=False,
     ),
     pointwise(
         "one_hot", ("labels",), _one_hot, _infer_one_hot, defaults={"classes": ...}, new_axis=1,
