@@ -1,4 +1,4 @@
-"""What is done to a compiled model between its steps, around it and with it, is done as in eager."""
+"""What is done to a compiled model between its steps, around it and with it, is as in eager."""
 
 import pytest
 import torch
