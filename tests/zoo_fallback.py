@@ -17,6 +17,8 @@ import torch
 from bngen.codegen.nests import choose
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.plan.formats import declared_formats
+from bngen.plan.kernel import Kernel, KernelPlan
+from bngen.plan.layout import PackedWeight
 from bngen.target.parse import Target
 from bngen.torch_bridge.explain import Explanation, explained
 from bngen.torch_bridge.region import asked_of
@@ -65,10 +67,21 @@ def shares(name: str, batch: int, image: int) -> Share:
             total, count = total + moved, count + 1
             if choose(kernel, plan.layouts, target.machine).strategy.kind == "fallback":
                 without += 1
-                slow["+".join(kernel.sublayers)] += moved
+                slow[_named(kernel, plan)] += moved
     ops = tuple((op, moved / total) for op, moved in slow.most_common() if moved > 0.001 * total)
     share = sum(slow.values()) / max(total, 1)
     return Share(name, (without, count), share, ops, explained(graphs))
+
+
+def _named(kernel: Kernel, plan: KernelPlan) -> str:
+    """What a kernel holds; of a copy alone, of what."""
+    name = "+".join(kernel.sublayers)
+    if name != "copy":
+        return name
+    values = (*kernel.inputs, *kernel.outputs)
+    if any(isinstance(plan.layouts[v], PackedWeight) for v in values):
+        return "copy of weights"
+    return "copy of vectors" if len(values[0].shape) == 1 else "copy of maps"
 
 
 def planned(taken: Taken, block: int) -> Any:
