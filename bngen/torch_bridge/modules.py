@@ -22,6 +22,7 @@ from torch import fx, nn
 from bngen.dtypes import DTYPES
 from bngen.errors import ProgramError
 from bngen.ir.node import Graph, Node
+from bngen.ir.ops.gather import Piece, indices_of, pieces_of
 from bngen.ir.ops.reduce import normalize_axes
 from bngen.ir.types import Value
 from bngen.torch_bridge.ops import TORCH_OPS
@@ -154,6 +155,7 @@ def _running(w: _Writer, node: Node) -> bool:
     return (
         made is not None and _CALLS.get(made.op) is _batch_norm and node.inputs[4] is None
         and targets == list(node.inputs[:2]) and not any(v in w.users for v in node.outputs)
+        and all(w.only_user(v) is node for v in made.outputs[1:])
     )  # fmt: skip
 
 
@@ -203,7 +205,10 @@ def _by_meaning(w: _Writer, node: Node, operands: list) -> fx.Node:
     if any(not isinstance(x, fx.Node) and x is not None for x in operands):
         raise ProgramError(f"op {node.op} of a number has no call in PyTorch", loc=node.loc)
     result = w.call(row.meaning, operands, dict(node.attrs))
-    return w.call(operator.getitem, result, 0) if len(node.outputs) > 1 else result
+    if len(node.outputs) == 1:
+        return result
+    w.found.update((v, w.call(operator.getitem, result, i)) for i, v in enumerate(node.outputs))
+    return w.found[node.outputs[0]]
 
 
 def _conv2d(w: _Writer, node: Node, operands: list, bias: fx.Node | None = None) -> fx.Node:
@@ -234,17 +239,13 @@ def _matmul(w: _Writer, node: Node, operands: list, bias: fx.Node | None = None)
 
 
 def _batch_norm(w: _Writer, node: Node, operands: list) -> fx.Node:
-    mean = node.outputs[1]
-    update = w.only_user(mean)
-    if update is None or not _running(w, update):
-        if any(v in w.users for v in node.outputs[1:]):
-            return _by_meaning(w, node, operands)
-        x, weight, bias = operands
-        return w.call(F.batch_norm, x, None, None, weight, bias, True, 0.0, node.attrs["eps"])
-    x, weight, bias = operands
-    running = [w.found[v] for v in update.inputs[:2]]
-    momentum, eps = update.attrs["momentum"], node.attrs["eps"]
-    return w.call(F.batch_norm, x, *running, weight, bias, True, momentum, eps)
+    x, *affine = operands
+    update, running, momentum = w.only_user(node.outputs[1]), [None, None], 0.0
+    if update is not None and _running(w, update):
+        running, momentum = [w.found[v] for v in update.inputs[:2]], update.attrs["momentum"]
+    elif any(v in w.users or v in w.results for v in node.outputs[1:]):
+        return _by_meaning(w, node, operands)
+    return w.call(F.batch_norm, x, *running, *affine, True, momentum, node.attrs["eps"])
 
 
 def _sum(w: _Writer, node: Node, operands: list) -> fx.Node:
@@ -287,6 +288,18 @@ def _resize_bilinear(w: _Writer, node: Node, operands: list) -> fx.Node:
     return w.call(F.interpolate, *operands, size=size, mode="bilinear", align_corners=aligned)
 
 
+def _gather(w: _Writer, node: Node, operands: list) -> fx.Node:
+    """Padding with a number has a call of its own."""
+    (x,), a = node.inputs, node.attrs
+    inner = [piece for piece in pieces_of(a) if not piece.is_filled]
+    if inner != [Piece(x.shape[a["axis"]], 0, 1)]:
+        return _by_meaning(w, node, operands)
+    before = indices_of(a).index(0)
+    sides = (before, node.outputs[0].shape[a["axis"]] - before - inner[0].count)
+    axes_after = len(x.shape) - 1 - a["axis"]
+    return w.call(F.pad, *operands, (0, 0) * axes_after + sides, value=a["fill"])
+
+
 def _mean(w: _Writer, node: Node, operands: list) -> fx.Node:
     axes = normalize_axes(node.attrs["axes"], len(node.inputs[0].shape))
     return w.call(torch.mean, *operands, axes, node.attrs["keepdims"])
@@ -311,6 +324,7 @@ _CALLS: Mapping[str, _Call] = {
     "adaptive_avg_pool2d": lambda w, node, operands: w.call(
         F.adaptive_avg_pool2d, *operands, node.attrs["output_size"]
     ),
+    "gather": _gather,
     "resize_bilinear": _resize_bilinear,
     "mean": _mean,
     "cat": lambda w, node, operands: w.call(torch.cat, operands, node.attrs["axis"]),

@@ -114,16 +114,6 @@ def test_a_transposed_convolution_takes_the_arguments_of_pytorchs_module():
     np.testing.assert_allclose(y, wanted, rtol=1e-9, atol=1e-12)
 
 
-def test_names_of_what_a_module_holds_may_have_hyphens():
-    def f(x):
-        with bg.scope("block1-0"):
-            return bg.layers.linear(x, "fc", 3)
-
-    graph = bg.trace(f, bg.Tensor[4, 6]).graph
-    assert [i.name for i in graph.inputs] == ["x", "block1-0.fc.weight", "block1-0.fc.bias"]
-    assert parse_graph(str(graph)) == graph
-
-
 def _fill(init, shape=(300, 20, 5, 5), dtype="float32"):
     return fill(Input(Value("w", TensorType(shape, dtype)), "parameter", init),
                 np.random.default_rng(0))  # fmt: skip

@@ -70,6 +70,36 @@ def test_a_module_makes_the_calls_that_a_model_of_pytorch_makes():
     assert inplace == [True] * found.count("relu")
 
 
+def test_padding_and_resizing_are_calls_of_their_own():
+    graph = models.make("tiny_unet_bilinear", batch=2, image=22, num_classes=3).graph
+    found = calls(graph)
+    assert found.count("interpolate") == 2 and "pad" in found and "resize_bilinear" not in found
+    state = known.state_of({i.name: i.value.shape for i in graph.inputs if i.kind != "input"})
+    x = known.numbers((2, 3, 22, 22), 1 << 20)
+    module = module_of(graph).double()
+    module.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
+    logits = module(torch.from_numpy(x)).detach().numpy()
+    assert_same(logits, interp.run(graph, {**state, "x": x}, "float64").outputs[0], "logits")
+
+
+def test_statistics_that_are_used_elsewhere_are_computed_once_more():
+    @bg.program
+    def f(x: bg.Tensor[4, 3, 2, 2]):
+        mean, var = bg.buffer("mean", 3), bg.buffer("var", 3, init=1.0)
+        y = bg.batch_norm(x, mean, var, training=True)
+        bg.update(mean, bg.parameter("w", 3) * 2.0)
+        return y
+
+    module = module_of(f.graph)
+    torch.nn.init.ones_(module.w)
+    module.var.fill_(1.0)
+    x = torch.randn(4, 3, 2, 2)
+    y = torch.nn.functional.batch_norm(x, None, None, training=True)
+    torch.testing.assert_close(module(x), y)
+    torch.testing.assert_close(module.mean, torch.full((3,), 2.0))
+    torch.testing.assert_close(module.var, 0.9 + 0.1 * x.transpose(0, 1).reshape(3, -1).var(1))
+
+
 def test_a_result_that_is_needed_again_is_not_overwritten():
     @bg.program
     def f(x: bg.Tensor[2, 3]):
