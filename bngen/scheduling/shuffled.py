@@ -35,7 +35,7 @@ from bngen.lower.lowered import Lowered
 from bngen.plan.groups import groups_of, holds_whole
 from bngen.plan.kernel import Kernel
 from bngen.scheduling.conv import conv_facts, packing
-from bngen.scheduling.knobs import Knobs, divisors, rows_per_task
+from bngen.scheduling.knobs import SCRATCH, Knobs, divisors, rows_per_task
 from bngen.scheduling.legality import Space, few, tile_columns, whole_groups
 from bngen.scheduling.tools import (
     attach_loads,
@@ -213,15 +213,17 @@ def gradient_knobs(facts: ShuffledGradientFacts, machine: Machine) -> Knobs:
         return -(-tasks // machine.threads) * machine.threads / tasks + chunks / 64
 
     scratch = _scratch(facts)
-    row_bytes = _row_bytes(facts, scratch)
+    row_bytes, row_of_dy = _row_bytes(facts, scratch), facts.element_bytes * facts.lanes * facts.w
 
-    def tile(rows: int) -> int:
-        return ((rows - 1) * facts.stride_h + facts.r) * row_bytes
+    def panel(rows: int) -> int:
+        """Bytes of both operands that a tile of so many rows reads, once a tap."""
+        return ((rows - 1) * facts.stride_h + facts.r) * row_bytes + rows * row_of_dy
 
-    rows = rows_per_task(facts, machine, tile, group=1, tasks=facts.out_blocks * facts.h)
+    room = machine.l2 // SCRATCH if scratch else machine.l1
+    rows = [rows for rows in divisors(facts.h) if rows == 1 or panel(rows) <= room]
     chunks = min(divisors(facts.n), key=idle)
     return {
-        "chunks": chunks, "rows": rows, "window": window, "terms": held[-1],
+        "chunks": chunks, "rows": rows[-1], "window": window, "terms": held[-1],
         "pixels": pixels[-1], "scratch": scratch,
     }  # fmt: skip
 
