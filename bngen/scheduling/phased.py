@@ -29,6 +29,7 @@ from bngen.plan.layout import physical_shape
 from bngen.scheduling.conv import packing
 from bngen.scheduling.knobs import Knobs, register_tiles, rows_per_task
 from bngen.scheduling.legality import Space, tile_blocks, tile_columns, whole_groups
+from bngen.scheduling.shuffled import MOST_COLUMNS, MOST_TERMS, written_out
 from bngen.scheduling.tools import (
     attach_loads,
     attach_store_slot,
@@ -51,7 +52,7 @@ def applies(kernel: Kernel, layouts: Layouts) -> PhasedFacts | Declined:
     packed, (sh, sw) = packing(kernel, layouts), node.attrs["stride"]
     n, _, h, w = node.out.shape
     rows = group_rows(kernel)
-    if packed.shuffled and not _alike(node, layouts):
+    if packed.shuffled and not _shuffles(node, layouts):
         return Declined("its output blocks read their channels from different lanes")
     if (sh, sw) == (1, 1):
         return Declined("its stride is 1")
@@ -78,21 +79,23 @@ def applies(kernel: Kernel, layouts: Layouts) -> PhasedFacts | Declined:
     )  # fmt: skip
 
 
-def _alike(node: Node, layouts: Layouts) -> bool:
-    return groups_of(node.attrs["groups"], node.inputs[0], node.out, layouts).period == 1
+def _shuffles(node: Node, layouts: Layouts) -> bool:
+    """Whether every output block finds its lanes' channels alike, and not too many."""
+    groups = groups_of(node.attrs["groups"], node.inputs[0], node.out, layouts)
+    return groups.period == 1 and groups.in_per <= MOST_TERMS
+
+
+def _written_out(facts: PhasedFacts) -> int:
+    """Terms that a nest is written out for: of shuffled lanes, all; else they are a loop."""
+    return facts.in_blocks if facts.in_lanes == 1 else 1
 
 
 def phased_knobs(facts: PhasedFacts, machine: Machine) -> Knobs:
     """As of a convolution; the register tile belongs to one phase."""
-    _, columns, blocks = max(
-        register_tiles(
-            facts.w // facts.spread_w,
-            facts.out_blocks // facts.groups,
-            facts.terms,
-            machine.traits.vector_registers,
-            machine,
-        )
-    )
+    width, registers = facts.w // facts.spread_w, machine.traits.vector_registers
+    most = MOST_COLUMNS if facts.in_lanes == 1 else width
+    tiles = register_tiles(width, facts.out_blocks // facts.groups, facts.terms, registers, machine)
+    _, columns, blocks = max(tile for tile in tiles if tile[1] <= most)
     inner = facts.element_bytes * facts.in_blocks * facts.in_lanes
     row_bytes = inner * facts.padded_w // facts.spread_h
     # Each task reads all weights. Where L2 cannot hold them, few tasks count for more than scratch.
@@ -106,8 +109,9 @@ def phased_knobs(facts: PhasedFacts, machine: Machine) -> Knobs:
 
 def phased_space(facts: PhasedFacts) -> Space:
     """Register tile of one phase, and rows per task."""
+    columns = tile_columns(facts.w // facts.spread_w)
     return {
-        "columns": tile_columns(facts.w // facts.spread_w),
+        "columns": lambda chosen: written_out(columns(chosen), _written_out(facts)),
         "blocks": tile_blocks(facts, facts.groups),
         "rows": whole_groups(facts, facts.spread_h),
     }

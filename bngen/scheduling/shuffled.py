@@ -7,7 +7,7 @@
             pad <- load slot
             for each term: shuffle <- pad
         for group of rows, row, column tile:
-            conv[columns, lanes] in registers <- sum over term, r, s
+            conv[columns, lanes] in registers <- sum over r, term, s
             store slot on the registers, sums of the tile
         second pass of moments over the group of rows
 
@@ -25,6 +25,7 @@ The weight gradient::
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -34,7 +35,7 @@ from bngen.lower.lowered import Lowered
 from bngen.plan.groups import groups_of, holds_whole
 from bngen.plan.kernel import Kernel
 from bngen.scheduling.conv import conv_facts, packing
-from bngen.scheduling.knobs import Knobs, divisors, rows_per_task
+from bngen.scheduling.knobs import SCRATCH, Knobs, divisors, rows_per_task
 from bngen.scheduling.legality import Space, few, tile_columns, whole_groups
 from bngen.scheduling.tools import (
     attach_loads,
@@ -65,6 +66,12 @@ def applies(kernel: Kernel, layouts: Layouts) -> ShuffledFacts | Declined:
     return ShuffledFacts(**asdict(usual), period=groups.period, alike=int(groups.alike))
 
 
+MOST_WRITTEN = 512
+"""Multiply-adds that are written out."""
+
+MOST_TERMS = 32
+"""Terms of a nest that shuffles: it is written out for each."""
+
 MOST_COLUMNS = 10
 """Columns of a register tile: of a row of the window, so many vectors lie in registers, too, and as
 many that they were shuffled to."""
@@ -82,20 +89,21 @@ def shuffled_knobs(facts: ShuffledFacts, machine: Machine) -> Knobs:
         full = facts.w / (-(-facts.w // columns) * columns)
         return full * min(1.0, columns / enough), -columns
 
-    columns = max(range(1, min(facts.w, MOST_COLUMNS) + 1), key=share)
     scratch = _scratch(facts)
+    tiles = range(1, min(facts.w, MOST_COLUMNS) + 1)
+    columns = max(written_out(tiles, 1 if scratch else facts.in_blocks), key=share)
     row_bytes = _row_bytes(facts, scratch)
 
     def tile(rows: int) -> int:
         return ((rows - 1) * facts.stride_h + facts.r) * row_bytes
 
     rows = rows_per_task(facts, machine, tile, tasks=facts.out_blocks)
-    return {"columns": columns, "rows": rows, "scratch": scratch}
+    return {"scratch": scratch, "columns": columns, "rows": rows}
 
 
 def _scratch(facts: ShuffledFacts | ShuffledGradientFacts) -> int:
     """Whether terms are kept: where every block is alike, shuffling anew costs less than memory."""
-    return 1 - facts.alike
+    return 0 if 0 in _either(facts)["scratch"]({}) else 1
 
 
 def _row_bytes(facts: ShuffledFacts | ShuffledGradientFacts, scratch: int) -> int:
@@ -105,13 +113,26 @@ def _row_bytes(facts: ShuffledFacts | ShuffledGradientFacts, scratch: int) -> in
 
 
 def shuffled_space(facts: ShuffledFacts) -> Space:
-    """Columns of a register tile, and rows per task."""
-    return {"columns": tile_columns(facts.w), "rows": whole_groups(facts), **_either(facts)}
+    """Whether terms are kept; columns of a register tile; rows per task."""
+    columns = tile_columns(facts.w)
+    return {
+        **_either(facts),
+        "columns": lambda chosen: written_out(
+            columns(chosen), 1 if chosen["scratch"] else facts.in_blocks
+        ),
+        "rows": whole_groups(facts),
+    }
+
+
+def written_out(choices: Sequence[int], terms: int) -> list[int]:
+    """Extents of what is written out for each of some terms."""
+    return [c for c in choices if c == 1 or c * terms <= MOST_WRITTEN]
 
 
 def _either(facts: ShuffledFacts | ShuffledGradientFacts) -> Space:
     """Whether terms are kept in memory."""
-    return {"scratch": lambda chosen: (0, 1) if facts.alike else (1,)}
+    shuffles = facts.alike and facts.in_blocks <= MOST_TERMS
+    return {"scratch": lambda chosen: (0, 1) if shuffles else (1,)}
 
 
 def schedule_shuffled(low: Lowered, facts: ShuffledFacts, knobs: Knobs) -> s_tir.Schedule:
@@ -119,7 +140,7 @@ def schedule_shuffled(low: Lowered, facts: ShuffledFacts, knobs: Knobs) -> s_tir
     sch = opened(low)
     conv = sch.get_sblock("conv")
     kb, n, h, w, lane, j, r, s = sch.get_loops(conv)
-    reduction = [j, r, s] if knobs["scratch"] else [r, j, s]
+    reduction = [r, j, s]  # Terms within a row of the window: they share its vectors.
     group, period = facts.group_rows or 1, max(1, facts.period)
     kb, kb_in = sch.split(kb, [None, period])
     h_task, h_group, h_row = sch.split(h, [None, knobs["rows"] // group, group])
@@ -184,22 +205,25 @@ def gradient_knobs(facts: ShuffledGradientFacts, machine: Machine) -> Knobs:
     most = SUMS_IN_FLIGHT * machine.traits.multiply_adds_in_flight
     window = facts.r if facts.in_blocks * facts.r * facts.s <= most else 1
     held = [t for t in divisors(facts.in_blocks) if t * window * facts.s <= most] or [1]
-    pixels = [p for p in divisors(facts.w) if p <= WRITTEN_OUT]
+    each = facts.in_blocks * window * facts.s
+    pixels = [p for p in written_out(divisors(facts.w), each) if p <= WRITTEN_OUT]
 
     def idle(chunks: int) -> float:
         tasks = chunks * facts.out_blocks
         return -(-tasks // machine.threads) * machine.threads / tasks + chunks / 64
 
     scratch = _scratch(facts)
-    row_bytes = _row_bytes(facts, scratch)
+    row_bytes, row_of_dy = _row_bytes(facts, scratch), facts.element_bytes * facts.lanes * facts.w
 
-    def tile(rows: int) -> int:
-        return ((rows - 1) * facts.stride_h + facts.r) * row_bytes
+    def panel(rows: int) -> int:
+        """Bytes of both operands that a tile of so many rows reads, once a tap."""
+        return ((rows - 1) * facts.stride_h + facts.r) * row_bytes + rows * row_of_dy
 
-    rows = rows_per_task(facts, machine, tile, group=1, tasks=facts.out_blocks * facts.h)
+    room = machine.l2 // SCRATCH if scratch else machine.l1
+    rows = [rows for rows in divisors(facts.h) if rows == 1 or panel(rows) <= room]
     chunks = min(divisors(facts.n), key=idle)
     return {
-        "chunks": chunks, "rows": rows, "window": window, "terms": held[-1],
+        "chunks": chunks, "rows": rows[-1], "window": window, "terms": held[-1],
         "pixels": pixels[-1], "scratch": scratch,
     }  # fmt: skip
 
@@ -211,7 +235,9 @@ def gradient_space(facts: ShuffledGradientFacts) -> Space:
         "rows": lambda chosen: divisors(facts.h),
         "window": lambda chosen: few(sorted({1, facts.r}), facts.s),
         "terms": lambda chosen: few(divisors(facts.in_blocks), facts.s * chosen["window"]),
-        "pixels": lambda chosen: divisors(facts.w),
+        "pixels": lambda chosen: written_out(
+            divisors(facts.w), facts.in_blocks * facts.s * chosen["window"]
+        ),
         **_either(facts),
     }
 
