@@ -117,11 +117,10 @@ class _Rest:
     versions: tuple[int, ...]
 
     @classmethod
-    def of(cls, region: Region, tensors: Sequence[torch.Tensor]) -> _Rest | None:
+    def of(cls, region: Region, arguments: Sequence[torch.Tensor]) -> _Rest | None:
         if sum(map(bool, region.reached)) < 2:
             return None
-        held = tuple(region.arguments(tensors))
-        return cls(held, tuple(map(_version, held)))
+        return cls(tuple(arguments), tuple(map(_version, arguments)))
 
     def unchanged(self) -> tuple[torch.Tensor, ...]:
         """The arguments, as they were."""
@@ -143,8 +142,9 @@ class _Differentiated(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, region: Region, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        results, call = region.built.record(*region.arguments(tensors))
-        ctx.region, ctx.call, ctx.rest = region, call, _Rest.of(region, tensors)
+        arguments = region.arguments(tensors)
+        results, call = region.built.record(*arguments)
+        ctx.region, ctx.call, ctx.rest = region, call, _Rest.of(region, arguments)
         ctx.set_materialize_grads(False)
         # For PyTorch's own check that nobody changes them before backward.
         ctx.save_for_backward(*(tensors[i] for i in region.read))
