@@ -1,7 +1,7 @@
 """Built-in networks as programs, with the parameter names and start values of torchvision's.
 
-A ``state_dict`` of the torchvision model of the same name fits as it is. The ``tiny_`` ones are of
-the same build, small enough for tests.
+A ``state_dict`` of the torchvision model of the same name fits as it is; torchvision has no U-Net,
+see `unet` for whose they are. The ``tiny_`` ones are of the same build, small enough for tests.
 """
 
 from __future__ import annotations
@@ -141,7 +141,8 @@ def _taking(arguments: tuple[str, ...], result: Callable) -> Callable:
 
 def nearest(name: str) -> list[str]:
     """Built-in networks that a name may have been meant for."""
-    return difflib.get_close_matches(str(name), MODELS, 3, cutoff=0.7)
+    among = MODELS if str(name).startswith("tiny") else PUBLIC
+    return difflib.get_close_matches(str(name), among, 3, cutoff=0.7)
 
 
 def _find(name: str, loc: SourceLoc) -> Network:
