@@ -22,6 +22,7 @@ from typing import Any
 from bngen.codegen.strategy import Strategy
 from bngen.dtypes import FLOAT
 from bngen.ir.attributes import shown
+from bngen.ir.ops.reduce import normalize_axes
 from bngen.lower.facts import (
     AnyFacts,
     ConvFacts,
@@ -81,12 +82,13 @@ def _is_product(kernel: Kernel) -> bool:
     )
 
 
-def _is_reduction(kernel: Kernel) -> bool:
-    return (
-        kernel.anchor is not None
-        and kernel.anchor.row.kind == "reduce"
-        and not kernel.anchor.row.is_partial
-    )
+def _folds_rows(kernel: Kernel) -> bool:
+    """Whether a kernel is built around a reduction along the last axis, and no other."""
+    node = kernel.anchor
+    if node is None or node.row.kind != "reduce" or "axes" not in node.attrs:
+        return False
+    rank = len(node.inputs[0].shape)
+    return normalize_axes(node.attrs["axes"], rank) == (rank - 1,)
 
 
 def _is_partial(kernel: Kernel) -> bool:
@@ -281,7 +283,7 @@ STRATEGIES: tuple[Strategy, ...] = (
     Strategy(
         "rows",
         "reductions along the last axis of plain values: a partial result a lane",
-        made_for=_is_reduction,
+        made_for=_folds_rows,
         applies=rows.applies,
         facts=RowFacts,
         lower=_lowering("rows", "lower_rows", wide=True),

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bngen.ir.ops.reduce import normalize_axes
 from bngen.lower.facts import Declined, Layouts, RowFacts, element_bytes
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
@@ -29,13 +28,9 @@ SHORTEST = 32
 
 
 def applies(kernel: Kernel, layouts: Layouts) -> RowFacts | Declined:
-    """A reduction along the last axis alone, of several rows."""
+    """A reduction along the last axis, of several rows."""
     node = kernel.anchor
     x, out = node.inputs[0], node.out
-    if "axes" not in node.attrs or normalize_axes(node.attrs["axes"], len(x.shape)) != (
-        len(x.shape) - 1,
-    ):
-        return Declined("it does not go along the last axis alone")
     if layouts[x] != PLAIN or layouts[out] != PLAIN:
         return Declined("its rows do not lie in one piece")
     if len(x.shape) < 2 or x.shape[-1] < SHORTEST:
