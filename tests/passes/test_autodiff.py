@@ -21,6 +21,7 @@ from bngen.ir.verify import verify
 from bngen.models import make
 from bngen.passes.autodiff import differentiate
 from bngen.passes.grad_rules import GRAD_RULES, NO_GRADIENT
+from bngen.verification.tolerance import largest, nudged
 from tests.ir.op_cases import CASES, Case, normal
 from tests.oracle import assert_close, assert_same, kink_margin, torch_run, torch_runs
 from tests.strategies import programs, random_args
@@ -124,8 +125,16 @@ def test_awkward_arguments(graph: Graph, seed: int):
     args = random_args(graph, seed, "awkward")
     ours, cotangents, names = gradients(graph, args)
     theirs = torch_run(graph, args, torch.float64, names, cotangents).grads
+    # What cancels is no better known than its arguments, whose last digits are rounded.
+    rng = np.random.default_rng(0)
+    near = [
+        torch_run(graph, nudged(args, rng), torch.float64, names, cotangents).grads
+        for _ in range(3)
+    ]
     for name, gradient in zip(names, ours, strict=True):
-        assert_same(gradient, theirs[name], name, rtol=1e-7)
+        known = max(largest(n[name] - theirs[name], 0.0) for n in near)
+        rtol = 1e-7 + 16 * known / largest(theirs[name], 1e-4)
+        assert_same(gradient, theirs[name], name, rtol=rtol)
 
 
 @given(programs(), seeds, st.data())
