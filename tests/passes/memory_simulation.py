@@ -196,6 +196,11 @@ def packed_place(layout: PackedWeight, index, shape) -> tuple[np.ndarray, ...]:
     group = k // (shape[0] // layout.groups)
     out, inside = (c + group * shape[1], k) if layout.flipped else (k, c + group * shape[1])
     block, lane = lanes_of(layout.outer)
+    own = inside % (shape[0] // layout.groups if layout.flipped else shape[1])
+    if layout.shuffled:
+        return block[out], own, r, s, lane[out]
+    if layout.by_channel:
+        return block[out], np.zeros_like(own), r, s, own, lane[out]
     if layout.inner is None:
         return block[out], inside, r, s, np.zeros_like(inside), lane[out]
     inner_block, inner_lane = lanes_of(layout.inner)
