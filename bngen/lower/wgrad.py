@@ -116,7 +116,7 @@ def _blocked_sums(
 
 
 def lower_unpacked_gradient(kernel: Kernel, layouts: Layouts) -> Lowered:
-    """Groups that cut channel blocks: right for anything, not tuned."""
+    """The plainest nest of a weight gradient: right for anything, not tuned."""
     node = kernel.anchor
     geo = Geometry.weight_gradient(node)
     body = Body(kernel, layouts)
