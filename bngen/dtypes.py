@@ -115,6 +115,8 @@ BOOL = "bool"
 """What comparisons give and conditions are."""
 INDEX = "int64"
 """What integers are that come out of nothing, and what counts and labels are computed in."""
+EXACT = "float64"
+"""What is computed once a step, and for all of it, in."""
 NAMES = ", ".join(sorted(DTYPES, key=lambda n: (not DTYPES[n].is_float, n == "bool", n)))
 """All of them, as messages list them: floats first, bool last."""
 

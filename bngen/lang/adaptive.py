@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bngen.dtypes import EXACT
 from bngen.lang.optim import Optimizer, check_like, check_scalars
 from bngen.lang.pointwise import maximum
 from bngen.lang.tensor import Tensor, check_tensor, same_float_type
 from bngen.lang.trace import error
 from bngen.lang.types import flag, real
-
-EXACT = "float64"
-"""What the corrections by the number of the step are computed in."""
 
 
 def adam(

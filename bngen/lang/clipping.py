@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from bngen.dtypes import EXACT
 from bngen.lang.activations import clamp
 from bngen.lang.pointwise import where
 from bngen.lang.reductions import vector_norm
 from bngen.lang.tensor import Tensor, check_tensor
 from bngen.lang.trace import error
 from bngen.lang.types import kind_of, real
-
-EXACT = "float64"
-"""What the norms of many tensors are added in."""
 
 
 def clip_grad_norm(

@@ -94,7 +94,7 @@ def erf(x):
     return np.asarray(_erf(x), x.dtype)
 
 
-_erf = np.vectorize(math.erf, otypes=["float64"])
+_erf = np.vectorize(math.erf, otypes=[float])
 
 
 def _cast(arrays, attrs):
