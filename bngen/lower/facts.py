@@ -121,8 +121,8 @@ class ShuffledFacts(ConvFacts):
         alike: 1 where within a period blocks differ but in a number of lanes; 0 elsewhere.
     """
 
-    period: int
-    alike: int
+    period: int = 0
+    alike: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,8 +201,8 @@ class ShuffledGradientFacts(GradientFacts):
         alike: as there.
     """
 
-    period: int
-    alike: int
+    period: int = 0
+    alike: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,10 +246,15 @@ class ProductFacts(WideFacts):
     m: int
     n: int
     k: int
-    trans_a: int
-    trans_b: int
+    trans_a: int = 0
+    trans_b: int = 0
     loads_a: int = 0
     loads_b: int = 0
+
+    @classmethod
+    def read(cls, extents: Mapping[str, int]) -> Self | Declined:
+        """See `Facts.read`; a record is one machine's, whose lanes it names."""
+        return super().read(extents) if "lanes" in extents else Declined("the extents lack lanes")
 
     @property
     def blocks(self) -> int:

@@ -184,13 +184,20 @@ def _are_counts(value: Any) -> bool:
     return isinstance(value, dict) and all(map(_is_count, value.values()))
 
 
+def _are_knobs(value: Any) -> bool:
+    """Some are switches, and may be 0."""
+    return isinstance(value, dict) and all(
+        type(v) is int and 0 <= v <= MOST for v in value.values()
+    )
+
+
 def _is_time(value: Any) -> bool:
     return isinstance(value, float) and 0 < value < math.inf
 
 
 _FIELDS: dict[str, Callable[[Any], bool]] = {
     "id": lambda v: isinstance(v, str) and _ID.fullmatch(v) is not None,
-    "kind": _is_text, "what": _is_text, "extents": _are_counts, "knobs": _are_counts,
+    "kind": _is_text, "what": _is_text, "extents": _are_counts, "knobs": _are_knobs,
     "seconds": _is_time, "baseline": _is_time, "threads": _is_count, "trials": _is_count,
 }  # fmt: skip
 """Field of a record -> whether a value can be its."""

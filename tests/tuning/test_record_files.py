@@ -66,7 +66,7 @@ def check_lookup(row: Record) -> None:
     key = records.digest(row.kind, "some kernel")
     knobs = Records({key: replace(row, id=key)}).lookup(row.kind, "some kernel")
     assert knobs is None or legal(row.kind, row.extents, knobs) is None
-    assert all(type(v) is int and 0 < v < 2**31 for v in (knobs or {}).values())
+    assert all(type(v) is int and 0 <= v < 2**31 for v in (knobs or {}).values())
 
 
 @pytest.fixture(scope="module")
@@ -157,4 +157,6 @@ def test_knobs_that_are_no_number_of_anything_are_declined(kind: str):
     good = next(iter(candidates(kind, EXTENTS[kind])))
     for value in (0, -1, 2**31, 2**63, 10**5000, 1.0, True, None, "1", math.nan):
         for name in good:
+            if value == 0 and name == "scratch":  # a switch
+                continue
             assert name in legal(kind, EXTENTS[kind], {**good, name: value}).reason

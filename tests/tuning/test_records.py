@@ -35,6 +35,9 @@ EXTENTS = {
     "depthwise_wgrad": WGRAD,
     "window": MAP,
     "pointwise": MAP,
+    "shuffled": {**CONV, "period": 1, "alike": 1},
+    "shuffled_wgrad": {**WGRAD, "period": 1, "alike": 1},
+    "product": {"m": 8, "n": 40, "k": 12, "lanes": 8},
 }
 RECORD = Record(
     "00112233445566aa", "conv", "relu conv2d", CONV, {"columns": 5, "blocks": 3, "rows": 4},
@@ -95,7 +98,7 @@ def places(tmp_path, monkeypatch):
     ],
 )  # fmt: skip
 def test_legality_names_what_is_wrong(kind, knobs, reason):
-    declined = legal(kind, EXTENTS.get(kind, {"vector": 8} if kind == "fallback" else MAP), knobs)
+    declined = legal(kind, EXTENTS.get(kind, {"lanes": 8} if kind == "fallback" else MAP), knobs)
     if reason is None:
         assert declined is None
     else:
@@ -105,8 +108,9 @@ def test_legality_names_what_is_wrong(kind, knobs, reason):
 @pytest.mark.parametrize("kind", EXTENTS)
 def test_extents_of_another_kind_are_declined(kind):
     knobs = next(candidates(kind, EXTENTS[kind]))
-    without = {n: v for n, v in EXTENTS[kind].items() if n not in ("w", "lanes")}
-    assert legal(kind, without, knobs).reason == "the extents lack w, lanes"
+    gone = [n for n in ("w", "lanes") if n in EXTENTS[kind]]
+    without = {n: v for n, v in EXTENTS[kind].items() if n not in gone}
+    assert legal(kind, without, knobs).reason == f"the extents lack {', '.join(gone)}"
     reason = legal(kind, {**EXTENTS[kind], "depth": 3}, knobs).reason
     assert reason.startswith("the extents have depth, which")
 
@@ -135,8 +139,8 @@ def test_what_is_no_candidate_is_illegal(data):
 
 
 def test_every_strategy_is_tuned_but_one():
-    # `partial` takes knobs for uniformity's sake and uses none.
-    assert {row.kind for row in STRATEGIES} == {*EXTENTS, "partial"}
+    # `partial` takes knobs for uniformity's sake and uses none; `rows` has none.
+    assert {row.kind for row in STRATEGIES} == {*EXTENTS, "partial", "rows"}
 
 
 def test_a_file_says_what_was_written(tmp_path):
