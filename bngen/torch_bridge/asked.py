@@ -17,7 +17,8 @@ from typing import IO, Any
 
 from bngen.ir.node import Graph
 
-_NICE = 5
+_NICE = 19
+"""A step of the training has many barriers, each of which waits for the slowest thread."""
 
 
 @dataclass(frozen=True)

@@ -123,10 +123,12 @@ class _Running:
             with tempfile.TemporaryFile() as job:
                 job.write(asked.dumps().encode())
                 job.seek(0)
+                # Of the same session: Linux shares CPUs out to sessions first (autogroups), and
+                # niceness counts within one alone. Ctrl-C goes to the group in the foreground.
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", _BUILD, str(watched)],
                     stdin=job, stdout=self._bundle, stderr=self._errors, pass_fds=(watched,),
-                    start_new_session=True, env={**os.environ, "PYTHONPATH": paths},
+                    process_group=0, env={**os.environ, "PYTHONPATH": paths},
                 )  # fmt: skip
         except BaseException:
             self._close()
