@@ -5,7 +5,7 @@ a kernel are a small dictionary, which is what record files hold. Here is what t
 of several strategies share; each choice is in the module of its schedule.
 
 Constants were fitted to kernels measured on AVX2 (znver3) and AVX-512, with one unit of 512 bits
-(znver4) and with two (Granite Rapids).
+(znver4) and with two (an Intel Xeon with AVX512-FP16).
 """
 
 from __future__ import annotations

@@ -29,7 +29,8 @@ def corrected(traits: Traits, target: Any) -> Traits:
 
     Args:
         traits: of a CPU that this machine can pass for.
-        target: the same as a ``tvm.target.Target``, in which multiply and add are one instruction.
+        target: the same on this system as a ``tvm.target.Target``, in which multiply and add are
+            one instruction.
     """
     if traits not in _MEASURED:
         _MEASURED[traits] = in_flight(traits, target)

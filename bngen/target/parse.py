@@ -183,7 +183,8 @@ def _describe(cpu: str, wanted: Mapping[str, bool], triple: str | None) -> Targe
     caches = (host.caches() if runs_here else None) or level.caches
     has_fma = arch in ("aarch64", "riscv64") or "fma" in features
     if runs_here and has_fma:
-        traits = corrected(traits, llvm.tvm_target(cpu, attrs, triple))
+        # Code that is run, so for this system: another's is called in another way.
+        traits = corrected(traits, llvm.tvm_target(cpu, attrs))
     return Target(
         cpu=cpu,
         attrs=attrs,

@@ -40,6 +40,19 @@ def test_the_machine_at_hand_corrects_its_row(monkeypatch, in_flight, units):
     assert measured.corrected(row, None).multiply_add_units == units
 
 
+@pytest.mark.skipif(not NATIVE.loads_here() or NATIVE.arch != "x86_64", reason="needs x86-64")
+@pytest.mark.skipif(not NATIVE.fma, reason="multiply and add are two instructions here")
+@pytest.mark.parametrize("system", ["pc-windows-msvc", "apple-darwin", "linux-gnu"])
+def test_what_is_run_to_measure_is_code_for_this_system(monkeypatch, system):
+    targets = []
+    monkeypatch.setattr(measured, "_MEASURED", {})
+    monkeypatch.setattr(measured, "in_flight", lambda traits, target: targets.append(target) or 8.0)
+    Target.parse(f"llvm -mtriple=x86_64-{system} -mcpu=haswell")
+    (target,) = targets
+    assert "mtriple" not in target.attrs
+    assert target.attrs["mcpu"] == "haswell"
+
+
 @pytest.mark.skipif(not NATIVE.fma, reason="multiply and add are two instructions here")
 def test_what_is_measured_is_possible():
     assert 3 < measured.in_flight(NATIVE.machine.traits, NATIVE.tvm()) < 40
