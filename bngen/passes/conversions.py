@@ -8,13 +8,17 @@ before                             after
 ================================== =============================================================
 cast(cast(x, float32), bfloat16)   x, which is bfloat16
 cast(x, its own type)              x
+slice(cast(x, float32))            cast(slice(x), float32): what is moved is what lies in memory
 ================================== =============================================================
 """
 
 from __future__ import annotations
 
+import math
+
 from bngen.ir.build import GraphBuilder, prune
 from bngen.ir.node import Graph, Node
+from bngen.ir.ops import OPS
 from bngen.ir.types import Value
 from bngen.passes.rewrite import rewrite
 
@@ -22,9 +26,12 @@ from bngen.passes.rewrite import rewrite
 def widens(node: Node) -> bool:
     """Whether a node makes numbers to compute with of what is only stored."""
     (x,) = node.inputs if node.row.converts else (None,)
-    return (
-        x is not None and x.type.element.stored_only and node.out.dtype == x.type.element.computed
-    )
+    return x is not None and is_stored_only(x) and node.out.dtype == x.type.element.computed
+
+
+def is_stored_only(v: Value) -> bool:
+    """Whether nothing is computed in the type of a value."""
+    return v.type.element.stored_only
 
 
 def narrows(node: Node) -> bool:
@@ -40,7 +47,7 @@ def converts(node: Node | None) -> bool:
 
 
 def join_conversions(graph: Graph) -> Graph:
-    """Leave out conversions that lead back to where they came from."""
+    """Leave out conversions that lead back to where they came from, and move before widening."""
 
     def cast(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
         (x,) = node.inputs
@@ -50,7 +57,21 @@ def join_conversions(graph: Graph) -> Graph:
         back = before is not None and widens(before) and before.inputs[0].dtype == node.out.dtype
         return (before.inputs[0],) if back else None
 
-    return prune(rewrite(graph, {"cast": cast}))
+    def moved(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
+        made = [b.producer(v) for v in node.inputs]
+        if not all(m is not None and widens(m) for m in made) or not _is_exact(node):
+            return None
+        narrow = b.emit(node.op, *(m.inputs[0] for m in made), loc=node.loc, **node.attrs)
+        return (b.widened(narrow, node.loc),)
+
+    moving = [row.name for row in OPS.values() if row.moves or row.gathers]
+    return prune(rewrite(graph, {"cast": cast, **dict.fromkeys(moving, moved)}))
+
+
+def _is_exact(node: Node) -> bool:
+    """Whether the number that an op puts where there is no element is one of any type."""
+    fill = node.attrs.get("fill", 0)
+    return fill == 0 or math.isinf(fill)
 
 
 def converted(b: GraphBuilder, v: Value, dtype: str) -> Value:

@@ -131,7 +131,9 @@ def _function(name: str, fn: Callable, **facets: str) -> OpDef:
 
 POINTWISE = (
     pointwise("add", ("a", "b"), _binary(np.add), wraps=True, autocast="follows"),
-    pointwise("sub", ("a", "b"), _binary(np.subtract), takes="number", wraps=True, autocast="follows"),
+    pointwise(
+        "sub", ("a", "b"), _binary(np.subtract), takes="number", wraps=True, autocast="follows",
+    ),
     pointwise("mul", ("a", "b"), _binary(np.multiply), wraps=True, autocast="follows"),
     pointwise("div", ("a", "b"), _binary(np.divide), infer_float, autocast="follows"),
     pointwise("pow", ("a", "b"), _binary(np.power), infer_float),

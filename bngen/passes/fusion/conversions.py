@@ -1,4 +1,4 @@
-"""Conversions decide nothing: a graph is cut as if each value had one type, the one it is stored in.
+"""Conversions decide nothing: a graph is cut as if values had one type, that they are stored in.
 
 In: a graph with casts to and from types that are only stored. Out: the graph without those that
 cost nothing wherever they are, to be cut; then kernels of that one with them put back::
@@ -45,6 +45,7 @@ class Unconverted:
         """Leave out what costs nothing."""
         consumers, producers = graph.consumers(), graph.producers()
         results = set(graph.results())
+        moved = {v for n in graph.nodes if n.row.moves for v in n.operands}
         home: dict[Value, Value] = {}
         casts: dict[Value, Node] = {}
         for node in graph.nodes:
@@ -53,9 +54,9 @@ class Unconverted:
             (x,) = node.inputs
             made = producers.get(x)
             alone = made is not None and x not in results and consumers[x] == (node,)
-            if widens(node) and node.out not in results:
+            if widens(node) and node.out not in results and node.out not in moved:
                 home[node.out], casts[node.out] = x, node
-            elif narrows(node) and alone and not (made.row.converts and widens(made)):
+            elif narrows(node) and alone and _stores_converted(made):
                 home[x], casts[x] = node.out, node
         gone = set(casts.values())
 
@@ -102,6 +103,11 @@ class Unconverted:
         return replace(
             kernel, anchor=anchor, load=load, store=tuple(n for n in nodes if n in store)
         )
+
+
+def _stores_converted(made: Node) -> bool:
+    """Whether the kernel that makes a value can round it as it is stored."""
+    return made.row.store_slot and not made.row.is_partial and not widens(made)
 
 
 def _after(anchor: Node, nodes: list[Node]) -> set[Node]:
