@@ -21,7 +21,7 @@ MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "_schedules" not in p.parts
 
 # Leaves that anyone may import; they import nothing of bngen but each other.
 # Leaves that anyone may import; they import nothing of bngen but each other.
-LEAVES = {"dtypes", "errors", "files", "initializers", "labels", "options", "version"}
+LEAVES = {"arrays", "dtypes", "errors", "files", "initializers", "labels", "options", "version"}
 PLANNING = {"ir", "lang", "plan", "passes"}
 GENERATING = {"codegen", "lower", "scheduling", "target"}
 # What a room (a folder or a top-level module) may import, besides itself and the leaves.
@@ -66,8 +66,9 @@ ONLY_PARTS = {
     ("codegen", "runtime"): {"memory_file", "native", "toolchain"},
     ("cache", "tuning"): {"records"},
     ("compiler", "tuning"): {"records"},
-    # A program that ends in an update has its gradient made while it is traced.
-    ("lang", "passes"): {"autodiff", "grad_rules"},
+    # A program that ends in an update has its gradient made while it is traced; one in mixed
+    # precision is made from one that is not.
+    ("lang", "passes"): {"autocast", "autodiff", "grad_rules"},
     # The blocks that lowering has named, and the facts that knobs follow from; of a target, what it
     # is to a schedule.
     ("scheduling", "lower"): {"facts", "geometry", "lowered", "opaque"},

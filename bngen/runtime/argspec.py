@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bngen.arrays import numpy_dtype
 from bngen.options import CONTIGUOUS
 from bngen.runtime.formats import memory_shape
 
@@ -41,4 +42,4 @@ class ArgSpec:
     @functools.cached_property
     def numpy_dtype(self) -> np.dtype:
         """The element type for NumPy, in native byte order."""
-        return np.dtype(self.dtype)
+        return numpy_dtype(self.dtype)

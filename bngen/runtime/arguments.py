@@ -11,12 +11,12 @@ converting it silently would hide a mistake, and kernels themselves check nothin
 from __future__ import annotations
 
 import functools
-import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
+from bngen.arrays import letter_of
 from bngen.errors import CallError
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.formats import to_logical_order, to_memory_order
@@ -25,12 +25,13 @@ from bngen.runtime.overlap import are_apart, check_overlap, memory_of, overlaps_
 from bngen.runtime.tensors import (
     Seen,
     WriteBack,
+    as_tensor,
     is_torch,
     is_usable,
     prepare_tensor,
     written,
 )
-from bngen.runtime.unusable import Unusable, declared, wrong_dtype, wrong_shape
+from bngen.runtime.unusable import Unusable, declared, numpy_name, wrong_dtype, wrong_shape
 
 
 class Arguments:
@@ -130,7 +131,7 @@ def deliver(array: np.ndarray, as_torch: bool) -> Any:
     Returns:
         The array, or a PyTorch tensor.
     """
-    return sys.modules["torch"].from_dlpack(array) if as_torch else array
+    return as_tensor(array) if as_torch else array
 
 
 # --- NumPy ------------------------------------------------------------------------------------
@@ -140,7 +141,7 @@ def _prepare_numpy(
     array: np.ndarray, spec: ArgSpec, alignment: int
 ) -> tuple[np.ndarray, WriteBack | None]:
     if array.dtype != spec.numpy_dtype and array.dtype.newbyteorder("=") != spec.numpy_dtype:
-        raise wrong_dtype(array.dtype.name, spec.dtype, f".astype(np.{spec.dtype})")
+        raise wrong_dtype(array.dtype.name, spec.dtype, f".astype({numpy_name(spec)})")
     if array.shape != spec.shape:
         raise wrong_shape(array.shape, spec.shape)
     if isinstance(array, np.ma.MaskedArray):
@@ -181,7 +182,7 @@ def _prepare_other(
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
         raise Unusable(f"cannot become an array: {error}", "pass a NumPy array") from None
-    if array.dtype.kind not in "biuf":
+    if letter_of(array.dtype) not in "biuf":
         raise Unusable(
             f"is a {type(value).__name__}, expected {declared(spec)}", "pass a NumPy array"
         )
@@ -200,10 +201,10 @@ def _converted(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
     scratch = empty_aligned(spec.memory_shape, spec.dtype, max(alignment, ALIGNMENT))
     integers = array.dtype.kind in "iu" and wanted.kind in "iu"
     if not integers and not np.can_cast(array.dtype, wanted, "same_kind"):
-        raise wrong_dtype(array.dtype.name, spec.dtype, f"np.asarray(x, np.{spec.dtype})")
+        raise wrong_dtype(array.dtype.name, spec.dtype, f"np.asarray(x, {numpy_name(spec)})")
     with np.errstate(over="ignore"):
         np.copyto(scratch, array, casting="unsafe")
-    too_large = wanted.kind == "f" and (np.isinf(scratch) & np.isfinite(array)).any()
+    too_large = letter_of(wanted) == "f" and (np.isinf(scratch) & np.isfinite(array)).any()
     if too_large or (integers and not np.array_equal(scratch, array)):
         raise Unusable(f"holds numbers that {spec.dtype} cannot hold", "check its values")
     return scratch

@@ -35,19 +35,27 @@ class Declared(Protocol):
         """Its element type."""
 
 
-class Lying:
+class _Lying:
     """What NumPy needs to know of a tensor's memory to make an array of it, which keeps it alive.
 
     `Tensor.numpy` does the same, but marks the memory as NumPy's, too: it can never be resized
     again, nor be told from memory that was NumPy's from the start.
-
-    Args:
-        tensor: whose memory it is.
-        interface: how its elements lie, in NumPy's array interface.
     """
 
     def __init__(self, tensor: Any, interface: dict[str, Any]):
         self._tensor, self.__array_interface__ = tensor, interface
+
+
+def lying(tensor: Any, interface: dict[str, Any], kind: np.dtype) -> np.ndarray:
+    """The array over a tensor's memory, which keeps it alive.
+
+    Args:
+        tensor: whose memory it is.
+        interface: how its elements lie, in NumPy's array interface.
+        kind: their type; that of ml_dtypes has no letter of its own in an interface.
+    """
+    array = np.asarray(_Lying(tensor, interface))
+    return array if array.dtype is kind else array.view(kind)
 
 
 def _interface(tensor: Any, kind: np.dtype) -> dict[str, Any]:
@@ -70,7 +78,7 @@ def memory_of(value: Any, spec: Declared) -> np.ndarray | None:
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "data_ptr"):
-        return np.asarray(Lying(value, _interface(value, spec.numpy_dtype)))
+        return lying(value, _interface(value, spec.numpy_dtype), spec.numpy_dtype)
     return None if isinstance(value, list | tuple | numbers.Number) else np.asarray(value)
 
 

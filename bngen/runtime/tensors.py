@@ -18,9 +18,10 @@ from typing import Any
 
 import numpy as np
 
+from bngen.dtypes import DTYPES
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.formats import memory_axes, to_logical_order, to_memory_order
-from bngen.runtime.overlap import Lying, memory_of, overlaps_itself
+from bngen.runtime.overlap import lying, memory_of, overlaps_itself
 from bngen.runtime.unusable import Unusable, wrong_dtype, wrong_shape
 
 WriteBack = Callable[[], object]
@@ -32,6 +33,15 @@ def is_torch(value: object) -> bool:
     return torch is not None and isinstance(value, torch.Tensor)
 
 
+def as_tensor(array: np.ndarray) -> Any:
+    """A tensor over an array's memory; where PyTorch cannot be told its type, over its bits."""
+    torch, row = sys.modules["torch"], DTYPES[array.dtype.name]
+    if not row.stored_only:
+        return torch.from_dlpack(array)
+    bits = torch.from_dlpack(array.view(f"i{row.nbytes}"))
+    return bits.view(getattr(torch, row.torch))
+
+
 @dataclass(frozen=True)
 class Place:
     """Where a usable tensor lay; not the tensor itself, whose memory it does not keep.
@@ -39,16 +49,18 @@ class Place:
     Attributes:
         look: what decided that it was usable; see `_look`.
         interface: of its array, in memory order.
+        kind: its elements' type.
         span: addresses of its first byte, and after its last.
     """
 
     look: tuple[Any, ...]
     interface: dict[str, Any]
+    kind: np.dtype
     span: tuple[int, int]
 
     def array(self, tensor: Any) -> np.ndarray:
         """The array of a tensor that lies here, which keeps it alive."""
-        return np.asarray(Lying(tensor, self.interface))
+        return lying(tensor, self.interface, self.kind)
 
 
 class Seen:
@@ -82,7 +94,9 @@ class Seen:
         look, start = _look(tensor), array.ctypes.data
         if look is not None:
             interface = dict(array.__array_interface__)
-            self._places[number] = Place(look, interface, (start, start + array.nbytes))
+            self._places[number] = Place(
+                look, interface, array.dtype, (start, start + array.nbytes)
+            )
 
 
 def _look(tensor: Any) -> tuple[Any, ...] | None:
@@ -158,13 +172,13 @@ def _count(tensors: tuple[Any, ...]) -> None:
 def _write(tensor: Any, new: np.ndarray) -> None:
     torch = sys.modules["torch"]
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-        tensor.detach().copy_(torch.from_numpy(new))
+        tensor.detach().copy_(as_tensor(new))
 
 
 def _dense(tensor: Any, spec: ArgSpec, torch: Any) -> np.ndarray:
     """A copy in memory order; PyTorch's memory lies on 64 bytes, always."""
     ordered = tensor.permute(memory_axes(tensor.ndim, spec.memory_format))
-    return torch.empty(spec.memory_shape, dtype=tensor.dtype).copy_(ordered).numpy()
+    return memory_of(torch.empty(spec.memory_shape, dtype=tensor.dtype).copy_(ordered), spec)
 
 
 def _check(tensor: Any, spec: ArgSpec, torch: Any) -> None:

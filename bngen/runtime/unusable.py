@@ -24,6 +24,11 @@ def declared(spec: ArgSpec) -> str:
     return f"{spec.dtype}{list(spec.shape)}"
 
 
+def numpy_name(spec: ArgSpec) -> str:
+    """How Python calls the type of its elements."""
+    return f"{'np' if hasattr(np, spec.dtype) else 'ml_dtypes'}.{spec.dtype}"
+
+
 def wrong_dtype(got: str, expected: str, how: str) -> Unusable:
     """Element types differ; ``how`` converts."""
     return Unusable(f"is {got}, expected {expected}", f"convert it: {how}")

@@ -35,7 +35,7 @@ class Machine:
 
     def lanes(self, dtype: str) -> int:
         """Elements of a type in a vector."""
-        return self.traits.vector_bytes // DTYPES[dtype].nbytes
+        return self.traits.vector_bytes // DTYPES[DTYPES[dtype].computed].nbytes
 
 
 def machine_of(traits: Traits, caches: Caches, threads: int) -> Machine:

@@ -110,12 +110,12 @@ def _gradient(name: str, attrs: dict) -> OpDef:
 
 RESIZE = (
     pointwise(
-        "resize_nearest", ("x",), _nearest, _infer, gathers=True, defaults=NEAREST,
+        "resize_nearest", ("x",), _nearest, _infer, gathers=True, rounds=False, defaults=NEAREST,
     ),
     _gradient("resize_nearest_grad", NEAREST),
     OpDef(
-        "resize_bilinear", "window", ("x",), _infer, _bilinear, BILINEAR, 
-        takes="float",
+        "resize_bilinear", "window", ("x",), _infer, _bilinear, BILINEAR,
+        takes="float", autocast="follows",
     ),
     _gradient("resize_bilinear_grad", BILINEAR),
 )  # fmt: skip
