@@ -14,6 +14,7 @@ import builtins
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,11 @@ class DType:
         ulp: unit in the last place: from 1 to the next number; 0 unless ``float``.
         accumulator: the type that sums of products run in: convolutions, sums of gradients.
         exact: the type that statistics and folds over whole axes are summed in.
-        numpy: NumPy's name.
-        tvm: TVM's name.
+        numpy: NumPy's name, perhaps one that ``ml_dtypes`` tells it.
+        tvm: TVM's name for what lies in memory.
         torch: PyTorch's name.
+        stored_only: numbers of this type only lie in memory: whoever computes with them does so in
+            the accumulator and rounds what is to be of this type again, by casts in the graph.
     """
 
     name: str
@@ -49,6 +52,12 @@ class DType:
     numpy: str
     tvm: str
     torch: str
+    stored_only: bool = False
+
+    @property
+    def computed(self) -> str:
+        """The type that elements are computed in: itself, unless they are only stored."""
+        return self.accumulator if self.stored_only else self.name
 
     @property
     def bits(self) -> int:
@@ -86,14 +95,28 @@ def _whole(name: str, short: str, nbytes: int, kind: str = "int") -> DType:
 
 
 def _floating(
-    name: str, short: str, nbytes: int, digits: int, exponent: int, accumulator: str, exact: str
+    name: str,
+    short: str,
+    nbytes: int,
+    digits: int,
+    exponent: int,
+    accumulator: str,
+    exact: str,
+    **more: Any,
 ) -> DType:
     """A row of binary floats: fraction bits of the significand, exponent of the greatest."""
     ulp = math.ldexp(1.0, -digits)
     most = math.ldexp(2.0 - ulp, exponent)
+    names = {"code": 2, "numpy": name, "tvm": name, "torch": name, **more}
     return DType(
-        name, short, "float", nbytes, 2, -most, most, ulp, accumulator, exact, name, name, name
-    )
+        name, short, "float", nbytes, least=-most, most=most, ulp=ulp, accumulator=accumulator,
+        exact=exact, **names,
+    )  # fmt: skip
+
+
+def _stored(*row: Any, **more: Any) -> DType:
+    """A row of floats that are only stored; kernels know their bits as an integer of that size."""
+    return _floating(*row, **more, stored_only=True)
 
 
 _ROWS = (
@@ -101,6 +124,17 @@ _ROWS = (
     _whole("uint8", "u8", 1),
     _whole("int32", "i32", 4),
     _whole("int64", "i64", 8),
+    _stored(
+        "bfloat16",
+        "bf16",
+        2,
+        7,
+        127,
+        accumulator="float32",
+        exact="float64",
+        code=4,
+        tvm="uint16",
+    ),
     _floating("float32", "f32", 4, 23, 127, accumulator="float32", exact="float64"),
     _floating("float64", "f64", 8, 52, 1023, accumulator="float64", exact="float64"),
 )

@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from bngen.arrays import numpy_dtype
 from bngen.dtypes import FLOAT
 
 Shape = tuple[int, ...]
@@ -111,7 +112,7 @@ class Initializer:
             shape: of the array.
             dtype: its element type.
         """
-        kind = np.dtype(dtype)
+        kind = numpy_dtype(dtype)
         row = DISTRIBUTIONS[self.name]
         if self.name in EXACT or kind.kind == "f":
             return row.draw(rng, shape, kind, self.numbers)

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 
-from bngen.dtypes import BOOL, FLOAT
+from bngen.dtypes import BOOL, DTYPES, FLOAT
 from bngen.errors import SourceLoc
 from bngen.ir.attributes import type_misfit
 from bngen.ir.node import Graph, Input, Node
 from bngen.ir.ops import complete_attrs, infer, op_def
-from bngen.ir.ops.row import ShapeError
+from bngen.ir.ops.row import ShapeError, check_dtypes, widens
 from bngen.ir.types import Attrs, TensorType, Value
 
 Operand = Value | float | int | bool | None
@@ -81,6 +81,7 @@ class GraphBuilder:
         self._producers: dict[Value, Node] = {}
         self._constants: dict[tuple[str, str], Value] = {}
         self._replaced: dict[Value, Value] = {}
+        self._widened: dict[Value, Value] = {}
 
     # --- names and look-ups -------------------------------------------------------------------
 
@@ -146,6 +147,9 @@ class GraphBuilder:
             name: name of the result, or stem of the results; the op's name otherwise.
             **attrs: attributes that differ from their defaults.
 
+        An op that computes gets operands that are only stored in the type they are computed in,
+        and its results are rounded: casts around it.
+
         Returns:
             The result, or a tuple of them for an op with several.
 
@@ -154,6 +158,8 @@ class GraphBuilder:
         """
         inputs = self._operands(op, operands)
         full = complete(op, attrs)
+        if widens(op_def(op), [v and v.type for v in inputs]):
+            return self._computed(op, inputs, full, loc, name or op)
         types = infer(op, [v and v.type for v in inputs], full)
         names = self._result_names(op, name or op, len(types))
         outputs = tuple(Value(n, t) for n, t in zip(names, types, strict=True))
@@ -210,6 +216,8 @@ class GraphBuilder:
     def _operands(self, op: str, operands: tuple[Operand, ...]) -> tuple[Value | None, ...]:
         types = [v.type for v in operands if isinstance(v, Value)]
         beside = next((t.dtype for t in types if t.dtype != BOOL), FLOAT)
+        if op_def(op).rounds:  # A number is not rounded to what it meets before that is computed.
+            beside = DTYPES[beside].computed
 
         def value(operand: Operand) -> Value | None:
             if operand is None or isinstance(operand, Value):
@@ -217,6 +225,50 @@ class GraphBuilder:
             return self.constant(operand, beside)
 
         return with_missing_operands(op, map(value, operands))
+
+    def _computed(
+        self,
+        op: str,
+        inputs: tuple[Value | None, ...],
+        attrs: Attrs,
+        loc: SourceLoc | None,
+        name: str,
+    ) -> Any:
+        """An op in the type that operands which are only stored are computed in."""
+        row = op_def(op)
+        meeting = [v and self._met(v, inputs) for v in inputs]
+        check_dtypes(row, meeting)
+        types = row.infer(meeting, attrs)
+        wide = [v and self.widened(v, loc) for v in inputs]
+        stem = f"{name}:wide" if any(t.element.stored_only for t in types) else name
+        results = self.emit(op, *wide, loc=loc, name=stem, **attrs)
+        results = results if isinstance(results, tuple) else (results,)
+        parts = row.results or ("",)
+        rounded = tuple(
+            self.emit("cast", v, dtype=t.dtype, loc=loc, name=f"{name}_{part}" if part else name)
+            if v.dtype != t.dtype
+            else v
+            for v, t, part in zip(results, types, parts, strict=True)
+        )
+        return rounded[0] if len(rounded) == 1 else rounded
+
+    def _met(self, v: Value, others: Iterable[Value | None]) -> TensorType:
+        """The type as which an operand meets others: a number takes that of what is stored."""
+        if self.number(v) is None or v.type.element.kind != "float":
+            return v.type
+        stored = (o.dtype for o in others if o is not None and o.type.element.stored_only)
+        return TensorType(v.shape, next(stored, v.dtype))
+
+    def widened(self, value: Value, loc: SourceLoc | None = None) -> Value:
+        """A value in the type it is computed in: itself, unless it is only stored."""
+        value = self.resolve(value)
+        if not value.type.element.stored_only:
+            return value
+        if value not in self._widened:
+            self._widened[value] = self.emit(
+                "cast", value, dtype=value.type.element.computed, loc=loc, name=f"{value.name}:wide"
+            )
+        return self._widened[value]
 
     def _result_names(self, op: str, stem: str, count: int) -> list[str]:
         if count == 1:

@@ -10,7 +10,15 @@ from __future__ import annotations
 import math
 
 from bngen.lang.pointwise import abs, isnan, logical_or, stop_gradient, tanh, where
-from bngen.lang.tensor import Tensor, arithmetic, check_tensor, coerce, emit, same_float_type
+from bngen.lang.tensor import (
+    Tensor,
+    arithmetic,
+    check_tensor,
+    coerce,
+    emit,
+    rounded_once,
+    same_float_type,
+)
 from bngen.lang.trace import error
 from bngen.lang.types import Scalar, real
 
@@ -181,6 +189,7 @@ def softplus(input: Tensor, beta: float = 1.0, threshold: float = 20.0) -> Tenso
     return _activation("softplus", input, beta=beta, threshold=threshold)
 
 
+@rounded_once
 def logsigmoid(input: Tensor) -> Tensor:
     """``log(sigmoid(input))`` without overflow."""
     same_float_type("logsigmoid", input=input)
@@ -192,12 +201,14 @@ def mish(input: Tensor) -> Tensor:
     return _activation("mish", input)
 
 
+@rounded_once
 def softsign(input: Tensor) -> Tensor:
     """``input / (1 + |input|)``."""
     same_float_type("softsign", input=input)
     return input / (abs(input) + 1.0)
 
 
+@rounded_once
 def tanhshrink(input: Tensor) -> Tensor:
     """``input - tanh(input)``."""
     same_float_type("tanhshrink", input=input)
@@ -210,6 +221,7 @@ def hardshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     return where(abs(input) <= real("hardshrink", "lambd", lambd), 0.0, input)
 
 
+@rounded_once
 def softshrink(input: Tensor, lambd: float = 0.5) -> Tensor:
     """``input`` moved by ``lambd`` towards 0, and no further than that."""
     lambd = real("softshrink", "lambd", lambd, 0)

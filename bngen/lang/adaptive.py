@@ -13,11 +13,12 @@ from dataclasses import dataclass
 from bngen.dtypes import EXACT
 from bngen.lang.optim import Optimizer, check_like, check_scalars
 from bngen.lang.pointwise import maximum
-from bngen.lang.tensor import Tensor, check_tensor, same_float_type
+from bngen.lang.tensor import Tensor, check_tensor, rounded_once, same_float_type
 from bngen.lang.trace import error
 from bngen.lang.types import flag, real
 
 
+@rounded_once
 def adam(
     param: Tensor,
     grad: Tensor,
@@ -113,6 +114,7 @@ def adamw(
     )  # fmt: skip
 
 
+@rounded_once
 def rmsprop(
     param: Tensor,
     grad: Tensor,

@@ -8,14 +8,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bngen.lang.normalization import HINT, as_map, evaluate_running, update_running
+from bngen.lang.normalization import (
+    HINT,
+    as_map,
+    evaluate_running,
+    same_or_computed,
+    update_running,
+)
 from bngen.lang.places import pad
 from bngen.lang.shapes import narrow
-from bngen.lang.tensor import Tensor, emit, reduction, same_float_type
+from bngen.lang.tensor import Tensor, computed, emit, reduction, rounded_once, same_float_type
 from bngen.lang.trace import current_trace, error
 from bngen.lang.types import flag, integer, integers, real
 
 
+@rounded_once
 def layer_norm(
     input: Tensor,
     normalized_shape: int | Sequence[int],
@@ -38,6 +45,7 @@ def layer_norm(
     return y if bias is None else y + bias
 
 
+@rounded_once
 def group_norm(
     input: Tensor,
     num_groups: int,
@@ -89,14 +97,16 @@ def instance_norm(
     count = input.numel() // (input.shape[0] * input.shape[1])
     if count == 1:
         raise error(f"{label}: {input.type} has a single value per channel, which has no variance")
-    y, mean, var = _normalize_images(label, input, input.shape[1], weight, bias, eps)
+    vectors = computed(weight), computed(bias)
+    y, mean, var = _normalize_images(label, computed(input), input.shape[1], *vectors, eps)
     if running_mean is not None:
         means = [v.reshape(v.shape[:2]).mean(0).detach() for v in (mean, var)]
         factor = real(label, "momentum", momentum)
         update_running(trace, running_mean, running_var, *means, factor, count)
-    return y
+    return y.to(input.dtype)
 
 
+@rounded_once
 def local_response_norm(
     input: Tensor, size: int, alpha: float = 1e-4, beta: float = 0.75, k: float = 1.0
 ) -> Tensor:
@@ -123,7 +133,7 @@ def _check_channels(
     **statistics: Tensor | None,
 ) -> None:
     vectors = {"weight": weight, "bias": bias, **statistics}
-    same_float_type(label, tuple(vectors), input=x, **vectors)
+    same_or_computed(label, tuple(vectors), input=x, **vectors)
     if x.ndim < 2 or any(v is not None and v.shape != (x.shape[1],) for v in vectors.values()):
         given = ", ".join(f"{n} {v.type}" for n, v in vectors.items() if v is not None)
         raise error(f"{label}: input {x.type}{', ' if given else ''}{given}", HINT)

@@ -8,13 +8,14 @@ from bngen.dtypes import INDEX
 from bngen.ir.attributes import shown
 from bngen.lang.pointwise import exp, log, where
 from bngen.lang.reductions import log_softmax
-from bngen.lang.tensor import Tensor, check_tensor, emit, same_float_type
+from bngen.lang.tensor import Tensor, check_tensor, emit, rounded_once, same_float_type
 from bngen.lang.trace import error
 from bngen.lang.types import integer, real
 
 REDUCTIONS = ("mean", "sum", "none")
 
 
+@rounded_once
 def cross_entropy(
     input: Tensor,
     target: Tensor,
@@ -48,6 +49,7 @@ def cross_entropy(
     )  # fmt: skip
 
 
+@rounded_once
 def nll_loss(
     input: Tensor,
     target: Tensor,
@@ -74,6 +76,7 @@ def nll_loss(
     )  # fmt: skip
 
 
+@rounded_once
 def binary_cross_entropy_with_logits(
     input: Tensor,
     target: Tensor,
@@ -102,6 +105,7 @@ def binary_cross_entropy_with_logits(
     return reduced(loss if weight is None else loss * weight, reduction)
 
 
+@rounded_once
 def kl_div(
     input: Tensor, target: Tensor, reduction: str = "mean", log_target: bool = False
 ) -> Tensor:

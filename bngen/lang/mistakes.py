@@ -35,10 +35,7 @@ _INSTEAD = {
     **dict.fromkeys(("backward", "grad", "requires_grad", "requires_grad_"), _NO_TAPE),
     **{n: f"write .to(bg.{t})" for n, t in (("double", "float64"), ("int", "int32"),
                                             ("long", "int64"), ("bool", "bool_"))},
-    **dict.fromkeys(
-        ("half", "bfloat16"),
-        f"{' and '.join(t for t, row in DTYPES.items() if row.is_float)} are what there is",
-    ),
+    "half": f"{', '.join(t for t, row in DTYPES.items() if row.is_float)} are what there is",
     **dict.fromkeys(("T", "permute", "transpose", "t"), "axes keep their order: N, C, H, W"),
     "clone": "leave it out: nothing changes a tensor",
 }  # fmt: skip

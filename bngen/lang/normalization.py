@@ -7,8 +7,17 @@ In training mode `batch_norm` is one coarse node, which the compiler splits; `bn
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from bngen.lang.tensor import Tensor, check_tensor, emit, emit_all, same_float_type, wrap
+from bngen.lang.tensor import (
+    Tensor,
+    check_tensor,
+    computed,
+    emit,
+    emit_all,
+    same_float_type,
+    wrap,
+)
 from bngen.lang.trace import Trace, current_trace, error
 from bngen.lang.types import flag, real
 
@@ -48,7 +57,7 @@ def batch_norm(
         ProgramError: operands that do not fit; running statistics missing in evaluation; a
             single value per channel in training.
     """
-    same_float_type(
+    same_or_computed(
         "batch_norm", ("running_mean", "running_var", "weight", "bias"), input=input,
         running_mean=running_mean, running_var=running_var, weight=weight, bias=bias,
     )  # fmt: skip
@@ -63,9 +72,9 @@ def batch_norm(
             f"batch_norm: {input.type} has a single value per channel, which has no variance",
             "train with a larger batch or feature map, or use training=False",
         )
-    pixels = as_map(input)
-    y, mean, var = emit_all("batch_norm", pixels, weight, bias, hint=HINT, eps=eps)
-    y = y.reshape(input.shape)
+    operands = map(computed, (as_map(input), weight, bias))
+    y, mean, var = emit_all("batch_norm", *operands, hint=HINT, eps=eps)
+    y = y.to(input.dtype).reshape(input.shape)
     if running_mean is not None:
         count = input.numel() // input.shape[1]
         factor = _momentum(trace, momentum, num_batches_tracked)
@@ -93,9 +102,12 @@ def as_map(x: Tensor) -> Tensor:
 
 
 def bn_stats(input: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel, two vectors ``[C]``: BN's first sub-layer."""
+    """Mean and biased variance of each channel, two vectors ``[C]``: BN's first sub-layer.
+
+    They are of the dtype that ``input`` is computed in, float32 for bfloat16.
+    """
     same_float_type("bn_stats", input=input)
-    mean, var = emit_all("bn_stats", input, hint=HINT)
+    mean, var = emit_all("bn_stats", computed(input), hint=HINT)
     return mean, var
 
 
@@ -108,12 +120,25 @@ def bn_normalize(
     eps: float = 1e-5,
 ) -> Tensor:
     """``(input - mean) / sqrt(var + eps) * weight + bias`` by channel: BN's second sub-layer."""
-    same_float_type(
+    same_or_computed(
         "bn_normalize", ("weight", "bias"), input=input, mean=mean, var=var, weight=weight,
         bias=bias,
     )  # fmt: skip
     eps = real("bn_normalize", "eps", eps, 0)
-    return emit("bn_normalize", input, mean, var, weight, bias, hint=HINT, eps=eps)
+    operands = map(computed, (input, mean, var, weight, bias))
+    return emit("bn_normalize", *operands, hint=HINT, eps=eps).to(input.dtype)
+
+
+def same_or_computed(
+    label: str, optional: Sequence[str], input: Tensor, **vectors: Tensor | None
+) -> None:
+    """Raise unless vectors are all of the input's dtype, or all of the one it is computed in."""
+    check_tensor(label, "input", input)
+    given = next((v for v in vectors.values() if isinstance(v, Tensor)), input)
+    if input.type.element.stored_only and given.dtype == input.type.element.computed:
+        same_float_type(label, optional, **vectors)
+    else:
+        same_float_type(label, optional, input=input, **vectors)
 
 
 # --- running statistics -------------------------------------------------------------------------
@@ -134,7 +159,8 @@ def evaluate_running(
         hint = "pass running_mean and running_var, or training=True"
         raise error(f"{label}: no running statistics to evaluate with", hint)
     mean, var = (wrap(trace, trace.latest(v.value)) for v in (mean, var))
-    return emit("bn_normalize", x, mean, var, weight, bias, label=label, hint=HINT, eps=eps)
+    operands = map(computed, (x, mean, var, weight, bias))
+    return emit("bn_normalize", *operands, label=label, hint=HINT, eps=eps).to(x.dtype)
 
 
 def _momentum(trace: Trace, momentum: float | None, tracked: Tensor | None) -> float | Tensor:
@@ -167,11 +193,12 @@ def update_running(
     for x in (running_mean, running_var):
         if x.shape != mean.shape:
             raise error(f"batch_norm: a running statistic is {x.type}, expected {mean.type}", HINT)
-    old = [wrap(trace, trace.latest(v.value)) for v in (running_mean, running_var)]
+    old = [computed(wrap(trace, trace.latest(v.value))) for v in (running_mean, running_var)]
+    mean, var = computed(mean), computed(var)
     fixed = isinstance(momentum, float)
     new = emit_all(
         "bn_update", *old, mean, var, None if fixed else momentum.to(mean.dtype),
         label="batch_norm", momentum=momentum if fixed else 0.0, count=count,
     )  # fmt: skip
     for target, value in zip((running_mean, running_var), new, strict=True):
-        trace.set_update("batch_norm", target.value, value.value)
+        trace.set_update("batch_norm", target.value, value.to(target.dtype).value)

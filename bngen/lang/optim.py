@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bngen.lang.pointwise import where
-from bngen.lang.tensor import Tensor, check_tensor, same_float_type, wrap
+from bngen.lang.tensor import Tensor, check_tensor, rounded_once, same_float_type, wrap
 from bngen.lang.trace import current_trace, error
 from bngen.lang.types import flag, real
 
@@ -34,6 +34,7 @@ def latest(input: Tensor) -> Tensor:
     return wrap(trace, trace.latest(input.value))
 
 
+@rounded_once
 def sgd(
     param: Tensor,
     grad: Tensor,

@@ -16,6 +16,7 @@ from bngen.lang.tensor import (
     emit,
     largest,
     reduction,
+    rounded_once,
     same_float_type,
 )
 from bngen.lang.trace import error
@@ -99,6 +100,7 @@ def _where_largest(
     return first.reshape((1,) * x.ndim) if dim is None and keepdim else first
 
 
+@rounded_once
 def var(
     input: Tensor,
     dim: Dims | bool = None,
@@ -119,6 +121,7 @@ def var(
     return _moments("var", input, dim, unbiased, keepdim, correction)[0]
 
 
+@rounded_once
 def var_mean(
     input: Tensor,
     dim: Dims | bool = None,
@@ -131,6 +134,7 @@ def var_mean(
     return _moments("var_mean", input, dim, unbiased, keepdim, correction)
 
 
+@rounded_once
 def std(
     input: Tensor,
     dim: Dims | bool = None,
@@ -143,6 +147,7 @@ def std(
     return _root(_moments("std", input, dim, unbiased, keepdim, correction)[0])
 
 
+@rounded_once
 def std_mean(
     input: Tensor,
     dim: Dims | bool = None,
@@ -184,6 +189,7 @@ def _root(x: Tensor) -> Tensor:
     return where(none, 0.0, where(none, 1.0, x).sqrt())
 
 
+@rounded_once
 def vector_norm(input: Tensor, ord: float = 2, dim: Dims = None, keepdim: bool = False) -> Tensor:
     """A norm of the elements over axes (``torch.linalg.vector_norm``).
 
@@ -196,6 +202,7 @@ def vector_norm(input: Tensor, ord: float = 2, dim: Dims = None, keepdim: bool =
     return _norm("vector_norm", input, ord, dim, keepdim)
 
 
+@rounded_once
 def norm(input: Tensor, p: float | str = "fro", dim: Dims = None, keepdim: bool = False) -> Tensor:
     """`vector_norm` by its older name; ``"fro"`` is the norm of order 2."""
     return _norm("norm", input, 2 if p == "fro" else p, dim, keepdim)
@@ -215,6 +222,7 @@ def _norm(label: str, x: Tensor, order: float, dim: Dims, keepdim: bool) -> Tens
     return folds[order]()
 
 
+@rounded_once
 def normalize(input: Tensor, p: float = 2.0, dim: Dims = 1, eps: float = 1e-12) -> Tensor:
     """``input`` divided by its `vector_norm` along axes, which counts as ``eps`` at least."""
     eps = real("normalize", "eps", eps, 0)
@@ -222,6 +230,7 @@ def normalize(input: Tensor, p: float = 2.0, dim: Dims = 1, eps: float = 1e-12) 
     return input / emit("clamp", length, label="normalize", lo=eps)
 
 
+@rounded_once
 def logsumexp(input: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
     """``log(exp(input).sum(dim))`` without overflow."""
     same_float_type("logsumexp", input=input)
@@ -231,12 +240,14 @@ def logsumexp(input: Tensor, dim: Dims, keepdim: bool = False) -> Tensor:
     return total + top.reshape(total.shape)
 
 
+@rounded_once
 def log_softmax(input: Tensor, dim: int) -> Tensor:
     """``log(softmax(input))`` along one axis, without overflow."""
     shifted = _shifted("log_softmax", input, dim)
     return shifted - reduction("sum", shifted.exp(), dim, True).log()
 
 
+@rounded_once
 def softmax(input: Tensor, dim: int) -> Tensor:
     """``exp(input)`` divided by its sum along one axis, without overflow."""
     e = _shifted("softmax", input, dim).exp()

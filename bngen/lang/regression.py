@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bngen.lang.loss import check_reduction, reduced
 from bngen.lang.pointwise import abs, where
-from bngen.lang.tensor import Tensor, check_tensor
+from bngen.lang.tensor import Tensor, check_tensor, rounded_once
 from bngen.lang.trace import error
 from bngen.lang.types import real
 
@@ -23,17 +23,20 @@ def _difference(label: str, input: Tensor, target: Tensor, reduction: str) -> Te
     return input - target
 
 
+@rounded_once
 def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """The squared difference; ``reduction`` is ``"mean"``, ``"sum"`` or ``"none"``."""
     off = _difference("mse_loss", input, target, reduction)
     return reduced(off * off, reduction)
 
 
+@rounded_once
 def l1_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """The absolute difference; ``reduction`` is ``"mean"``, ``"sum"`` or ``"none"``."""
     return reduced(abs(_difference("l1_loss", input, target, reduction)), reduction)
 
 
+@rounded_once
 def smooth_l1_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", beta: float = 1.0
 ) -> Tensor:
@@ -54,6 +57,7 @@ def smooth_l1_loss(
     return reduced(off, reduction)
 
 
+@rounded_once
 def huber_loss(
     input: Tensor, target: Tensor, reduction: str = "mean", delta: float = 1.0
 ) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from bngen.arrays import letter_of
 from bngen.dtypes import FLOAT
 from bngen.ir.build import plain
 from bngen.ir.types import TensorType
@@ -92,7 +93,7 @@ def constant(value: Any, dtype: Any = None) -> Tensor:
         array = array.astype(kind or array.dtype)
     except (TypeError, ValueError, OverflowError) as e:
         raise error(f"{label}: {e}", "pass an array, or lists of numbers of one length") from None
-    if array.dtype.kind not in "biuf":
+    if letter_of(array.dtype) not in "biuf":
         raise error(f"{label}: {kind_of(value)} holds no numbers", "pass an array of numbers")
     type_ = tensor_type(array.shape, array.dtype)
     if not array.shape:
@@ -100,7 +101,7 @@ def constant(value: Any, dtype: Any = None) -> Tensor:
     if array.size > MOST_VALUES:
         hint = "declare it with bg.buffer, and load it with load_state_dict"
         raise error(f"{label}: {type_} has more than {MOST_VALUES} elements", hint)
-    if array.dtype.kind == "f" and np.isnan(array).any():
+    if letter_of(array.dtype) == "f" and np.isnan(array).any():
         raise error(f"{label}: {type_} holds NaN", "select it where it is wanted with bg.where")
     # By what it is: programs called in one another may bring equal ones, or others.
     digest = hashlib.sha256(f"{type_}".encode() + array.tobytes()).hexdigest()[:16]

@@ -9,9 +9,10 @@ every arithmetic op have one dtype.
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from bngen.dtypes import BOOL, DTYPES, FLOAT, INDEX, meet
@@ -204,7 +205,7 @@ class Tensor:
 
     def __matmul__(self, other: Tensor) -> Tensor:
         same_float_type("matmul", a=self, b=other)
-        return emit("matmul", self, other, hint="matmul takes [M,K] and [K,N]")
+        return emit("matmul", self, other, hint="matmul takes [M,K] and [K,N]").to(self.dtype)
 
     def __gt__(self, other: Tensor | Scalar) -> Tensor:
         return arithmetic("greater", self, other)
@@ -253,6 +254,10 @@ class Tensor:
     def float(self) -> Tensor:
         """The same numbers as float32."""
         return self.to(FLOAT)
+
+    def bfloat16(self) -> Tensor:
+        """The same numbers as bfloat16."""
+        return self.to("bfloat16")
 
     def detach(self) -> Tensor:
         """The same tensor, through which no gradient flows."""
@@ -431,6 +436,44 @@ def constant(value: Scalar, dtype: str) -> Tensor:
     return emit("constant", value=value, dtype=dtype)
 
 
+def computed(x: Tensor | None) -> Tensor | None:
+    """A tensor in the dtype it is computed in, which for one that is only stored is another."""
+    return x if x is None else x.to(x.type.element.computed)
+
+
+def rounded_once(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of several ops that rounds its results, not each op's.
+
+    That makes a difference where the first tensor is of a dtype that is only stored; the others are
+    then of that dtype, or of the one it is computed in.
+    """
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        given = [x for x in (*args, *kwargs.values()) if isinstance(x, Tensor)]
+        first = next((x for x in given if x.type.is_float), None)
+        if first is None or not first.type.element.stored_only:
+            return fn(*args, **kwargs)
+        if any(x.type.is_float and x.dtype not in _fitting(first) for x in given):
+            return fn(*args, **kwargs)
+        args = tuple(computed(x) if isinstance(x, Tensor) else x for x in args)
+        kwargs = {k: computed(x) if isinstance(x, Tensor) else x for k, x in kwargs.items()}
+        results = fn(*args, **kwargs)
+        if isinstance(results, tuple):
+            return tuple(_rounded(x, first.dtype) for x in results)
+        return _rounded(results, first.dtype)
+
+    return call
+
+
+def _fitting(x: Tensor) -> set[str]:
+    return {x.dtype, x.type.element.computed}
+
+
+def _rounded(x: Tensor | None, dtype: str) -> Tensor | None:
+    return x if x is None or not x.type.is_float else x.to(dtype)
+
+
 def _number(label: str, x: Scalar, dtype: str, wraps: bool) -> Tensor:
     """A number that meets tensors of ``dtype``; refused where it is none of that type's.
 
@@ -452,7 +495,12 @@ def _number(label: str, x: Scalar, dtype: str, wraps: bool) -> Tensor:
 
 
 def coerce(
-    label: str, operands: Sequence[Any], *, wraps: bool = False, floats: bool = False
+    label: str,
+    operands: Sequence[Any],
+    *,
+    wraps: bool = False,
+    floats: bool = False,
+    rounds: bool = False,
 ) -> list[Tensor]:
     """All operands as tensors of the one dtype in which they meet.
 
@@ -461,6 +509,7 @@ def coerce(
         operands: tensors and numbers.
         wraps: take numbers modulo the range of an integer dtype.
         floats: take integers as floating-point numbers.
+        rounds: what is computed of them is rounded, so that numbers need not be before.
     """
     for x in operands:
         if isinstance(x, Tensor):
@@ -479,15 +528,16 @@ def coerce(
     )
     if floats and not DTYPES[dtype].is_float:
         dtype = FLOAT
+    number = DTYPES[dtype].computed if rounds else dtype
     return [
-        x.to(dtype) if isinstance(x, Tensor) else _number(label, x, dtype, wraps) for x in operands
+        x.to(dtype) if isinstance(x, Tensor) else _number(label, x, number, wraps) for x in operands
     ]
 
 
 def arithmetic(op: str, *operands: Tensor | Scalar, label: str | None = None) -> Tensor:
     """A pointwise op over operands of mixed kinds, dtypes and shapes that broadcast."""
     label, row = label or op, OPS[op]
-    xs = coerce(label, operands, wraps=row.wraps)
+    xs = coerce(label, operands, wraps=row.wraps, rounds=row.rounds)
     if row.takes == "number" and xs[0].dtype == BOOL:
         raise error(f"{label}: not defined for bool", "convert it with .to(bg.float32)")
     return emit(op, *xs, label=label, hint=SHAPE_HINT)
@@ -495,7 +545,7 @@ def arithmetic(op: str, *operands: Tensor | Scalar, label: str | None = None) ->
 
 def quotient(dividend: Tensor | Scalar, divisor: Tensor | Scalar, label: str = "div") -> Tensor:
     """``dividend / divisor``; integers divide as float32."""
-    xs = coerce(label, (dividend, divisor), floats=True)
+    xs = coerce(label, (dividend, divisor), floats=True, rounds=True)
     return emit("div", *xs, label=label, hint=SHAPE_HINT)
 
 
@@ -539,7 +589,7 @@ def power(x: Tensor | Scalar, exponent: Tensor | Scalar) -> Tensor:
                 -0.5: base.rsqrt,
                 -1: lambda: quotient(1.0, base, label="pow"),
             }[exponent]()
-    base, exponent = coerce("pow", (x, exponent))
+    base, exponent = coerce("pow", (x, exponent), rounds=True)
     if not base.type.is_float:
         hint = "convert one of them to floating point first, .float()"
         raise error(f"pow: {base.dtype} to a power that is known only later", hint)

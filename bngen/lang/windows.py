@@ -8,7 +8,7 @@ from typing import Any
 from bngen.ir.attributes import MOST, shown
 from bngen.ir.ops.gather import FILLED, Piece, flattened
 from bngen.ir.ops.pool import adaptive_bounds
-from bngen.lang.tensor import Tensor, check_tensor, emit, same_float_type
+from bngen.lang.tensor import Tensor, check_tensor, computed, emit, same_float_type
 from bngen.lang.trace import error
 from bngen.lang.types import flag, integer
 
@@ -48,9 +48,7 @@ def conv2d(
         "conv2d", input, weight, hint=_CONV_HINT, stride=strides, dilation=dilations,
         padding=_conv_padding(padding, strides, dilations, window), groups=groups,
     )  # fmt: skip
-    if bias is None:
-        return y
-    return emit("bias_add", y, bias, label="conv2d", hint=_CONV_HINT)
+    return _biased("conv2d", y, bias, _CONV_HINT).to(input.dtype)
 
 
 def conv_transpose2d(
@@ -106,9 +104,7 @@ def conv_transpose2d(
         if m > w:
             pieces = (y.shape[axis], 0, 1, m - w, FILLED, 0)
             y = emit("gather", y, label=label, axis=axis, pieces=pieces)
-    if bias is None:
-        return y
-    return emit("bias_add", y, bias, label=label, hint=_TRANSPOSED_HINT)
+    return _biased(label, y, bias, _TRANSPOSED_HINT).to(input.dtype)
 
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -125,9 +121,15 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
         raise error(f"linear: input {input.type} does not fit weight {weight.type}", hint)
     rows = input.reshape(-1, input.shape[-1])
     y = emit("matmul", rows, weight, label="linear", hint=hint, trans_b=True)
-    if bias is not None:
-        y = emit("bias_add", y, bias, label="linear", hint=hint)
+    y = _biased("linear", y, bias, hint).to(input.dtype)
     return y.reshape(*input.shape[:-1], weight.shape[0])
+
+
+def _biased(label: str, y: Tensor, bias: Tensor | None, hint: str) -> Tensor:
+    """Sums of products and a bias, before they are rounded."""
+    if bias is None:
+        return y
+    return emit("bias_add", y, computed(bias), label=label, hint=hint)
 
 
 def matmul(input: Tensor, other: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from typing import Literal
 
 from bngen.errors import ProgramError
@@ -44,7 +45,8 @@ def differentiate(
         return (output:0 = y, grad:w = conv2d_grad_weight)
 
     Contributions to the gradient of a value with several consumers are added up from the last
-    consumer to the first.
+    consumer to the first. A gradient has the type of its value, but that of an input that is
+    rounded before use it stays as it is computed.
 
     Args:
         graph: the program.
@@ -61,12 +63,13 @@ def differentiate(
     targets = targets_of(graph, wrt)
     graph = nest_concatenations(graph)
     active = _active_values(graph, targets)
+    rounded = _rounded_alone(graph)
     b = GraphBuilder(graph)
     adjoints: Adjoints = {}
     for value, seed in _seeds(b, graph, cotangents):
         _accumulate(b, adjoints, active, value, seed)
     for node in reversed(graph.nodes):
-        _push_back(b, node, adjoints, active)
+        _push_back(b, node, adjoints, active, rounded)
     b.loc = None
     (independent or warn_of_independent)([v.name for v in targets if v not in adjoints])
     gradients = [adjoints.get(v) or b.zeros(v.type) for v in targets]
@@ -160,8 +163,28 @@ def _active_values(graph: Graph, targets: Sequence[Value]) -> set[Value]:
     return active
 
 
-def _push_back(b: GraphBuilder, node: Node, adjoints: Adjoints, active: set[Value]) -> None:
-    """Hand the gradients that arrived at a node's results on to its operands."""
+def _rounded_alone(graph: Graph) -> dict[Value, Value]:
+    """Values that are only read to be rounded for storing, and what they are then."""
+    consumers, results = graph.consumers(), set(graph.results())
+    return {
+        v: readers[0].out
+        for v, readers in consumers.items()
+        if len(readers) == 1 and readers[0].row.converts
+        if readers[0].out.type.element.computed == v.dtype and v not in results
+    }
+
+
+def _push_back(
+    b: GraphBuilder,
+    node: Node,
+    adjoints: Adjoints,
+    active: set[Value],
+    rounded: dict[Value, Value],
+) -> None:
+    """Hand the gradients that arrived at a node's results on to its operands.
+
+    A rule that reads a result reads what is kept of it.
+    """
     arrived = [adjoints.get(v) for v in node.outputs]
     if not any(arrived):
         return
@@ -172,7 +195,8 @@ def _push_back(b: GraphBuilder, node: Node, adjoints: Adjoints, active: set[Valu
             hint="gradients of gradients are not supported; stop_gradient cuts the path",
         )
     b.loc = node.loc
-    gradients = GRAD_RULES[node.op](b, node, *arrived)
+    known = tuple(b.widened(rounded[v]) if v in rounded else v for v in node.outputs)
+    gradients = GRAD_RULES[node.op](b, replace(node, outputs=known), *arrived)
     for operand, gradient in zip(node.inputs, gradients, strict=True):
         if gradient is not None:
             _accumulate(b, adjoints, active, operand, gradient)
@@ -183,9 +207,19 @@ def _accumulate(
 ) -> None:
     if value not in active:
         return
-    gradient = _unbroadcast(b, gradient, value.type)
+    gradient = _unbroadcast(b, gradient, _adjoint_type(b, value))
     present = adjoints.get(value)
     adjoints[value] = gradient if present is None else b.emit("add", present, gradient)
+
+
+def _adjoint_type(b: GraphBuilder, value: Value) -> TensorType:
+    """The type in which a value's gradient adds up."""
+    node = b.producer(value)
+    master = node.inputs[0] if node is not None and node.row.converts else None
+    if master is None or b.producer(master) is not None:
+        return value.type
+    is_rounded = master.dtype == value.type.element.computed
+    return TensorType(value.shape, master.dtype if is_rounded else value.dtype)
 
 
 def _unbroadcast(b: GraphBuilder, gradient: Value, type_: TensorType) -> Value:

@@ -17,7 +17,14 @@ from bngen.ir.ops.gather import inverses
 from bngen.ir.ops.reduce import normalize_axes
 from bngen.ir.types import TensorType, Value
 from bngen.passes.activation_rules import ACTIVATION_RULES
-from bngen.passes.pointwise_rules import POINTWISE_RULES, Gradients, Rule, channel_sum, identity
+from bngen.passes.pointwise_rules import (
+    POINTWISE_RULES,
+    Gradients,
+    Rule,
+    channel_sum,
+    converted,
+    identity,
+)
 
 # --- reductions ---------------------------------------------------------------------------------
 
@@ -122,6 +129,7 @@ def _bias_add(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
 
 def _conv2d(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
     x, weight = node.inputs
+    dy = converted(b, dy, x.dtype)
     return (
         b.emit("conv2d_grad_input", dy, weight, shape=x.shape, **node.attrs),
         b.emit("conv2d_grad_weight", x, dy, shape=weight.shape, **node.attrs),
@@ -134,6 +142,7 @@ def _transposed(b: GraphBuilder, node: Node, dx: Value) -> Gradients:
     Both are as before, with what arrives in the place of the image.
     """
     dy, weight = node.inputs
+    dx = converted(b, dx, dy.dtype)
     attrs = {k: v for k, v in node.attrs.items() if k != "shape"}
     return (
         b.emit("conv2d", dx, weight, **attrs),
@@ -144,6 +153,7 @@ def _transposed(b: GraphBuilder, node: Node, dx: Value) -> Gradients:
 def _matmul(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
     """With A = op(x), B = op(y): dA = dy B', dB = A' dy, each transposed back where op did."""
     (x, y), ta, tb = node.inputs, node.attrs["trans_a"], node.attrs["trans_b"]
+    dy = converted(b, dy, x.dtype)
     return (
         b.emit("matmul", y, dy, trans_a=tb, trans_b=True)
         if ta

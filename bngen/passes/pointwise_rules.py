@@ -149,7 +149,12 @@ def _where(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
 
 
 def _cast(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
-    return (b.emit("cast", dy, dtype=node.inputs[0].dtype),)
+    return (converted(b, dy, node.inputs[0].dtype),)
+
+
+def converted(b: GraphBuilder, v: Value, dtype: str) -> Value:
+    """A value in another type, or itself."""
+    return v if v.dtype == dtype else b.emit("cast", v, dtype=dtype)
 
 
 def identity(b: GraphBuilder, node: Node, dy: Value) -> Gradients:

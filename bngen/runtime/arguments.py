@@ -20,6 +20,8 @@ from typing import Any
 
 import numpy as np
 
+from bngen.arrays import letter_of, numpy_dtype
+from bngen.dtypes import DTYPES
 from bngen.errors import CallError
 from bngen.options import CONTIGUOUS
 from bngen.runtime.formats import memory_axes, memory_shape, to_logical_order, to_memory_order
@@ -55,7 +57,7 @@ class ArgSpec:
     @functools.cached_property
     def numpy_dtype(self) -> np.dtype:
         """The element type for NumPy, in native byte order."""
-        return np.dtype(self.dtype)
+        return numpy_dtype(self.dtype)
 
 
 def prepare_all(
@@ -136,7 +138,16 @@ def deliver(array: np.ndarray, as_torch: bool) -> Any:
     Returns:
         The array, or a PyTorch tensor.
     """
-    return sys.modules["torch"].from_dlpack(array) if as_torch else array
+    return _as_tensor(array, sys.modules["torch"]) if as_torch else array
+
+
+def _as_tensor(array: np.ndarray, torch: Any) -> Any:
+    """A tensor over an array's memory; where NumPy has no type of that name, over its bits."""
+    row = DTYPES[array.dtype.name]
+    if not row.stored_only:
+        return torch.from_dlpack(array)
+    bits = torch.from_dlpack(array.view(f"i{row.nbytes}"))
+    return bits.view(getattr(torch, row.torch))
 
 
 class _Unusable(Exception):
@@ -154,7 +165,7 @@ def _prepare_numpy(
     array: np.ndarray, spec: ArgSpec, alignment: int
 ) -> tuple[np.ndarray, WriteBack | None]:
     if array.dtype != spec.numpy_dtype and array.dtype.newbyteorder("=") != spec.numpy_dtype:
-        raise _wrong_dtype(array.dtype.name, spec.dtype, f".astype(np.{spec.dtype})")
+        raise _wrong_dtype(array.dtype.name, spec.dtype, f".astype({_numpy_name(spec)})")
     if array.shape != spec.shape:
         raise _wrong_shape(array.shape, spec.shape)
     if isinstance(array, np.ma.MaskedArray):
@@ -217,14 +228,14 @@ def _prepare_torch(
 def _dense(tensor: Any, spec: ArgSpec, torch: Any) -> np.ndarray:
     """A copy in memory order; PyTorch's memory lies on 64 bytes, always."""
     ordered = tensor.permute(memory_axes(tensor.ndim, spec.memory_format))
-    return torch.empty(spec.memory_shape, dtype=tensor.dtype).copy_(ordered).numpy()
+    return memory_of(torch.empty(spec.memory_shape, dtype=tensor.dtype).copy_(ordered), spec)
 
 
 def _write_tensor(tensor: Any, new: np.ndarray | None, torch: Any) -> None:
     """Give a tensor its new value, unless it has it, and tell autograd that it has another."""
     with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
         if new is not None:
-            tensor.detach().copy_(torch.from_numpy(new))
+            tensor.detach().copy_(_as_tensor(new, torch))
         elif not tensor.is_inference():
             torch.autograd.graph.increment_version(tensor)
 
@@ -280,7 +291,7 @@ def _prepare_other(
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
         raise _Unusable(f"cannot become an array: {error}", "pass a NumPy array") from None
-    if array.dtype.kind not in "biuf":
+    if letter_of(array.dtype) not in "biuf":
         raise _Unusable(
             f"is a {type(value).__name__}, expected {_type(spec)}", "pass a NumPy array"
         )
@@ -299,10 +310,10 @@ def _converted(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
     scratch = empty_aligned(spec.memory_shape, spec.dtype, max(alignment, ALIGNMENT))
     integers = array.dtype.kind in "iu" and wanted.kind in "iu"
     if not integers and not np.can_cast(array.dtype, wanted, "same_kind"):
-        raise _wrong_dtype(array.dtype.name, spec.dtype, f"np.asarray(x, np.{spec.dtype})")
+        raise _wrong_dtype(array.dtype.name, spec.dtype, f"np.asarray(x, {_numpy_name(spec)})")
     with np.errstate(over="ignore"):
         np.copyto(scratch, array, casting="unsafe")
-    too_large = wanted.kind == "f" and (np.isinf(scratch) & np.isfinite(array)).any()
+    too_large = letter_of(wanted) == "f" and (np.isinf(scratch) & np.isfinite(array)).any()
     if too_large or (integers and not np.array_equal(scratch, array)):
         raise _Unusable(f"holds numbers that {spec.dtype} cannot hold", "check its values")
     return scratch
@@ -313,6 +324,11 @@ def _converted(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
 
 def _type(spec: ArgSpec) -> str:
     return f"{spec.dtype}{list(spec.shape)}"
+
+
+def _numpy_name(spec: ArgSpec) -> str:
+    """How Python calls the type of elements."""
+    return f"{'np' if hasattr(np, spec.dtype) else 'ml_dtypes'}.{spec.dtype}"
 
 
 def _wrong_dtype(got: str, expected: str, how: str) -> _Unusable:

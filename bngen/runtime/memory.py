@@ -11,6 +11,7 @@ import mmap
 
 import numpy as np
 
+from bngen.arrays import numpy_dtype
 from bngen.errors import BngenError
 
 #: What TVM assumes of a buffer unless its declaration says less: one cache line, one zmm register.
@@ -26,7 +27,7 @@ def empty_aligned(shape: tuple[int, ...], dtype: str, align: int = ALIGNMENT) ->
     Raises:
         BngenError: if the system does not give that much memory.
     """
-    kind = np.dtype(dtype)
+    kind = numpy_dtype(dtype)
     nbytes = math.prod(shape) * kind.itemsize
     try:
         raw = np.empty(nbytes + align, np.uint8)
@@ -81,7 +82,7 @@ class Arena:
         Raises:
             ValueError: if it would lie outside the arena, or off its alignment.
         """
-        kind = np.dtype(dtype)
+        kind = numpy_dtype(dtype)
         end = offset + math.prod(shape) * kind.itemsize
         if not 0 <= offset <= end <= self.nbytes:
             raise ValueError(f"bytes {offset} to {end} are not in an arena of {self.nbytes}")

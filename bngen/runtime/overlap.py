@@ -64,7 +64,8 @@ def memory_of(value: Any, spec: Declared) -> np.ndarray | None:
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "data_ptr"):
-        return np.asarray(_Memory(value, spec.numpy_dtype))
+        # A type of ml_dtypes has no letter of its own there.
+        return np.asarray(_Memory(value, spec.numpy_dtype)).view(spec.numpy_dtype)
     return None if isinstance(value, list | tuple | numbers.Number) else np.asarray(value)
 
 

@@ -1,10 +1,12 @@
-"""PyTorch's tensors as bngen's types, or why there is none.
+"""PyTorch's tensors as bngen's types, or why there is none; and as NumPy's arrays.
 
-In: a tensor, fake or real. Out: its `TensorType`.
+In: a tensor, fake or real. Out: its `TensorType`. Arrays are copies: NumPy and PyTorch do not hand
+each other what only one of them has a type for.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 
 from bngen.dtypes import DTYPES
@@ -43,6 +45,18 @@ def type_of(value: torch.Tensor) -> TensorType:
     if not all(isinstance(s, int) and s > 0 for s in value.shape):
         raise UnsupportedError(f"a tensor of shape {list(value.shape)}")
     return TensorType(tuple(value.shape), dtype_of(value.dtype))
+
+
+def tensor_of(array: np.ndarray) -> torch.Tensor:
+    """An array's numbers as a tensor of the same element type, in memory of its own."""
+    row = DTYPES[array.dtype.name]
+    return torch.tensor(array.astype(row.computed)).to(getattr(torch, row.torch))
+
+
+def array_of(tensor: torch.Tensor) -> np.ndarray:
+    """A tensor's numbers as an array of the same element type."""
+    row = DTYPES[dtype_of(tensor.dtype)]
+    return tensor.to(getattr(torch, row.computed)).numpy().astype(row.numpy, copy=False)
 
 
 def _is_fake(value: object) -> bool:

@@ -18,6 +18,7 @@ from bngen.errors import ProgramError
 from bngen.ir.interp import Results, element_type, given_constants
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import TensorType, Value
+from bngen.torch_bridge.element_types import array_of, tensor_of
 from bngen.torch_bridge.ops import TORCH_OPS
 
 Tensors = dict[Value, Tensor]
@@ -48,8 +49,8 @@ def run(
     with torch.no_grad():
         env = evaluate(graph, tensors, dtype)
     return Results(
-        outputs=tuple(env[v].numpy() for v in graph.outputs),
-        updates={target.name: env[new].numpy() for target, new in graph.updates},
+        outputs=tuple(array_of(env[v]) for v in graph.outputs),
+        updates={target.name: array_of(env[new]) for target, new in graph.updates},
     )
 
 
@@ -58,7 +59,7 @@ def inputs(graph: Graph, args: Mapping[str, np.ndarray], dtype: str | None) -> T
     args = {**given_constants(graph), **args}
     # Copies: the caller's array may be read-only or updated in place by the module under test.
     return {
-        v: torch.tensor(np.asarray(args[v.name]), dtype=_torch_type(v.type, dtype))
+        v: tensor_of(np.asarray(args[v.name])).to(_torch_type(v.type, dtype))
         for v in graph.input_values()
     }
 
@@ -88,6 +89,11 @@ def _evaluate_node(
 ) -> tuple[Tensor, ...]:
     if node.op not in TORCH_OPS:
         raise ProgramError(f"op {node.op} has no PyTorch reference", loc=node.loc)
+    if node.row.accumulates:
+        wide = [DTYPES[v.dtype].accumulator for v in node.operands]
+        operands = [
+            t.to(_torch_type(TensorType((), w), dtype)) for t, w in zip(operands, wide, strict=True)
+        ]
     result = TORCH_OPS[node.op].meaning(operands, node.attrs)
     results = result if isinstance(result, tuple) else (result,)
     # Constants, random numbers and casts are made in their declared type.

@@ -247,7 +247,8 @@ CASES = [
     ),
     (
         lambda x: x.to("float16"), (MATRIX,),
-        "to: 'float16' is no dtype (use one of float32, float64, int32, int64, uint8, bool)",
+        "to: 'float16' is no dtype "
+        "(use one of bfloat16, float32, float64, int32, int64, uint8, bool)",
     ),
     # --- what is no tensor
     (

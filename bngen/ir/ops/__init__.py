@@ -38,7 +38,7 @@ from bngen.ir.ops.pool import WINDOW
 from bngen.ir.ops.random import RANDOM
 from bngen.ir.ops.reduce import REDUCE
 from bngen.ir.ops.resize import RESIZE
-from bngen.ir.ops.row import OpDef, ShapeError, Types, check_dtypes
+from bngen.ir.ops.row import OpDef, ShapeError, Types, check_dtypes, check_widened
 from bngen.ir.types import Attrs, TensorType
 
 FAMILIES = (
@@ -73,6 +73,7 @@ def infer(name: str, types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     """Result types of an op; raises `ShapeError` for operands that do not fit."""
     row = op_def(name)
     check_dtypes(row, types)
+    check_widened(row, types)
     results = row.infer(types, attrs)
     for result in results:
         if wrong := type_misfit(result):

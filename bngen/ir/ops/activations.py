@@ -104,7 +104,8 @@ ACTIVATIONS = (
     pointwise("sigmoid", ("x",), unary(sigmoid), infer_float),
     pointwise("silu", ("x",), unary(lambda x: x * sigmoid(x)), infer_float),
     pointwise(
-        "relu", ("x",), unary(lambda x: np.where(x < 0, x.dtype.type(0), x)), takes="number"
+        "relu", ("x",), unary(lambda x: np.where(x < 0, x.dtype.type(0), x)), takes="number",
+        rounds=False,
     ),
     pointwise(
         "leaky_relu", ("x",),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from bngen.dtypes import DTYPES
 from bngen.ir.attributes import SIDES
 from bngen.ir.ops.row import (
     OpDef,
@@ -53,19 +54,25 @@ def _infer_conv2d(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     oh, ow = _conv_spatial(h, wd, r, s, attrs)
     if oh < 1 or ow < 1:
         raise ShapeError(f"window {r}x{s} (dilation {list(attrs['dilation'])}) exceeds padded {x}")
-    return (TensorType((n, k, oh, ow), x.dtype),)
+    return (TensorType((n, k, oh, ow), x.element.accumulator),)
 
 
 def _infer_conv_grad_input(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     dy, w = types
     (forward,) = _infer_conv2d([TensorType(attrs["shape"], dy.dtype), w], attrs)
-    return infer_gradient(dy, forward, attrs)
+    return _infer_gradient(dy, forward, attrs)
 
 
 def _infer_conv_grad_weight(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     x, dy = types
     (forward,) = _infer_conv2d([x, TensorType(attrs["shape"], x.dtype)], attrs)
-    return infer_gradient(dy, forward, attrs)
+    return _infer_gradient(dy, forward, attrs)
+
+
+def _infer_gradient(dy: TensorType, forward: TensorType, attrs: Attrs) -> tuple[TensorType, ...]:
+    """A gradient of the accumulator's type: what arrives is a factor, like the operands."""
+    (gradient,) = infer_gradient(dy, TensorType(forward.shape, dy.dtype), attrs)
+    return (TensorType(gradient.shape, dy.element.accumulator),)
 
 
 def _infer_matmul(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
@@ -76,11 +83,16 @@ def _infer_matmul(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
     kb, n = b.shape[::-1] if attrs["trans_b"] else b.shape
     if ka != kb:
         raise ShapeError(f"inner extents {ka} and {kb} of {a} and {b} differ")
-    return (TensorType((m, n), a.dtype),)
+    return (TensorType((m, n), a.element.accumulator),)
+
+
+def _factors(arrays):
+    """Factors in the type that their products are summed in."""
+    return [a.astype(DTYPES[a.dtype.name].accumulator, copy=False) for a in arrays]
 
 
 def _conv2d(arrays, attrs):
-    x, w = arrays
+    x, w = _factors(arrays)
     g = attrs["groups"]
     k, cg, r, s = w.shape
     view = windows(pad_hw(x, attrs["padding"]), (r, s), attrs["stride"], attrs["dilation"])
@@ -97,7 +109,7 @@ def _conv2d(arrays, attrs):
 
 
 def _conv2d_grad_input(arrays, attrs):
-    dy, w = arrays
+    dy, w = _factors(arrays)
     n, c, h, wd = attrs["shape"]
     g, (sh, sw), (dh, dw) = attrs["groups"], attrs["stride"], attrs["dilation"]
     t, b, le, ri = attrs["padding"]
@@ -119,7 +131,7 @@ def _conv2d_grad_input(arrays, attrs):
 
 
 def _conv2d_grad_weight(arrays, attrs):
-    x, dy = arrays
+    x, dy = _factors(arrays)
     k, cg, r, s = attrs["shape"]
     g = attrs["groups"]
     view = windows(pad_hw(x, attrs["padding"]), (r, s), attrs["stride"], attrs["dilation"])
@@ -133,7 +145,7 @@ def _conv2d_grad_weight(arrays, attrs):
 
 
 def _matmul(arrays, attrs):
-    a, b = arrays
+    a, b = _factors(arrays)
     return ((a.T if attrs["trans_a"] else a) @ (b.T if attrs["trans_b"] else b),)
 
 
@@ -141,7 +153,7 @@ def _convolution(name, operands, fn, infer, direction, **more) -> OpDef:
     given = {"shape": ...} if direction != "forward" else {}
     return OpDef(
         name, "contract", operands, infer, fn, {**CONV, **given}, {"padding": SIDES},
-        takes="float", direction=direction, **more,
+        takes="float", accumulates=True, direction=direction, **more,
     )  # fmt: skip
 
 
@@ -156,6 +168,6 @@ CONTRACT = (
     ),
     OpDef(
         "matmul", "contract", ("a", "b"), _infer_matmul, _matmul,
-        {"trans_a": False, "trans_b": False}, takes="float",
+        {"trans_a": False, "trans_b": False}, takes="float", accumulates=True,
     ),
 )  # fmt: skip

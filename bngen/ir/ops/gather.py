@@ -162,11 +162,11 @@ def _rearrange(arrays, attrs):
 
 GATHER = (
     pointwise(
-        "gather", ("x",), _gather, _infer_gather, gathers=True,
+        "gather", ("x",), _gather, _infer_gather, gathers=True, rounds=False,
         defaults={"axis": ..., "pieces": ..., "fill": 0.0},
     ),
     pointwise(
-        "rearrange", ("x",), _rearrange, _infer_rearrange, gathers=True,
+        "rearrange", ("x",), _rearrange, _infer_rearrange, gathers=True, rounds=False,
         defaults={"split": ..., "order": ..., "shape": ...},
     ),
 )  # fmt: skip

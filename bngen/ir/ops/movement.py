@@ -61,18 +61,18 @@ def _reshape(arrays, attrs):
 MOVEMENT = (
     OpDef(
         "copy", "copy", ("x",), lambda t, at: (t[0],), lambda a, at: (a[0],), moves="copies",
-        store_slot=False,
+        store_slot=False, rounds=False,
     ),
     OpDef(
         "cat", "view", ("x",), _infer_cat, _cat, {"axis": 1}, variadic=True, moves="joins",
-        store_slot=False,
+        store_slot=False, rounds=False,
     ),
     OpDef(
         "slice", "view", ("x",), _infer_slice, _slice, {"axis": 1, "start": ..., "stop": ...},
-        moves="cuts", store_slot=False,
+        moves="cuts", store_slot=False, rounds=False,
     ),
     OpDef(
         "reshape", "view", ("x",), _infer_reshape, _reshape, {"shape": ...}, moves="reshapes",
-        store_slot=False,
+        store_slot=False, rounds=False,
     ),
 )  # fmt: skip

@@ -121,7 +121,7 @@ def _one_hot(arrays, attrs):
 
 
 def _compare(name: str, relation: str, fn: Callable) -> OpDef:
-    return pointwise(name, ("a", "b"), _binary(fn), _infer_compare, relation=relation)
+    return pointwise(name, ("a", "b"), _binary(fn), _infer_compare, relation=relation, rounds=False)
 
 
 def _function(name: str, fn: Callable) -> OpDef:
@@ -135,8 +135,8 @@ POINTWISE = (
     pointwise("mul", ("a", "b"), _binary(np.multiply), wraps=True),
     pointwise("div", ("a", "b"), _binary(np.divide), infer_float),
     pointwise("pow", ("a", "b"), _binary(np.power), infer_float),
-    pointwise("maximum", ("a", "b"), _binary(np.maximum)),
-    pointwise("minimum", ("a", "b"), _binary(np.minimum)),
+    pointwise("maximum", ("a", "b"), _binary(np.maximum), rounds=False),
+    pointwise("minimum", ("a", "b"), _binary(np.minimum), rounds=False),
     _compare("greater", ">", np.greater),
     _compare("greater_equal", ">=", np.greater_equal),
     _compare("less", "<", np.less),
@@ -156,22 +156,22 @@ POINTWISE = (
     _function("floor", np.floor),
     _function("ceil", np.ceil),
     _function("round", np.round),
-    pointwise("neg", ("x",), unary(np.negative), takes="number"),
-    pointwise("abs", ("x",), unary(np.abs), takes="number"),
+    pointwise("neg", ("x",), unary(np.negative), takes="number", rounds=False),
+    pointwise("abs", ("x",), unary(np.abs), takes="number", rounds=False),
     pointwise("sign", ("x",), unary(_sign), takes="number"),
-    pointwise("where", ("cond", "a", "b"), _where, _infer_where),
+    pointwise("where", ("cond", "a", "b"), _where, _infer_where, rounds=False),
     pointwise(
         "cast", ("x",), _cast, lambda t, at: (TensorType(t[0].shape, at["dtype"]),),
-        defaults={"dtype": ...}, converts=True,
+        defaults={"dtype": ...}, converts=True, rounds=False,
     ),
-    pointwise("stop_gradient", ("x",), unary(lambda x: x), identity=True),
+    pointwise("stop_gradient", ("x",), unary(lambda x: x), identity=True, rounds=False),
     pointwise(
         "constant", (), _constant, _infer_constant,
         defaults={"value": ..., "dtype": FLOAT}, literal=True, sublayer=False,
     ),
     pointwise(
         "broadcast_to", ("x",), lambda a, at: (np.broadcast_to(a[0], at["shape"]).copy(),),
-        _infer_broadcast_to, defaults={"shape": ...}, identity=True, sublayer=False,
+        _infer_broadcast_to, defaults={"shape": ...}, identity=True, sublayer=False, rounds=False,
     ),
     # where each element lies along an axis
     pointwise(

@@ -110,7 +110,7 @@ def _gradient(name: str, attrs: dict) -> OpDef:
 
 RESIZE = (
     pointwise(
-        "resize_nearest", ("x",), _nearest, _infer, gathers=True, defaults=NEAREST,
+        "resize_nearest", ("x",), _nearest, _infer, gathers=True, rounds=False, defaults=NEAREST,
     ),
     _gradient("resize_nearest_grad", NEAREST),
     OpDef(

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+import bngen.arrays  # noqa: F401 - NumPy knows all element types
 from bngen.dtypes import BOOL, meet
 from bngen.ir.attributes import Kind, type_misfit
 from bngen.ir.types import Attrs, TensorType
@@ -43,6 +44,9 @@ class OpDef:
         variadic: whether the last operand repeats.
         takes: element types of the operands: ``any``; ``number``, which is all but bool; ``float``,
             one floating-point type for all of them.
+        rounds: results are computed, and rounded to their type: operands that are only stored are
+            converted first. Else each element is an operand's, perhaps negated, or a number.
+        accumulates: sums of products, in the accumulator of the operands' type, which results have.
         wraps: in integers, results are taken modulo the range.
         relation: of a comparison: its sign.
         literal: the result is the number in attribute ``value``.
@@ -81,6 +85,8 @@ class OpDef:
     channel: tuple[str, ...] = ()
     variadic: bool = False
     takes: str = "any"
+    rounds: bool = True
+    accumulates: bool = False
     wraps: bool = False
     relation: str = ""
     literal: bool = False
@@ -140,6 +146,12 @@ def promote(types: Types) -> str:
     return meet(([t.dtype for t in given if t.shape], [t.dtype for t in given if not t.shape]))
 
 
+def widens(row: OpDef, types: Types) -> bool:
+    """Whether an op computes, and an operand is of a type that nothing is computed in."""
+    stored = any(t is not None and t.element.stored_only for t in types)
+    return stored and row.rounds and not row.accumulates
+
+
 def check_dtypes(row: OpDef, types: Types) -> None:
     """Raise `ShapeError` where an op has no meaning for what its operands hold."""
     given = [t for t in types if t is not None]
@@ -151,6 +163,13 @@ def check_dtypes(row: OpDef, types: Types) -> None:
                 raise ShapeError(f"needs floating-point tensors, got {t}")
             if t.dtype != given[0].dtype:
                 raise ShapeError(f"needs one floating-point type, got {given[0]} and {t}")
+
+
+def check_widened(row: OpDef, types: Types) -> None:
+    """Raise `ShapeError` where an op would compute in a type that is only stored."""
+    if widens(row, types):
+        stored = next(t for t in types if t is not None and t.element.stored_only)
+        raise ShapeError(f"computes in {stored.element.computed}: {stored} must be cast first")
 
 
 def infer_pointwise(types: Types, attrs: Attrs) -> tuple[TensorType, ...]:
