@@ -340,7 +340,7 @@ class Choice:
         """Those asked for where they are legal; else the strategy's own."""
         if asked and self.strategy.misfit(self.facts, asked) is None:
             return asked
-        return self.strategy.knobs(self.facts, machine)
+        return self.strategy.own_knobs(self.facts, machine)
 
 
 def choose(kernel: Kernel, layouts: Layouts, machine: Machine) -> Choice:

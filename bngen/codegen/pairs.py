@@ -3,13 +3,14 @@
 In: a function after TVM's last pass, its opaque operations not revealed. Out: calls of functions in
 LLVM IR, which the function brings along (`bngen.target.pairs`)::
 
-    sums + pair_product(Broadcast(a), b)         DOT(sums, Broadcast(a), b)
-    word(narrowed(x), narrowed(y))       ->      PACK(x, y)
+    sums + product(Broadcast(a), b)              DOT(sums, Broadcast(a), b)
+    pair(rounded(x), rounded(y))         ->      PACK(x, y)
+    half(rounded(x))                             NARROW(x)
     Broadcast(word(m[i], m[i + 1]))              Broadcast(the 32 bits at m[i])
 
-For other targets, and vectors of other lanes, they stay what they mean: shifts, multiply-adds.
+For other targets, and vectors of other lanes, they stay what they mean (`bngen.lower.pairs`).
 
-The last of the three is for LLVM, which would make one load of the two itself, but then no longer
+The last of the four is for LLVM, which would make one load of the two itself, but then no longer
 knows that nothing else points there: sums that lie in memory are stored in every step.
 """
 
@@ -23,17 +24,18 @@ from tvm.ir import Call, StringImm, TensorLoad
 from tvm.sym import Analyzer
 from tvm.target.codegen import target_has_features
 
-from bngen.lower.opaque import Expr, added_pairs, dtype_of, narrowed, pair_product
-from bngen.lower.pairs import halves
-from bngen.target.pairs import DOT, FEATURE, PACK, WIDTHS, functions
+from bngen.lower import pairs
+from bngen.lower.opaque import Expr, Opaque, dtype_of, is_branch
+from bngen.lower.stored import CONVERSIONS
+from bngen.target.pairs import DOT, FEATURE, NARROW, PACK, WIDTHS, functions
+
+ROUNDED = CONVERSIONS["bfloat16"].rounded
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="bngen.SumPairs")
 def _sum_pairs(func: tirx.PrimFunc, _module: Any, _context: Any) -> tirx.PrimFunc:
     found = _Found(bool(target_has_features(FEATURE, func.attrs["target"])))
-    func = tvm_ffi.structural_mutate(
-        func, [(tirx.Add, found.summed), (tirx.BitwiseOr, found.packed)]
-    )
+    func = tvm_ffi.structural_mutate(func, [(tirx.Add, found.summed), (Call, found.made)])
     return _with_text(func, functions(*found.lanes)) if found.lanes else func
 
 
@@ -49,7 +51,7 @@ class _Found:
         self.has_them, self.lanes = has_them, set[int]()
 
     def can(self, value: Expr) -> bool:
-        """Whether there is an instruction for a vector, and for those found before."""
+        """Whether there is an instruction for a vector; all in a function have as many lanes."""
         lanes = _lanes(value)
         if not self.has_them or lanes not in WIDTHS or self.lanes - {lanes}:
             return False
@@ -58,40 +60,53 @@ class _Found:
 
     def summed(self, add: tirx.Add, mutator: tvm_ffi.StructuralMutator) -> Expr:
         add = mutator.default_mutate(add)
-        sums, product = (add.a, add.b) if _is(add.b, pair_product) else (add.b, add.a)
-        if not _is(product, pair_product):
+        sums, product = (add.a, add.b) if _is(add.b, pairs.product) else (add.b, add.a)
+        if not _is(product, pairs.product):
             return add
         broadcast, words = product.args
         broadcast = _loaded_at_once(broadcast)
         if not self.can(product):
-            return added_pairs(sums, broadcast, words)
+            return pairs.added(sums, broadcast, words)
         signed = f"int32x{_lanes(product)}"
         operands = [tirx.reinterpret(signed, w) for w in (broadcast, words)]
         return tirx.call_pure_extern(dtype_of(product), DOT, sums, *operands)
 
-    def packed(self, either: tirx.BitwiseOr, mutator: tvm_ffi.StructuralMutator) -> Expr:
-        either = mutator.default_mutate(either)
-        both = halves(either)
-        if both is None or not all(_is(h, narrowed) for h in both):
-            return either
-        if not self.can(either):
-            return either
-        low, high = (h.args[0] for h in both)
-        words = tirx.call_pure_extern(f"int32x{_lanes(either)}", PACK, low, high)
-        return tirx.reinterpret(dtype_of(either), words)
+    def made(self, call: Call, mutator: tvm_ffi.StructuralMutator) -> Expr:
+        call = mutator.default_mutate(call)
+        named = next((n for op, n in ((pairs.pair, PACK), (pairs.half, NARROW)) if _is(call, op)), "")
+        if not named or not self.can(call):
+            return call
+        size = "int32" if named == PACK else "int16"
+        made = tirx.call_pure_extern(f"{size}x{_lanes(call)}", named, *map(_unrounded, call.args))
+        return tirx.reinterpret(dtype_of(call), made)
 
 
 def _lanes(value: Expr) -> int:
     return int(dtype_of(value).partition("x")[2] or 1)
 
 
-def _is(value: Expr, op: Any) -> bool:
+def _is(value: Expr, op: Opaque) -> bool:
     return isinstance(value, Call) and value.op.same_as(op.op)
+
+
+def _unrounded(number: Expr) -> Expr:
+    """What is the number once it is rounded."""
+    if _is(number, ROUNDED):
+        return number.args[0]
+    if isinstance(number, tirx.Let):
+        return tirx.Let(number.var, number.value, _unrounded(number.body))
+    if isinstance(number, tirx.Select):
+        sides = number.true_value, number.false_value
+        return tirx.Select(number.condition, *map(_unrounded, sides))
+    if isinstance(number, Call) and is_branch(number):
+        condition, *sides = number.args
+        return Call(number.op, [condition, *map(_unrounded, sides)], ret_ty=dtype_of(number))
+    return number
 
 
 def _loaded_at_once(word: Expr) -> Expr:
     """A word for all lanes, of two neighbours in memory, as one load."""
-    both = halves(word.value) if isinstance(word, tirx.Broadcast) else None
+    both = pairs.halves(word.value) if isinstance(word, tirx.Broadcast) else None
     if both is None or not all(isinstance(h, TensorLoad) for h in both):
         return word
     low, high = both

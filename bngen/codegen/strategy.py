@@ -53,6 +53,10 @@ class Strategy:
         """What the strategy knows of a kernel that it was made for, or why it declines."""
         return wide_sums(kernel) or self.applies(kernel, layouts)
 
+    def own_knobs(self, facts: Any, machine: Machine) -> Knobs:
+        """The analytic choice, on the machine as a kernel sees it whose products are of pairs."""
+        return self.knobs(facts, machine.of_pairs() if facts.pairs else machine)
+
     def misfit(self, facts: Any, knobs: Mapping[str, int]) -> Declined | None:
         """Why knobs cannot schedule a kernel of these facts, or None where they can."""
         return misfit(self.kind, self.space(facts), knobs)

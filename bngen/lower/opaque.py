@@ -178,29 +178,6 @@ def _like(a: Expr, value: int) -> Expr:
     return tirx.Broadcast(constant, int(lanes)) if lanes else constant
 
 
-def _bits(a: Expr, dtype: str) -> Expr:
-    _, x, lanes = dtype_of(a).partition("x")
-    return tirx.reinterpret(dtype + x + lanes, a)
-
-
-def _narrowed(a: Expr) -> Expr:
-    """To nearest, ties to even. A NaN would become infinity, or minus zero: its low bits go."""
-    bits = _bits(a, "uint32")
-    _, x, lanes = dtype_of(a).partition("x")
-    odd = (bits >> _like(bits, 16)) & _like(bits, 1)
-    near = bits + (odd + _like(bits, 0x7FFF))
-    quiet = bits | _like(bits, 1 << 22)
-    return tirx.Cast(f"uint16{x}{lanes}", tirx.Select(tirx.EQ(a, a), near, quiet) >> _like(bits, 16))
-
-
-def added_pairs(sums: Expr | None, a: Expr, b: Expr) -> Expr:
-    """Sums and the products of both pairs of two words, in the order in which they are added."""
-    high = [_bits(w & _like(w, 0xFFFF0000), "float32") for w in (a, b)]
-    low = [_bits(w << _like(w, 16), "float32") for w in (a, b)]
-    product = high[0] * high[1]
-    return (product if sums is None else sums + product) + low[0] * low[1]
-
-
 # --- the ops ----------------------------------------------------------------------------------
 
 
@@ -241,12 +218,6 @@ chooses = _opaque("chooses", lambda condition: condition, "bool")
 """The same condition, where it chooses between two values. Two ops, lest a test inside one of the
 values, which both are computed, be dropped because its outcome is known there."""
 
-narrowed = _opaque("narrowed", _narrowed, "uint16")
-"""A float as the bits of a bfloat16."""
-
-pair_product = _opaque("pair_product", lambda a, b: added_pairs(None, a, b), "float32")
-"""The products of two pairs of bfloat16, added, see `bngen.lower.pairs`."""
-
 held = _opaque("held", lambda value: value, effect=tirx.CallEffectKind.ReadState)
 """A value as it is, which TVM does not take for one that may be computed again elsewhere."""
 
@@ -254,7 +225,7 @@ _BY_NAME = {
     row.op.name: row
     for row in (
         add, sub, mul, scaled, div, neg, maximum, minimum,
-        greater, greater_equal, less, less_equal, equal, not_equal, holds, chooses, narrowed, pair_product, held,
+        greater, greater_equal, less, less_equal, equal, not_equal, holds, chooses, held,
     )
 }  # fmt: skip
 

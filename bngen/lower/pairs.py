@@ -1,22 +1,62 @@
 """Pairs of bfloat16: words of two, and sums of their products.
 
 A word is 32 bits, the first of the pair in the low half. A sum of products of pairs is written as
-any other, ``te.sum(pair_product(a, b), ..)``, over half as many terms, and scheduled as any other;
-what instructions become of it is `bngen.codegen.pairs`'s to say.
+any other, ``te.sum(product(a, b), ..)``, over half as many terms, and scheduled as any other; what
+instructions become of it is `bngen.codegen.pairs`'s to say.
+
+================== ===========================================================================
+``product(a, b)``  of two words: the products of both pairs, added. What all lanes share comes first
+``pair(low, high)`` the word of two numbers that bfloat16 holds (`bngen.lower.stored`)
+``half(number)``   one such number as 16 bits
+``word(low, high)`` the word of two numbers of 16 bits, as memory has them
+================== ===========================================================================
+
+Instructions for products take subnormal numbers for zero, and so those that round to what is only
+multiplied may do so, too: a result differs by less than 2**-126 of what it is multiplied with.
 """
 
 from __future__ import annotations
 
 from tvm import tirx
 
-from bngen.lower.opaque import Expr, dtype_of
+from bngen.lower.opaque import Expr, dtype_of, like, opaque
 
-_HALF = 16
+_HALF, _UPPER = 16, 0xFFFF0000
+
+
+def _as(kind: str, x: Expr) -> Expr:
+    """The bits of a scalar or a vector as another type of that size."""
+    _, by, lanes = dtype_of(x).partition("x")
+    return tirx.reinterpret(kind + by + lanes, x)
+
+
+def added(sums: Expr | None, a: Expr, b: Expr) -> Expr:
+    """Sums and the products of both pairs of two words, in the order in which they are added."""
+    high = [_as("float32", w & like(w, _UPPER)) for w in (a, b)]
+    low = [_as("float32", w << like(w, _HALF)) for w in (a, b)]
+    first = high[0] * high[1]
+    return (first if sums is None else sums + first) + low[0] * low[1]
+
+
+def _half(number: Expr) -> Expr:
+    bits = _as("uint32", number)
+    _, by, lanes = dtype_of(number).partition("x")
+    return tirx.Cast(f"uint16{by}{lanes}", bits >> like(bits, _HALF))
+
+
+def _pair(low: Expr, high: Expr) -> Expr:
+    low, high = _as("uint32", low), _as("uint32", high)
+    return (low >> like(low, _HALF)) | (high & like(high, _UPPER))
+
+
+product = opaque("pair_product", lambda a, b: added(None, a, b), "float32")
+pair = opaque("pair", _pair, "uint32")
+half = opaque("half", _half, "uint16")
 
 
 def word(low: Expr, high: Expr) -> Expr:
     """Two numbers of 16 bits as one word."""
-    wide = [tirx.Cast("uint32", half) for half in (low, high)]
+    wide = [tirx.Cast("uint32", part) for part in (low, high)]
     return tirx.BitwiseOr(wide[0], wide[1] << tirx.const(_HALF, "uint32"))
 
 

@@ -75,7 +75,14 @@ def join_gradient(
     return Joint(joint, graph, cotangents, gradients, tuple(independent), formats)
 
 
-def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = None) -> Prepared:
+def prepare(
+    joint: Joint,
+    lanes: int,
+    fusion: str = "icf",
+    dump: Dump | None = None,
+    *,
+    pairs: bool = False,
+) -> Prepared:
     """Plan a program.
 
     Args:
@@ -83,10 +90,17 @@ def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = N
         lanes: float32 lanes of a vector.
         fusion: a fusion level.
         dump: called after each pass with its name and the graph.
+        pairs: whether convolutions of bfloat16 multiply pairs of channels.
     """
     graph = keep_old_values(joint.graph, joint.cotangents or ())
     planned = plan_program(
-        graph, fusion, lanes, cotangents=joint.cotangents, dump=dump, formats=joint.formats
+        graph,
+        fusion,
+        lanes,
+        cotangents=joint.cotangents,
+        dump=dump,
+        formats=joint.formats,
+        pairs=pairs,
     )
     users = {i.value for i in graph.inputs if i.kind == "input"}
     unaligned = frozenset(v for v, p in planned.memory.places.items() if p.root in users)
