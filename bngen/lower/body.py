@@ -15,18 +15,25 @@ from bngen.ir.types import Value
 from bngen.lower.coords import Coord, Lane, logical_coord, read
 from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Argument, Lowered, identifier
-from bngen.lower.opaque import Expr, chooses
+from bngen.lower.opaque import Expr, chooses, dtype_of
 from bngen.lower.recompute import element_of
+from bngen.lower.stored import Widened, in_memory, is_narrow, narrowed, widened
 from bngen.lower.sums import sums_of_rows
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import physical_shape
 
 
 class Body:
-    """Expressions and stages of one kernel under construction."""
+    """Expressions and stages of one kernel under construction.
 
-    def __init__(self, kernel: Kernel, layouts: Layouts):
-        self.kernel, self.layouts = kernel, layouts
+    Args:
+        kernel: what it computes.
+        layouts: how values lie.
+        bits: take elements as they lie in memory: nothing is computed with them.
+    """
+
+    def __init__(self, kernel: Kernel, layouts: Layouts, *, bits: bool = False):
+        self.kernel, self.layouts, self.bits = kernel, layouts, bits
         self.lowered = Lowered(kernel.name)
         self.producer: dict[Value, Node] = {v: n for n in kernel.nodes for v in n.outputs}
         self.stages: dict[Value, Callable[[Coord], Expr]] = {}
@@ -35,7 +42,7 @@ class Body:
         self.tensors: dict[Value, te.Tensor] = {}
         for v in kernel.inputs:
             shape = physical_shape(v.type, layouts[v])
-            self.tensors[v] = te.placeholder(shape or (1,), v.dtype, name=identifier(v.name))
+            self.tensors[v] = te.placeholder(shape or (1,), in_memory(v), name=identifier(v.name))
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -51,8 +58,17 @@ class Body:
 
     def load(self, v: Value, coord: Coord) -> Expr:
         """The element of an input, from memory."""
-        tensor = self.tensors[v]
-        return tensor(0) if not v.shape else read(tensor, v.type, self.layouts[v], coord)
+        return self._read(self.tensors[v], v, coord)
+
+    def _read(self, tensor: te.Tensor, v: Value, coord: Coord) -> Expr:
+        """The element of ``v`` in a buffer of its physical shape."""
+        if v.shape:
+            return read(tensor, v.type, self.layouts[v], coord, bits=self.bits)
+        return tensor(0) if self.bits else widened(tensor(0), v.dtype)
+
+    def memory(self, v: Value) -> te.Tensor | Widened:
+        """An input as it lies in memory, for who indexes it by itself."""
+        return Widened(self.tensors[v], v.dtype) if is_narrow(v) else self.tensors[v]
 
     def masked(self, v: Value, coord: Coord, fill: float = 0.0) -> Expr:
         """Like `at`, but ``fill`` in lanes that hold no channel."""
@@ -60,34 +76,35 @@ class Body:
         for axis in coord:
             valid = axis.valid() if isinstance(axis, Lane) else None
             if valid is not None:
-                return tirx.Select(chooses(valid), element, tirx.const(fill, v.dtype))
+                return tirx.Select(chooses(valid), element, tirx.const(fill, dtype_of(element)))
         return element
 
     def is_loaded(self, v: Value) -> bool:
         """Whether ``v`` is read from memory as it is."""
-        return v in self.tensors and v not in self.stages
+        return v in self.tensors and v not in self.stages and not is_narrow(v)
 
     # --- stages -------------------------------------------------------------------------------
 
     def define(self, v: Value, tensor: te.Tensor) -> None:
         """Later reads of ``v`` read this stage, which has ``v``'s physical shape."""
-        layout = self.layouts[v]
+        self.stages[v] = lambda coord: self._read(tensor, v, coord)
 
-        def from_stage(coord: Coord) -> Expr:
-            return read(tensor, v.type, layout, coord) if v.shape else tensor(0)
+    def stage(self, v: Value, name: str, *, stored: bool = False) -> te.Tensor:
+        """Compute ``v`` over its whole physical extent as a stage of its own.
 
-        self.stages[v] = from_stage
-
-    def stage(self, v: Value, name: str) -> te.Tensor:
-        """Compute ``v`` over its whole physical extent as a stage of its own."""
+        Args:
+            v: a value of the kernel.
+            name: of the stage.
+            stored: whether it holds what goes to memory, else numbers to compute with.
+        """
         layout = self.layouts[v]
         shape = physical_shape(v.type, layout) or (1,)
-        if not v.shape:
-            tensor = te.compute(shape, lambda _: self.at(v, ()), name=name)
-        else:
-            tensor = te.compute(
-                shape, lambda *i: self.at(v, logical_coord(v.type, layout, i)), name=name
-            )
+
+        def element(*index: Expr) -> Expr:
+            number = self.at(v, logical_coord(v.type, layout, index) if v.shape else ())
+            return narrowed(number, v.dtype) if stored else number
+
+        tensor = te.compute(shape, element, name=name)
         self.define(v, tensor)
         return tensor
 
@@ -95,7 +112,7 @@ class Body:
         """Stages for what the store slot writes or several stages need, then its reductions."""
         anchor_outputs = self.kernel.anchor.outputs if self.kernel.anchor else ()
         reductions = [n for n in self.kernel.store if n.row.kind == "reduce"]
-        twice = {n.inputs[0] for n in reductions if n.row.combine == "moments"}
+        twice = {self.lying(n.inputs[0]) for n in reductions if n.row.combine == "moments"}
         shared = self.shared({*self.kernel.outputs, *twice})
         for v in anchor_outputs:
             self.from_main.add(v)
@@ -114,6 +131,12 @@ class Body:
         for node in reductions:
             self.sum_rows(node)
 
+    def lying(self, v: Value) -> Value:
+        """What may lie in memory in a value's place: what is only widened is not kept as well."""
+        node = self.producer.get(v)
+        narrow = node is not None and node.row.converts and is_narrow(node.inputs[0])
+        return node.inputs[0] if narrow else v
+
     def shared(self, written: set[Value]) -> set[Value]:
         """Values of the store slot that several of its stages need, and that a tile may hold.
 
@@ -126,7 +149,7 @@ class Body:
             own: set[tuple[Node, Value]] = set()
             for v in node.outputs:
                 users = stages.get(v, set())
-                fits = v.dtype != "bool" and v.shape == self.domain.shape
+                fits = v.dtype != "bool" and v.shape == self.domain.shape and self.lying(v) == v
                 if v not in written and len(users) > 1 and fits:
                     found.add(v)
                 a_stage = v in written or v in found or node.row.kind == "reduce"
@@ -150,7 +173,8 @@ class Body:
             return
         if not self.from_main:
             self.from_main.add(v)
-        tensor = self.stage(v, f"store_{identifier(v.name)}")
+        name = f"store_{identifier(v.name)}"
+        tensor = self.stage(v, name, stored=v in self.kernel.outputs)
         tiles = self.lowered.tiles if v in self.from_main else self.lowered.separate
         tiles.append(tensor.op.name)
         if v in self.kernel.outputs:

@@ -39,7 +39,7 @@ def _lowered(kernel: Kernel, layouts: Layouts, nest) -> Lowered:
     node = kernel.anchor
     geo, packed = Geometry.of_convolution(node), layouts[node.inputs[1]]
     body = Body(kernel, layouts)
-    data, w = operand(body, node.inputs[0], geo), body.tensors[node.inputs[1]]
+    data, w = operand(body, node.inputs[0], geo), body.memory(node.inputs[1])
     element = nest(data, w, geo, packed)
     shape = physical_shape(node.out.type, layouts[node.out])
     body.define(node.out, te.compute(shape, element, name="conv"))

@@ -12,8 +12,10 @@ from typing import Any
 
 from tvm import te, tirx
 
+from bngen.dtypes import DTYPES
 from bngen.ir.types import TensorType
 from bngen.lower.opaque import Expr, dtype_of, holds
+from bngen.lower.stored import widened
 from bngen.plan.layout import Blocked, Layout, Plain
 
 
@@ -114,9 +116,20 @@ def guard(layout: Layout, coord: Coord) -> Expr | None:
     return holds(tirx.all(*present)) if present else None
 
 
-def read(tensor: te.Tensor, type_: TensorType, layout: Layout, coord: Coord) -> Expr:
-    """The element at a coordinate; zero for a lane that holds no channel of another layout."""
+def read(
+    tensor: te.Tensor, type_: TensorType, layout: Layout, coord: Coord, *, bits: bool = False
+) -> Expr:
+    """The element at a coordinate; zero for a lane that holds no channel of another layout.
+
+    Args:
+        tensor: a buffer of the physical shape.
+        type_: of the value in it.
+        layout: how it lies there.
+        coord: logical coordinate.
+        bits: as it lies in memory, not as a number.
+    """
     element = tensor(*physical_index(type_, layout, coord))
+    element = element if bits else widened(element, type_.dtype)
     condition = guard(layout, coord)
     return element if condition is None else guarded(condition, element)
 
@@ -126,12 +139,12 @@ def guarded(condition: Expr, element: Expr) -> Expr:
 
     Never a `tirx.Select`, which evaluates both of its sides.
     """
-    return tirx.if_then_else(condition, element, zero(dtype_of(element)))
+    return tirx.if_then_else(condition, element, tirx.const(0, dtype_of(element)))
 
 
 def zero(dtype: str) -> Expr:
-    """The additive identity of a type."""
-    return tirx.const(0, dtype)
+    """The additive identity of a type, or of the one that it is computed in."""
+    return tirx.const(0, DTYPES[dtype].computed)
 
 
 def broadcast_coord(coord: Coord, shape: tuple[int, ...], out: tuple[int, ...]) -> tuple[Any, ...]:

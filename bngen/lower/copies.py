@@ -12,7 +12,8 @@ from bngen.lower.body import Body
 from bngen.lower.coords import Lane, guard, guarded, logical, logical_coord
 from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered
-from bngen.lower.opaque import Expr
+from bngen.lower.opaque import Expr, dtype_of
+from bngen.lower.stored import in_memory, narrowed
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import PLAIN, PackedWeight, physical_shape
 
@@ -21,7 +22,8 @@ def lower_copy(kernel: Kernel, layouts: Layouts) -> Lowered:
     """Another layout, or another place: copy, and views that could not stay views."""
     node = kernel.anchor
     out, layout = node.out, layouts[node.out]
-    body = Body(kernel, layouts)
+    # What is moved as it is need not be widened on the way.
+    body = Body(kernel, layouts, bits=not kernel.load)
     shape = physical_shape(out.type, layout) or (1,)
     if isinstance(layout, PackedWeight):
         element = _packed_element(body, node.inputs[0], layout)
@@ -31,7 +33,11 @@ def lower_copy(kernel: Kernel, layouts: Layouts) -> Lowered:
             coord = logical_coord(out.type, layout, index) if out.shape else ()
             return ELEMENTS[node.row.moves](body, node, coord)
 
-    tensor = te.compute(shape, element, name="copy")
+    def stored(*index):
+        value = element(*index)
+        return value if dtype_of(value) == in_memory(out) else narrowed(value, out.dtype)
+
+    tensor = te.compute(shape, stored, name="copy")
     body.results[out] = tensor
     return body.finish("copy")
 

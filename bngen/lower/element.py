@@ -7,10 +7,12 @@ from dataclasses import dataclass
 import numpy as np
 from tvm import tirx
 
+from bngen.arrays import numpy_dtype
 from bngen.dtypes import DTYPES
 from bngen.ir.node import Node
 from bngen.lower.coords import Coord
 from bngen.lower.opaque import Expr
+from bngen.lower.stored import computed
 
 FLOATS = tuple(name for name, row in DTYPES.items() if row.is_float)
 
@@ -24,12 +26,13 @@ class Element:
 
     @property
     def dtype(self) -> str:
-        """Element type of the result."""
-        return self.node.out.dtype
+        """The type that elements of the result are computed in."""
+        return computed(self.node.out)
 
     def const(self, value: float) -> Expr:
         """A constant of the result's type; what exceeds it is infinite."""
         if self.dtype in FLOATS:
             with np.errstate(over="ignore"):
-                value = float(np.dtype(self.dtype).type(value))
+                for dtype in (self.dtype, self.node.out.dtype):
+                    value = float(numpy_dtype(dtype).type(value))
         return tirx.const(value, self.dtype)

@@ -134,9 +134,13 @@ def direct_products(node: Node) -> int:
 
 
 def _is_whole(kernel: Kernel, x: Value, layouts: Layouts) -> bool:
-    """Whether an operand lies in memory with a channel in every lane, nothing to do on load."""
+    """Whether an operand lies in memory with a channel in every lane, nothing to do on load.
+
+    What is only stored has to be widened.
+    """
     layout = layouts[x]
-    return isinstance(layout, Blocked) and not layout.padded and x in kernel.inputs
+    whole = isinstance(layout, Blocked) and not layout.padded and x in kernel.inputs
+    return whole and not x.type.element.stored_only
 
 
 # --- phases of a strided data gradient --------------------------------------------------------

@@ -158,7 +158,7 @@ def _product(a: Expr, b: Expr) -> Expr:
 
 def _negated(a: Expr) -> Expr:
     # Not 0 - a, which is +0 for a = +0.
-    return tirx.Mul(a, _like(a, -1)) if is_float(a) else _wrapping(tirx.Sub)(_like(a, 0), a)
+    return tirx.Mul(a, like(a, -1)) if is_float(a) else _wrapping(tirx.Sub)(like(a, 0), a)
 
 
 def _no_worse(compare: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], Expr]:
@@ -172,7 +172,8 @@ def _no_worse(compare: Callable[[Expr, Expr], Expr]) -> Callable[[Expr, Expr], E
     return meaning
 
 
-def _like(a: Expr, value: int) -> Expr:
+def like(a: Expr, value: int) -> Expr:
+    """A number in the type of a scalar or a vector."""
     kind, _, lanes = dtype_of(a).partition("x")
     constant = tirx.const(value, kind)
     return tirx.Broadcast(constant, int(lanes)) if lanes else constant
@@ -180,54 +181,51 @@ def _like(a: Expr, value: int) -> Expr:
 
 # --- the ops ----------------------------------------------------------------------------------
 
+_BY_NAME: dict[str, Opaque] = {}
 
-def _opaque(
+
+def opaque(
     name: str,
     meaning: Callable[..., Expr],
     result: str | None = None,
     effect: Any = tirx.CallEffectKind.Pure,
 ) -> Opaque:
+    """Register an op of that name, which stands for its meaning until it is `revealed`."""
     _ffi_api.RegisterOp(_PREFIX + name, f"{name}, done as written")
     op = Op.get(_PREFIX + name)
     op.set_attr("TVectorizable", True)
     op.set_attr("TCallEffectKind", effect.value)
     op.set_attr("TScriptPrinterName", f"bngen_{name}")
-    return Opaque(op, meaning, result)
+    row = Opaque(op, meaning, result)
+    _BY_NAME[op.name] = row
+    return row
 
 
-add = _opaque("add", _wrapping(tirx.Add))
-sub = _opaque("sub", _wrapping(tirx.Sub))
-mul = _opaque("mul", _product)
-scaled = _opaque("scaled", _wrapping(tirx.Mul))
-div = _opaque("div", tirx.Div)
-neg = _opaque("neg", _negated)
-maximum = _opaque("maximum", _no_worse(tirx.GE))
-minimum = _opaque("minimum", _no_worse(tirx.LE))
-greater = _opaque("greater", tirx.GT, "bool")
-greater_equal = _opaque("greater_equal", tirx.GE, "bool")
-less = _opaque("less", tirx.LT, "bool")
-less_equal = _opaque("less_equal", tirx.LE, "bool")
-equal = _opaque("equal", tirx.EQ, "bool")
+add = opaque("add", _wrapping(tirx.Add))
+sub = opaque("sub", _wrapping(tirx.Sub))
+mul = opaque("mul", _product)
+scaled = opaque("scaled", _wrapping(tirx.Mul))
+div = opaque("div", tirx.Div)
+neg = opaque("neg", _negated)
+maximum = opaque("maximum", _no_worse(tirx.GE))
+minimum = opaque("minimum", _no_worse(tirx.LE))
+greater = opaque("greater", tirx.GT, "bool")
+greater_equal = opaque("greater_equal", tirx.GE, "bool")
+less = opaque("less", tirx.LT, "bool")
+less_equal = opaque("less_equal", tirx.LE, "bool")
+equal = opaque("equal", tirx.EQ, "bool")
 # TVM's NE asks LLVM for "ordered and not equal", which is false for NaN.
-not_equal = _opaque("not_equal", lambda a, b: tirx.Not(tirx.EQ(a, b)), "bool")
+not_equal = opaque("not_equal", lambda a, b: tirx.Not(tirx.EQ(a, b)), "bool")
 
-holds = _opaque("holds", lambda condition: condition, "bool")
+holds = opaque("holds", lambda condition: condition, "bool")
 """The condition of a test that guards a load."""
 
-chooses = _opaque("chooses", lambda condition: condition, "bool")
+chooses = opaque("chooses", lambda condition: condition, "bool")
 """The same condition, where it chooses between two values. Two ops, lest a test inside one of the
 values, which both are computed, be dropped because its outcome is known there."""
 
-held = _opaque("held", lambda value: value, effect=tirx.CallEffectKind.ReadState)
+held = opaque("held", lambda value: value, effect=tirx.CallEffectKind.ReadState)
 """A value as it is, which TVM does not take for one that may be computed again elsewhere."""
-
-_BY_NAME = {
-    row.op.name: row
-    for row in (
-        add, sub, mul, scaled, div, neg, maximum, minimum,
-        greater, greater_equal, less, less_equal, equal, not_equal, holds, chooses, held,
-    )
-}  # fmt: skip
 
 
 def revealed(call: Call) -> Expr:

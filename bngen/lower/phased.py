@@ -39,7 +39,7 @@ def lower_phased(kernel: Kernel, layouts: Layouts) -> Lowered:
     data = phased_operand(body, dy, phases)
     if layouts[weight].shuffled:
         data = shuffled(body, data, dy, node.out)
-    operands = _Operands(data, body.tensors[weight], layouts[weight], phases.lo)
+    operands = _Operands(data, body.memory(weight), layouts[weight], phases.lo)
     rows, columns = phases.axes
     nests = {
         (a.number, b.number): _phase_nest(node, operands, a, b)

@@ -14,6 +14,7 @@ from typing import Any
 
 from tvm import te, tirx
 
+from bngen.dtypes import DTYPES
 from bngen.ir.ops.random import MIX, ROUND, STREAM, random_key
 from bngen.ir.ops.row import promote
 from bngen.lower import logarithms, opaque, transcendental
@@ -24,6 +25,7 @@ from bngen.lower.error_function import erf
 from bngen.lower.gather import filled
 from bngen.lower.opaque import Expr, add, bind, div, dtype_of, greater, less, mul, scaled
 from bngen.lower.opaque import sub as minus
+from bngen.lower.stored import rounded
 
 
 def maximum_over(dtype: str) -> Callable[..., Expr]:
@@ -149,7 +151,7 @@ def _binary(
 
 def _compare(fn: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
     def compare(e: Element, a: Expr, b: Expr) -> Expr:
-        dtype = promote([v.type for v in e.node.inputs])
+        dtype = DTYPES[promote([v.type for v in e.node.inputs])].computed
         if dtype == "bool":
             dtype = "uint8"  # LLVM's comparisons of single bits are signed, or those of floats
         return fn(_as(a, dtype), _as(b, dtype))
@@ -213,7 +215,7 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "abs": _abs,
     "sign": _sign,
     "where": _where,
-    "cast": lambda e, x: _as(x, e.dtype),
+    "cast": lambda e, x: rounded(_as(x, e.dtype), e.node.out.dtype),
     "stop_gradient": lambda e, x: x,
     "constant": lambda e: e.const(e.node.attrs["value"]),
     "broadcast_to": lambda e, x: x,

@@ -46,7 +46,7 @@ def lower_shuffled(kernel: Kernel, layouts: Layouts) -> Lowered:
     node, body = kernel.anchor, Body(kernel, layouts)
     geo = Geometry.of_convolution(node)
     (x, weight), outer = node.inputs, layouts[node.out]
-    data, w = shuffled(body, operand(body, x, geo), x, node.out), body.tensors[weight]
+    data, w = shuffled(body, operand(body, x, geo), x, node.out), body.memory(weight)
     (sh, sw), (dh, dw), (rows, cols) = geo.stride, geo.dilation, geo.window
     j, r, s = (te.reduce_axis((0, e), a) for e, a in ((w.shape[1], "j"), (rows, "r"), (cols, "s")))
 

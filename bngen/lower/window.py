@@ -23,6 +23,7 @@ from bngen.lower.opaque import Expr, dtype_of
 from bngen.lower.pointwise import maximum_over
 from bngen.lower.pool_gradients import adaptive_grad, avg_pool_grad, max_pool_grad
 from bngen.lower.resize import bilinear, bilinear_grad, nearest_grad
+from bngen.lower.stored import computed
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked, physical_shape
 
@@ -45,7 +46,7 @@ def _scratch(body: Body, x: Value, lo: tuple[int, int], extent: tuple[int, int],
     def element(cb, image, p, q, lane):
         tests = [p >= lo[0], p < h + lo[0], q >= lo[1], q < w + lo[1]]
         value = body.at(x, (image, Lane(cb, lane, layout), p - lo[0], q - lo[1]))
-        return tirx.if_then_else(tirx.all(*tests), value, tirx.const(fill, x.dtype))
+        return tirx.if_then_else(tirx.all(*tests), value, tirx.const(fill, computed(x)))
 
     tensor = te.compute((layout.blocks, n, *extent, layout.lanes), element, name="pad")
     body.lowered.pads.append("pad")

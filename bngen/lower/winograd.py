@@ -51,7 +51,7 @@ def lower_winograd(kernel: Kernel, layouts: Layouts) -> Lowered:
     x, weight = kernel.anchor.inputs
     body = Body(kernel, layouts)
     data = operand(body, x, Geometry.of_convolution(kernel.anchor).of_whole_tiles(TILE))
-    body.define(kernel.anchor.out, convolved(body, data, body.tensors[weight]))
+    body.define(kernel.anchor.out, convolved(body, data, body.memory(weight)))
     body.store_slot()
     return body.finish("merge")
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
+from bngen.ir.types import Value
 from bngen.lower.facts import FEW_BLOCKS, Layouts, ProductFacts, element_bytes
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
@@ -46,8 +47,13 @@ def applies(kernel: Kernel, _: Layouts) -> ProductFacts:
     return ProductFacts(
         element_bytes=element_bytes(node.out), m=m, n=n, k=a.shape[0] if trans_a else a.shape[1],
         trans_a=int(trans_a), trans_b=int(trans_b),
-        loads_a=int(a not in kernel.inputs), loads_b=int(b not in kernel.inputs),
+        loads_a=int(_is_computed(a, kernel)), loads_b=int(_is_computed(b, kernel)),
     )  # fmt: skip
+
+
+def _is_computed(v: Value, kernel: Kernel) -> bool:
+    """Whether an operand is not read as it lies in memory."""
+    return v not in kernel.inputs or v.type.element.stored_only
 
 
 # --- knobs ------------------------------------------------------------------------------------

@@ -75,7 +75,7 @@ def gradient_facts(kernel: Kernel, layouts: Layouts, geo: Geometry, **other: int
         "in_lanes": inner.lanes if is_blocked else 1,
     }  # fmt: skip
     return GradientFacts(
-        element_bytes=element_bytes(dy), n=dy.shape[0],
+        element_bytes=element_bytes(node.out), n=dy.shape[0],
         out_blocks=outer.blocks, lanes=outer.lanes, groups=groups,
         stride_h=geo.stride[0], stride_w=geo.stride[1], dilation_h=geo.dilation[0],
         padded_w=geo.padded_w(kernel, x, layouts), **usual | other,

@@ -35,7 +35,7 @@ class Machine:
 
     def lanes(self, dtype: str) -> int:
         """Elements of a type in a vector."""
-        return self.traits.vector_bytes // DTYPES[dtype].nbytes
+        return self.traits.vector_bytes // DTYPES[DTYPES[dtype].computed].nbytes
 
     def of_pairs(self) -> Machine:
         """The same machine to a kernel whose multiply-adds are of pairs, see `Traits.of_pairs`."""
