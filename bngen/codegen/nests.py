@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bngen.codegen.strategy import Strategy
-from bngen.dtypes import FLOAT
+from bngen.dtypes import FLOAT, PAIRED
 from bngen.ir.attributes import shown
 from bngen.ir.ops.reduce import normalize_axes
 from bngen.lower.facts import (
@@ -237,13 +237,14 @@ STRATEGIES: tuple[Strategy, ...] = (
         made_for=_GRADIENT,
         applies=wgrad.applies,
         facts=GradientFacts,
-        lower=_lowering("wgrad", "lower_weight_gradient"),
+        lower=_lowering("wgrad", "lower_weight_gradient", wide=True),
         knobs=wgrad.wgrad_knobs,
         space=wgrad.gradient_space,
         schedule=wgrad.schedule_weight_gradient,
         registers=wgrad.block_registers,
         prefetched=True,
         products=_direct,
+        pairs_images=True,
     ),
     Strategy(
         "product",
@@ -350,15 +351,19 @@ def choose(kernel: Kernel, layouts: Layouts, machine: Machine) -> Choice:
         if row.made_for(kernel):
             found = row.asked(kernel, layouts)
             if not isinstance(found, Declined):
-                return Choice(row, _on(found, kernel, machine), declined)
+                return Choice(row, _on(found, row, kernel, machine), declined)
             declined[row.kind] = found.reason
     return Choice(FALLBACK, AnyFacts(lanes=machine.lanes(FLOAT)), declined)
 
 
-def _on(facts: Facts, kernel: Kernel, machine: Machine) -> Facts:
+def _on(facts: Facts, row: Strategy, kernel: Kernel, machine: Machine) -> Facts:
     """The facts on a machine."""
-    wide = isinstance(facts, WideFacts)
-    return facts.on(machine.lanes(kernel.outputs[0].dtype)) if wide else facts
+    if isinstance(facts, WideFacts):
+        return facts.on(machine.lanes(kernel.outputs[0].dtype))
+    paired = row.pairs_images and machine.traits.pairs_pay
+    if paired and all(v.dtype == PAIRED for v in kernel.anchor.inputs):
+        return facts.of_image_pairs()
+    return facts
 
 
 def read(kind: str, extents: Mapping[str, int]) -> Facts | Declined:

@@ -73,7 +73,9 @@ class _Found:
 
     def made(self, call: Call, mutator: tvm_ffi.StructuralMutator) -> Expr:
         call = mutator.default_mutate(call)
-        named = next((n for op, n in ((pairs.pair, PACK), (pairs.half, NARROW)) if _is(call, op)), "")
+        named = next(
+            (n for op, n in ((pairs.pair, PACK), (pairs.half, NARROW)) if _is(call, op)), ""
+        )
         if not named or not self.can(call):
             return call
         size = "int32" if named == PACK else "int16"

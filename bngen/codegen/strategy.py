@@ -34,6 +34,7 @@ class Strategy:
         registers: vector registers that the accumulators of some knobs need, and what they read.
         prefetched: whether its multiply-adds ask early for what its slots read.
         products: multiplications of its kernels' sums of products, transforms not counted.
+        pairs_images: whether it multiplies pairs of images, where that pays and they are bfloat16.
     """
 
     kind: str
@@ -48,6 +49,7 @@ class Strategy:
     registers: Callable[[Any, Knobs], int] = lambda facts, knobs: 0
     prefetched: bool = False
     products: Callable[[Kernel], int] = lambda kernel: 0
+    pairs_images: bool = False
 
     def asked(self, kernel: Kernel, layouts: Layouts) -> Facts | Declined:
         """What the strategy knows of a kernel that it was made for, or why it declines."""

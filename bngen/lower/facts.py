@@ -193,6 +193,10 @@ class GradientFacts(Facts):
     dilation_h: int
     groups: int
 
+    def of_image_pairs(self) -> Self:
+        """The facts where an element is a word of two images."""
+        return replace(self, n=-(-self.n // 2), pairs=1)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShuffledGradientFacts(GradientFacts):

@@ -21,6 +21,8 @@ from tvm import tirx
 
 from bngen.lower.opaque import Expr, dtype_of, like, opaque
 
+WORD = "uint32"
+"""TVM's name of the type of words."""
 _HALF, _UPPER = 16, 0xFFFF0000
 
 
@@ -50,14 +52,14 @@ def _pair(low: Expr, high: Expr) -> Expr:
 
 
 product = opaque("pair_product", lambda a, b: added(None, a, b), "float32")
-pair = opaque("pair", _pair, "uint32")
+pair = opaque("pair", _pair, WORD)
 half = opaque("half", _half, "uint16")
 
 
 def word(low: Expr, high: Expr) -> Expr:
     """Two numbers of 16 bits as one word."""
-    wide = [tirx.Cast("uint32", part) for part in (low, high)]
-    return tirx.BitwiseOr(wide[0], wide[1] << tirx.const(_HALF, "uint32"))
+    wide = [tirx.Cast(WORD, part) for part in (low, high)]
+    return tirx.BitwiseOr(wide[0], wide[1] << tirx.const(_HALF, WORD))
 
 
 def halves(value: Expr) -> tuple[Expr, Expr] | None:
