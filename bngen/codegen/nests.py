@@ -19,8 +19,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bngen.codegen.strategy import Strategy
-from bngen.dtypes import FLOAT, PAIRED
+from bngen.codegen.strategy import Strategy, multiplies_pairs
+from bngen.dtypes import FLOAT
 from bngen.ir.attributes import shown
 from bngen.ir.ops.reduce import normalize_axes
 from bngen.lower.facts import (
@@ -152,6 +152,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         registers=_tile,
         prefetched=True,
         products=winograd.products,
+        yields_to_pairs=True,
     ),
     Strategy(
         "depthwise",
@@ -205,6 +206,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         schedule=wgrad.schedule_weight_gradient,
         registers=wgrad.block_registers,
         products=winograd.products,
+        yields_to_pairs=True,
     ),
     Strategy(
         "depthwise_wgrad",
@@ -349,7 +351,7 @@ def choose(kernel: Kernel, layouts: Layouts, machine: Machine) -> Choice:
     declined: dict[str, str] = {}
     for row in STRATEGIES:
         if row.made_for(kernel):
-            found = row.asked(kernel, layouts)
+            found = row.asked(kernel, layouts, machine)
             if not isinstance(found, Declined):
                 return Choice(row, _on(found, row, kernel, machine), declined)
             declined[row.kind] = found.reason
@@ -360,10 +362,8 @@ def _on(facts: Facts, row: Strategy, kernel: Kernel, machine: Machine) -> Facts:
     """The facts on a machine."""
     if isinstance(facts, WideFacts):
         return facts.on(machine.lanes(kernel.outputs[0].dtype))
-    paired = row.pairs_images and machine.traits.pairs_pay
-    if paired and all(v.dtype == PAIRED for v in kernel.anchor.inputs):
-        return facts.of_image_pairs()
-    return facts
+    paired = row.pairs_images and multiplies_pairs(kernel, machine)
+    return facts.of_image_pairs() if paired else facts
 
 
 def read(kind: str, extents: Mapping[str, int]) -> Facts | Declined:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bngen.dtypes import PAIRED
 from bngen.lower.facts import Declined, Facts, Layouts, wide_sums
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
@@ -15,6 +16,16 @@ from bngen.target.machine import Machine
 
 if TYPE_CHECKING:
     from tvm import s_tir
+
+
+def multiplies_pairs(kernel: Kernel, machine: Machine) -> bool:
+    """Whether a kernel is built around products of bfloat16, pairs of which a machine multiplies.
+
+    Convolutions and data gradients then read weights that lie in pairs, see `PackedWeight`.
+    """
+    operands = kernel.anchor.inputs if kernel.anchor else ()
+    narrow = bool(operands) and all(v is not None and v.dtype == PAIRED for v in operands)
+    return narrow and machine.traits.pairs_pay
 
 
 @dataclass(frozen=True)
@@ -34,7 +45,8 @@ class Strategy:
         registers: vector registers that the accumulators of some knobs need, and what they read.
         prefetched: whether its multiply-adds ask early for what its slots read.
         products: multiplications of its kernels' sums of products, transforms not counted.
-        pairs_images: whether it multiplies pairs of images, where that pays and they are bfloat16.
+        pairs_images: whether it multiplies pairs of images, where `multiplies_pairs`.
+        yields_to_pairs: whether it multiplies floats alone, and is slower than one that pairs.
     """
 
     kind: str
@@ -50,9 +62,12 @@ class Strategy:
     prefetched: bool = False
     products: Callable[[Kernel], int] = lambda kernel: 0
     pairs_images: bool = False
+    yields_to_pairs: bool = False
 
-    def asked(self, kernel: Kernel, layouts: Layouts) -> Facts | Declined:
+    def asked(self, kernel: Kernel, layouts: Layouts, machine: Machine) -> Facts | Declined:
         """What the strategy knows of a kernel that it was made for, or why it declines."""
+        if self.yields_to_pairs and multiplies_pairs(kernel, machine):
+            return Declined("the machine multiplies pairs of bfloat16 faster")
         return wide_sums(kernel) or self.applies(kernel, layouts)
 
     def own_knobs(self, facts: Any, machine: Machine) -> Knobs:
