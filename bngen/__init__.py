@@ -27,6 +27,7 @@ globals().update(_DTYPES)  # bngen.float32, bngen.bool_, ...
 
 _HOMES = {
     "compiler": "build bundle",
+    "lang.mixed": "autocast",
     "lang.gradients": "grad training_step value_and_grad",
     "lang.loss": "binary_cross_entropy_with_logits cross_entropy kl_div nll_loss",
     "lang.image_norms": "group_norm instance_norm layer_norm local_response_norm",

@@ -66,8 +66,9 @@ ONLY_PARTS = {
     ("codegen", "runtime"): {"memory_file", "native", "toolchain"},
     ("cache", "tuning"): {"records"},
     ("compiler", "tuning"): {"records"},
-    # A program that ends in an update has its gradient made while it is traced.
-    ("lang", "passes"): {"autodiff", "grad_rules"},
+    # A program that ends in an update has its gradient made while it is traced; one in mixed
+    # precision is made from one that is not.
+    ("lang", "passes"): {"autocast", "autodiff", "grad_rules"},
     # The blocks that lowering has named, and the facts that knobs follow from; of a target, what it
     # is to a schedule.
     ("scheduling", "lower"): {"facts", "geometry", "lowered", "opaque"},

@@ -280,6 +280,9 @@ class GraphBuilder:
         self._nodes.append(node)
         self._names.update(v.name for v in node.outputs)
         self._producers.update((v, node) for v in node.outputs)
+        if node.row.converts and node.inputs[0].type.element.stored_only:
+            if node.out.dtype == node.inputs[0].type.element.computed:
+                self._widened.setdefault(node.inputs[0], node.out)
         if node.row.literal:
             key = (repr(node.attrs["value"]), node.attrs["dtype"])
             self._constants.setdefault(key, node.out)

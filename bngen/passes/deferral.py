@@ -16,22 +16,28 @@ After::
     dx = add(g, bn_grad_affine(x, mean, add(s1, s2), add(o1, o2)))   # recomputed where loaded
     dw = conv2d_grad_weight(y, dx)
 
-Slices along the channels move through the same way. In and out: graphs of equal meaning.
+Slices along the channels move through the same way, and conversions do: of gradients that are
+only stored, ``g`` is. In and out: graphs of equal meaning.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import Value
+from bngen.passes.conversions import converted, converts
 from bngen.passes.simplify import emit_slice
 
 
 @dataclass(frozen=True)
 class Deferred:
-    """``core + slope*(x - mean) + offset``; a missing core is zero."""
+    """``core + slope*(x - mean) + offset``; a missing core is zero.
+
+    The core has the type of the value, perhaps one that is only stored: it is rounded, and what is
+    added to it when it is read is not, before both are.
+    """
 
     core: Value | None
     x: Value
@@ -73,12 +79,16 @@ class _Deferral:
         if d is None or value in self.spelled:
             return
         self.spelled.add(value)
-        affine = self.b.emit("bn_grad_affine", d.x, d.mean, d.slope, d.offset)
-        self.b.replace(value, affine if d.core is None else self.b.emit("add", d.core, affine))
+        whole = self.b.emit("bn_grad_affine", d.x, d.mean, d.slope, d.offset)
+        if d.core is not None:
+            whole = self.b.emit("add", self.b.widened(d.core), whole)
+        self.b.replace(value, converted(self.b, whole, value.dtype))
 
     def combine(self, node: Node) -> Deferred | None:
         if node.row.deferrable:
             return Deferred(None, *(self.b.resolve(v) for v in node.inputs))
+        if converts(node) and node.inputs[0] in self.deferred:
+            return self.combine_conversion(node)
         through = {"add": self.combine_sum, "slice": self.combine_slice}.get(node.op)
         return through(node) if through else None
 
@@ -95,6 +105,10 @@ class _Deferral:
             return Deferred(core, du.x, du.mean, slope, offset)
         d, other = (du, v) if du is not None else (dv, u)
         return Deferred(self.plus(d.core, self.b.resolve(other)), d.x, d.mean, d.slope, d.offset)
+
+    def combine_conversion(self, node: Node) -> Deferred:
+        d = self.deferred[node.inputs[0]]
+        return replace(d, core=d.core and converted(self.b, d.core, node.out.dtype))
 
     def combine_slice(self, node: Node) -> Deferred | None:
         d = self.deferred.get(node.inputs[0])

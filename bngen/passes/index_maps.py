@@ -23,6 +23,7 @@ from bngen.ir.build import GraphBuilder, prune
 from bngen.ir.node import Graph, Node
 from bngen.ir.ops.gather import Piece, flattened, pieces_of
 from bngen.ir.types import TensorType, Value
+from bngen.passes.conversions import converted, narrows, source_of, widens
 from bngen.passes.rewrite import rewrite
 
 
@@ -105,6 +106,9 @@ def _cuts_of_gradients(graph: Graph) -> set[Value]:
             continue
         (x,) = node.inputs
         made = producers.get(x)
+        if made is not None and narrows(made) and len(consumers[x]) == 1 and x not in results:
+            x = made.inputs[0]
+            made = producers.get(x)
         gradient = made is not None and (made.row.direction == "input" or x in found)
         if gradient and len(consumers[x]) == 1 and x not in results:
             found.add(node.out)
@@ -113,7 +117,7 @@ def _cuts_of_gradients(graph: Graph) -> set[Value]:
 
 def _cut_gradient(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     """The gradient of an operand whose padding the convolution makes itself."""
-    gradient, axis = b.producer(node.inputs[0]), node.attrs["axis"]
+    gradient, axis = source_of(b, node.inputs[0]), node.attrs["axis"]
     (piece,) = pieces_of(node.attrs)
     after = node.inputs[0].shape[axis] - piece.start - piece.count
     attrs = {
@@ -121,7 +125,8 @@ def _cut_gradient(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
         "shape": node.out.shape,
         "padding": _wider(gradient.attrs["padding"], axis, (piece.start, after)),
     }
-    return (b.emit(gradient.op, *gradient.inputs, loc=gradient.loc, **attrs),)
+    cut = b.emit(gradient.op, *gradient.inputs, loc=gradient.loc, **attrs)
+    return (converted(b, cut, node.out.dtype),)
 
 
 # --- orders of axes -------------------------------------------------------------------------------
@@ -215,7 +220,11 @@ def _cut_index_map(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
 
 def _sum_of_parts(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     """The sum of two concatenations, of which at each place one is zeros."""
-    parts = [_parts_of(b, v) for v in node.inputs]
+    made = [b.producer(v) for v in node.inputs]
+    stored = all(m is not None and widens(m) for m in made)
+    parts = [_parts_of(b, m.inputs[0]) for m in made] if stored else (
+        [_parts_of(b, v) for v in node.inputs]
+    )  # fmt: skip
     if None in parts or node.inputs[0].shape != node.inputs[1].shape:
         return None
     (axis, here), (other, there) = parts
@@ -227,11 +236,11 @@ def _sum_of_parts(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     for start, v in [*ordered, (shape[axis], None)]:
         if start > end:
             zeros = (*shape[:axis], start - end, *shape[axis + 1 :])
-            joined.append(b.zeros(TensorType(zeros, node.out.dtype)))
+            joined.append(b.zeros(TensorType(zeros, (here or there)[0][1].dtype)))
         if v is not None:
             joined.append(v)
             end = start + v.shape[axis]
-    return (b.emit("cat", *joined, axis=axis, loc=node.loc),)
+    return (b.widened(b.emit("cat", *joined, axis=axis, loc=node.loc)),)
 
 
 def _parts_of(b: GraphBuilder, v: Value) -> tuple[int, list[tuple[int, Value]]] | None:

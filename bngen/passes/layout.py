@@ -264,6 +264,8 @@ class _Layouts:
         row = OPS[node.op]
         if row.gathers:
             return node.inputs, self.gathered_layout(node)
+        if row.converts:
+            return node.inputs, self.of[node.inputs[0]]
         roles = [name.rstrip("?") for name in row.operands]
         layout = self.pointwise_layout(node)
         inputs = []

@@ -14,6 +14,7 @@ from bngen.ir.node import Graph
 from bngen.ir.types import Value
 from bngen.ir.verify import verify
 from bngen.passes.concatenations import nest_concatenations, place_concatenations
+from bngen.passes.conversions import join_conversions
 from bngen.passes.deferral import defer_affine_gradients
 from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, split_reductions
 from bngen.passes.fusion.cut import fuse
@@ -46,7 +47,9 @@ class Planned:
 def graph_passes(level: FusionLevel) -> list[tuple[str, Callable[[Graph], Graph]]]:
     """The graph-to-graph passes of a fusion level, in order."""
     passes: list[tuple[str, Callable[[Graph], Graph]]] = [
+        ("conversions", join_conversions),
         ("moves", join_index_maps),
+        ("conversions", join_conversions),
         ("nest", nest_concatenations),
         ("pools", pool_before_convolution),
         (
@@ -60,6 +63,7 @@ def graph_passes(level: FusionLevel) -> list[tuple[str, Callable[[Graph], Graph]
         passes += [("statistics", share_statistics), ("cse", share_common_subexpressions)]
     if level.channel:
         passes += [("deferral", defer_affine_gradients), ("slices", forward_slices)]
+        passes += [("conversions", join_conversions)]
     passes += [
         ("reductions", split_reductions),
         ("factors", hoist_channel_factors),

@@ -8,6 +8,7 @@ from __future__ import annotations
 from bngen.ir.build import GraphBuilder, prune
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import Value
+from bngen.passes.conversions import converted, converts, source_of
 from bngen.passes.rewrite import rewrite
 
 
@@ -31,11 +32,13 @@ def share_common_subexpressions(graph: Graph) -> Graph:
 
 
 def emit_slice(b: GraphBuilder, x: Value, axis: int, start: int, stop: int) -> Value:
-    """``x[start:stop]`` along an axis, looked up through slices and concatenations."""
+    """``x[start:stop]`` along an axis, looked up through slices, concatenations, conversions."""
     if (start, stop) == (0, x.shape[axis]):
         return x
-    source = b.producer(x)
+    maker, source = b.producer(x), source_of(b, x)
     if source is not None and source.attrs.get("axis") == axis:
+        if converts(maker) and source.row.moves in ("cuts", "joins"):
+            return converted(b, emit_slice(b, maker.inputs[0], axis, start, stop), x.dtype)
         if source.row.moves == "cuts":
             first = source.attrs["start"]
             return emit_slice(b, source.inputs[0], axis, first + start, first + stop)
@@ -70,9 +73,9 @@ def share_statistics(graph: Graph) -> Graph:
 
     def stats(b: GraphBuilder, x: Value, node: Node) -> tuple[Value, Value]:
         if x not in known:
-            source = b.producer(x)
+            source = source_of(b, x)
             if joins_channels(source):
-                parts = [stats(b, part, node) for part in source.inputs]
+                parts = [stats(b, b.widened(part), node) for part in source.inputs]
                 known[x] = tuple(
                     b.emit("cat", *(p[i] for p in parts), axis=0, loc=node.loc) for i in (0, 1)
                 )
@@ -99,25 +102,31 @@ def pool_before_convolution(graph: Graph) -> Graph:
     consumers, results = graph.consumers(), set(graph.results())
 
     def forward(b: GraphBuilder, pool: Node) -> tuple[Value, ...] | None:
-        conv = b.producer(pool.inputs[0])
+        conv = source_of(b, pool.inputs[0])
         if conv is None or conv.row.direction != "forward":
             return None
         if not (is_pointwise_convolution(conv) and shrinks(pool.out, conv.out)):
             return None
-        if conv.out in results or len(consumers.get(conv.out, ())) != 1:
+        if not lone(b, pool.inputs[0]):
             return None
         x, weight = conv.inputs
         pooled = b.emit(pool.op, x, loc=pool.loc, **pool.attrs)
         return (b.emit(conv.op, pooled, weight, loc=conv.loc, **conv.attrs),)
 
+    def lone(b: GraphBuilder, v: Value) -> bool:
+        """Whether a value has one reader, and so has what it was converted from."""
+        made = b.producer(v)
+        alone = v not in results and len(consumers.get(v, ())) == 1
+        return alone and (not converts(made) or lone(b, made.inputs[0]))
+
     def spread(b: GraphBuilder, v: Value) -> Node | None:
         """The pool's gradient that made ``v``, if nothing but such convolutions reads it."""
-        node = b.producer(v)
+        node, made = source_of(b, v), b.producer(v)
         if node is None or node.op not in AVERAGES or not shrinks(node.inputs[0], v):
             return None
         readers = consumers.get(v, ())
         alone = v not in results and readers and all(map(is_pointwise_convolution, readers))
-        return node if alone else None
+        return node if alone and (not converts(made) or lone(b, made.inputs[0])) else None
 
     def grad_input(b: GraphBuilder, conv: Node) -> tuple[Value, ...] | None:
         grad = spread(b, conv.inputs[0])
@@ -125,8 +134,9 @@ def pool_before_convolution(graph: Graph) -> Graph:
             return None
         shape = conv.attrs["shape"]
         small = (*shape[:2], *grad.inputs[0].shape[2:])
+        dy = converted(b, grad.inputs[0], conv.inputs[0].dtype)
         dx = b.emit(
-            conv.op, grad.inputs[0], conv.inputs[1], loc=conv.loc,
+            conv.op, dy, conv.inputs[1], loc=conv.loc,
             **{**conv.attrs, "shape": small},
         )  # fmt: skip
         return (b.emit(grad.op, dx, loc=grad.loc, **{**grad.attrs, "shape": shape}),)
@@ -138,7 +148,8 @@ def pool_before_convolution(graph: Graph) -> Graph:
             return None
         attrs = {k: v for k, v in grad.attrs.items() if k != "shape"}
         pooled = b.emit(AVERAGES[grad.op], x, loc=grad.loc, **attrs)
-        return (b.emit(conv.op, pooled, grad.inputs[0], loc=conv.loc, **conv.attrs),)
+        small = converted(b, grad.inputs[0], dy.dtype)
+        return (b.emit(conv.op, pooled, small, loc=conv.loc, **conv.attrs),)
 
     rules = {
         **dict.fromkeys(AVERAGES.values(), forward),

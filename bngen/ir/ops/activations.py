@@ -8,11 +8,13 @@ the operand, or where one formula takes the place of many ops.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from bngen.ir.ops.pointwise import erf
 from bngen.ir.ops.row import (
+    OpDef,
     ShapeError,
     Types,
     along_channel,
@@ -98,46 +100,50 @@ def _bce_with_logits(arrays, attrs):
     return ((1 - target) * x + share * softplus(-x),)
 
 
+def _activation(*args: Any, **facets: Any) -> OpDef:
+    return pointwise(*args, autocast="follows", **facets)
+
+
 # --- the rows -------------------------------------------------------------------------------------
 
 ACTIVATIONS = (
-    pointwise("sigmoid", ("x",), unary(sigmoid), infer_float),
-    pointwise("silu", ("x",), unary(lambda x: x * sigmoid(x)), infer_float),
-    pointwise(
+    _activation("sigmoid", ("x",), unary(sigmoid), infer_float),
+    _activation("silu", ("x",), unary(lambda x: x * sigmoid(x)), infer_float),
+    _activation(
         "relu", ("x",), unary(lambda x: np.where(x < 0, x.dtype.type(0), x)), takes="number",
         rounds=False,
     ),
-    pointwise(
+    _activation(
         "leaky_relu", ("x",),
         lambda a, at: (np.where(a[0] > 0, a[0], a[0] * a[0].dtype.type(at["slope"])),),
         infer_float, defaults={"slope": 0.01},
     ),
-    pointwise(
+    _activation(
         "prelu", ("x", "weight"), _prelu, infer_first, channel=("weight",), takes="float",
     ),
     # The gradient at a bound is zero,
-    pointwise(
+    _activation(
         "hardtanh", ("x",), lambda a, at: (_clamped(a[0], at["lo"], at["hi"]),), _infer_hardtanh,
         defaults={"lo": -1.0, "hi": 1.0},
     ),
     # and here it is the whole; and where the bounds cross, all is ``hi``.
-    pointwise(
+    _activation(
         "clamp", ("x",), lambda a, at: (_clamped(a[0], at["lo"], at["hi"]),), infer_float,
         defaults={"lo": -math.inf, "hi": math.inf},
     ),
-    pointwise("hardsigmoid", ("x",), unary(_hardsigmoid), infer_float),
-    pointwise("hardswish", ("x",), unary(lambda x: x * _hardsigmoid(x)), infer_float),
-    pointwise("gelu", ("x",), _gelu, infer_float, defaults={"approximate": False}),
+    _activation("hardsigmoid", ("x",), unary(_hardsigmoid), infer_float),
+    _activation("hardswish", ("x",), unary(lambda x: x * _hardsigmoid(x)), infer_float),
+    _activation("gelu", ("x",), _gelu, infer_float, defaults={"approximate": False}),
     # elu, celu, selu: output_scale * (x, or alpha * (exp(input_scale * x) - 1) below zero)
-    pointwise(
+    _activation(
         "elu", ("x",), _elu, infer_float,
         defaults={"alpha": 1.0, "output_scale": 1.0, "input_scale": 1.0},
     ),
     # log(1 + exp(beta * x)) / beta, and x where beta * x exceeds the threshold
-    pointwise(
+    _activation(
         "softplus", ("x",), _softplus, infer_float, defaults={"beta": 1.0, "threshold": 20.0}
     ),
-    pointwise("mish", ("x",), unary(lambda x: x * np.tanh(softplus(x))), infer_float),
+    _activation("mish", ("x",), unary(lambda x: x * np.tanh(softplus(x))), infer_float),
     # The binary cross-entropy of sigmoid(x), by whose gradient no digits of a tail are lost.
     pointwise(
         "bce_with_logits", ("x", "target", "pos_weight?"), _bce_with_logits, infer_float,

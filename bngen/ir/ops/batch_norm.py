@@ -173,7 +173,7 @@ BATCH_NORM = (
     OpDef(
         "batch_norm", "coarse", ("x", "weight?", "bias?"), _infer_batch_norm, _batch_norm,
         {"eps": 1e-5}, results=("", "mean", "var"), channel=("weight", "bias"), takes="float",
-        statistics="batch",
+        statistics="batch", autocast="follows",
     ),
     # whole statistics
     OpDef(
@@ -214,6 +214,7 @@ BATCH_NORM = (
     pointwise(
         "bn_normalize", ("x", "mean", "var", "weight?", "bias?"), _bn_normalize, infer_first,
         defaults={"eps": 1e-5}, channel=("mean", "var", "weight", "bias"), takes="float",
+        autocast="follows",
     ),
     pointwise(
         "bn_scale", ("var", "weight?"), _bn_scale, _infer_vectors(1), defaults={"eps": 1e-5},

@@ -151,6 +151,7 @@ def _matmul(arrays, attrs):
 
 def _convolution(name, operands, fn, infer, direction, **more) -> OpDef:
     given = {"shape": ...} if direction != "forward" else {}
+    more |= {"autocast": "narrows"} if direction != "weight" else {}
     return OpDef(
         name, "contract", operands, infer, fn, {**CONV, **given}, {"padding": SIDES},
         takes="float", accumulates=True, direction=direction, **more,
@@ -169,5 +170,6 @@ CONTRACT = (
     OpDef(
         "matmul", "contract", ("a", "b"), _infer_matmul, _matmul,
         {"trans_a": False, "trans_b": False}, takes="float", accumulates=True,
+        autocast="narrows",
     ),
 )  # fmt: skip

@@ -124,16 +124,18 @@ def _compare(name: str, relation: str, fn: Callable) -> OpDef:
     return pointwise(name, ("a", "b"), _binary(fn), _infer_compare, relation=relation, rounds=False)
 
 
-def _function(name: str, fn: Callable) -> OpDef:
+def _function(name: str, fn: Callable, **facets: str) -> OpDef:
     """A function of one floating-point number."""
-    return pointwise(name, ("x",), unary(fn), infer_float)
+    return pointwise(name, ("x",), unary(fn), infer_float, **facets)
 
 
 POINTWISE = (
-    pointwise("add", ("a", "b"), _binary(np.add), wraps=True),
-    pointwise("sub", ("a", "b"), _binary(np.subtract), takes="number", wraps=True),
-    pointwise("mul", ("a", "b"), _binary(np.multiply), wraps=True),
-    pointwise("div", ("a", "b"), _binary(np.divide), infer_float),
+    pointwise("add", ("a", "b"), _binary(np.add), wraps=True, autocast="follows"),
+    pointwise(
+        "sub", ("a", "b"), _binary(np.subtract), takes="number", wraps=True, autocast="follows",
+    ),
+    pointwise("mul", ("a", "b"), _binary(np.multiply), wraps=True, autocast="follows"),
+    pointwise("div", ("a", "b"), _binary(np.divide), infer_float, autocast="follows"),
     pointwise("pow", ("a", "b"), _binary(np.power), infer_float),
     pointwise("maximum", ("a", "b"), _binary(np.maximum), rounds=False),
     pointwise("minimum", ("a", "b"), _binary(np.minimum), rounds=False),
@@ -147,7 +149,7 @@ POINTWISE = (
     _function("log", np.log),
     _function("sqrt", np.sqrt),
     _function("rsqrt", lambda x: (1 / np.sqrt(x)).astype(x.dtype)),
-    _function("tanh", np.tanh),
+    _function("tanh", np.tanh, autocast="follows"),
     _function("expm1", np.expm1),
     _function("log1p", np.log1p),
     _function("erf", erf),
@@ -183,11 +185,11 @@ POINTWISE = (
     ),
     pointwise(
         "bias_add", ("x", "bias"), lambda a, at: (a[0] + along_channel(a[1], a[0].ndim),),
-        infer_first, channel=("bias",), takes="float",
+        infer_first, channel=("bias",), takes="float", autocast="follows", finishes=True,
     ),
     pointwise(
         "channel_scale", ("x", "scale"),
         lambda a, at: (a[0] * along_channel(a[1], a[0].ndim),), infer_first, channel=("scale",),
-        takes="float",
+        takes="float", autocast="follows",
     ),
 )  # fmt: skip

@@ -204,20 +204,23 @@ def _adaptive_avg_pool2d_grad(arrays, attrs):
 WINDOW = (
     OpDef(
         "max_pool2d", "window", ("x",), _infer_max_pool, _max_pool2d, POOL, results=("", "index"),
-        takes="float",
+        takes="float", autocast="follows",
     ),
     OpDef(
         "max_pool2d_grad", "window", ("dy", "index"), _infer_max_pool_grad, _max_pool2d_grad,
         {**POOL, "shape": ...},
     ),
-    OpDef("avg_pool2d", "window", ("x",), _infer_avg_pool, _avg_pool2d, AVG_POOL, takes="float"),
+    OpDef(
+        "avg_pool2d", "window", ("x",), _infer_avg_pool, _avg_pool2d, AVG_POOL, takes="float",
+        autocast="follows",
+    ),
     OpDef(
         "avg_pool2d_grad", "window", ("dy",), _infer_avg_pool_grad, _avg_pool2d_grad,
         {**AVG_POOL, "shape": ...}, takes="float",
     ),
     OpDef(
         "adaptive_avg_pool2d", "window", ("x",), _infer_adaptive, _adaptive_avg_pool2d,
-        {"output_size": ...}, takes="float",
+        {"output_size": ...}, takes="float", autocast="follows",
     ),
     OpDef(
         "adaptive_avg_pool2d_grad", "window", ("dy",), _infer_adaptive_grad,

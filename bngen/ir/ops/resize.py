@@ -114,8 +114,8 @@ RESIZE = (
     ),
     _gradient("resize_nearest_grad", NEAREST),
     OpDef(
-        "resize_bilinear", "window", ("x",), _infer, _bilinear, BILINEAR, 
-        takes="float",
+        "resize_bilinear", "window", ("x",), _infer, _bilinear, BILINEAR,
+        takes="float", autocast="follows",
     ),
     _gradient("resize_bilinear_grad", BILINEAR),
 )  # fmt: skip

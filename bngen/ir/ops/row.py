@@ -47,6 +47,9 @@ class OpDef:
         rounds: results are computed, and rounded to their type: operands that are only stored are
             converted first. Else each element is an operand's, perhaps negated, or a number.
         accumulates: sums of products, in the accumulator of the operands' type, which results have.
+        autocast: what becomes of an op that rounds in mixed precision, see `bngen.passes.autocast`:
+            ``narrows`` its operands, or ``follows`` them; others are computed in full.
+        finishes: adds to sums of products what belongs to them, before they are rounded.
         wraps: in integers, results are taken modulo the range.
         relation: of a comparison: its sign.
         literal: the result is the number in attribute ``value``.
@@ -87,6 +90,8 @@ class OpDef:
     takes: str = "any"
     rounds: bool = True
     accumulates: bool = False
+    autocast: str = ""
+    finishes: bool = False
     wraps: bool = False
     relation: str = ""
     literal: bool = False

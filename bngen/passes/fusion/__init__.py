@@ -20,6 +20,7 @@ readers recompute it in their **load slots**.
 What may join is a property of an op's kind (see `bngen.ir.ops`), and asked in this order:
 
 ============ ===================================================================================
+`conversions` a graph without the casts that cost nothing, and kernels with them
 `levels`     which of the paper's restructurings are on
 `dataflow`   what is known of a graph before anything is decided
 `state`      what has been decided so far

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from bngen.ir.node import Graph
 from bngen.ir.types import Value
+from bngen.passes.fusion.conversions import Unconverted
 from bngen.passes.fusion.dataflow import Dataflow, is_pointwise
 from bngen.passes.fusion.kernels import kernel_of
 from bngen.passes.fusion.levels import FusionLevel
@@ -34,13 +35,15 @@ def fuse(
         cotangents: inputs that only ``backward`` is given; no kernel of ``forward`` may need them.
             None where there is no such call.
     """
-    cut = Cut(Dataflow.of(graph, layouts, level, cotangents or frozenset()))
+    plain = Unconverted.of(graph)
+    cut = Cut(Dataflow.of(plain.graph, layouts, level, cotangents or frozenset()))
     _decide(cut)
     kernels = [kernel_of(cut, draft) for draft in cut.drafts]
     refused = cut.refusals(k.nodes for k in kernels)
-    views = tuple(n for n in graph.nodes if n in cut.flow.views)
+    views = tuple(n for n in plain.graph.nodes if n in cut.flow.views)
     ordered, calls = in_execution_order(cut, kernels, cotangents)
-    return KernelPlan(graph, ordered, views, dict(layouts), refused, calls)
+    restored = tuple(plain.restored(ordered))
+    return KernelPlan(graph, restored, views, dict(layouts), refused, calls)
 
 
 def _decide(cut: Cut) -> None:

@@ -13,6 +13,7 @@ from bngen.errors import SourceLoc
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import Value
 from bngen.passes.concatenations import is_placed
+from bngen.passes.conversions import converts
 from bngen.passes.fusion.levels import FusionLevel
 from bngen.plan.calls import nodes_given
 from bngen.plan.layout import PLAIN, Blocked, Layout
@@ -123,8 +124,9 @@ def is_partial_reduction(node: Node) -> bool:
 
 
 def is_free(node: Node) -> bool:
-    """Pointwise results that never deserve memory: masks, constants, identities."""
-    return node.out.dtype == "bool" or not node.operands or node.row.is_free
+    """Pointwise results that never deserve memory: masks, constants, identities, conversions."""
+    free = node.row.is_free or converts(node)
+    return free or node.out.dtype == "bool" or not node.operands
 
 
 def _is_view(
