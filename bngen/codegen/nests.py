@@ -152,7 +152,6 @@ STRATEGIES: tuple[Strategy, ...] = (
         registers=_tile,
         prefetched=True,
         products=winograd.products,
-        yields_to_pairs=True,
     ),
     Strategy(
         "depthwise",
@@ -200,13 +199,13 @@ STRATEGIES: tuple[Strategy, ...] = (
         made_for=_GRADIENT,
         applies=winograd.applies_to_gradient,
         facts=GradientFacts,
-        lower=_lowering("winograd", "lower_winograd_wgrad"),
+        lower=_lowering("winograd", "lower_winograd_wgrad", wide=True),
         knobs=winograd.winograd_wgrad_knobs,
         space=wgrad.gradient_space,
         schedule=wgrad.schedule_weight_gradient,
         registers=wgrad.block_registers,
         products=winograd.products,
-        yields_to_pairs=True,
+        pairs_images=True,
     ),
     Strategy(
         "depthwise_wgrad",

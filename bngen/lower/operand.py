@@ -29,12 +29,12 @@ class Form:
     Attributes:
         element: of the scratch: ``(body, value, coordinate)``, zero in lanes without a channel.
         channels: of a plain operand that lie in an element.
-        images: that lie in an element.
+        images: extent of the images, given how many there are.
     """
 
     element: Callable[[Body, Value, Coord], Expr]
     channels: int = 1
-    images: int = 1
+    images: Callable[[int], int] = lambda n: n
 
 
 def _half(body: Body, x: Value, coord: Coord) -> Expr:
@@ -58,10 +58,17 @@ def _of_two(axis: int) -> Callable[[Body, Value, Coord], Expr]:
     return element
 
 
+def _or_zero(body: Body, x: Value, coord: Coord) -> Expr:
+    """The number; zero in an image that there is not."""
+    number = body.masked(x, coord)
+    return guarded(holds(coord[0] < x.shape[0]), number) if x.shape[0] % 2 else number
+
+
 NUMBERS = Form(Body.masked)
 HALVES = Form(_half)
 CHANNELS = Form(_of_two(1), channels=2)
-IMAGES = Form(_of_two(0), images=2)
+IMAGES = Form(_of_two(0), images=lambda n: -(-n // 2))
+WHOLE_PAIRS = Form(_or_zero, images=lambda n: n + n % 2)
 
 
 def form_of(packed: PackedWeight) -> Form:
@@ -107,7 +114,8 @@ def row_of(geo: Geometry, i: int, p: Expr) -> tuple[Expr, list[Expr]]:
 
 def operand(body: Body, x: Value, geo: Geometry, form: Form = NUMBERS) -> te.Tensor:
     """``x`` as ``(blocks, N, padded h, padded w, lanes)``, zero outside the image."""
-    if geo.reads_memory(body.kernel, x, body.layouts):
+    narrow = form in (NUMBERS, WHOLE_PAIRS) and x.type.element.stored_only
+    if geo.reads_memory(body.kernel, x, body.layouts) and not narrow:
         return body.tensors[x]
     layout = body.layouts[x]
     n, c = x.shape[:2]
@@ -121,8 +129,9 @@ def operand(body: Body, x: Value, geo: Geometry, form: Form = NUMBERS) -> te.Ten
         tests = in_h + in_w
         return guarded(tirx.all(*tests), value) if tests else value
 
-    images = -(-n // form.images)
-    return _scratch(body, (blocks, images, geo.padded(0), geo.padded(1), lanes), element, "pad")
+    return _scratch(
+        body, (blocks, form.images(n), geo.padded(0), geo.padded(1), lanes), element, "pad"
+    )
 
 
 def summed_channel(packed: PackedWeight, kb: Expr, cb: Expr, cl: Expr) -> tuple[Expr, Expr]:
@@ -157,7 +166,7 @@ def gradient(body: Body, dy: Value, geo: Geometry, form: Form = NUMBERS) -> te.T
     layout: Blocked = body.layouts[dy]
     blocks, n, h, w, lanes = physical_shape(dy.type, layout)
     whole = geo.out == (h, w)
-    if whole and body.is_loaded(dy):
+    if whole and body.is_loaded(dy) and form is NUMBERS:
         return body.tensors[dy]
 
     def element(*index):
@@ -166,7 +175,7 @@ def gradient(body: Body, dy: Value, geo: Geometry, form: Form = NUMBERS) -> te.T
         value = body.at(dy, coord) if form is NUMBERS else form.element(body, dy, coord)
         return value if whole else guarded(tirx.all(index[2] < h, index[3] < w), value)
 
-    return _scratch(body, (blocks, -(-n // form.images), *geo.out, lanes), element, "grad")
+    return _scratch(body, (blocks, form.images(n), *geo.out, lanes), element, "grad")
 
 
 def _scratch(body: Body, shape: tuple[int, ...], element, name: str) -> te.Tensor:

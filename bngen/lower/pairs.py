@@ -34,10 +34,8 @@ def _as(kind: str, x: Expr) -> Expr:
 
 def added(sums: Expr | None, a: Expr, b: Expr) -> Expr:
     """Sums and the products of both pairs of two words, in the order in which they are added."""
-    high = [_as("float32", w & like(w, _UPPER)) for w in (a, b)]
-    low = [_as("float32", w << like(w, _HALF)) for w in (a, b)]
-    first = high[0] * high[1]
-    return (first if sums is None else sums + first) + low[0] * low[1]
+    first = high(a) * high(b)
+    return (first if sums is None else sums + first) + low(a) * low(b)
 
 
 def _half(number: Expr) -> Expr:
@@ -54,6 +52,16 @@ def _pair(low: Expr, high: Expr) -> Expr:
 product = opaque("pair_product", lambda a, b: added(None, a, b), "float32")
 pair = opaque("pair", _pair, WORD)
 half = opaque("half", _half, "uint16")
+
+
+def low(word: Expr) -> Expr:
+    """The first number of a word."""
+    return _as("float32", word << like(word, _HALF))
+
+
+def high(word: Expr) -> Expr:
+    """The second number of a word."""
+    return _as("float32", word & like(word, _UPPER))
 
 
 def word(low: Expr, high: Expr) -> Expr:
