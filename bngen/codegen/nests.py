@@ -121,6 +121,10 @@ def _tile(_: Facts, knobs: Knobs) -> int:
     return tile_registers(knobs["columns"], knobs["blocks"])
 
 
+def _of_images(facts: GradientFacts, _: Kernel) -> GradientFacts:
+    return facts.of_image_pairs()
+
+
 _CONVOLUTION = _convolves("forward", "input")
 _DATA_GRADIENT = _convolves("input")
 _GRADIENT = _convolves("weight")
@@ -205,7 +209,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         schedule=wgrad.schedule_weight_gradient,
         registers=wgrad.block_registers,
         products=winograd.products,
-        pairs_images=True,
+        of_pairs=_of_images,
     ),
     Strategy(
         "depthwise_wgrad",
@@ -245,7 +249,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         registers=wgrad.block_registers,
         prefetched=True,
         products=_direct,
-        pairs_images=True,
+        of_pairs=_of_images,
     ),
     Strategy(
         "product",
@@ -259,6 +263,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         schedule=product.schedule_product,
         registers=product.product_registers,
         products=_direct,
+        of_pairs=product.of_pairs,
     ),
     Strategy(
         "window",
@@ -350,7 +355,7 @@ def choose(kernel: Kernel, layouts: Layouts, machine: Machine) -> Choice:
     declined: dict[str, str] = {}
     for row in STRATEGIES:
         if row.made_for(kernel):
-            found = row.asked(kernel, layouts, machine)
+            found = row.asked(kernel, layouts)
             if not isinstance(found, Declined):
                 return Choice(row, _on(found, row, kernel, machine), declined)
             declined[row.kind] = found.reason
@@ -360,9 +365,9 @@ def choose(kernel: Kernel, layouts: Layouts, machine: Machine) -> Choice:
 def _on(facts: Facts, row: Strategy, kernel: Kernel, machine: Machine) -> Facts:
     """The facts on a machine."""
     if isinstance(facts, WideFacts):
-        return facts.on(machine.lanes(kernel.outputs[0].dtype))
-    paired = row.pairs_images and multiplies_pairs(kernel, machine)
-    return facts.of_image_pairs() if paired else facts
+        facts = facts.on(machine.lanes(kernel.outputs[0].dtype))
+    paired = row.of_pairs is not None and multiplies_pairs(kernel, machine)
+    return row.of_pairs(facts, kernel) if paired else facts
 
 
 def read(kind: str, extents: Mapping[str, int]) -> Facts | Declined:

@@ -60,9 +60,17 @@ class _Found:
 
     def summed(self, add: tirx.Add, mutator: tvm_ffi.StructuralMutator) -> Expr:
         add = mutator.default_mutate(add)
-        sums, product = (add.a, add.b) if _is(add.b, pairs.product) else (add.b, add.a)
-        if not _is(product, pairs.product):
+        sums, term = (add.a, add.b) if _product_in(add.b) is not None else (add.b, add.a)
+        product = _product_in(term)
+        if product is None:
             return add
+        done = self.added(sums, product)
+        if product.same_as(term):
+            return done
+        return Call(term.op, [term.args[0], done, sums], ret_ty=dtype_of(term))
+
+    def added(self, sums: Expr, product: Call) -> Expr:
+        """Sums with their products."""
         broadcast, words = product.args
         broadcast = _loaded_at_once(broadcast)
         if not self.can(product):
@@ -89,6 +97,18 @@ def _lanes(value: Expr) -> int:
 
 def _is(value: Expr, op: Opaque) -> bool:
     return isinstance(value, Call) and value.op.same_as(op.op)
+
+
+def _product_in(term: Expr) -> Call | None:
+    """The product that a term of a sum is, perhaps under a condition, else being zero."""
+    if isinstance(term, Call) and is_branch(term) and _is_zero(term.args[2]):
+        term = term.args[1]
+    return term if _is(term, pairs.product) else None
+
+
+def _is_zero(value: Expr) -> bool:
+    value = value.value if isinstance(value, tirx.Broadcast) else value
+    return isinstance(value, tirx.FloatImm) and value.value == 0
 
 
 def _unrounded(number: Expr) -> Expr:

@@ -45,8 +45,8 @@ class Strategy:
         registers: vector registers that the accumulators of some knobs need, and what they read.
         prefetched: whether its multiply-adds ask early for what its slots read.
         products: multiplications of its kernels' sums of products, transforms not counted.
-        pairs_images: whether it multiplies pairs of images, where `multiplies_pairs`.
-        yields_to_pairs: whether it multiplies floats alone, and is slower than one that pairs.
+        of_pairs: the facts where `multiplies_pairs`, of one whose layouts do not say so; None of
+            those that multiply floats alone, or read weights that lie in pairs.
     """
 
     kind: str
@@ -61,13 +61,10 @@ class Strategy:
     registers: Callable[[Any, Knobs], int] = lambda facts, knobs: 0
     prefetched: bool = False
     products: Callable[[Kernel], int] = lambda kernel: 0
-    pairs_images: bool = False
-    yields_to_pairs: bool = False
+    of_pairs: Callable[[Any, Kernel], Facts] | None = None
 
-    def asked(self, kernel: Kernel, layouts: Layouts, machine: Machine) -> Facts | Declined:
+    def asked(self, kernel: Kernel, layouts: Layouts) -> Facts | Declined:
         """What the strategy knows of a kernel that it was made for, or why it declines."""
-        if self.yields_to_pairs and multiplies_pairs(kernel, machine):
-            return Declined("the machine multiplies pairs of bfloat16 faster")
         return wide_sums(kernel) or self.applies(kernel, layouts)
 
     def own_knobs(self, facts: Any, machine: Machine) -> Knobs:

@@ -21,7 +21,7 @@ from bngen.lower.recompute import element_of
 from bngen.lower.stored import Widened, in_memory, is_narrow, narrowed, widened
 from bngen.lower.sums import sums_of_rows
 from bngen.plan.kernel import Kernel
-from bngen.plan.layout import Layout, PackedWeight, physical_shape
+from bngen.plan.layout import PLAIN, Layout, PackedWeight, physical_shape
 
 
 def in_words(layout: Layout) -> bool:
@@ -86,6 +86,22 @@ class Body:
     def lies_narrow(self, v: Value) -> bool:
         """Whether a value is read from memory, where it is not what it is computed in."""
         return v in self.tensors and v not in self.stages and is_narrow(v)
+
+    def can_lie_in_words(self, v: Value) -> bool:
+        """Whether an input can be taken for words of neighbours in its rows.
+
+        They are then of even length, and the anchor alone reads them.
+        """
+        reads = sum(o == v for n in self.kernel.nodes for o in n.operands)
+        even = v.shape[-1] % 2 == 0 and self.layouts[v] == PLAIN
+        return self.lies_narrow(v) and even and reads == 1
+
+    def take_for_words(self, v: Value) -> te.Tensor:
+        """That input as a buffer of such words."""
+        *rows, row = v.shape
+        words = te.placeholder((*rows, row // 2), WORD, name=identifier(v.name))
+        self.tensors[v] = words
+        return words
 
     def lying_at(self, v: Value, coord: Coord) -> Expr:
         """The element of an input as it lies in memory."""

@@ -118,6 +118,30 @@ def test_without_the_instruction():
         np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * np.abs(want).max())
 
 
+@pytest.mark.parametrize(
+    ("m", "k", "n", "trans_a", "trans_b"),
+    [
+        (8, 64, 40, False, True),  # rows of both are words
+        (17, 33, 20, True, False),
+        (5, 770, 24, False, False),  # parts of the sums, the last one shorter
+        (19, 1, 113, True, True),
+    ],
+)
+def test_matrix_products(m, k, n, trans_a, trans_b):
+    b = GraphBuilder()
+    shapes = ((k, m) if trans_a else (m, k), (n, k) if trans_b else (k, n))
+    x, w = (b.input(i, TensorType(s, "bfloat16")) for i, s in zip("xw", shapes, strict=True))
+    graph = b.finish([b.emit("matmul", x, w, trans_a=trans_a, trans_b=trans_b)])
+    target = Target.parse()
+    plan = prepare(Joint(graph, graph), target.channel_block, pairs=target.pairs).planned.plan
+    (choice,) = (choose(kernel, plan.layouts, target.machine) for kernel in plan.kernels)
+    assert (choice.strategy.kind, choice.facts.pairs) == ("product", 1)
+    args = drawn(graph)
+    want = run(graph, args, "float64").outputs[0]
+    got = build(graph)(*args.values())
+    np.testing.assert_allclose(got, want, rtol=0, atol=2e-6 * np.abs(want).max())
+
+
 def layer(shape, w, **attrs):
     """BN and an activation on both sides: slots around every direction."""
 
