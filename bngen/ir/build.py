@@ -239,7 +239,7 @@ class GraphBuilder:
         meeting = [v and self._met(v, inputs) for v in inputs]
         check_dtypes(row, meeting)
         types = row.infer(meeting, attrs)
-        wide = [v and self.widened(v, loc) for v in inputs]
+        wide = self.widened_apart(inputs, loc)
         stem = f"{name}:wide" if any(t.element.stored_only for t in types) else name
         results = self.emit(op, *wide, loc=loc, name=stem, **attrs)
         results = results if isinstance(results, tuple) else (results,)
@@ -264,11 +264,26 @@ class GraphBuilder:
         value = self.resolve(value)
         if not value.type.element.stored_only:
             return value
-        if value not in self._widened:
-            self._widened[value] = self.emit(
-                "cast", value, dtype=value.type.element.computed, loc=loc, name=f"{value.name}:wide"
-            )
-        return self._widened[value]
+        return self._widened.get(value) or self._wide(value, loc)
+
+    def widened_apart(
+        self, operands: Iterable[Value | None], loc: SourceLoc | None = None
+    ) -> list[Value | None]:
+        """Operands in the type they are computed in, by conversions of their own.
+
+        Gradients that arrive at one conversion add up before they are rounded: those of different
+        ops, which may lie far apart, do not.
+        """
+        made = {
+            v: self._wide(v, loc)
+            for v in dict.fromkeys(self.resolve(o) for o in operands if o is not None)
+            if v.type.element.stored_only
+        }
+        return [v and made.get(self.resolve(v), self.resolve(v)) for v in operands]
+
+    def _wide(self, v: Value, loc: SourceLoc | None) -> Value:
+        kind = v.type.element.computed
+        return self.emit("cast", v, dtype=kind, loc=loc, name=f"{v.name}:wide")
 
     def _result_names(self, op: str, stem: str, count: int) -> list[str]:
         if count == 1:

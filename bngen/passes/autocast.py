@@ -98,12 +98,11 @@ class _Autocast:
             return self.finished(node, self.emitted(node, operands), operands)
         if not row.rounds:
             return self.emitted(node, self.alike(node, operands))
-        wide = [v and self.b.widened(v) for v in operands]
-        results = self.emitted(node, wide)
-        if row.autocast != "follows":
-            return results
-        first = self.to(results[0], self.met(node, operands))
-        return (first, *results[1:])
+        if row.autocast != "follows" or self.met(node, operands) != self.dtype:
+            # What stays wide shares what it is made of: its gradients add up before rounding.
+            return self.emitted(node, [v and self.b.widened(v) for v in operands])
+        first, *others = self.emitted(node, self.b.widened_apart(operands))
+        return (self.to(first, self.dtype), *others)
 
     def emitted(self, node: Node, operands: Values) -> tuple[Value, ...]:
         results = self.b.emit(node.op, *operands, name=node.out.name, **node.attrs)

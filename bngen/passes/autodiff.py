@@ -20,6 +20,7 @@ from bngen.ir.node import Graph, Node
 from bngen.ir.types import TensorType, Value
 from bngen.labels import gradient_label
 from bngen.passes.concatenations import nest_concatenations
+from bngen.passes.conversions import narrows
 from bngen.passes.grad_rules import GRAD_RULES, NO_GRADIENT
 
 Adjoints = dict[Value, Value]
@@ -214,12 +215,19 @@ def _accumulate(
 
 def _adjoint_type(b: GraphBuilder, value: Value) -> TensorType:
     """The type in which a value's gradient adds up."""
-    node = b.producer(value)
-    master = node.inputs[0] if node is not None and node.row.converts else None
-    if master is None or b.producer(master) is not None:
+    node = b.producer(_unmoved(b, value))
+    if node is None or not narrows(node) or b.producer(_unmoved(b, node.inputs[0])) is not None:
         return value.type
-    is_rounded = master.dtype == value.type.element.computed
-    return TensorType(value.shape, master.dtype if is_rounded else value.dtype)
+    return TensorType(value.shape, node.inputs[0].dtype)
+
+
+def _unmoved(b: GraphBuilder, value: Value) -> Value:
+    """What a value's elements are those of, in another order or shape."""
+    node = b.producer(value)
+    while node is not None and (node.row.moves == "reshapes" or node.row.gathers):
+        value = node.inputs[0]
+        node = b.producer(value)
+    return value
 
 
 def _unbroadcast(b: GraphBuilder, gradient: Value, type_: TensorType) -> Value:

@@ -21,6 +21,7 @@ from bngen.ir.node import Graph, Node
 from bngen.ir.ops import OPS
 from bngen.ir.types import Value
 from bngen.passes.channel_axes import fills_channels, keeps_channels, keeps_last_axis
+from bngen.passes.conversions import widens
 from bngen.passes.cuts import channel_cuts
 from bngen.plan.formats import C_ORDER, Formats
 from bngen.plan.groups import holds_whole, layouts_of_groups
@@ -141,6 +142,12 @@ class _Layouts:
         by_bytes = isinstance(layout, Plain) or len(v.shape) == 1
         if self.of[v] == layout or (by_bytes and same_bytes(v.type, self.of[v], layout)):
             return v
+        made = self.b.producer(v)
+        if (v, layout) not in self.copies and made is not None and widens(made):
+            # What lies in memory is copied, and widened where it is read.
+            narrow = self.want(made.inputs[0], layout)
+            self.copies[v, layout] = self.b.emit("cast", narrow, dtype=v.dtype)
+            self.of[self.copies[v, layout]] = self.of[narrow]
         if (v, layout) not in self.copies:
             copy = self.b.emit("copy", v)
             self.of[copy] = layout
