@@ -248,7 +248,9 @@ class _Work:
         else:
             joint = Joint(self.graph, self.graph, formats=self.formats)
         initializers = {i.name: initializer(i) for i in self.graph.inputs if i.kind != "input"}
-        prepared = prepare(joint, self.target.channel_block, self.fusion, self.dump)
+        prepared = prepare(
+            joint, self.target.channel_block, self.fusion, self.dump, pairs=self.target.pairs
+        )
         compiled = compile_plan(
             prepared.planned.plan,
             self.target,

@@ -149,6 +149,8 @@ BOOL = "bool"
 """What comparisons give and conditions are."""
 INDEX = "int64"
 """What integers are that come out of nothing, and what counts and labels are computed in."""
+PAIRED = "bfloat16"
+"""What some CPUs have an instruction for that adds the products of two pairs to a float."""
 EXACT = "float64"
 """What is computed once a step, and for all of it, in."""
 NAMES = ", ".join(sorted(DTYPES, key=lambda n: (not DTYPES[n].is_float, n == "bool", n)))

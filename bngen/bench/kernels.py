@@ -91,7 +91,10 @@ def convolutions(entry: Entry, target: Target) -> KernelPlan:
     """The plan of a program's training step, its convolution kernels alone."""
     graph = step_program(entry.program, entry.batch, entry.image).graph
     plan = prepare(
-        join_gradient(graph, trained(graph)), target.channel_block, entry.fusion
+        join_gradient(graph, trained(graph)),
+        target.channel_block,
+        entry.fusion,
+        pairs=target.pairs,
     ).planned.plan
     kept = tuple(k for k in plan.kernels if k.anchor and k.anchor.op in DIRECTIONS)
     return replace(plan, kernels=kept)

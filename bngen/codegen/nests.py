@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from bngen.codegen.strategy import Strategy
+from bngen.codegen.strategy import Strategy, multiplies_pairs
 from bngen.dtypes import FLOAT
 from bngen.ir.attributes import shown
 from bngen.ir.ops.reduce import normalize_axes
@@ -121,6 +121,10 @@ def _tile(_: Facts, knobs: Knobs) -> int:
     return tile_registers(knobs["columns"], knobs["blocks"])
 
 
+def _of_images(facts: GradientFacts, _: Kernel) -> GradientFacts:
+    return facts.of_image_pairs()
+
+
 _CONVOLUTION = _convolves("forward", "input")
 _DATA_GRADIENT = _convolves("input")
 _GRADIENT = _convolves("weight")
@@ -199,12 +203,13 @@ STRATEGIES: tuple[Strategy, ...] = (
         made_for=_GRADIENT,
         applies=winograd.applies_to_gradient,
         facts=GradientFacts,
-        lower=_lowering("winograd", "lower_winograd_wgrad"),
+        lower=_lowering("winograd", "lower_winograd_wgrad", wide=True),
         knobs=winograd.winograd_wgrad_knobs,
         space=wgrad.gradient_space,
         schedule=wgrad.schedule_weight_gradient,
         registers=wgrad.block_registers,
         products=winograd.products,
+        of_pairs=_of_images,
     ),
     Strategy(
         "depthwise_wgrad",
@@ -237,13 +242,14 @@ STRATEGIES: tuple[Strategy, ...] = (
         made_for=_GRADIENT,
         applies=wgrad.applies,
         facts=GradientFacts,
-        lower=_lowering("wgrad", "lower_weight_gradient"),
+        lower=_lowering("wgrad", "lower_weight_gradient", wide=True),
         knobs=wgrad.wgrad_knobs,
         space=wgrad.gradient_space,
         schedule=wgrad.schedule_weight_gradient,
         registers=wgrad.block_registers,
         prefetched=True,
         products=_direct,
+        of_pairs=_of_images,
     ),
     Strategy(
         "product",
@@ -257,6 +263,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         schedule=product.schedule_product,
         registers=product.product_registers,
         products=_direct,
+        of_pairs=product.of_pairs,
     ),
     Strategy(
         "window",
@@ -340,7 +347,7 @@ class Choice:
         """Those asked for where they are legal; else the strategy's own."""
         if asked and self.strategy.misfit(self.facts, asked) is None:
             return asked
-        return self.strategy.knobs(self.facts, machine)
+        return self.strategy.own_knobs(self.facts, machine)
 
 
 def choose(kernel: Kernel, layouts: Layouts, machine: Machine) -> Choice:
@@ -350,15 +357,17 @@ def choose(kernel: Kernel, layouts: Layouts, machine: Machine) -> Choice:
         if row.made_for(kernel):
             found = row.asked(kernel, layouts)
             if not isinstance(found, Declined):
-                return Choice(row, _on(found, kernel, machine), declined)
+                return Choice(row, _on(found, row, kernel, machine), declined)
             declined[row.kind] = found.reason
     return Choice(FALLBACK, AnyFacts(lanes=machine.lanes(FLOAT)), declined)
 
 
-def _on(facts: Facts, kernel: Kernel, machine: Machine) -> Facts:
+def _on(facts: Facts, row: Strategy, kernel: Kernel, machine: Machine) -> Facts:
     """The facts on a machine."""
-    wide = isinstance(facts, WideFacts)
-    return facts.on(machine.lanes(kernel.outputs[0].dtype)) if wide else facts
+    if isinstance(facts, WideFacts):
+        facts = facts.on(machine.lanes(kernel.outputs[0].dtype))
+    paired = row.of_pairs is not None and multiplies_pairs(kernel, machine)
+    return row.of_pairs(facts, kernel) if paired else facts
 
 
 def read(kind: str, extents: Mapping[str, int]) -> Facts | Declined:

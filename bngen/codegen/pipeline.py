@@ -1,4 +1,4 @@
-"""TVM's lowering pipeline for scheduled kernels, but for four things.
+"""TVM's lowering pipeline for scheduled kernels, but for some things.
 
 In: a scheduled IRModule. Out: a library.
 
@@ -10,6 +10,7 @@ In: a scheduled IRModule. Out: a library.
   two fifths of the time that a network took to compile.
 - Lanes from all over a few vectors are loaded as those vectors and shuffled.
 - Vectors whose elements lie apart, side by side with others, are loaded in rows and turned over.
+- Sums of products of pairs become the instruction for them.
 - Floats are computed as written: what was hidden from TVM's algebra (`bngen.lower.opaque`) appears
   once that has nothing more to say.
 """
@@ -24,6 +25,7 @@ from tvm import tirx
 from tvm.ir import Call, TensorLoad
 from tvm.ir.transform import PassContext, Sequential
 
+from bngen.codegen.pairs import sum_pairs
 from bngen.codegen.shuffles import shuffled
 from bngen.codegen.temporaries import ON_STACK, flatten, shorten_chains
 from bngen.codegen.transposes import turn_gathers
@@ -61,8 +63,8 @@ def _pipeline() -> tuple[Any, Any, Any]:
     passes, finish_host, finish_device = tirx.get_tir_pipeline("s_tir")
 
     def finish() -> Sequential:
-        passes = [_tiles_on_stack(), tirx.transform.SkipAssert(), finish_host(), _reveal()]
-        return Sequential(passes)
+        last = [sum_pairs(), _reveal()]
+        return Sequential([_tiles_on_stack(), tirx.transform.SkipAssert(), finish_host(), *last])
 
     return passes, finish, finish_device
 

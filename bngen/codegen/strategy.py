@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from bngen.dtypes import PAIRED
 from bngen.lower.facts import Declined, Facts, Layouts, wide_sums
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
@@ -15,6 +16,16 @@ from bngen.target.machine import Machine
 
 if TYPE_CHECKING:
     from tvm import s_tir
+
+
+def multiplies_pairs(kernel: Kernel, machine: Machine) -> bool:
+    """Whether a kernel is built around products of bfloat16, pairs of which a machine multiplies.
+
+    Convolutions and data gradients then read weights that lie in pairs, see `PackedWeight`.
+    """
+    operands = kernel.anchor.inputs if kernel.anchor else ()
+    narrow = bool(operands) and all(v is not None and v.dtype == PAIRED for v in operands)
+    return narrow and machine.traits.pairs_pay
 
 
 @dataclass(frozen=True)
@@ -34,6 +45,8 @@ class Strategy:
         registers: vector registers that the accumulators of some knobs need, and what they read.
         prefetched: whether its multiply-adds ask early for what its slots read.
         products: multiplications of its kernels' sums of products, transforms not counted.
+        of_pairs: the facts where `multiplies_pairs`, of one whose layouts do not say so; None of
+            those that multiply floats alone, or read weights that lie in pairs.
     """
 
     kind: str
@@ -48,10 +61,15 @@ class Strategy:
     registers: Callable[[Any, Knobs], int] = lambda facts, knobs: 0
     prefetched: bool = False
     products: Callable[[Kernel], int] = lambda kernel: 0
+    of_pairs: Callable[[Any, Kernel], Facts] | None = None
 
     def asked(self, kernel: Kernel, layouts: Layouts) -> Facts | Declined:
         """What the strategy knows of a kernel that it was made for, or why it declines."""
         return wide_sums(kernel) or self.applies(kernel, layouts)
+
+    def own_knobs(self, facts: Any, machine: Machine) -> Knobs:
+        """The analytic choice, on the machine as a kernel sees it whose products are of pairs."""
+        return self.knobs(facts, machine.of_pairs() if facts.pairs else machine)
 
     def misfit(self, facts: Any, knobs: Mapping[str, int]) -> Declined | None:
         """Why knobs cannot schedule a kernel of these facts, or None where they can."""

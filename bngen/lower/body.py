@@ -16,11 +16,23 @@ from bngen.lower.coords import Coord, Lane, logical_coord, read
 from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Argument, Lowered, identifier
 from bngen.lower.opaque import Expr, chooses, dtype_of
+from bngen.lower.pairs import WORD
 from bngen.lower.recompute import element_of
 from bngen.lower.stored import Widened, in_memory, is_narrow, narrowed, widened
 from bngen.lower.sums import sums_of_rows
 from bngen.plan.kernel import Kernel
-from bngen.plan.layout import physical_shape
+from bngen.plan.layout import PLAIN, Layout, PackedWeight, physical_shape
+
+
+def in_words(layout: Layout) -> bool:
+    """Whether kernels take a value for words of two elements."""
+    return isinstance(layout, PackedWeight) and layout.paired
+
+
+def buffer_of(v: Value, layout: Layout) -> tuple[tuple[int, ...], str]:
+    """Extents and TVM's element type of the buffer that a value lies in."""
+    shape = physical_shape(v.type, layout) or (1,)
+    return (shape[:-1], WORD) if in_words(layout) else (shape, in_memory(v))
 
 
 class Body:
@@ -41,8 +53,8 @@ class Body:
         self.from_main: set[Value] = set()
         self.tensors: dict[Value, te.Tensor] = {}
         for v in kernel.inputs:
-            shape = physical_shape(v.type, layouts[v])
-            self.tensors[v] = te.placeholder(shape or (1,), in_memory(v), name=identifier(v.name))
+            shape, dtype = buffer_of(v, layouts[v])
+            self.tensors[v] = te.placeholder(shape, dtype, name=identifier(v.name))
 
     # --- reading ------------------------------------------------------------------------------
 
@@ -67,12 +79,43 @@ class Body:
         return tensor(0) if self.bits else widened(tensor(0), v.dtype)
 
     def memory(self, v: Value) -> te.Tensor | Widened:
-        """An input as it lies in memory, for who indexes it by itself."""
-        return Widened(self.tensors[v], v.dtype) if is_narrow(v) else self.tensors[v]
+        """An input as it lies in memory, for who indexes it by itself; words stay words."""
+        numbers = is_narrow(v) and not in_words(self.layouts[v])
+        return Widened(self.tensors[v], v.dtype) if numbers else self.tensors[v]
 
-    def masked(self, v: Value, coord: Coord, fill: float = 0.0) -> Expr:
-        """Like `at`, but ``fill`` in lanes that hold no channel."""
-        element = self.at(v, coord)
+    def lies_narrow(self, v: Value) -> bool:
+        """Whether a value is read from memory, where it is not what it is computed in."""
+        return v in self.tensors and v not in self.stages and is_narrow(v)
+
+    def can_lie_in_words(self, v: Value) -> bool:
+        """Whether an input can be taken for words of neighbours in its rows.
+
+        They are then of even length, and the anchor alone reads them.
+        """
+        reads = sum(o == v for n in self.kernel.nodes for o in n.operands)
+        even = v.shape[-1] % 2 == 0 and self.layouts[v] == PLAIN
+        return self.lies_narrow(v) and even and reads == 1
+
+    def take_for_words(self, v: Value) -> te.Tensor:
+        """That input as a buffer of such words."""
+        *rows, row = v.shape
+        words = te.placeholder((*rows, row // 2), WORD, name=identifier(v.name))
+        self.tensors[v] = words
+        return words
+
+    def lying_at(self, v: Value, coord: Coord) -> Expr:
+        """The element of an input as it lies in memory."""
+        return read(self.tensors[v], v.type, self.layouts[v], coord, bits=True)
+
+    def masked(
+        self,
+        v: Value,
+        coord: Coord,
+        fill: float = 0.0,
+        at: Callable[[Value, Coord], Expr] | None = None,
+    ) -> Expr:
+        """Like `at`, or another way to read, but ``fill`` in lanes that hold no channel."""
+        element = (at or self.at)(v, coord)
         for axis in coord:
             valid = axis.valid() if isinstance(axis, Lane) else None
             if valid is not None:
@@ -202,10 +245,8 @@ class Body:
         tensors = [self.tensors[v] for v in self.kernel.inputs]
         results = [self.results[v] for v in self.kernel.outputs]
         low.arguments = [
-            Argument(v, tuple(int(s) for s in t.shape))
-            for v, t in zip(
-                (*self.kernel.inputs, *self.kernel.outputs), tensors + results, strict=True
-            )
+            Argument(v, physical_shape(v.type, self.layouts[v]) or (1,))
+            for v in (*self.kernel.inputs, *self.kernel.outputs)
         ]
         low.func = te.create_prim_func(tensors + results).with_attr("global_symbol", low.name)
         return low

@@ -20,7 +20,7 @@ from bngen.lower.body import Body
 from bngen.lower.facts import Layouts
 from bngen.lower.geometry import Geometry
 from bngen.lower.lowered import Lowered
-from bngen.lower.operand import operand, summed_channel
+from bngen.lower.operand import form_of, operand, summed_channel, term
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import PackedWeight, physical_shape
 
@@ -39,7 +39,7 @@ def _lowered(kernel: Kernel, layouts: Layouts, nest) -> Lowered:
     node = kernel.anchor
     geo, packed = Geometry.of_convolution(node), layouts[node.inputs[1]]
     body = Body(kernel, layouts)
-    data, w = operand(body, node.inputs[0], geo), body.memory(node.inputs[1])
+    data, w = operand(body, node.inputs[0], geo, form_of(packed)), body.memory(node.inputs[1])
     element = nest(data, w, geo, packed)
     shape = physical_shape(node.out.type, layouts[node.out])
     body.define(node.out, te.compute(shape, element, name="conv"))
@@ -54,9 +54,11 @@ def _blocked(data: te.Tensor, w: te.Tensor, geo: Geometry, packed: PackedWeight)
     r, s = te.reduce_axis((0, rows), "r"), te.reduce_axis((0, cols), "s")
 
     def element(kb, n, h, wi, l):  # noqa: E741
-        block, lane = summed_channel(packed, kb, cb, cl)
-        taken = data[block, n, h * sh + r * dh, wi * sw + s * dw, lane]
-        return te.sum(taken * w[kb, cb, r, s, cl, l], axis=[cb, r, s, cl])
+        def taken(channel):
+            block, lane = summed_channel(packed, kb, cb, channel)
+            return data(block, n, h * sh + r * dh, wi * sw + s * dw, lane)
+
+        return te.sum(term(packed, taken, cl, w(kb, cb, r, s, cl, l)), axis=[cb, r, s, cl])
 
     return element
 

@@ -8,14 +8,16 @@ from tvm import te, tirx
 
 from bngen.ir.node import Node
 from bngen.ir.types import Value
-from bngen.lower.body import Body
+from bngen.lower.body import Body, buffer_of
 from bngen.lower.coords import Lane, guard, guarded, logical, logical_coord
 from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered
-from bngen.lower.opaque import Expr, dtype_of
-from bngen.lower.stored import in_memory, narrowed
+from bngen.lower.opaque import Expr, dtype_of, holds
+from bngen.lower.pairs import pair as pair_of
+from bngen.lower.pairs import word
+from bngen.lower.stored import narrowed
 from bngen.plan.kernel import Kernel
-from bngen.plan.layout import PLAIN, PackedWeight, physical_shape
+from bngen.plan.layout import PLAIN, PackedWeight
 
 
 def lower_copy(kernel: Kernel, layouts: Layouts) -> Lowered:
@@ -24,7 +26,7 @@ def lower_copy(kernel: Kernel, layouts: Layouts) -> Lowered:
     out, layout = node.out, layouts[node.out]
     # What is moved as it is need not be widened on the way.
     body = Body(kernel, layouts, bits=not kernel.load)
-    shape = physical_shape(out.type, layout) or (1,)
+    shape, dtype = buffer_of(out, layout)
     if isinstance(layout, PackedWeight):
         element = _packed_element(body, node.inputs[0], layout)
     else:
@@ -35,7 +37,7 @@ def lower_copy(kernel: Kernel, layouts: Layouts) -> Lowered:
 
     def stored(*index):
         value = element(*index)
-        return value if dtype_of(value) == in_memory(out) else narrowed(value, out.dtype)
+        return value if dtype_of(value) == dtype else narrowed(value, out.dtype)
 
     tensor = te.compute(shape, stored, name="copy")
     body.results[out] = tensor
@@ -141,8 +143,25 @@ def _packed_element(body: Body, w: Value, layout: PackedWeight):
             o = tirx.floormod(o, per_group)
         return _when(lanes, body.at(w, (i, o, *tap(r, s))))
 
+    def paired(ob, ib, r, s, pair, ol):
+        block, channel = (2 * ib, pair) if layout.inner is None else (ib, 2 * pair)
+        step = (1, 0) if layout.inner is None else (0, 1)
+        low = blocked(ob, block, r, s, channel, ol)
+        high = blocked(ob, block + step[0], r, s, channel + step[1], ol)
+        if odd:
+            there = (block if layout.inner is None else channel) + 1 < channels
+            high = guarded(holds(there), high)
+        return (word if body.bits else pair_of)(low, high)
+
+    # Those that the last pair may exceed: of all lanes, else of a plain input or a group.
+    channels = w.shape[0 if layout.flipped else 1]
+    if layout.inner is not None:
+        channels = layout.inner.channels // layout.groups if layout.by_channel else 0
+    odd = channels % 2 == 1
     if layout.shuffled:
         return shuffled
+    if layout.paired:
+        return paired
     return depthwise if layout.depthwise else blocked
 
 

@@ -34,9 +34,11 @@ class Facts:
 
     Attributes:
         element_bytes: bytes of an element of the maps that the kernel goes over.
+        pairs: 1 where it multiplies pairs; lanes that are summed over, or images, are then words.
     """
 
     element_bytes: int = DTYPES[FLOAT].nbytes
+    pairs: int = 0
 
     def extents(self) -> dict[str, int]:
         """The facts by name as record files hold them: those that are as usual are left out."""
@@ -190,6 +192,10 @@ class GradientFacts(Facts):
     padded_w: int
     dilation_h: int
     groups: int
+
+    def of_image_pairs(self) -> Self:
+        """The facts where an element is a word of two images."""
+        return replace(self, n=-(-self.n // 2), pairs=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.lower.facts import Layouts
 from bngen.plan.kernel import Kernel
-from bngen.plan.layout import Blocked
+from bngen.plan.layout import Blocked, PackedWeight
 
 Pair = tuple[int, int]
 
@@ -136,11 +136,17 @@ def direct_products(node: Node) -> int:
 def _is_whole(kernel: Kernel, x: Value, layouts: Layouts) -> bool:
     """Whether an operand lies in memory with a channel in every lane, nothing to do on load.
 
-    What is only stored has to be widened.
+    What is only stored has to be widened, unless pairs are multiplied.
     """
     layout = layouts[x]
     whole = isinstance(layout, Blocked) and not layout.padded and x in kernel.inputs
-    return whole and not x.type.element.stored_only
+    return whole and (not x.type.element.stored_only or multiplies_pairs(kernel, layouts))
+
+
+def multiplies_pairs(kernel: Kernel, layouts: Layouts) -> bool:
+    """Whether a convolution, or data gradient, multiplies pairs of channels."""
+    weight = layouts.get(kernel.anchor.inputs[1])
+    return isinstance(weight, PackedWeight) and weight.paired
 
 
 # --- phases of a strided data gradient --------------------------------------------------------

@@ -23,7 +23,7 @@ from bngen.lower.facts import Layouts
 from bngen.lower.geometry import Phase, Phases
 from bngen.lower.lowered import Lowered
 from bngen.lower.opaque import Expr
-from bngen.lower.operand import phased_operand, summed_channel
+from bngen.lower.operand import form_of, phased_operand, summed_channel, term
 from bngen.lower.shuffled import shuffled
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import PackedWeight, physical_shape
@@ -36,7 +36,7 @@ def lower_phased(kernel: Kernel, layouts: Layouts) -> Lowered:
     dy, weight = node.inputs
     sh, sw = node.attrs["stride"]
     phases = Phases.of(node)
-    data = phased_operand(body, dy, phases)
+    data = phased_operand(body, dy, phases, form_of(layouts[weight]))
     if layouts[weight].shuffled:
         data = shuffled(body, data, dy, node.out)
     operands = _Operands(data, body.memory(weight), layouts[weight], phases.lo)
@@ -108,8 +108,12 @@ def _phase_nest(node, of: _Operands, a: Phase, b: Phase) -> te.Tensor:
 
     def element(kb, image, p, q, lane):
         y, x = source(p, q)
-        block, own = summed_channel(packed, kb, cb, cl)
-        product = data[block, image, y, x, own] * w[kb, cb, row, column, cl, lane]
+
+        def taken(channel):
+            block, own = summed_channel(packed, kb, cb, channel)
+            return data(block, image, y, x, own)
+
+        product = term(packed, taken, cl, w(kb, cb, row, column, cl, lane))
         return te.sum(product, axis=[cb, t, u, cl])
 
     return te.compute(shape, element, name=name)

@@ -12,17 +12,22 @@ store_*, mid_*          the store slot, see `Body.store_slot`
 Rows are rounded up to whole register tiles, columns to whole vectors; what is beyond the result is
 computed from anything and not stored. The right operand's scratch lies in vectors of columns, one
 for each inner index; the left one's in its own order, or in tiles of rows.
+
+Where pairs of bfloat16 are multiplied, neighbours along the inner extent are one word, and its
+index counts those; beside an odd one lies zero.
 """
 
 from __future__ import annotations
 
 from tvm import te, tirx
 
+from bngen.ir.types import Value
+from bngen.lower import pairs
 from bngen.lower.body import Body
-from bngen.lower.coords import zero
+from bngen.lower.coords import guarded, zero
 from bngen.lower.facts import Layouts, ProductFacts
 from bngen.lower.lowered import Lowered
-from bngen.lower.opaque import exactly
+from bngen.lower.opaque import exactly, holds
 from bngen.plan.kernel import Kernel
 
 LONG_SUM = 2048
@@ -34,9 +39,10 @@ def lower_product(kernel: Kernel, layouts: Layouts, facts: ProductFacts) -> Lowe
     body, out = Body(kernel, layouts), kernel.anchor.out
     left, right = _left(body, facts), _right(body, facts)
     whole, depth = (facts.rows, facts.columns), facts.depth
+    multiply = pairs.product if facts.pairs else tirx.Mul
 
     def product(i, j, e):
-        value = left(i, e) * right(j, e)
+        value = multiply(left(i, e), right(j, e))
         if facts.chunks * depth == facts.k:
             return value
         return tirx.if_then_else(e < facts.k, value, zero(out.dtype))
@@ -60,10 +66,7 @@ def lower_product(kernel: Kernel, layouts: Layouts, facts: ProductFacts) -> Lowe
 def _left(body: Body, facts: ProductFacts):
     """The left operand at (row, inner index)."""
     a, across = body.kernel.anchor.inputs[0], bool(facts.trans_a)
-
-    def at(i, e):
-        return body.at(a, (e, i) if across else (i, e))
-
+    at = _element(body, a, facts, inner_last=not across)
     if not facts.copies_left:
         return at
 
@@ -84,10 +87,7 @@ def _left(body: Body, facts: ProductFacts):
 def _right(body: Body, facts: ProductFacts):
     """The right operand at (column, inner index)."""
     b, across, lanes = body.kernel.anchor.inputs[1], bool(facts.trans_b), facts.lanes
-
-    def at(j, e):
-        return body.at(b, (j, e) if across else (e, j))
-
+    at = _element(body, b, facts, inner_last=across)
     if not facts.copies_right:
         return at
 
@@ -104,6 +104,25 @@ def _right(body: Body, facts: ProductFacts):
     scratch = te.compute((facts.blocks, facts.k, lanes), element, name="right")
     body.lowered.pads.append("right")
     return lambda j, e: scratch(j // lanes, e, j % lanes)
+
+
+def _element(body: Body, v: Value, facts: ProductFacts, *, inner_last: bool):
+    """An operand at (row or column of the result, inner index)."""
+    if not facts.pairs:
+        return lambda i, e: body.at(v, (i, e) if inner_last else (e, i))
+    if inner_last and body.can_lie_in_words(v):
+        words = body.take_for_words(v)
+        return lambda i, e: words(i, e)
+    lies, extent = body.lies_narrow(v), v.shape[1 if inner_last else 0]
+    read = body.lying_at if lies else body.at
+
+    def element(i, e):
+        low, high = (read(v, (i, k) if inner_last else (k, i)) for k in (e * 2, e * 2 + 1))
+        if extent % 2:
+            high = guarded(holds(e * 2 + 1 < extent), high)
+        return (pairs.word if lies else pairs.pair)(low, high)
+
+    return element
 
 
 def lower_matmul(kernel: Kernel, layouts: Layouts) -> Lowered:

@@ -13,26 +13,35 @@ See `bngen.lower.winograd` for what lies between in 3x3 convolutions.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from tvm import te, tirx
 
+from bngen.lower import pairs
 from bngen.lower.body import Body
 from bngen.lower.coords import Lane, lane_of, logical_coord, zero
-from bngen.lower.facts import Layouts
+from bngen.lower.facts import GradientFacts, Layouts
 from bngen.lower.geometry import Geometry
 from bngen.lower.lowered import Lowered
-from bngen.lower.operand import gradient, operand, row_of
+from bngen.lower.opaque import Expr
+from bngen.lower.operand import IMAGES, NUMBERS, gradient, operand, row_of
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked, physical_shape
 
 
-def lower_weight_gradient(kernel: Kernel, layouts: Layouts) -> Lowered:
-    """dW[k,c,r,s] = sum over n h w of x * dy, over whole channel blocks of each group."""
+def lower_weight_gradient(kernel: Kernel, layouts: Layouts, facts: GradientFacts) -> Lowered:
+    """dW[k,c,r,s] = sum over n h w of x * dy, over whole channel blocks of each group.
+
+    Where pairs are multiplied, they are of images: the same pixel of two of them.
+    """
     node, body = kernel.anchor, Body(kernel, layouts)
     geo, (x, dy) = Geometry.weight_gradient(node), node.inputs
-    data, grad = operand(body, x, geo), gradient(body, dy, geo)
+    form = IMAGES if facts.pairs else NUMBERS
+    data, grad = operand(body, x, geo, form), gradient(body, dy, geo, form)
     groups = node.attrs["groups"]
     per_group = x.shape[1] // groups if groups > 1 and layouts[x].padded else None
-    unpacked(body, _blocked_sums(data, grad, geo, groups, per_group))
+    multiply = pairs.product if facts.pairs else tirx.Mul
+    unpacked(body, _blocked_sums(data, grad, geo, groups, per_group, multiply))
     return body.finish("partial")
 
 
@@ -91,7 +100,12 @@ def _depthwise_sums(data: te.Tensor, grad: te.Tensor, geo: Geometry) -> te.Tenso
 
 
 def _blocked_sums(
-    data: te.Tensor, grad: te.Tensor, geo: Geometry, groups: int, per_group: int | None
+    data: te.Tensor,
+    grad: te.Tensor,
+    geo: Geometry,
+    groups: int,
+    per_group: int | None,
+    multiply: Callable[[Expr, Expr], Expr],
 ) -> te.Tensor:
     """``(Kb, Cb of a group, R, S, in lanes, out lanes)``.
 
@@ -107,8 +121,8 @@ def _blocked_sums(
         block = cb if groups == 1 else (kb // out_blocks) * in_blocks + cb
         if per_group:
             block, cl = block + tirx.floordiv(cl, lanes), tirx.floormod(cl, lanes)
-        taken = data[block, n, h * sh + r * dh, w * sw + s * dw, cl]
-        return te.sum(taken * grad[kb, n, h, w, lane], axis=axes)
+        taken = data(block, n, h * sh + r * dh, w * sw + s * dw, cl)
+        return te.sum(multiply(taken, grad(kb, n, h, w, lane)), axis=axes)
 
     inside = (1, *geo.window, per_group) if per_group else (in_blocks, *geo.window, lanes)
     shape = (grad.shape[0], *inside, grad.shape[4])

@@ -15,6 +15,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable
 
+from bngen.dtypes import PAIRED
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
 from bngen.ir.ops import OPS
@@ -43,7 +44,7 @@ MOST_PADDED = 1.25
 
 
 def assign_layouts(
-    graph: Graph, lanes: int, formats: Formats = C_ORDER
+    graph: Graph, lanes: int, formats: Formats = C_ORDER, *, pairs: bool = False
 ) -> tuple[Graph, dict[Value, Layout]]:
     """Choose a layout for every value; see the module's text.
 
@@ -51,15 +52,16 @@ def assign_layouts(
         graph: after fission.
         lanes: float32 elements of a vector register.
         formats: the users' arrays that are channels-last.
+        pairs: whether convolutions of bfloat16 multiply pairs of channels.
     """
-    return _Layouts(graph, lanes, formats).run()
+    return _Layouts(graph, lanes, formats, pairs).run()
 
 
 class _Layouts:
     """One walk in execution order; ``of`` is the growing table over the new graph's values."""
 
-    def __init__(self, graph: Graph, lanes: int, formats: Formats):
-        self.graph, self.lanes = graph, lanes
+    def __init__(self, graph: Graph, lanes: int, formats: Formats, pairs: bool):
+        self.graph, self.lanes, self.pairs = graph, lanes, pairs
         self.b = GraphBuilder.rewriting(graph)
         self.of: dict[Value, Layout] = {
             i.value: plain(i.value.type, channels_last=i.name in formats.inputs)
@@ -230,12 +232,15 @@ class _Layouts:
 
     def packing(self, w, inner, outer, groups, *, flipped) -> PackedWeight:
         """How the weight is packed."""
+        paired = self.pairs and w.dtype == PAIRED
         if groups == 1:
-            return PackedWeight(outer, inner, 1, flipped)
+            return PackedWeight(outer, inner, 1, flipped, paired=paired)
         if w.shape[1] == 1 and w.shape[0] == groups:
             return PackedWeight(inner, inner, groups, flipped, depthwise=True)
         whole = holds_whole(inner, groups) and holds_whole(outer, groups)
-        return PackedWeight(outer, inner, groups, flipped, shuffled=not whole)
+        return PackedWeight(
+            outer, inner, groups, flipped, shuffled=not whole, paired=paired and whole
+        )
 
     def conv2d_grad_input(self, node: Node):
         dy, w = node.inputs

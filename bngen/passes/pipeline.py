@@ -81,6 +81,8 @@ def plan_program(
     keep: Iterable[Value] = (),
     dump: Dump | None = None,
     formats: Formats = C_ORDER,
+    *,
+    pairs: bool = False,
 ) -> Planned:
     """Run every pass.
 
@@ -92,6 +94,7 @@ def plan_program(
         keep: values that must survive the last kernel.
         dump: called with each stage's name and graph.
         formats: the users' arrays that are channels-last.
+        pairs: whether convolutions of bfloat16 multiply pairs of channels.
     """
     rules = LEVELS[level]
     for name, run in graph_passes(rules):
@@ -99,7 +102,7 @@ def plan_program(
         verify(graph, stage=name)
         if dump:
             dump(name, graph)
-    graph, layouts = assign_layouts(graph, lanes, formats)
+    graph, layouts = assign_layouts(graph, lanes, formats, pairs=pairs)
     graph = prune(graph)
     if rules.across:
         graph, layouts = place_concatenations(graph, layouts)

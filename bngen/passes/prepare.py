@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from bngen.dtypes import DTYPES, FLOAT
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import Value
@@ -47,7 +48,8 @@ class Prepared(NamedTuple):
     Attributes:
         joint: the program; an input that an update overwrites too early is read through a copy.
         planned: kernels, layouts and places.
-        unaligned: values in users' memory, which starts anywhere.
+        unaligned: values in users' memory, which starts anywhere, and those that lie within another
+            one where no vector of floats need start: slices of what takes fewer bytes.
     """
 
     joint: Joint
@@ -75,7 +77,14 @@ def join_gradient(
     return Joint(joint, graph, cotangents, gradients, tuple(independent), formats)
 
 
-def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = None) -> Prepared:
+def prepare(
+    joint: Joint,
+    lanes: int,
+    fusion: str = "icf",
+    dump: Dump | None = None,
+    *,
+    pairs: bool = False,
+) -> Prepared:
     """Plan a program.
 
     Args:
@@ -83,13 +92,23 @@ def prepare(joint: Joint, lanes: int, fusion: str = "icf", dump: Dump | None = N
         lanes: float32 lanes of a vector.
         fusion: a fusion level.
         dump: called after each pass with its name and the graph.
+        pairs: whether convolutions of bfloat16 multiply pairs of channels.
     """
     graph = keep_old_values(joint.graph, joint.cotangents or ())
     planned = plan_program(
-        graph, fusion, lanes, cotangents=joint.cotangents, dump=dump, formats=joint.formats
+        graph,
+        fusion,
+        lanes,
+        cotangents=joint.cotangents,
+        dump=dump,
+        formats=joint.formats,
+        pairs=pairs,
     )
     users = {i.value for i in graph.inputs if i.kind == "input"}
-    unaligned = frozenset(v for v, p in planned.memory.places.items() if p.root in users)
+    vector = lanes * DTYPES[FLOAT].nbytes
+    unaligned = frozenset(
+        v for v, p in planned.memory.places.items() if p.root in users or p.offset % vector
+    )
     return Prepared(replace(joint, graph=graph), planned, unaligned)
 
 

@@ -129,6 +129,10 @@ class PackedWeight:
     lie in an output block, ``(out blocks, channels of a group, R, S, out lanes)``. Padding lanes
     hold zeros.
 
+    Paired weights lie in words of two inner channels, zeros beside an odd one: ``(out blocks, in
+    blocks, R, S, pairs of in lanes, out lanes, 2)`` or, where the input is plain,
+    ``(out blocks, pairs of channels, R, S, 1, out lanes, 2)``.
+
     Attributes:
         outer: layout of the channels that the nest writes.
         inner: layout of the channels that it sums over (None: plain, one channel at a time).
@@ -136,6 +140,7 @@ class PackedWeight:
         flipped: whether the nest is the data gradient's.
         depthwise: one input channel an output channel.
         shuffled: groups cut channel blocks; each lane reads channels of its own.
+        paired: the nest multiplies pairs of channels.
     """
 
     outer: Blocked
@@ -144,9 +149,11 @@ class PackedWeight:
     flipped: bool = False
     depthwise: bool = False
     shuffled: bool = False
+    paired: bool = False
 
     def __str__(self) -> str:
         kind = "depthwise " * self.depthwise + "shuffled " * self.shuffled
+        kind += "paired " * self.paired
         kind += "flipped" if self.flipped else "forward"
         return f"packed({kind},{self.outer},{self.inner or 'plain'},groups={self.groups})"
 
@@ -189,8 +196,16 @@ def physical_shape(type_: TensorType, layout: Layout) -> tuple[int, ...]:
         inner_blocks, inner_lanes = (shape[0] if layout.flipped else shape[1]), 1
     else:
         inner_blocks, inner_lanes = layout.inner.blocks, layout.inner.lanes
-    per_group = inner_blocks // layout.groups
-    return (layout.outer.blocks, per_group, r, s, inner_lanes, layout.outer.lanes)
+    outer, per_group = layout.outer, inner_blocks // layout.groups
+    if not layout.paired:
+        return (outer.blocks, per_group, r, s, inner_lanes, outer.lanes)
+    if layout.inner is None:
+        return (outer.blocks, _pairs(per_group), r, s, inner_lanes, outer.lanes, 2)
+    return (outer.blocks, per_group, r, s, _pairs(inner_lanes), outer.lanes, 2)
+
+
+def _pairs(count: int) -> int:
+    return -(-count // 2)
 
 
 def same_bytes(type_: TensorType, a: Layout, b: Layout) -> bool:

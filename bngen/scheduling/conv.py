@@ -64,10 +64,10 @@ def conv_facts(kernel: Kernel, layouts: Layouts, geo: Geometry) -> ConvFacts:
     if packed.shuffled:
         _, in_blocks, *_ = physical_shape(weight.type, packed)
     elif not packed.depthwise:
-        _, in_blocks, _, _, in_lanes, _ = physical_shape(weight.type, packed)
+        _, in_blocks, _, _, in_lanes, *_ = physical_shape(weight.type, packed)
     return ConvFacts(
         element_bytes=element_bytes(node.out), group_rows=group_rows(kernel),
-        n=n, h=h, w=w, groups=packed.groups,
+        pairs=int(packed.paired), n=n, h=h, w=w, groups=packed.groups,
         out_blocks=packed.outer.blocks, lanes=packed.outer.lanes,
         in_blocks=in_blocks, in_lanes=in_lanes,
         r=geo.window[0], s=geo.window[1], padded_w=geo.padded_w(kernel, x, layouts),

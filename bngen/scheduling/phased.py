@@ -69,9 +69,9 @@ def applies(kernel: Kernel, layouts: Layouts) -> PhasedFacts | Declined:
         _, in_blocks, *_ = physical_shape(weight.type, packed)
         in_lanes, groups = 1, packed.outer.blocks
     elif not packed.depthwise:
-        _, in_blocks, _, _, in_lanes, _ = physical_shape(weight.type, packed)
+        _, in_blocks, _, _, in_lanes, *_ = physical_shape(weight.type, packed)
     return PhasedFacts(
-        element_bytes=element_bytes(node.out), group_rows=rows,
+        element_bytes=element_bytes(node.out), group_rows=rows, pairs=int(packed.paired),
         n=n, h=h, w=w, out_blocks=packed.outer.blocks, lanes=packed.outer.lanes,
         in_blocks=in_blocks, in_lanes=in_lanes, r=weight.shape[2], s=weight.shape[3],
         spread_h=sh, spread_w=sw, groups=groups,

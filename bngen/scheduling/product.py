@@ -17,6 +17,7 @@ memory once, and `bngen.codegen.transposes` turns it over in registers.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from bngen.ir.types import Value
@@ -49,6 +50,16 @@ def applies(kernel: Kernel, _: Layouts) -> ProductFacts:
         trans_a=int(trans_a), trans_b=int(trans_b),
         loads_a=int(_is_computed(a, kernel)), loads_b=int(_is_computed(b, kernel)),
     )  # fmt: skip
+
+
+def of_pairs(facts: ProductFacts, kernel: Kernel) -> ProductFacts:
+    """The facts where neighbours along the inner extent are words.
+
+    Only rows of words are read where they lie.
+    """
+    a = kernel.anchor.inputs[0]
+    in_words = a in kernel.inputs and not facts.trans_a and facts.k % 2 == 0
+    return replace(facts, k=-(-facts.k // 2), pairs=1, loads_a=int(not in_words), loads_b=1)
 
 
 def _is_computed(v: Value, kernel: Kernel) -> bool:

@@ -10,13 +10,31 @@ sets. Numbers are of vectors as wide as the row's, in single precision, from the
 - AMD, *Software Optimization Guide*, 56305 (Zen 2), 56665 (Zen 3), 57647 (Zen 4), 58455 (Zen 5);
 - Arm, *Neoverse N1, N2, V1, V2 Core Software Optimization Guide*.
 
-`measured` corrects a row where the machine at hand is what one compiles for.
+Instructions for pairs of bfloat16 have a table of their own, `PAIRS`. `measured` corrects both
+where the machine at hand is what one compiles for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """An instruction that adds the products of two pairs of bfloat16 to each float of a vector.
+
+    Attributes:
+        needs: features, all of which a CPU has that has it so.
+        units: how many start in a cycle; a fraction where each takes several.
+        latency: cycles until the next one may use a result.
+        cpus: LLVM's names of the CPUs; none stands for any.
+    """
+
+    needs: frozenset[str]
+    units: float
+    latency: int
+    cpus: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -33,6 +51,7 @@ class Traits:
         multiply_add_units: vector multiply-adds that start in a cycle.
         multiply_add_latency: cycles until the next one may use a result.
         load_ports: vectors, or elements for all lanes, that are loaded in a cycle.
+        pairs: the instruction for pairs of bfloat16; None without one.
     """
 
     arch: str
@@ -41,12 +60,28 @@ class Traits:
     vector_registers: int
     cpus: tuple[str, ...] = ()
     folds_broadcasts: bool = False
-    multiply_add_units: int = 2
+    multiply_add_units: float = 2
     multiply_add_latency: int = 4
     load_ports: int = 2
+    pairs: Pairs | None = None
 
     @property
-    def multiply_adds_in_flight(self) -> int:
+    def pairs_pay(self) -> bool:
+        """Whether products of pairs are done faster than as many multiply-adds.
+
+        An instruction for pairs does two products in each lane; but widening bfloat16 to floats for
+        multiply-adds costs nothing where a scratch holds them.
+        """
+        units = self.pairs.units if self.pairs else 0.0
+        return 2 * units >= LEAST_GAIN * self.multiply_add_units
+
+    def of_pairs(self) -> Traits:
+        """The same CPU to whom its instruction for pairs is the multiply-add."""
+        units, latency = self.pairs.units, self.pairs.latency
+        return replace(self, multiply_add_units=units, multiply_add_latency=latency)
+
+    @property
+    def multiply_adds_in_flight(self) -> float:
         """Sums that must be under way at once, that no unit waits for the result of another."""
         return self.multiply_add_units * self.multiply_add_latency
 
@@ -99,10 +134,34 @@ TRAITS: tuple[Traits, ...] = (
 
 _OTHER = _row("", "", 16, 16)
 
+LEAST_GAIN = 1.25
+"""Products of pairs for each by multiply-adds, from which on making words of two pays."""
+
+
+def _pairs(needs: str, units: float, latency: int, cpus: str = "") -> Pairs:
+    return Pairs(frozenset(needs.split()), units, latency, tuple(cpus.split()))
+
+
+PAIRS: tuple[Pairs, ...] = (
+    # AVX512-BF16's VDPBF16PS. Intel's cores with matrix tiles (AMX) leave bfloat16 to those: one
+    # every other cycle is half the products of their two multiply-add units (measured on a Xeon
+    # with AVX512-FP16, where oneDNN without tiles is as slow; pull request 1025 of tpp-mlir says so
+    # of another). Zen 4 does twice the products of its multiply-adds (pull request 15089 of IREE),
+    # and so does Zen 5 (measured: 560 GFLOP/s a core). Cooper Lake's is as its maker claims.
+    _pairs("avx512bf16 avx512fp16", 0.5, 8),
+    _pairs("avx512bf16", 1, 6, cpus="znver4"),
+    _pairs("avx512bf16", 2, 6, cpus="znver5 cooperlake"),
+    _pairs("avx512bf16", 1, 6),
+)
+"""In order of preference."""
+
 
 def traits_of(arch: str, cpu: str, features: Set[str]) -> Traits:
     """The traits of a CPU.
 
     An architecture without a row has none that bngen knows of: the least that any has.
     """
-    return next((row for row in TRAITS if row.fits(arch, cpu, features)), _OTHER)
+    traits = next((row for row in TRAITS if row.fits(arch, cpu, features)), _OTHER)
+    fitting = (p for p in PAIRS if p.needs <= features and (not p.cpus or cpu in p.cpus))
+    pairs = next(fitting, None)
+    return replace(traits, pairs=pairs) if pairs else traits

@@ -8,7 +8,7 @@ of a layout has (which the driver chooses, see `Target.channel_block`), and the 
 from __future__ import annotations
 
 from collections.abc import Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from bngen.dtypes import DTYPES
 from bngen.runtime.host import Caches
@@ -36,6 +36,10 @@ class Machine:
     def lanes(self, dtype: str) -> int:
         """Elements of a type in a vector."""
         return self.traits.vector_bytes // DTYPES[DTYPES[dtype].computed].nbytes
+
+    def of_pairs(self) -> Machine:
+        """The same machine to a kernel whose multiply-adds are of pairs, see `Traits.of_pairs`."""
+        return replace(self, traits=self.traits.of_pairs())
 
 
 def machine_of(traits: Traits, caches: Caches, threads: int) -> Machine:

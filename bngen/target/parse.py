@@ -110,6 +110,11 @@ class Target:
         """Channels of a block of a feature map: as many floats as a vector holds."""
         return self.machine.lanes(FLOAT)
 
+    @property
+    def pairs(self) -> bool:
+        """Whether convolutions of bfloat16 multiply pairs of channels."""
+        return self.machine.traits.pairs_pay
+
     def tvm(self) -> Any:
         """This target as a ``tvm.target.Target``."""
         return llvm.tvm_target(self.cpu, self.attrs, self.triple)

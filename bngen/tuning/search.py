@@ -80,7 +80,7 @@ def jobs(plan: KernelPlan, target: Target) -> list[Job]:
         if key in found:
             found[key] = replace(found[key], calls=found[key].calls + 1)
             continue
-        own = strategy.knobs(facts, target.machine)
+        own = strategy.own_knobs(facts, target.machine)
         found[key] = Job(key, strategy, facts, kernel, plan, own, 1)
     return sorted(found.values(), key=lambda j: -j.calls)
 
@@ -313,5 +313,8 @@ def work_of(program: Any, target: Target, fusion: str, wrt: Sequence[str]) -> li
     graph = graph_of(program, "tune")
     thread_pool.install()
     return jobs(
-        prepare(join_gradient(graph, wrt), target.channel_block, fusion).planned.plan, target
+        prepare(
+            join_gradient(graph, wrt), target.channel_block, fusion, pairs=target.pairs
+        ).planned.plan,
+        target,
     )

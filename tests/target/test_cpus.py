@@ -1,9 +1,11 @@
 """Traits of CPUs: rows by name and features, and what is measured of the machine at hand."""
 
+from dataclasses import replace
+
 import pytest
 
 from bngen.target import cpus, llvm, measured
-from bngen.target.cpus import TRAITS, traits_of
+from bngen.target.cpus import PAIRS, TRAITS, traits_of
 from bngen.target.parse import Target
 
 NATIVE = Target.parse("llvm -mcpu=native")
@@ -16,7 +18,7 @@ def test_llvm_has_the_cpus_of_a_row_and_they_fit_it(row):
         llvm.check_cpu(cpu, triple)
         features = llvm.features_of(cpu, (), triple)
         assert row.needs <= features
-        assert traits_of(row.arch, cpu, features) is row
+        assert replace(traits_of(row.arch, cpu, features), pairs=None) == row
 
 
 def test_each_row_is_reached():
@@ -56,3 +58,38 @@ def test_what_is_run_to_measure_is_code_for_this_system(monkeypatch, system):
 @pytest.mark.skipif(not NATIVE.fma, reason="multiply and add are two instructions here")
 def test_what_is_measured_is_possible():
     assert 3 < measured.in_flight(NATIVE.machine.traits, NATIVE.tvm()) < 40
+
+
+# --- pairs of bfloat16 --------------------------------------------------------------------------
+
+
+def test_each_row_of_pairs_is_reached():
+    for row in PAIRS:
+        cpu = row.cpus[0] if row.cpus else ""
+        assert traits_of("x86_64", cpu, row.needs | {"avx512f"}).pairs is row
+        if cpu:
+            assert row.needs <= llvm.features_of(cpu, (), "x86_64-linux-gnu")
+
+
+@pytest.mark.parametrize(
+    ("cpu", "attrs", "pays"),
+    [
+        ("znver4", "", True),
+        ("znver5", "", True),
+        ("znver4", "-avx512bf16", False),
+        ("x86-64-v4", "", False),
+        ("x86-64-v4", "+avx512bf16", False),
+        ("sapphirerapids", "", False),
+    ],
+)
+def test_pairs_pay_where_they_are_done_faster_than_multiply_adds(cpu, attrs, pays, monkeypatch):
+    monkeypatch.setattr("bngen.target.parse.corrected", lambda traits, target: traits)
+    traits = Target.parse(None, mcpu=cpu, mattr=attrs).machine.traits
+    assert traits.pairs_pay == pays
+    if pays:
+        assert traits.of_pairs().multiply_adds_in_flight > traits.multiply_adds_in_flight
+
+
+@pytest.mark.skipif("avx512bf16" not in NATIVE.features, reason="needs AVX512-BF16")
+def test_what_is_measured_of_pairs_is_possible():
+    assert measured.units_of_pairs(NATIVE.machine.traits, NATIVE.tvm()) in (0.5, 1, 2, 3, 4)
