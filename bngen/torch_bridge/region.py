@@ -41,6 +41,14 @@ def is_channels_last(value: torch.Tensor) -> bool:
     return not dense.is_contiguous() and dense.is_contiguous(memory_format=torch.channels_last)
 
 
+def _unusual_strides(value: torch.Tensor) -> tuple[int, ...]:
+    """Strides of a dense tensor whose axes lie in another order than regions give; else ()."""
+    if value.is_contiguous() or is_channels_last(value):
+        return ()
+    dense = torch.empty_like(value, device="meta")
+    return () if dense.is_contiguous() else dense.stride()
+
+
 class Region(torch.nn.Module):
     """One region, loaded.
 
@@ -57,6 +65,7 @@ class Region(torch.nn.Module):
         self.names = tuple(i.name for i in taken.graph.inputs)
         self.updated = {target.name for target, _ in taken.graph.updates}
         self.floats = tuple(v.type.is_float for v in taken.graph.outputs)
+        self._strides = tuple(_unusual_strides(node.meta["val"]) for node in taken.outputs)
         backward = built.signature.call(BACKWARD)
         reads = set(backward.reads) - self.updated if backward else set()
         self.read = tuple(i for i, name in enumerate(self.names) if name in reads)
@@ -64,7 +73,7 @@ class Region(torch.nn.Module):
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The region's results."""
         if not any(self.wanted):
-            return self.built.forward(*self.arguments(tensors))
+            return self.as_eager(self.built.forward(*self.arguments(tensors)))
         # A region may lie on both sides of a switch of gradients, which it has in its program.
         with torch.enable_grad():
             return _Differentiated.apply(self, *tensors)
@@ -79,6 +88,13 @@ class Region(torch.nn.Module):
             t.data if name in self.updated else t.detach()
             for name, t in zip(self.names, tensors, strict=True)
         ]
+
+    def as_eager(self, results: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        """Results in the order of memory that eager leaves them in, which may be any."""
+        return tuple(
+            torch.empty_strided(r.shape, s, dtype=r.dtype).copy_(r) if s else r
+            for r, s in zip(results, self._strides, strict=True)
+        )
 
     def flows(self, cotangents: Sequence[torch.Tensor | None]) -> frozenset[int]:
         """By number, the arguments that the gradients of results flow to."""
@@ -144,6 +160,7 @@ class _Differentiated(torch.autograd.Function):
     def forward(ctx: Any, region: Region, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         arguments = region.arguments(tensors)
         results, call = region.built.record(*arguments)
+        results = region.as_eager(results)
         ctx.region, ctx.call, ctx.rest = region, call, _Rest.of(region, arguments)
         ctx.set_materialize_grads(False)
         # For PyTorch's own check that nobody changes them before backward.

@@ -66,6 +66,21 @@ def test_inputs_of_any_strides():
         assert_as_eager(Net(), (given,), regions=1)
 
 
+def test_results_lie_in_any_order_of_axes_that_eager_leaves_them_in():
+    class Turned(Net):
+        def forward(self, x):
+            y = self.features(x.transpose(2, 3))
+            return y.transpose(2, 3) * 2, y.permute(3, 2, 0, 1) + 1, y[:, :, ::2] * 3
+
+    def script(model, x):
+        results = model(x)
+        sum(r.square().sum() for r in results).backward()
+        with torch.no_grad():
+            return *results, *model(x)
+
+    assert_as_eager(Turned(), (images(4, 3, 8, 6),), script, regions=1)
+
+
 def test_nested_inputs_and_results():
     class Nested(Net):
         def forward(self, given, *, scale=None):
