@@ -88,7 +88,7 @@ def guarded(
         joint = join_gradient(graph, formats=formats)
     else:
         joint = Joint(graph, graph, formats=formats)
-    prepared = prepare(joint, machine.channel_block, level)
+    prepared = prepare(joint, machine.channel_block, level, pairs=machine.pairs)
     plan = prepared.planned.plan
     threads.install()
     compiled = compile_plan(

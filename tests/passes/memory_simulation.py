@@ -161,6 +161,12 @@ def addresses(type_: TensorType, layout: Layout) -> np.ndarray:
         place = (block[index[axis]], *rest, lane[index[axis]])
     elif isinstance(layout, PackedWeight):
         place = packed_place(layout, index, type_.shape)
+        if layout.paired:
+            outer, block, r, s, lane, own = place
+            if layout.inner is None:
+                place = outer, block // 2, r, s, lane, own, block % 2
+            else:
+                place = outer, block, r, s, lane // 2, own, lane % 2
     elif layout == CHANNELS_LAST:
         n, c, h, w = index
         place = n, h, w, c
