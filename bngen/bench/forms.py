@@ -42,6 +42,7 @@ FORMS: Mapping[str, Form] = {
     "compile-channels-last": Form(channels_last=True, compiler="inductor"),
     "backend": Form(compiler="bngen"),
     "backend-channels-last": Form(channels_last=True, compiler="bngen"),
+    "backend-bf16": Form(channels_last=True, compiler="bngen", precision="bfloat16"),
     "jemalloc": Form(allocator="jemalloc"),
     "jemalloc-channels-last": Form(channels_last=True, allocator="jemalloc"),
     "tcmalloc": Form(allocator="tcmalloc"),
