@@ -23,8 +23,8 @@ EMIT_CHOICES = ("tir", "ll", "asm")
 MEMORY_FORMATS = CONTIGUOUS, CHANNELS_LAST = "contiguous_format", "channels_last"
 RIVAL_CHOICES = (
     *FUSION_CHOICES, "eager", "channels-last", "compile", "compile-channels-last",
-    "backend", "backend-channels-last", "backend-bf16", "jemalloc", "jemalloc-channels-last", "tcmalloc",
-    "tcmalloc-channels-last", "bf16", "jemalloc-bf16", "tcmalloc-bf16",
+    "backend", "backend-channels-last", "backend-bf16", "jemalloc", "jemalloc-channels-last",
+    "tcmalloc", "tcmalloc-channels-last", "bf16", "jemalloc-bf16", "tcmalloc-bf16",
 )  # fmt: skip
 RIVALS = ("none", "eager", "channels-last", "compile", "jemalloc-channels-last", "bf16")
 DEBUG_LADDER = (
