@@ -18,6 +18,7 @@ BUILD, VERIFY, BENCH, TUNE = "build", "verify", "bench", "tune"
 ALL = (BUILD, VERIFY, BENCH, TUNE)
 
 FUSION_CHOICES = ("none", "rcf", "mvf", "bnff", "icf")
+PRECISIONS = ("float32", "bfloat16")
 EMIT_CHOICES = ("tir", "ll", "asm")
 MEMORY_FORMATS = CONTIGUOUS, CHANNELS_LAST = "contiguous_format", "channels_last"
 RIVAL_CHOICES = (
@@ -102,6 +103,10 @@ OPTIONS: tuple[Option, ...] = (
         "memory_format", "choice", "how arrays of rank 4 lie: arguments, weights and results",
         flags=("--memory-format",), default=CONTIGUOUS, choices=MEMORY_FORMATS,
         commands=(BUILD, VERIFY),
+    ),
+    _row(
+        "dtype", "choice", "what convolutions and matrix products compute with, and maps lie in",
+        default=PRECISIONS[0], choices=PRECISIONS,
     ),
     _row("batch", "int", "batch size of the program", default_text="8", metavar="N"),
     _row("image", "int", "height and width of the images", default_text="224", metavar="PIXELS"),

@@ -19,15 +19,19 @@ from types import ModuleType
 from typing import Any
 
 from bngen.errors import BngenError, ProgramError, SourceLoc, UsageError
+from bngen.options import PRECISIONS
 
 
-def load_program(spec: str, batch: int | None = None, image: int | None = None) -> Any:
+def load_program(
+    spec: str, batch: int | None = None, image: int | None = None, dtype: str = PRECISIONS[0]
+) -> Any:
     """The program a command line names.
 
     Args:
         spec: a built-in's name, or ``file.py:function``.
         batch: batch size; the program's own default when missing.
         image: height and width of the images; the program's own default when missing.
+        dtype: of `PRECISIONS`: as the program is written, or what `bngen.autocast` makes of it.
 
     Raises:
         UsageError: for a name, file or function that is not there, or one that takes no
@@ -39,14 +43,16 @@ def load_program(spec: str, batch: int | None = None, image: int | None = None) 
     sizes = {k: v for k, v in (("batch", batch), ("image", image)) if v is not None}
     path, _, function = spec.partition(":")
     if not path.endswith(".py"):
-        return _builtin(spec, sizes)
+        return _in_precision(_builtin(spec, sizes), dtype)
     with _importable(Path(path).parent), _blaming(Path(path)):
         module = _import_file(Path(path))
         chosen = _pick(module, path, function)
-        return _traced(_called(chosen, spec, sizes), spec)
+        return _in_precision(_traced(_called(chosen, spec, sizes), spec), dtype)
 
 
-def step_program(spec: str, batch: int | None = None, image: int | None = None) -> Any:
+def step_program(
+    spec: str, batch: int | None = None, image: int | None = None, dtype: str = PRECISIONS[0]
+) -> Any:
     """The program of a training step: `load_program`, but built-in networks end in a loss.
 
     They drop nothing out, so that every run of them computes the same.
@@ -54,16 +60,22 @@ def step_program(spec: str, batch: int | None = None, image: int | None = None) 
     from bngen.models import MODELS, make
 
     if spec not in MODELS:
-        return load_program(spec, batch, image)
+        return load_program(spec, batch, image, dtype)
     dropout = 0.0 if MODELS[spec].has_dropout else None
     given = {k: v for k, v in (("batch", batch), ("image", image)) if v is not None}
-    return make(spec, loss=True, dropout=dropout, **given)
+    return _in_precision(make(spec, loss=True, dropout=dropout, **given), dtype)
 
 
 def trained(graph: Any) -> list[str]:
     """Names of the parameters; of a program that holds none, its floating-point arguments."""
     own = [i.name for i in graph.inputs if i.kind == "parameter"]
     return own or [i.name for i in graph.inputs if i.value.type.is_float and i.kind == "input"]
+
+
+def _in_precision(program: Any, dtype: str) -> Any:
+    from bngen.lang.mixed import autocast
+
+    return program if dtype == PRECISIONS[0] else autocast(program, dtype)
 
 
 # --- built-ins --------------------------------------------------------------------------------

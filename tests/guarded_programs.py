@@ -152,7 +152,11 @@ def assert_right(found: Mapping, graph: Graph, args: Arrays, cotangents) -> None
 
 
 def training_step(dtype: str | None = None) -> Graph:
-    """A whole one, perhaps in mixed precision: parameters, momentum and running statistics are written where they lie."""
+    """A whole one: parameters, momentum and running statistics are written where they lie.
+
+    Args:
+        dtype: of maps and products in mixed precision.
+    """
 
     def net(x: bg.Tensor[3, 5, 7, 5], labels: bg.Tensor[3, bg.int64]):
         y = bg.layers.conv2d(x, "conv", 17, 3, padding=1, bias=False)

@@ -14,6 +14,7 @@ import numpy as np
 
 from bngen.bench.forms import FORMS
 from bngen.lang.init import fill
+from bngen.options import PRECISIONS
 from bngen.programs import step_program, trained
 
 OURS = "bngen"
@@ -33,6 +34,7 @@ class Entry:
         threads: threads of either side.
         schedules: folder of records that takes precedence.
         seed: weights and batch follow from it.
+        dtype: the precision of bngen's convolutions; PyTorch's follows from its form.
     """
 
     program: str
@@ -44,6 +46,7 @@ class Entry:
     threads: int | None = None
     schedules: str | None = None
     seed: int = 0
+    dtype: str = PRECISIONS[0]
 
 
 class Contender(Protocol):
@@ -91,7 +94,7 @@ class BngenStep:
         """Compile, and load the weights."""
         from bngen.compiler import build
 
-        graph = step_program(entry.program, entry.batch, entry.image).graph
+        graph = step_program(entry.program, entry.batch, entry.image, entry.dtype).graph
         level = entry.fusion if entry.contender == OURS else entry.contender
         self._module = build(
             graph, target=entry.target, fusion=level, threads=entry.threads, grad=True,

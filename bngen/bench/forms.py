@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bngen.models import MODELS
+from bngen.options import PRECISIONS
 
 
 @dataclass(frozen=True)
@@ -79,9 +80,9 @@ ALLOCATORS: Mapping[str, Allocator] = {
 }  # fmt: skip
 
 
-def precision(name: str) -> str:
-    """The precision of a contender's convolutions; bngen's levels are float32."""
-    return FORMS[name].precision if name in FORMS else "float32"
+def precision(name: str, ours: str = PRECISIONS[0]) -> str:
+    """The precision of a contender's convolutions; bngen's levels have all the same."""
+    return FORMS[name].precision if name in FORMS else ours
 
 
 def environment(name: str) -> dict[str, str]:

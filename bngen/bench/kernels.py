@@ -89,7 +89,7 @@ def measure_kernels(
 
 def convolutions(entry: Entry, target: Target) -> KernelPlan:
     """The plan of a program's training step, its convolution kernels alone."""
-    graph = step_program(entry.program, entry.batch, entry.image).graph
+    graph = step_program(entry.program, entry.batch, entry.image, entry.dtype).graph
     plan = prepare(
         join_gradient(graph, trained(graph)),
         target.channel_block,

@@ -38,6 +38,7 @@ class Wanted:
         programs: built-in networks, or ``file.py:function``.
         target: what bngen compiles for.
         fusion: the level that bngen runs at.
+        dtype: the precision that bngen computes in, see `options.PRECISIONS`.
         batch: images in a batch; the program's own number when None.
         image: height and width; the program's own when None.
         threads: of either side.
@@ -52,6 +53,7 @@ class Wanted:
     programs: tuple[str, ...]
     target: Target
     fusion: str
+    dtype: str
     batch: int | None
     image: int | None
     threads: int | None
@@ -73,7 +75,7 @@ class Wanted:
         batch, image = (8, MODELS[program].image) if program in MODELS else (None, None)
         return Entry(
             program, contender, self.batch or batch, self.image or image, self.fusion,
-            str(self.target), self.threads, self.schedules, self.seed,
+            str(self.target), self.threads, self.schedules, self.seed, self.dtype,
         )  # fmt: skip
 
 

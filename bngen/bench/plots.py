@@ -54,17 +54,17 @@ def bars(race: Json) -> list[tuple[str, Json]]:
     """The contenders that ran, PyTorch's first, then bngen's fusion levels from low to high."""
     rows = [r for r in race["contenders"] if r["status"] != "unavailable"]
     named = [(race["fusion"] if r["name"] == "bngen" else r["name"], r) for r in rows]
-    # What is not of bngen's precision says so.
-    named = [
-        (name if r["precision"] == "float32" else f"{name} ({r['precision']})", r)
-        for name, r in named
-    ]
-    torch = [(name, r) for name, r in named if name not in _FUSION_ORDER]
+    torch = [(_told(name, r), r) for name, r in named if name not in _FUSION_ORDER]
     ours = sorted(
         ((name, r) for name, r in named if name in _FUSION_ORDER),
         key=lambda pair: _FUSION_ORDER.index(pair[0]),
     )
-    return [*torch, *((f"bngen {name}", r) for name, r in ours)]
+    return [*torch, *((f"bngen {_told(name, r)}", r) for name, r in ours)]
+
+
+def _told(name: str, row: Json) -> str:
+    """A contender's name, which says what is not float32."""
+    return name if row["precision"] == "float32" else f"{name} ({row['precision']})"
 
 
 def _steps(report: Json) -> Any:

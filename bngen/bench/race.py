@@ -93,6 +93,7 @@ class _Race:
         settle: float, available: Callable[[], int],
     ):  # fmt: skip
         self._program, self._first = entries[0].program, entries[0].contender
+        self._dtype = entries[0].dtype
         self._tell, self._settle, self._available = tell, settle, available
         self._runners = {e.contender: run(e) for e in entries}
         self._live: set[str] = set()
@@ -182,7 +183,7 @@ class _Race:
         ours = phases(self._turns[self._first])
         return [
             {
-                "name": name, "precision": precision(name), "status": "unavailable",
+                "name": name, "precision": precision(name, self._dtype), "status": "unavailable",
                 "reason": self._reasons[name],
             }
             if name in self._reasons
@@ -193,11 +194,13 @@ class _Race:
     def _row(self, name: str, loss: float, ours: Mapping[str, list[float]]) -> dict[str, Any]:
         turns, start = self._turns[name], self._starts[name]
         times = phases(turns)
-        allowed = LOSS_TOLERANCE[precision(name)] * max(1.0, abs(loss))
+        kind = precision(name, self._dtype)
+        coarse = max(LOSS_TOLERANCE[kind], LOSS_TOLERANCE[self._dtype])
+        allowed = coarse * max(1.0, abs(loss))
         agrees = abs(start["loss"] - loss) <= allowed
         return {
             "name": name,
-            "precision": precision(name),
+            "precision": kind,
             "status": "ok" if agrees else "disagrees",
             "reason": "" if agrees else f"its loss is {start['loss']:.6g}, not {loss:.6g}",
             **{p: summary(times[p]) for p in PHASES},

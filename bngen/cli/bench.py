@@ -73,6 +73,7 @@ def _wanted(request: BenchRequest) -> Any:
         programs=request.program,
         target=request.parsed_target(),
         fusion=request.fusion,
+        dtype=request.dtype,
         batch=request.batch,
         image=request.image,
         threads=request.threads,

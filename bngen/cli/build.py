@@ -46,7 +46,7 @@ def run(request: BuildRequest) -> int:
     watch = console.Stopwatch()
     with console.progress(request.quiet) as progress:
         progress.stage(f"tracing {request.program}")
-        program = load_program(request.program, request.batch, request.image)
+        program = load_program(request.program, request.batch, request.image, request.dtype)
         out = Path(request.out) if request.out else Path("bngen-out") / program.name
         with artifact.output_folder(out) as folder:
             found = _compiled(program, request, progress)

@@ -17,6 +17,7 @@ class Request:
     mcpu: str | None
     mattr: str | None
     fusion: str
+    dtype: str
     batch: int | None
     image: int | None
     threads: int | None

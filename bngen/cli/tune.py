@@ -73,7 +73,7 @@ def _tune(
     from bngen.tuning.session import tune_into
 
     progress.stage(f"planning {request.program}")
-    program = step_program(request.program, request.batch, request.image)
+    program = step_program(request.program, request.batch, request.image, request.dtype)
     touched: list[str] = []
     try:
         for record in tune_into(

@@ -34,7 +34,7 @@ def run(request: VerifyRequest) -> int:
     _require_torch()
     with console.progress(request.quiet) as progress:
         progress.stage(f"tracing {request.program}")
-        program = load_program(request.program, request.batch, request.image)
+        program = load_program(request.program, request.batch, request.image, request.dtype)
         graph, tensors = instrument(program.graph)
         module = _built(type(program).from_graph(graph), request, progress)
         findings = verify(

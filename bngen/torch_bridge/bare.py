@@ -35,7 +35,10 @@ def bare_convolution(node: Node, layout: str) -> Callable[[], None] | None:
         return None
     window = (list(attrs["stride"]), [top, left], list(attrs["dilation"]), False, [0, 0])
     groups = attrs["groups"]
-    x, weight, dy = (torch.rand(shape).to(memory_format=LAYOUTS[layout]) for shape in shapes(node))
+    kind = getattr(torch, node.inputs[0].type.element.torch)
+    x, weight, dy = (
+        torch.rand(shape).to(kind).to(memory_format=LAYOUTS[layout]) for shape in shapes(node)
+    )
     if node.row.direction == "forward":
         return lambda: torch.ops.aten.convolution(x, weight, None, *window, groups)
     wanted = [*(node.row.direction == way for way in ("input", "weight")), False]

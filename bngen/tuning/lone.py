@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import numpy as np
 
+from bngen.arrays import letter_of
 from bngen.codegen.compile import CompiledKernel, load
 from bngen.runtime import threads as thread_pool
 from bngen.runtime.executor import Executor, Memory
@@ -30,7 +31,7 @@ class LoneKernel:
         operands, offset = [], 0
         for a in compiled.arguments:
             operands.append(Operand(None, offset, a.shape, a.value.dtype))
-            nbytes = math.prod(a.shape) * np.dtype(a.value.dtype).itemsize
+            nbytes = math.prod(a.shape) * a.value.type.element.nbytes
             offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
         step = KernelStep(compiled.kernel.name, compiled.code.symbol, tuple(operands))
         self._executor = Executor([step], load([compiled.code]), {})
@@ -67,7 +68,7 @@ def fill(array: np.ndarray, rng: np.random.Generator) -> None:
     """
     if array.dtype == bool:
         array[...] = rng.random(array.shape) < 0.5
-    elif array.dtype.kind == "f":
+    elif letter_of(array.dtype) == "f":
         low = -1.0 if array.ndim >= 4 else 0.1
         array[...] = rng.uniform(low, 1.0, array.shape)
     else:
