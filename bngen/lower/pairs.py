@@ -4,12 +4,12 @@ A word is 32 bits, the first of the pair in the low half. A sum of products of p
 any other, ``te.sum(product(a, b), ..)``, over half as many terms, and scheduled as any other; what
 instructions become of it is `bngen.codegen.pairs`'s to say.
 
-================== ===========================================================================
-``product(a, b)``  of two words: the products of both pairs, added. What all lanes share comes first
-``pair(low, high)`` the word of two numbers that bfloat16 holds (`bngen.lower.stored`)
-``half(number)``   one such number as 16 bits
+=================== ==========================================================================
+``product(a, b)``   of two words: both products, added; the word that all lanes share comes first
+``pair(low, high)`` the word of two numbers that bfloat16 holds, see `bngen.lower.stored`
+``half(number)``    one such number as 16 bits
 ``word(low, high)`` the word of two numbers of 16 bits, as memory has them
-================== ===========================================================================
+=================== ==========================================================================
 
 Instructions for products take subnormal numbers for zero, and so those that round to what is only
 multiplied may do so, too: a result differs by less than 2**-126 of what it is multiplied with.

@@ -44,7 +44,7 @@ def _corrected(traits: Traits, target: Any) -> Traits:
         by_name = traits.multiply_add_units
         _LOG.info("%d multiply-adds start in a cycle; by the CPU's name, %d", units, by_name)
         traits = replace(traits, multiply_add_units=units)
-    if traits.pairs:
+    if traits.pairs and traits.pairs.units >= 1:  # What is slow is known by its features.
         found = units_of_pairs(traits, target)
         if found != traits.pairs.units:
             told = found, traits.pairs.units
