@@ -141,6 +141,20 @@ def deliver(array: np.ndarray, as_torch: bool) -> Any:
     return _as_tensor(array, sys.modules["torch"]) if as_torch else array
 
 
+def array_of(tensor: Any) -> np.ndarray:
+    """A tensor's numbers as an array, over its memory where NumPy can have that.
+
+    Raises:
+        TypeError, RuntimeError: for a tensor of which there is no array.
+    """
+    torch, plain = sys.modules["torch"], tensor.detach().cpu()
+    row = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+    if row is None or not row.stored_only:
+        return plain.numpy()
+    bits = plain.contiguous().view(getattr(torch, f"int{row.bits}"))
+    return bits.numpy().view(numpy_dtype(row.name))
+
+
 def _as_tensor(array: np.ndarray, torch: Any) -> Any:
     """A tensor over an array's memory; where NumPy has no type of that name, over its bits."""
     row = DTYPES[array.dtype.name]
