@@ -18,7 +18,7 @@ from bngen.ir.node import Graph
 from bngen.lang import pointwise
 from bngen.lang.tensor import Tensor, wrap
 from bngen.lang.trace import Trace, running
-from bngen.torch_bridge.element_types import UnsupportedError, dtype_of, type_of
+from bngen.torch_bridge.element_types import UnsupportedError, type_of
 from bngen.torch_bridge.places import AROUND, called, place_of
 from bngen.torch_bridge.vocabulary import translation
 
@@ -76,53 +76,8 @@ def _check_types(node: fx.Node, result: Any) -> None:
             raise UnsupportedError(f"{called(node)} as {type_of(theirs)}")
 
 
-Env = Mapping[fx.Node, Any]
-
-
-def translate(node: fx.Node, env: Env) -> Any:
-    """Apply a call to tensors of the running trace; under autocast to those that it makes."""
-    dtype = _conversion(node)
-    return _applied(node, _converted({n: env[n] for n in node.all_input_nodes}, dtype))
-
-
-def _conversion(node: fx.Node) -> str | None:
-    """The type that autocast gives a call's operands, None for the one that they have.
-
-    PyTorch's lists of calls are not repeated here: what a call gives tells what was done before.
-    """
-    if not node.meta.get("autocast"):
-        return None
-    value = node.meta.get("val")
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        return None
-    operands = list(dict.fromkeys(node.all_input_nodes))
-    for dtype in (None, dtype_of(value.dtype)):
-        trace = Trace("call")
-        try:
-            with running(trace):
-                env = {n: _declared(trace, f"x{i}", n) for i, n in enumerate(operands)}
-                result = _applied(node, _converted(env, dtype))
-            _check_types(node, result)
-            return dtype
-        except (UnsupportedError, BngenError, TypeError):
-            continue
-    return None
-
-
-def _converted(env: Env, dtype: str | None) -> Env:
-    """Floats in one type."""
-    if dtype is None:
-        return env
-
-    def converted(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(map(converted, value))
-        return value.to(dtype) if value.type.is_float else value
-
-    return {node: converted(value) for node, value in env.items()}
-
-
-def _applied(node: fx.Node, env: Env) -> Any:
+def translate(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
+    """Apply a call to tensors of the running trace."""
     row = translation(node)
     args = fx.node.map_arg(_without_flag(node), lambda n: env[n])
     kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n])
