@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from bngen.arrays import numpy_dtype
 from bngen.dtypes import DTYPES
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.formats import memory_axes, to_logical_order, to_memory_order
@@ -31,6 +32,20 @@ def is_torch(value: object) -> bool:
     """Whether `value` is a PyTorch tensor; does not import PyTorch."""
     torch = sys.modules.get("torch")
     return torch is not None and isinstance(value, torch.Tensor)
+
+
+def array_of(tensor: Any) -> np.ndarray:
+    """A tensor's numbers as an array, over its memory where NumPy can have that.
+
+    Raises:
+        TypeError, RuntimeError: for a tensor of which there is no array.
+    """
+    torch, plain = sys.modules["torch"], tensor.detach().cpu()
+    row = DTYPES.get(str(tensor.dtype).removeprefix("torch."))
+    if row is None or not row.stored_only:
+        return plain.numpy()
+    bits = plain.contiguous().view(getattr(torch, f"int{row.bits}"))
+    return bits.numpy().view(numpy_dtype(row.name))
 
 
 def as_tensor(array: np.ndarray) -> Any:
