@@ -17,6 +17,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bngen.arrays import letter_of
 from bngen.dtypes import DTYPES
 
 TIMES_TORCH = 4.0
@@ -53,4 +54,4 @@ def nudged(inputs: Mapping[str, np.ndarray], rng: np.random.Generator) -> dict[s
         moved = (rng.integers(0, 2, x.shape) > 0) & (x != 0)
         return np.where(moved, np.nextafter(x, toward), x)
 
-    return {name: nudge(x) if x.dtype.kind == "f" else x for name, x in inputs.items()}
+    return {name: nudge(x) if letter_of(x.dtype) == "f" else x for name, x in inputs.items()}
