@@ -10,6 +10,7 @@ import os
 
 import pytest
 
+import bngen as bg
 from bngen.models import make
 from tests.decided_programs import PROGRAMS
 from tests.decisions import table
@@ -28,6 +29,11 @@ OTHER_WIDTHS = {
 def test_network(name, golden):
     """Forward and backward at batch 8, 224x224, gradients of images included."""
     golden(table(make(name).graph, NETWORKS[name]))
+
+
+def test_network_in_mixed_precision(golden):
+    """The same kernels as in float32, with conversions in their slots."""
+    golden(table(bg.autocast(make("resnet18", 8, 64)).graph, (16,)))
 
 
 @pytest.mark.parametrize("name", OTHER_WIDTHS)

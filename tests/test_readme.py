@@ -75,6 +75,7 @@ def given() -> list[dict[str, Any]]:
         {"x": images, "labels": rng.integers(0, 10, 64)},
         {},
         {},
+        {},
     ]
 
 
@@ -127,7 +128,7 @@ def test_the_training_example_learns(session):
 
 
 def test_calls_that_wait_add_up(session):
-    names = session[4]
+    names = session[5]
     mod, x, labels = names["mod"], names["x"], names["labels"]
     expected = {name: 0 for name in names["grads"]}
     for images, classes in ((x[::-1], labels[::-1]), (x, labels)):
@@ -138,7 +139,7 @@ def test_calls_that_wait_add_up(session):
 
 
 def test_what_is_loaded_is_what_was_built(session):
-    trained, loaded = session[3], session[5]
+    trained, loaded = session[3], session[6]
     again = bg.build(trained["net"], grad=True).init(0)
     assert loaded["loss"] == again(trained["x"], trained["labels"])
     with pytest.raises(bg.TargetError, match="aarch64 linux, and this machine is"):

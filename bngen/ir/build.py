@@ -65,10 +65,17 @@ class GraphBuilder:
             self._append(node)
 
     @classmethod
-    def rewriting(cls, graph: Graph) -> GraphBuilder:
-        """A builder with the inputs of ``graph``, none of its nodes, and all its names taken."""
+    def rewriting(cls, graph: Graph, *, copies: bool = True) -> GraphBuilder:
+        """A builder with the inputs of ``graph``, none of its nodes, and all its names taken.
+
+        Args:
+            graph: what is rewritten.
+            copies: whether nodes may be added as they are; else their names are free.
+        """
         builder = cls.__new__(cls)
         builder._start(graph)
+        if not copies:
+            builder._names = {i.name for i in graph.inputs}
         return builder
 
     def _start(self, graph: Graph) -> None:

@@ -67,7 +67,7 @@ class _Autocast:
 
     def __init__(self, graph: Graph, dtype: str):
         self.graph, self.dtype, self.wide = graph, dtype, DTYPES[dtype].computed
-        self.b = GraphBuilder.rewriting(graph)
+        self.b = GraphBuilder.rewriting(graph, copies=False)
         self.consumers, self.results = graph.consumers(), set(graph.results())
         self.rounded: dict[Value, Value] = {}
         self.numbers: set[Value] = set()
@@ -92,20 +92,29 @@ class _Autocast:
         """What stands for a node's results."""
         row = node.row
         if row.autocast == "narrows" and all(v.dtype in (self.dtype, self.wide) for v in operands):
-            (sums,) = self.emitted(node, [self.narrowed(v) for v in operands])
-            return (sums if self.is_finished_later(node) else self.to(sums, self.dtype),)
+            narrow = [self.narrowed(v) for v in operands]
+            if self.is_finished_later(node):
+                return self.emitted(node, narrow)
+            return self.rounded_first(node, narrow)
         if all(v is None or v.dtype != self.dtype for v in operands):
-            return self.finished(node, self.emitted(node, operands), operands)
+            finishes = self.finishes(node, operands)
+            return self.rounded_first(node, operands) if finishes else self.emitted(node, operands)
         if not row.rounds:
             return self.emitted(node, self.alike(node, operands))
         if row.autocast != "follows" or self.met(node, operands) != self.dtype:
             # What stays wide shares what it is made of: its gradients add up before rounding.
             return self.emitted(node, [v and self.b.widened(v) for v in operands])
-        first, *others = self.emitted(node, self.b.widened_apart(operands))
-        return (self.to(first, self.dtype), *others)
+        return self.rounded_first(node, self.b.widened_apart(operands))
 
-    def emitted(self, node: Node, operands: Values) -> tuple[Value, ...]:
-        results = self.b.emit(node.op, *operands, name=node.out.name, **node.attrs)
+    def rounded_first(self, node: Node, operands: Values) -> tuple[Value, ...]:
+        """A node's results, the first of them rounded under the name that it has."""
+        first, *others = self.emitted(node, operands, f"{node.out.name}:wide")
+        return (self.b.emit("cast", first, dtype=self.dtype, name=node.out.name), *others)
+
+    def emitted(self, node: Node, operands: Values, name: str = "") -> tuple[Value, ...]:
+        part = node.row.results[0] if node.row.results else ""
+        stem = node.out.name.removesuffix(f"_{part}") if part else node.out.name
+        results = self.b.emit(node.op, *operands, name=name or stem, **node.attrs)
         return results if isinstance(results, tuple) else (results,)
 
     # --- sums of products and what is added to them ---------------------------------------------
@@ -116,13 +125,10 @@ class _Autocast:
         alone = len(readers) == 1 and node.out not in self.results
         return alone and readers[0].row.finishes and readers[0].inputs[0] == node.out
 
-    def finished(
-        self, node: Node, results: tuple[Value, ...], operands: Values
-    ) -> tuple[Value, ...]:
-        """Results, rounded where a bias was added to sums of products that were not."""
+    def finishes(self, node: Node, operands: Values) -> bool:
+        """Whether a bias is added to sums of products that were not rounded for its sake."""
         made = self.b.producer(operands[0]) if node.row.finishes else None
-        narrow = made is not None and made.row.accumulates and made.inputs[0].dtype == self.dtype
-        return (self.to(results[0], self.dtype),) if narrow else results
+        return made is not None and made.row.accumulates and made.inputs[0].dtype == self.dtype
 
     # --- types ----------------------------------------------------------------------------------
 

@@ -15,9 +15,10 @@ import numpy as np
 
 from bngen.errors import CallError
 from bngen.initializers import Initializer
-from bngen.runtime.arguments import ArgSpec, is_torch
+from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.formats import to_logical_order
 from bngen.runtime.memory import empty_aligned
+from bngen.runtime.tensors import array_of, is_torch
 
 
 class State:
@@ -104,7 +105,7 @@ class State:
     def _checked(self, spec: ArgSpec, value: Any) -> np.ndarray:
         """One value as an array; raises `CallError` unless it fits as it is."""
         try:
-            array = value.detach().cpu().numpy() if is_torch(value) else np.asarray(value)
+            array = array_of(value) if is_torch(value) else np.asarray(value)
         except (TypeError, ValueError, RuntimeError) as error:
             raise CallError(
                 f"{self._program}: {spec.name!r} cannot become an array: {error}",

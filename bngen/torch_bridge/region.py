@@ -96,7 +96,8 @@ class Region(torch.nn.Module):
     ) -> dict[str, torch.Tensor]:
         """Gradients of those results alone that have a cotangent, by name of the argument."""
         flows = sorted(self.flows(cotangents))
-        with torch.enable_grad():
+        # The program says what is rounded: a caller's autocast has no part in it.
+        with torch.enable_grad(), torch.autocast("cpu", enabled=False):
             leaves = [t.detach().requires_grad_(i in flows) for i, t in enumerate(tensors)]
             found = evaluate(
                 self.graph, dict(zip(self.graph.input_values(), leaves, strict=True)), None

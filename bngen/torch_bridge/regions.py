@@ -18,6 +18,7 @@ from torch import fx
 
 from bngen.errors import BngenError, SourceLoc
 from bngen.ir.node import Graph
+from bngen.torch_bridge.autocasts import spell_out
 from bngen.torch_bridge.evaluation import UnknownUntilRunError, evaluate
 from bngen.torch_bridge.functional import functionalize
 from bngen.torch_bridge.masks import draw_masks
@@ -95,6 +96,7 @@ def cut(captured: fx.GraphModule, inputs: Sequence[Any]) -> Regions:
         return Regions(captured, (), tuple(_left(n, str(error)) for n in calls))
     graph = module.graph
     shared = functionalize(graph)
+    spell_out(graph)
     draw_masks(graph, shared)
     why = reasons(graph, shared)
     can = [n for n in graph.nodes if n.op in CALLS and n not in why]

@@ -16,7 +16,8 @@ from tests.bench.stage import START, FakeRunner, Stage
 def request(**changes):
     settings = {
         "program": ("tiny_resnet",), "target": "llvm -mcpu=native", "mcpu": None, "mattr": None,
-        "fusion": "icf", "batch": 2, "image": 32, "threads": None, "schedules": None, "seed": 0,
+        "fusion": "icf", "dtype": "float32", "batch": 2, "image": 32, "threads": None,
+        "schedules": None, "seed": 0,
         "against": ("icf", "eager"), "rounds": 3, "kernels": False, "startup": False,
         "json_file": None, "plot": None, "quiet": True,
     }  # fmt: skip

@@ -112,7 +112,6 @@ def test_functional_transforms(name):
 
 OTHERS = {
     "half": (lambda: Net().half(), lambda: images(dtype=torch.half), "no torch.float16"),
-    "bfloat16": (lambda: Net().bfloat16(), lambda: images().bfloat16(), "no torch.bfloat16"),
     "complex": (
         lambda: nn.Conv2d(3, 4, 3, dtype=torch.complex64),
         lambda: images(dtype=torch.complex64), "no torch.complex64",
