@@ -24,12 +24,13 @@ from tvm.ir import Call, StringImm, TensorLoad
 from tvm.sym import Analyzer
 from tvm.target.codegen import target_has_features
 
+from bngen.dtypes import PAIRED
 from bngen.lower import pairs
 from bngen.lower.opaque import Expr, Opaque, dtype_of, is_branch
 from bngen.lower.stored import CONVERSIONS
 from bngen.target.pairs import DOT, FEATURE, NARROW, PACK, WIDTHS, functions
 
-ROUNDED = CONVERSIONS["bfloat16"].rounded
+ROUNDED = CONVERSIONS[PAIRED].rounded
 
 
 @tirx.transform.prim_func_pass(opt_level=0, name="bngen.SumPairs")
