@@ -31,6 +31,7 @@ from bngen.lower.facts import (
     GradientFacts,
     Layouts,
     MapFacts,
+    PackingFacts,
     PhasedFacts,
     ProductFacts,
     RowFacts,
@@ -46,6 +47,7 @@ from bngen.scheduling import (
     depthwise,
     fallback,
     maps,
+    packing,
     phased,
     product,
     rows,
@@ -80,6 +82,10 @@ def _is_product(kernel: Kernel) -> bool:
         and kernel.anchor.row.kind == "contract"
         and not kernel.anchor.row.direction
     )
+
+
+def _copies(kernel: Kernel) -> bool:
+    return kernel.anchor is not None and kernel.anchor.row.kind == "copy"
 
 
 def _folds_rows(kernel: Kernel) -> bool:
@@ -257,6 +263,16 @@ STRATEGIES: tuple[Strategy, ...] = (
         schedule=product.schedule_product,
         registers=product.product_registers,
         products=_direct,
+    ),
+    Strategy(
+        "packing",
+        "weights in the order in which convolutions read them: squares turned over in registers",
+        made_for=_copies,
+        applies=packing.applies,
+        facts=PackingFacts,
+        lower=_lowering("packing", "lower_packing"),
+        knobs=fallback.no_knobs,
+        schedule=packing.schedule_packing,
     ),
     Strategy(
         "window",

@@ -326,6 +326,23 @@ class RowFacts(WideFacts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PackingFacts(Facts):
+    """A copy of a weight to the order in which a convolution reads it.
+
+    Attributes:
+        blocks: channel blocks of the convolution's result.
+        lanes: channels of a block.
+        taps: of the window.
+        flipped: whether it is packed for a data gradient.
+    """
+
+    blocks: int
+    lanes: int
+    taps: int
+    flipped: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class AnyFacts(WideFacts):
     """A kernel that no strategy was made for."""
 
