@@ -22,9 +22,9 @@ from typing import Any
 from bngen.codegen.strategy import Strategy
 from bngen.dtypes import FLOAT
 from bngen.ir.attributes import shown
-from bngen.ir.ops.reduce import normalize_axes
 from bngen.lower.facts import (
     AnyFacts,
+    ColumnFacts,
     ConvFacts,
     Declined,
     Facts,
@@ -43,6 +43,7 @@ from bngen.lower.geometry import direct_products
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
 from bngen.scheduling import (
+    columns,
     conv,
     depthwise,
     fallback,
@@ -88,13 +89,10 @@ def _copies(kernel: Kernel) -> bool:
     return kernel.anchor is not None and kernel.anchor.row.kind == "copy"
 
 
-def _folds_rows(kernel: Kernel) -> bool:
-    """Whether a kernel is built around a reduction along the last axis, and no other."""
+def _folds_axes(kernel: Kernel) -> bool:
+    """Whether a kernel is built around a reduction along any axes."""
     node = kernel.anchor
-    if node is None or node.row.kind != "reduce" or "axes" not in node.attrs:
-        return False
-    rank = len(node.inputs[0].shape)
-    return normalize_axes(node.attrs["axes"], rank) == (rank - 1,)
+    return node is not None and node.row.kind == "reduce" and "axes" in node.attrs
 
 
 def _is_partial(kernel: Kernel) -> bool:
@@ -298,13 +296,23 @@ STRATEGIES: tuple[Strategy, ...] = (
     ),
     Strategy(
         "rows",
-        "reductions along the last axis of plain values: a partial result a lane",
-        made_for=_folds_rows,
+        "reductions along the last axes of plain values: a partial result a lane",
+        made_for=_folds_axes,
         applies=rows.applies,
         facts=RowFacts,
         lower=_lowering("rows", "lower_rows", wide=True),
         knobs=fallback.no_knobs,
         schedule=rows.schedule_rows,
+    ),
+    Strategy(
+        "columns",
+        "reductions that leave the last axis of plain values: each lane sums a column",
+        made_for=_folds_axes,
+        applies=columns.applies,
+        facts=ColumnFacts,
+        lower=_lowering("columns", "lower_columns", wide=True),
+        knobs=fallback.no_knobs,
+        schedule=columns.schedule_columns,
     ),
     Strategy(
         "partial",

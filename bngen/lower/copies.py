@@ -9,7 +9,7 @@ from tvm import te, tirx
 from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.lower.body import Body
-from bngen.lower.coords import guard, guarded, logical, logical_coord
+from bngen.lower.coords import guard, guarded, logical, logical_coord, unravelled
 from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered
 from bngen.lower.opaque import Expr
@@ -87,8 +87,4 @@ def _unravel(coord, node: Node):
     number = tirx.const(0, "int32")
     for axis, extent in zip(coord, node.out.shape, strict=True):
         number = number * extent + logical(axis)
-    source = []
-    for extent in reversed(node.inputs[0].shape):
-        source.append(tirx.floormod(number, extent))
-        number = tirx.floordiv(number, extent)
-    return list(reversed(source))
+    return unravelled(number, node.inputs[0].shape)

@@ -326,6 +326,38 @@ class RowFacts(WideFacts):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ColumnFacts(WideFacts):
+    """A reduction of a plain value that leaves its last axis.
+
+    Attributes:
+        first: extent of the first axis that is reduced.
+        last: extent of the last one.
+        reduced: elements that a result is made of.
+        kept: results for each of the columns.
+        columns: extent of the last axis.
+    """
+
+    first: int
+    last: int
+    reduced: int
+    kept: int
+    columns: int
+
+    @property
+    def chunks(self) -> int:
+        """Into how many parts the first axis is cut, so that there are tasks enough."""
+        wanted = -(-ENOUGH_PARTS // self.kept)
+        if self.kept * self.reduced * self.columns < ENOUGH_PARTS * LEAST_PART:
+            return 1
+        return next(d for d in range(1, self.first + 1)
+                    if self.first % d == 0 and (d >= wanted or d == self.first))  # fmt: skip
+
+
+ENOUGH_PARTS, LEAST_PART = 16, 1 << 14
+"""Tasks that a reduction should have, whatever the machine, and elements of one."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class PackingFacts(Facts):
     """A copy of a weight to the order in which a convolution reads it.
 

@@ -1,4 +1,4 @@
-"""Reductions along the last axis of plain values: one partial result a lane, then those folded.
+"""Reductions along the last axes of plain values: one partial result a lane, then those folded.
 
 ======================= ==================================================================
 block                   computes
@@ -16,7 +16,7 @@ from __future__ import annotations
 from tvm import te, tirx
 
 from bngen.lower.body import Body
-from bngen.lower.coords import zero
+from bngen.lower.coords import unravelled, zero
 from bngen.lower.facts import Layouts, RowFacts
 from bngen.lower.lowered import Lowered
 from bngen.lower.opaque import dtype_of, exactly
@@ -27,15 +27,16 @@ from bngen.plan.layout import physical_shape
 
 
 def lower_rows(kernel: Kernel, layouts: Layouts, facts: RowFacts) -> Lowered:
-    """A sum, mean or largest element along the last axis, for `bngen.scheduling.rows`."""
+    """A sum, mean or largest element along the last axes, for `bngen.scheduling.rows`."""
     node, body = kernel.anchor, Body(kernel, layouts)
     x, out = node.inputs[0], node.out
-    *outer, k = x.shape
+    k, rank = facts.columns, len(x.shape) - len(set(node.attrs["axes"]))
+    outer, inner = x.shape[:rank], x.shape[rank:]
     largest, lanes = node.row.combine == "max", facts.lanes
     how = maximum_over(x.dtype) if largest else te.sum
 
     def at(row, e):
-        value = body.at(x, (*row, e))
+        value = body.at(x, (*row, *unravelled(e, inner)))
         return exactly(value) if x.type.is_float and not largest else value
 
     def element(row, e):
@@ -53,7 +54,6 @@ def lower_rows(kernel: Kernel, layouts: Layouts, facts: RowFacts) -> Lowered:
         name="part",
     )
     shape = physical_shape(out.type, layouts[out])
-    rank = len(outer)
     total = te.compute(shape, lambda *i: how(part(*i[:rank], lane), axis=lane), name="fold")
     define_scaled(body, out, total, k if node.row.averages else 1)
     body.store_slot()

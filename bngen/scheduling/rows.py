@@ -1,4 +1,4 @@
-"""Reductions along the last axis of plain values: a row after the other, a vector of lanes.
+"""Reductions along the last axes of plain values: a row after the other, a vector of lanes.
 
 ::
 
@@ -10,8 +10,10 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+from bngen.ir.ops.reduce import normalize_axes
 from bngen.lower.facts import Declined, Layouts, RowFacts, element_bytes
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
@@ -28,15 +30,18 @@ SHORTEST = 32
 
 
 def applies(kernel: Kernel, layouts: Layouts) -> RowFacts | Declined:
-    """A reduction along the last axis, of several rows."""
+    """A reduction along the last axes, of several rows."""
     node = kernel.anchor
     x, out = node.inputs[0], node.out
-    if layouts[x] != PLAIN or layouts[out] != PLAIN:
+    rank = len(x.shape)
+    axes = normalize_axes(node.attrs["axes"], rank)
+    if layouts[x] != PLAIN or layouts[out] != PLAIN or axes != tuple(range(rank - len(axes), rank)):
         return Declined("its rows do not lie in one piece")
-    if len(x.shape) < 2 or x.shape[-1] < SHORTEST:
+    columns = math.prod(x.shape[a] for a in axes)
+    if len(axes) == rank or columns < SHORTEST:
         return Declined("it has one row, or short ones")
     return RowFacts(
-        element_bytes=element_bytes(x), rows=x.type.size // x.shape[-1], columns=x.shape[-1]
+        element_bytes=element_bytes(x), rows=x.type.size // columns, columns=columns
     )
 
 
