@@ -353,6 +353,26 @@ class ColumnFacts(WideFacts):
                     if self.first % d == 0 and (d >= wanted or d == self.first))  # fmt: skip
 
 
+@dataclass(frozen=True, kw_only=True)
+class PlainFacts(WideFacts):
+    """A pointwise kernel over values in plain order.
+
+    Attributes:
+        size: elements of a result.
+        columns: extent of the axis that is innermost in memory.
+        flat: whether every operand is a number or lies as the result does.
+    """
+
+    size: int
+    columns: int
+    flat: int = 0
+
+    @property
+    def row(self) -> int:
+        """Elements that lie one behind the other, and whose operands do so, too."""
+        return self.size if self.flat else self.columns
+
+
 ENOUGH_PARTS, LEAST_PART = 16, 1 << 14
 """Tasks that a reduction should have, whatever the machine, and elements of one."""
 
