@@ -26,6 +26,7 @@ from bngen.lower.facts import (
     AnyFacts,
     ColumnFacts,
     ConvFacts,
+    CopyFacts,
     Declined,
     Facts,
     GradientFacts,
@@ -46,6 +47,7 @@ from bngen.plan.kernel import Kernel
 from bngen.scheduling import (
     columns,
     conv,
+    copies,
     depthwise,
     fallback,
     maps,
@@ -88,8 +90,9 @@ def _is_product(kernel: Kernel) -> bool:
     )
 
 
-def _copies(kernel: Kernel) -> bool:
-    return kernel.anchor is not None and kernel.anchor.row.kind == "copy"
+def _moves(kernel: Kernel) -> bool:
+    """Whether a kernel is built around an op that computes nothing."""
+    return kernel.anchor is not None and bool(kernel.anchor.row.moves)
 
 
 def _folds_axes(kernel: Kernel) -> bool:
@@ -268,12 +271,22 @@ STRATEGIES: tuple[Strategy, ...] = (
     Strategy(
         "packing",
         "weights in the order in which convolutions read them: squares turned over in registers",
-        made_for=_copies,
+        made_for=_moves,
         applies=packing.applies,
         facts=PackingFacts,
         lower=_lowering("packing", "lower_packing"),
         knobs=fallback.no_knobs,
         schedule=packing.schedule_packing,
+    ),
+    Strategy(
+        "copies",
+        "maps in another layout or place: squares of pixels and channels turned in registers",
+        made_for=_moves,
+        applies=copies.applies,
+        facts=CopyFacts,
+        lower=_lowering("copies", "lower_map_copy"),
+        knobs=fallback.no_knobs,
+        schedule=copies.schedule_copies,
     ),
     Strategy(
         "window",
@@ -304,6 +317,16 @@ STRATEGIES: tuple[Strategy, ...] = (
         applies=plain.applies,
         facts=PlainFacts,
         lower=_lowering("maps", "lower_pointwise"),
+        knobs=fallback.no_knobs,
+        schedule=plain.schedule_plain,
+    ),
+    Strategy(
+        "moves",
+        "slices, concatenations and other orders of values in plain order: rows of vectors",
+        made_for=_moves,
+        applies=plain.applies,
+        facts=PlainFacts,
+        lower=_lowering("copies", "lower_copy"),
         knobs=fallback.no_knobs,
         schedule=plain.schedule_plain,
     ),

@@ -1,4 +1,8 @@
-"""Copies: another layout, or another place for what could not stay a view of its operand."""
+"""Copies: another layout, or another place for what could not stay a view of its operand.
+
+``copy`` is the block of the result; ``load_*`` are those of what load slots make, in the layout of
+what they read.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,7 @@ from bngen.ir.types import Value
 from bngen.lower.body import Body
 from bngen.lower.coords import guard, guarded, logical, logical_coord, unravelled
 from bngen.lower.facts import Layouts
-from bngen.lower.lowered import Lowered
+from bngen.lower.lowered import Lowered, identifier
 from bngen.lower.opaque import Expr
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import physical_shape
@@ -19,9 +23,21 @@ from bngen.plan.layout import physical_shape
 
 def lower_copy(kernel: Kernel, layouts: Layouts) -> Lowered:
     """Another layout, or another place: copy, and views that could not stay views."""
-    node = kernel.anchor
-    out, layout = node.out, layouts[node.out]
-    body = Body(kernel, layouts)
+    return _moved(Body(kernel, layouts))
+
+
+def lower_map_copy(kernel: Kernel, layouts: Layouts) -> Lowered:
+    """The same, for `bngen.scheduling.copies`: what load slots make is turned as it was made."""
+    body, out = Body(kernel, layouts), kernel.anchor.out
+    for v in dict.fromkeys(kernel.anchor.operands):
+        if v not in kernel.inputs and layouts[v] != layouts[out]:
+            body.lowered.pads.append(body.stage(v, f"load_{identifier(v.name)}").op.name)
+    return _moved(body)
+
+
+def _moved(body: Body) -> Lowered:
+    node = body.kernel.anchor
+    out, layout = node.out, body.layouts[node.out]
     shape = physical_shape(out.type, layout) or (1,)
 
     def element(*index):

@@ -378,6 +378,31 @@ ENOUGH_PARTS, LEAST_PART = 16, 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
+class CopyFacts(Facts):
+    """A copy of a map to another layout or place.
+
+    Attributes:
+        n: images.
+        c: channels of the result.
+        h: rows.
+        w: columns.
+        lanes: channels of a block.
+        to_blocks: whether the result lies in channel blocks.
+        from_blocks: whether all that it is made of does.
+        last: whether the result is channels-last.
+    """
+
+    n: int
+    c: int
+    h: int
+    w: int
+    lanes: int
+    to_blocks: int = 0
+    from_blocks: int = 0
+    last: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class PackingFacts(Facts):
     """A copy of a weight to the order in which a convolution reads it.
 

@@ -20,7 +20,7 @@ from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import PLAIN, Blocked
 from bngen.scheduling.columns import ROWS
-from bngen.scheduling.fallback import schedule_block
+from bngen.scheduling.fallback import SERIAL_BELOW, schedule_block
 from bngen.scheduling.knobs import Knobs, divisors
 from bngen.scheduling.tools import local, loops_inside, opened, vectorize_last
 
@@ -59,7 +59,8 @@ def schedule_pixels(low: Lowered, facts: MapFacts, _: Knobs) -> s_tir.Schedule:
     sch.unroll(near)
     sch.vectorize(lanes)
     local(sch, ["part"])
-    sch.parallel(row)
+    if facts.n * facts.h * facts.w * facts.out_blocks * facts.lanes >= SERIAL_BELOW:
+        sch.parallel(row)
     sch.decompose_reduction(fold, lane)
     vectorize_last(sch, sch.decompose_reduction(part, block))
     for name in names:

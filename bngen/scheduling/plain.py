@@ -1,4 +1,4 @@
-"""Pointwise kernels over values in plain order: rows of vectors, or one row of all elements.
+"""Pointwise kernels, and moves, of values in plain order: rows of vectors, or one of all elements.
 
 ::
 
@@ -38,6 +38,8 @@ def applies(kernel: Kernel, layouts: Layouts) -> PlainFacts | Declined:
     layout = layouts[domain]
     if not isinstance(layout, Plain) or not domain.shape:
         return Declined("what it goes over does not lie in plain order")
+    if kernel.anchor and any(layouts[v] != layout for v in kernel.anchor.operands):
+        return Declined("what it moves lies in another order")
     if partial_sums(kernel):
         return Declined("it sums groups of rows")
     columns = domain.shape[layout.order(len(domain.shape))[-1]]
@@ -56,16 +58,18 @@ def _is_flat(kernel: Kernel, layouts: Layouts, domain: Value) -> bool:
         for v in (*kernel.inputs, *kernel.outputs)
     )
     shapes = all(not v.shape or v.shape == domain.shape for n in kernel.nodes for v in n.outputs)
-    return alike and shapes and not any(n.row.gathers or n.row.channel for n in kernel.nodes)
+    moves = any(n.row.gathers or n.row.channel or n.row.moves for n in kernel.nodes)
+    return alike and shapes and not moves
 
 
 def schedule_plain(low: Lowered, facts: PlainFacts, _: Knobs) -> s_tir.Schedule:
     """Rows are shared out; what is made of a vector follows it at once."""
     sch = opened(low)
-    nests = [_cut(sch, name, facts) for name in low.tiles]
+    names = low.tiles or [low.main]
+    nests = [_cut(sch, name, facts) for name in names]
     task, vectors = (sch.merge(*loops) if len(nests) > 1 else loops[0]
                      for loops in zip(*nests, strict=True))  # fmt: skip
-    for name in low.tiles:
+    for name in names:
         sch.vectorize(sch.get_loops(sch.get_sblock(name))[-1])
     if facts.row % facts.lanes:
         set_apart(sch, vectors)
