@@ -32,6 +32,7 @@ from bngen.lower.facts import (
     GradientFacts,
     Layouts,
     MapFacts,
+    MergeFacts,
     PackingFacts,
     PhasedFacts,
     PlainFacts,
@@ -51,6 +52,7 @@ from bngen.scheduling import (
     depthwise,
     fallback,
     maps,
+    merges,
     packing,
     phased,
     pixels,
@@ -93,6 +95,12 @@ def _is_product(kernel: Kernel) -> bool:
 def _moves(kernel: Kernel) -> bool:
     """Whether a kernel is built around an op that computes nothing."""
     return kernel.anchor is not None and bool(kernel.anchor.row.moves)
+
+
+def _reduces(kernel: Kernel) -> bool:
+    """Whether a kernel is built around a reduction that is no partial one."""
+    node = kernel.anchor
+    return node is not None and node.row.kind == "reduce" and not node.row.is_partial
 
 
 def _folds_axes(kernel: Kernel) -> bool:
@@ -329,6 +337,16 @@ STRATEGIES: tuple[Strategy, ...] = (
         lower=_lowering("copies", "lower_copy"),
         knobs=fallback.no_knobs,
         schedule=plain.schedule_plain,
+    ),
+    Strategy(
+        "merges",
+        "partial results put together, and what follows from them: a vector after the other",
+        made_for=_reduces,
+        applies=merges.applies,
+        facts=MergeFacts,
+        lower=_lowering("reduce", "lower_reduce"),
+        knobs=fallback.no_knobs,
+        schedule=merges.schedule_merges,
     ),
     Strategy(
         "rows",

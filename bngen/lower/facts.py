@@ -378,6 +378,23 @@ ENOUGH_PARTS, LEAST_PART = 16, 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
+class MergeFacts(Facts):
+    """Partial results that are put together.
+
+    Attributes:
+        groups: how many there are for each channel.
+        images: into how many results they are put together.
+        blocks: channel blocks.
+        lanes: channels of a block.
+    """
+
+    groups: int
+    images: int
+    blocks: int
+    lanes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class CopyFacts(Facts):
     """A copy of a map to another layout or place.
 
