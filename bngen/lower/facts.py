@@ -314,7 +314,7 @@ class ProductFacts(WideFacts):
 
 @dataclass(frozen=True, kw_only=True)
 class RowFacts(WideFacts):
-    """A reduction along the last axis of a plain value.
+    """A reduction along the last axes of a plain value.
 
     Attributes:
         rows: how many results there are.
@@ -323,6 +323,16 @@ class RowFacts(WideFacts):
 
     rows: int
     columns: int
+
+    @property
+    def steps(self) -> int:
+        """Vectors of a row, the last one perhaps ragged."""
+        return -(-self.columns // self.lanes)
+
+    @property
+    def chunks(self) -> int:
+        """Into how many parts of equal numbers of vectors a row is cut."""
+        return parts(self.rows, self.steps, self.lanes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,11 +356,8 @@ class ColumnFacts(WideFacts):
     @property
     def chunks(self) -> int:
         """Into how many parts the first axis is cut, so that there are tasks enough."""
-        wanted = -(-ENOUGH_PARTS // self.kept)
-        if self.kept * self.reduced * self.columns < ENOUGH_PARTS * LEAST_PART:
-            return 1
-        return next(d for d in range(1, self.first + 1)
-                    if self.first % d == 0 and (d >= wanted or d == self.first))  # fmt: skip
+        each = self.reduced * self.columns // self.first
+        return parts(self.kept, self.first, each)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -375,6 +382,19 @@ class PlainFacts(WideFacts):
 
 ENOUGH_PARTS, LEAST_PART = 16, 1 << 14
 """Tasks that a reduction should have, whatever the machine, and elements of one."""
+
+
+def parts(tasks: int, steps: int, elements: int) -> int:
+    """Into how many parts each of some tasks is cut, so that there are enough of them.
+
+    Args:
+        tasks: how many there are.
+        steps: of a task, of which each part has equally many.
+        elements: of a step.
+    """
+    most = min(ENOUGH_PARTS, tasks * steps * elements // LEAST_PART)
+    wanted = -(-most // tasks)
+    return next((d for d in range(max(1, wanted), steps + 1) if steps % d == 0), max(1, steps))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,8 @@
 ======================= ==================================================================
 block                   computes
 ======================= ==================================================================
-part                    for each lane, the fold of every so many elements of a row
+part                    for each lane, the fold of every so many elements of a row, or of each
+                        chunk of a long one
 fold, mid_*             a row's lanes folded, and the result in the value's own type
 store_*                 the store slot
 ======================= ==================================================================
@@ -47,14 +48,18 @@ def lower_rows(kernel: Kernel, layouts: Layouts, facts: RowFacts) -> Lowered:
         beyond = at(row, k - 1) if largest else zero(dtype_of(value))
         return tirx.if_then_else(e < k, value, beyond)
 
-    step, lane = te.reduce_axis((0, -(-k // lanes)), "step"), te.reduce_axis((0, lanes), "lane")
+    each = facts.steps // facts.chunks
+    step, chunk = te.reduce_axis((0, each), "step"), te.reduce_axis((0, facts.chunks), "chunk")
+    lane = te.reduce_axis((0, lanes), "lane")
     part = te.compute(
-        (*outer, lanes),
-        lambda *i: how(element(i[:-1], step * lanes + i[-1]), axis=step),
+        (*outer, facts.chunks, lanes),
+        lambda *i: how(element(i[:-2], (i[-2] * each + step) * lanes + i[-1]), axis=step),
         name="part",
     )
-    shape = physical_shape(out.type, layouts[out])
-    total = te.compute(shape, lambda *i: how(part(*i[:rank], lane), axis=lane), name="fold")
+    shape = physical_shape(out.type, layouts[out]) or (1,)
+    total = te.compute(
+        shape, lambda *i: how(part(*i[:rank], chunk, lane), axis=[chunk, lane]), name="fold"
+    )
     define_scaled(body, out, total, k if node.row.averages else 1)
     body.store_slot()
     return body.finish("fold")
