@@ -39,7 +39,8 @@ _INSTEAD = {
         ("half", "bfloat16"),
         f"{' and '.join(t for t, row in DTYPES.items() if row.is_float)} are what there is",
     ),
-    **dict.fromkeys(("T", "permute", "transpose", "t"), "axes keep their order: N, C, H, W"),
+    **dict.fromkeys(("T", "mT"), "write .transpose(-2, -1)"),
+    "equal": "write == for each element",
     "clone": "leave it out: nothing changes a tensor",
 }  # fmt: skip
 """What to do in place of a method or attribute of ``torch.Tensor`` that tensors do not have."""
@@ -56,6 +57,8 @@ def blame(name: str, cause: Exception) -> ProgramError | None:
         None where bngen itself raised it, and the user cannot mend it.
     """
     frames = list(traceback.walk_tb(cause.__traceback__))
+    if frames[-1][0].f_code is Tensor.__getattr__.__code__:
+        frames.pop()  # An attribute that there is not: whoever asked for it is to blame.
     overrun = isinstance(cause, RecursionError | MemoryError)  # in whoever was called last
     if _is_ours(frames[-1][0]) and not overrun:
         return None

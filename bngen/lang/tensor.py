@@ -9,9 +9,10 @@ every arithmetic op have one dtype.
 
 from __future__ import annotations
 
+import functools
 import math
 import numbers
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
 from bngen.dtypes import BOOL, DTYPES, FLOAT, INDEX, meet
@@ -244,6 +245,16 @@ class Tensor:
         return _subscript(self, index if isinstance(index, tuple) else (index,))
 
     # --- methods, named as torch.Tensor's -------------------------------------------------
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """A function of the language as a method; see `bngen.lang.methods`."""
+        methods = {} if name in Tensor.__slots__ else self.trace.methods
+        if name in methods:
+            return functools.partial(methods[name], self)
+        raise AttributeError(f"'Tensor' object has no attribute {name!r}", name=name, obj=self)
+
+    def __dir__(self) -> list[str]:
+        return [*object.__dir__(self), *self.trace.methods]
 
     def to(self, dtype: Any) -> Tensor:
         """The same numbers in another dtype."""

@@ -200,6 +200,7 @@ sub = _opaque("sub", _wrapping(tirx.Sub))
 mul = _opaque("mul", _product)
 scaled = _opaque("scaled", _wrapping(tirx.Mul))
 div = _opaque("div", tirx.Div)
+mod = _opaque("mod", tirx.Mod)
 neg = _opaque("neg", _negated)
 maximum = _opaque("maximum", _no_worse(tirx.GE))
 minimum = _opaque("minimum", _no_worse(tirx.LE))
@@ -224,7 +225,7 @@ held = _opaque("held", lambda value: value, effect=tirx.CallEffectKind.ReadState
 _BY_NAME = {
     row.op.name: row
     for row in (
-        add, sub, mul, scaled, div, neg, maximum, minimum,
+        add, sub, mul, scaled, div, mod, neg, maximum, minimum,
         greater, greater_equal, less, less_equal, equal, not_equal, holds, chooses, held,
     )
 }  # fmt: skip

@@ -43,9 +43,7 @@ def lower_pixels(kernel: Kernel, layouts: Layouts) -> Lowered:
 
     cb = te.reduce_axis((0, layout.blocks), "cb")
     lane = te.reduce_axis((0, layout.lanes), "lane")
-    part = te.compute(
-        (n, h, w, layout.lanes), lambda *i: how(element(*i), axis=cb), name="part"
-    )
+    part = te.compute((n, h, w, layout.lanes), lambda *i: how(element(*i), axis=cb), name="part")
 
     def folded(*index):
         image, row, column = index if len(index) == 3 else (index[0], *index[2:])

@@ -49,7 +49,8 @@ def applies(kernel: Kernel, layouts: Layouts) -> CopyFacts | Declined:
     n, c, h, w = out.shape
     return CopyFacts(
         element_bytes=element_bytes(out), n=n, c=c, h=h, w=w, lanes=blocks[0].lanes,
-        to_blocks=int(isinstance(layout, Blocked)), from_blocks=int(sources == blocks[-len(sources):]),
+        to_blocks=int(isinstance(layout, Blocked)),
+        from_blocks=int(all(isinstance(x, Blocked) for x in sources)),
         last=int(layout == Plain(channels_last=True)),
     )  # fmt: skip
 

@@ -19,7 +19,7 @@ from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import PackedWeight
 from bngen.scheduling.knobs import Knobs, divisors
-from bngen.scheduling.tools import extent, loops_inside, opened, vectorize_last
+from bngen.scheduling.tools import extent, loops_inside, opened
 
 if TYPE_CHECKING:
     from tvm import s_tir
@@ -53,7 +53,9 @@ def schedule_packing(low: Lowered, facts: PackingFacts, _: Knobs) -> s_tir.Sched
     if "rows" not in names:
         _, _, _, il = inside
         if facts.flipped:
-            ob, ob_in = sch.split(ob, [None, max(d for d in divisors(facts.blocks) if d <= TOGETHER)])
+            ob, ob_in = sch.split(
+                ob, [None, max(d for d in divisors(facts.blocks) if d <= TOGETHER)]
+            )
             sch.reorder(ob, *inside, ob_in, lane)
         else:
             _square(sch, il)

@@ -40,9 +40,7 @@ def applies(kernel: Kernel, layouts: Layouts) -> RowFacts | Declined:
     columns = math.prod(x.shape[a] for a in axes)
     if columns < SHORTEST:
         return Declined(f"rows of {columns} are worth no partial results")
-    return RowFacts(
-        element_bytes=element_bytes(x), rows=x.type.size // columns, columns=columns
-    )
+    return RowFacts(element_bytes=element_bytes(x), rows=x.type.size // columns, columns=columns)
 
 
 def schedule_rows(low: Lowered, facts: RowFacts, _: Knobs) -> s_tir.Schedule:

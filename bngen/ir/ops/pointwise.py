@@ -135,6 +135,7 @@ POINTWISE = (
     pointwise("mul", ("a", "b"), _binary(np.multiply), wraps=True),
     pointwise("div", ("a", "b"), _binary(np.divide), infer_float),
     pointwise("pow", ("a", "b"), _binary(np.power), infer_float),
+    pointwise("fmod", ("a", "b"), _binary(np.fmod), infer_float),
     pointwise("maximum", ("a", "b"), _binary(np.maximum)),
     pointwise("minimum", ("a", "b"), _binary(np.minimum)),
     _compare("greater", ">", np.greater),
