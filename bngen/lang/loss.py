@@ -109,7 +109,8 @@ def binary_cross_entropy(
 
     Args:
         input: how likely each is said to be, from 0 to 1.
-        target: how likely it is, of the same shape.
+        target: how likely it is, of the same shape. Its gradient is bounded, too, which PyTorch's
+            is not.
         weight: a factor for each loss, which broadcasts.
         reduction: ``"mean"``, ``"sum"`` or ``"none"``.
     """

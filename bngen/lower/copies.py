@@ -13,12 +13,12 @@ from tvm import te, tirx
 from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.lower.body import Body
-from bngen.lower.coords import guard, guarded, logical, logical_coord, unravelled
+from bngen.lower.coords import Lane, guard, guarded, logical, logical_coord, unravelled
 from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered, identifier
 from bngen.lower.opaque import Expr
 from bngen.plan.kernel import Kernel
-from bngen.plan.layout import physical_shape
+from bngen.plan.layout import PLAIN, PackedWeight, physical_shape
 
 
 def lower_copy(kernel: Kernel, layouts: Layouts) -> Lowered:
@@ -39,10 +39,13 @@ def _moved(body: Body) -> Lowered:
     node = body.kernel.anchor
     out, layout = node.out, body.layouts[node.out]
     shape = physical_shape(out.type, layout) or (1,)
+    if isinstance(layout, PackedWeight):
+        element = _packed_element(body, node.inputs[0], layout)
+    else:
 
-    def element(*index):
-        coord = logical_coord(out.type, layout, index) if out.shape else ()
-        return ELEMENTS[node.row.moves](body, node, coord)
+        def element(*index):
+            coord = logical_coord(out.type, layout, index) if out.shape else ()
+            return ELEMENTS[node.row.moves](body, node, coord)
 
     tensor = te.compute(shape, element, name="copy")
     body.results[out] = tensor
@@ -104,3 +107,51 @@ def _unravel(coord, node: Node):
     for axis, extent in zip(coord, node.out.shape, strict=True):
         number = number * extent + logical(axis)
     return unravelled(number, node.inputs[0].shape)
+
+
+def _packed_element(body: Body, w: Value, layout: PackedWeight):
+    """Gather a packed weight from ``[K,C/groups,R,S]``; zeros in padding lanes."""
+    rows, cols = w.shape[2:]
+
+    def tap(r, s):
+        return (rows - 1 - r, cols - 1 - s) if layout.flipped else (r, s)
+
+    def depthwise(kb, r, s, l):  # noqa: E741
+        lane = Lane(kb, l, layout.outer)
+        return _when([lane], body.at(w, (lane.logical(), 0, *tap(r, s))))
+
+    def shuffled(kb, j, r, s, l):  # noqa: E741
+        lane = Lane(kb, l, layout.outer)
+        o, per_group = lane.logical(), w.shape[1]
+        if not layout.flipped:
+            return _when([lane], body.at(w, (o, j, *tap(r, s))))
+        k = tirx.floordiv(o, per_group) * (w.shape[0] // layout.groups) + j
+        return _when([lane], body.at(w, (k, tirx.floormod(o, per_group), *tap(r, s))))
+
+    def blocked(ob, ib, r, s, il, ol):
+        outer = Lane(ob, ol, layout.outer)
+        if layout.by_channel:
+            inner = il
+        else:
+            inner = ib if layout.inner is None else Lane(ib, il, layout.inner)
+        o, i = outer.logical(), logical(inner)
+        lanes = [v for v in (outer, inner) if isinstance(v, Lane)]
+        if not layout.flipped:
+            return _when(lanes, body.at(w, (o, i, *tap(r, s))))
+        per_group = w.shape[1]
+        if layout.groups > 1:
+            # Channel o of dx, in group g, sums over that group's outputs i:
+            # w[g*K/groups + i, o mod C/groups].
+            group = tirx.floordiv(o, per_group)
+            i = group * (w.shape[0] // layout.groups) + i
+            o = tirx.floormod(o, per_group)
+        return _when(lanes, body.at(w, (i, o, *tap(r, s))))
+
+    if layout.shuffled:
+        return shuffled
+    return depthwise if layout.depthwise else blocked
+
+
+def _when(lanes: list[Lane], value):
+    condition = guard(PLAIN, lanes)
+    return value if condition is None else guarded(condition, value)
