@@ -21,6 +21,7 @@ from bngen.passes.fusion.levels import LEVELS, FusionLevel
 from bngen.passes.index_maps import join_index_maps
 from bngen.passes.layout import assign_layouts
 from bngen.passes.memory import plan_memory
+from bngen.passes.reshapes import lower_reshapes
 from bngen.passes.simplify import (
     forward_slices,
     pool_before_convolution,
@@ -47,6 +48,7 @@ def graph_passes(level: FusionLevel) -> list[tuple[str, Callable[[Graph], Graph]
     """The graph-to-graph passes of a fusion level, in order."""
     passes: list[tuple[str, Callable[[Graph], Graph]]] = [
         ("moves", join_index_maps),
+        ("reshapes", lower_reshapes),
         ("nest", nest_concatenations),
         ("pools", pool_before_convolution),
         (

@@ -66,4 +66,4 @@ def test_a_loss_keeps_to_rows():
     target = Target.parse()
     plan = prepare(Joint(graph, graph), target.channel_block).planned.plan
     chosen = [choose(k, plan.layouts, target.machine).strategy.kind for k in plan.kernels]
-    assert chosen.count("rows") == 3
+    assert chosen.count("rows") == 5
