@@ -18,11 +18,12 @@ from tvm import te
 
 from bngen.ir.ops.reduce import normalize_axes
 from bngen.lower.body import Body
-from bngen.lower.facts import ColumnFacts, Layouts
+from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered
 from bngen.lower.opaque import exactly
 from bngen.lower.pointwise import maximum_over
 from bngen.lower.reduce import define_scaled
+from bngen.lower.sweep_facts import ColumnFacts
 from bngen.plan.kernel import Kernel
 
 

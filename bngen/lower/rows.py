@@ -18,11 +18,12 @@ from tvm import te, tirx
 
 from bngen.lower.body import Body
 from bngen.lower.coords import unravelled, zero
-from bngen.lower.facts import Layouts, RowFacts
+from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered
 from bngen.lower.opaque import dtype_of, exactly
 from bngen.lower.pointwise import maximum_over
 from bngen.lower.reduce import define_scaled
+from bngen.lower.sweep_facts import RowFacts
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import physical_shape
 

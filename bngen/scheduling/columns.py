@@ -15,8 +15,9 @@ import math
 from typing import TYPE_CHECKING
 
 from bngen.ir.ops.reduce import normalize_axes
-from bngen.lower.facts import ColumnFacts, Declined, Layouts, element_bytes
+from bngen.lower.facts import Declined, Layouts, element_bytes
 from bngen.lower.lowered import Lowered
+from bngen.lower.sweep_facts import ColumnFacts
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import PLAIN
 from bngen.scheduling.fallback import SERIAL_BELOW, schedule_block

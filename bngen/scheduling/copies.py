@@ -13,8 +13,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bngen.lower.facts import CopyFacts, Declined, Layouts, element_bytes
+from bngen.lower.facts import Declined, Layouts, element_bytes
 from bngen.lower.lowered import Lowered
+from bngen.lower.sweep_facts import CopyFacts
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked, Plain
 from bngen.scheduling.fallback import SERIAL_BELOW

@@ -11,8 +11,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from bngen.ir.ops.reduce import normalize_axes
-from bngen.lower.facts import Declined, Layouts, MergeFacts, element_bytes
+from bngen.lower.facts import Declined, Layouts, element_bytes
 from bngen.lower.lowered import Lowered
+from bngen.lower.sweep_facts import MergeFacts
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked
 from bngen.scheduling.fallback import SERIAL_BELOW, schedule_block

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from bngen.lower.facts import Declined, Layouts, PackingFacts, element_bytes
+from bngen.lower.facts import Declined, Layouts, element_bytes
 from bngen.lower.lowered import Lowered
+from bngen.lower.sweep_facts import PackingFacts
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import PackedWeight
 from bngen.scheduling.knobs import Knobs, divisors

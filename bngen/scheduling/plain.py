@@ -14,8 +14,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from bngen.ir.types import Value
-from bngen.lower.facts import Declined, Layouts, PlainFacts, element_bytes, partial_sums
+from bngen.lower.facts import Declined, Layouts, element_bytes, partial_sums
 from bngen.lower.lowered import Lowered
+from bngen.lower.sweep_facts import PlainFacts
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Plain
 from bngen.scheduling.fallback import SERIAL_BELOW, schedule_block
