@@ -119,7 +119,7 @@ class CopyFacts(Facts):
         w: columns.
         lanes: channels of a block.
         to_blocks: whether the result lies in channel blocks.
-        from_blocks: whether all that it is made of does.
+        turned: whether something that it is made of lies in C order.
         last: whether the result is channels-last.
     """
 
@@ -129,7 +129,7 @@ class CopyFacts(Facts):
     w: int
     lanes: int
     to_blocks: int = 0
-    from_blocks: int = 0
+    turned: int = 0
     last: int = 0
 
 

@@ -17,7 +17,7 @@ from bngen.lower.facts import Declined, Layouts, element_bytes
 from bngen.lower.lowered import Lowered
 from bngen.lower.sweep_facts import CopyFacts
 from bngen.plan.kernel import Kernel
-from bngen.plan.layout import Blocked, Plain
+from bngen.plan.layout import PLAIN, Blocked, Plain
 from bngen.scheduling.fallback import SERIAL_BELOW
 from bngen.scheduling.knobs import Knobs, divisors
 from bngen.scheduling.tools import opened, set_apart, vectorize_last
@@ -51,7 +51,7 @@ def applies(kernel: Kernel, layouts: Layouts) -> CopyFacts | Declined:
     return CopyFacts(
         element_bytes=element_bytes(out), n=n, c=c, h=h, w=w, lanes=blocks[0].lanes,
         to_blocks=int(isinstance(layout, Blocked)),
-        from_blocks=int(all(isinstance(x, Blocked) for x in sources)),
+        turned=int(PLAIN in sources),
         last=int(layout == Plain(channels_last=True)),
     )  # fmt: skip
 
@@ -78,7 +78,7 @@ def _to_blocks(sch: s_tir.Schedule, copy: Any, facts: CopyFacts, rows: int) -> A
     h, h_in = sch.split(h, [None, rows])
     pixel = sch.fuse(h_in, w)
     sch.reorder(n, h, cb, pixel, lane)
-    if not facts.from_blocks:
+    if facts.turned:
         _turned(sch, pixel, rows * facts.w)
     sch.vectorize(lane)
     return sch.fuse(n, h)
