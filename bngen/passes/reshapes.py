@@ -42,11 +42,13 @@ def _before(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     shape = node.out.shape
     if len(node.outputs) > 1 or any(v.shape not in ((), shape) for v in node.operands):
         return None
+    if len(shape) == MAP_RANK:
+        return None  # Who reads that map copies it to channel blocks, and computes as it loads.
     reshapes = [_reshape_of(b, v) for v in node.operands if v.shape == shape]
     computed = (r.inputs[0] for r in reshapes if r is not None and _is_computed_map(b, r))
     source = next(computed, None)
-    if source is None or (len(shape) == MAP_RANK and None in reshapes):
-        return None  # A map would leave its channel blocks.
+    if source is None:
+        return None
 
     def moved(v: Value | None) -> Value | None:
         if v is None or not v.shape:
@@ -68,11 +70,11 @@ def _reshape_of(b: GraphBuilder, v: Value) -> Node | None:
 def _is_computed_map(b: GraphBuilder, reshape: Node) -> bool:
     """Whether a reshape's operand is a feature map that an op with a store slot computes.
 
-    Rows of a matrix product are not moved: a long store slot takes more time among the registers of
-    its tile than a sweep does.
+    Not one of a pixel an image, which a matrix product reads next. Neither rows of a product: a
+    long store slot takes more time among the registers of its tile than a sweep does.
     """
     (v,) = reshape.inputs
     made = b.producer(v)
-    if made is None or len(v.shape) != MAP_RANK:
+    if made is None or len(v.shape) != MAP_RANK or v.shape[2:] == (1, 1):
         return False
     return not (made.row.moves or made.row.is_free or made.row.gathers)

@@ -51,17 +51,19 @@ def test_what_moves(fn, other, before):
     same_results(run(moved, args, "float64"), run(graph, args, "float64", keep=True), 0)
 
 
-def test_a_map_stays_in_its_channel_blocks():
-    def residual(x, y):
-        return bg.relu(x).reshape(2, 5, 4, 3) + y
+def test_maps_are_left():
+    """Who reads them computes as it loads; a pixel an image is what a product reads next."""
 
-    graph = bg.trace(residual, bg.Tensor[2, 3, 4, 5], bg.Tensor[2, 5, 4, 3]).graph
+    def nets(x, y):
+        return bg.relu(bg.exp(x).reshape(2, 5, 4, 3)), bg.relu(bg.exp(y).reshape(2, 8))
+
+    graph = bg.trace(nets, bg.Tensor[2, 3, 4, 5], bg.Tensor[2, 8, 1, 1]).graph
     assert lower_reshapes(graph) == graph
 
 
 def test_rows_of_a_product_are_left():
     def mlp(x, w):
-        return bg.gelu(bg.linear(x, w).reshape(2, 3, 4, 8))
+        return bg.gelu(bg.linear(x, w).reshape(2, 12, 8))
 
     graph = bg.trace(mlp, bg.Tensor[24, 5], bg.Tensor[8, 5]).graph
     assert lower_reshapes(graph) == graph
