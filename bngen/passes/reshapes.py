@@ -1,4 +1,4 @@
-"""What is done to each element after a reshape is done before it, where the elements are made.
+"""What is done to sequences and volumes is done to the maps that they are shapes of.
 
 In and out: graphs of equal meaning. A kernel ends at a reshape, which needs its operand in memory:
 only what stands before it can join the store slot of the op that computes the elements.
@@ -21,7 +21,8 @@ from bngen.ir.ops.row import OpDef
 from bngen.ir.types import Value
 from bngen.passes.rewrite import Rule, rewrite
 
-MAP_RANK = 4
+MAP_RANK, ROWS = 4, (1, 2)
+"""Ranks of maps, and of what a matrix product reads."""
 
 
 def lower_reshapes(graph: Graph) -> Graph:
@@ -42,8 +43,8 @@ def _before(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
     shape = node.out.shape
     if len(node.outputs) > 1 or any(v.shape not in ((), shape) for v in node.operands):
         return None
-    if len(shape) == MAP_RANK:
-        return None  # Who reads that map copies it to channel blocks, and computes as it loads.
+    if len(shape) in (*ROWS, MAP_RANK):
+        return None  # Who reads a map or rows of a product computes as it loads them.
     reshapes = [_reshape_of(b, v) for v in node.operands if v.shape == shape]
     computed = (r.inputs[0] for r in reshapes if r is not None and _is_computed_map(b, r))
     source = next(computed, None)
