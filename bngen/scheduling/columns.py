@@ -62,14 +62,13 @@ def schedule_columns(low: Lowered, facts: ColumnFacts, _: Knobs) -> s_tir.Schedu
     loops = list(sch.get_loops(block))
     spatial = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 0]
     *outer, columns = spatial
-    # The axis that is innermost in memory of those that are reduced.
-    first, *others = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 2]
-    *rest, row = (first, *others)
+    # The last axis that is reduced lies innermost in memory.
+    *rest, row = [loop for loop, kind in zip(loops, kinds, strict=True) if kind == 2]
     most = max(1, COLUMNS // facts.lanes)
     vectors = -(-facts.columns // facts.lanes)
     task = max(d for d in divisors(vectors) if d <= most)
     columns, vector, lane = sch.split(columns, [None, task, facts.lanes])
-    steps = facts.first // facts.chunks if not others else facts.last
+    steps = facts.last if rest else facts.first // facts.chunks
     row, near = sch.split(row, [None, max(d for d in divisors(steps) if d <= ROWS)])
     sch.reorder(*outer, columns, *rest, row, vector, near, lane)
     task = sch.fuse(*outer, columns)
