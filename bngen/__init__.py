@@ -29,7 +29,9 @@ _HOMES = {
     "compiler": "build bundle",
     "lang.mixed": "autocast",
     "lang.gradients": "grad training_step value_and_grad",
-    "lang.loss": "binary_cross_entropy_with_logits cross_entropy kl_div nll_loss",
+    "lang.loss": (
+        "binary_cross_entropy binary_cross_entropy_with_logits cross_entropy kl_div nll_loss"
+    ),
     "lang.image_norms": "group_norm instance_norm layer_norm local_response_norm",
     "lang.normalization": "batch_norm bn_normalize bn_stats",
     "lang.adaptive": "Adam AdamW RMSprop adam adamw rmsprop",
@@ -42,15 +44,15 @@ _HOMES = {
     ),
     "lang.pointwise": (
         "abs add bitwise_and bitwise_not bitwise_or bitwise_xor ceil cos detach div dropout equal "
-        "erf exp expm1 floor greater greater_equal isfinite isinf isnan less less_equal log log1p "
-        "logical_and logical_not logical_or logical_xor maximum minimum mul neg not_equal pow "
-        "reciprocal round rsqrt sigmoid sign sin sqrt square stop_gradient sub tanh where"
+        "erf exp expm1 floor fmod greater greater_equal isfinite isinf isnan less less_equal log "
+        "log1p logical_and logical_not logical_or logical_xor maximum minimum mul neg not_equal "
+        "pow reciprocal round rsqrt sigmoid sign sin sqrt square stop_gradient sub tanh where"
     ),
     "lang.program": "Program program trace",
     "lang.places": "flip interpolate pad repeat roll",
     "lang.reductions": (
-        "amax amin argmax argmin log_softmax logsumexp max mean min norm normalize softmax std "
-        "std_mean sum var var_mean vector_norm"
+        "amax amin argmax argmin log_softmax logsumexp max mean min norm normalize prod softmax "
+        "std std_mean sum var var_mean vector_norm"
     ),
     "lang.regression": "huber_loss l1_loss mse_loss smooth_l1_loss",
     "lang.shapes": (

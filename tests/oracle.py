@@ -173,6 +173,7 @@ KINKS: dict[str, Callable] = {
     "leaky_relu": lambda x, a: np.abs(x[0]),
     "abs": lambda x, a: np.abs(x[0]),
     "hardtanh": lambda x, a: np.minimum(np.abs(x[0] - a["lo"]), np.abs(x[0] - a["hi"])),
+    "fmod": lambda x, a: np.abs(x[0] / x[1] - np.round(x[0] / x[1])),
     **dict.fromkeys(
         ("maximum", "minimum", "greater", "greater_equal", "less", "less_equal"),
         lambda x, a: np.abs(x[0] - x[1]),

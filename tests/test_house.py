@@ -71,7 +71,7 @@ ONLY_PARTS = {
     ("lang", "passes"): {"autocast", "autodiff", "grad_rules"},
     # The blocks that lowering has named, and the facts that knobs follow from; of a target, what it
     # is to a schedule.
-    ("scheduling", "lower"): {"facts", "geometry", "lowered", "opaque"},
+    ("scheduling", "lower"): {"facts", "geometry", "lowered", "opaque", "sweep_facts"},
     ("scheduling", "target"): {"cpus", "machine"},
     ("cli", "runtime"): {"artifact", "bundle"},
     ("cli", "target"): {"parse"},

@@ -5,8 +5,9 @@ that applies, what it knows of the kernel, and why those before it did not. It i
 anything is lowered, from the plan alone: TVM is imported when a kernel is lowered and scheduled,
 not to choose. The compiler, the tuner, the bench and the manifest read the same rows.
 
-A new strategy is a row here, a module in `bngen.lower`, and one in `bngen.scheduling` that says
-when it applies, which knobs it has, and how they make a schedule.
+A new strategy is a row here (in `bngen.codegen.sweeps` if it has no products), a module in
+`bngen.lower`, and one in `bngen.scheduling` that says when it applies, which knobs it has, and how
+they make a schedule.
 
 The road not taken: strategies that are tried one after the other on lowered TIR, as TVM's dlight
 does. By then a convolution is direct, and Winograd's points are out of reach.
@@ -14,15 +15,14 @@ does. By then a convolution is direct, and Winograd's points are out of reach.
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
+from bngen.codegen.kinds import convolves, is_product, lowering
 from bngen.codegen.strategy import Strategy, multiplies_pairs
+from bngen.codegen.sweeps import SWEEPS
 from bngen.dtypes import FLOAT
 from bngen.ir.attributes import shown
-from bngen.ir.ops.reduce import normalize_axes
 from bngen.lower.facts import (
     AnyFacts,
     ConvFacts,
@@ -30,16 +30,13 @@ from bngen.lower.facts import (
     Facts,
     GradientFacts,
     Layouts,
-    MapFacts,
     PhasedFacts,
     ProductFacts,
-    RowFacts,
     ShuffledFacts,
     ShuffledGradientFacts,
     WideFacts,
 )
 from bngen.lower.geometry import direct_products
-from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
 from bngen.scheduling import (
     conv,
@@ -48,7 +45,6 @@ from bngen.scheduling import (
     maps,
     phased,
     product,
-    rows,
     shuffled,
     wgrad,
     winograd,
@@ -56,59 +52,7 @@ from bngen.scheduling import (
 from bngen.scheduling.knobs import Knobs, tile_registers
 from bngen.target.machine import Machine
 
-Lowering = Callable[[Kernel, Layouts, Any], Lowered]
-
-# --- what a row is made of --------------------------------------------------------------------
-
-
-def _convolves(*directions: str) -> Callable[[Kernel], bool]:
-    """Whether a kernel is built around a convolution of these directions."""
-    return lambda kernel: kernel.anchor is not None and kernel.anchor.row.direction in directions
-
-
-def _is_window(kernel: Kernel) -> bool:
-    return kernel.anchor is not None and kernel.anchor.row.kind == "window"
-
-
-def _is_pointwise(kernel: Kernel) -> bool:
-    return kernel.anchor is None
-
-
-def _is_product(kernel: Kernel) -> bool:
-    return (
-        kernel.anchor is not None
-        and kernel.anchor.row.kind == "contract"
-        and not kernel.anchor.row.direction
-    )
-
-
-def _folds_rows(kernel: Kernel) -> bool:
-    """Whether a kernel is built around a reduction along the last axis, and no other."""
-    node = kernel.anchor
-    if node is None or node.row.kind != "reduce" or "axes" not in node.attrs:
-        return False
-    rank = len(node.inputs[0].shape)
-    return normalize_axes(node.attrs["axes"], rank) == (rank - 1,)
-
-
-def _is_partial(kernel: Kernel) -> bool:
-    return kernel.anchor is not None and kernel.anchor.row.is_partial
-
-
-def _lowering(module: str, function: str, *, wide: bool = False) -> Lowering:
-    """A function of `bngen.lower`; its module, and TVM with it, is imported when it is called.
-
-    Args:
-        module: of `bngen.lower`.
-        function: in it.
-        wide: whether it takes the facts, too.
-    """
-
-    def lower(kernel: Kernel, layouts: Layouts, facts: Facts) -> Lowered:
-        found = getattr(importlib.import_module(f"bngen.lower.{module}"), function)
-        return found(kernel, layouts, *([facts] if wide else ()))
-
-    return lower
+# --- the rows ---------------------------------------------------------------------------------
 
 
 def _direct(kernel: Kernel) -> int:
@@ -125,9 +69,9 @@ def _of_images(facts: GradientFacts, _: Kernel) -> GradientFacts:
     return facts.of_image_pairs()
 
 
-_CONVOLUTION = _convolves("forward", "input")
-_DATA_GRADIENT = _convolves("input")
-_GRADIENT = _convolves("weight")
+_CONVOLUTION = convolves("forward", "input")
+_DATA_GRADIENT = convolves("input")
+_GRADIENT = convolves("weight")
 
 STRATEGIES: tuple[Strategy, ...] = (
     Strategy(
@@ -136,7 +80,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         made_for=_DATA_GRADIENT,
         applies=phased.applies,
         facts=PhasedFacts,
-        lower=_lowering("phased", "lower_phased"),
+        lower=lowering("phased", "lower_phased"),
         knobs=phased.phased_knobs,
         space=phased.phased_space,
         schedule=phased.schedule_phased,
@@ -149,7 +93,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         made_for=_CONVOLUTION,
         applies=winograd.applies,
         facts=ConvFacts,
-        lower=_lowering("winograd", "lower_winograd"),
+        lower=lowering("winograd", "lower_winograd"),
         knobs=winograd.winograd_knobs,
         space=winograd.winograd_space,
         schedule=winograd.schedule_winograd,
@@ -163,7 +107,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         made_for=_CONVOLUTION,
         applies=depthwise.applies,
         facts=ConvFacts,
-        lower=_lowering("conv", "lower_depthwise"),
+        lower=lowering("conv", "lower_depthwise"),
         knobs=depthwise.depthwise_knobs,
         space=maps.map_space,
         schedule=maps.schedule_map,
@@ -175,7 +119,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         made_for=_CONVOLUTION,
         applies=shuffled.applies,
         facts=ShuffledFacts,
-        lower=_lowering("shuffled", "lower_shuffled"),
+        lower=lowering("shuffled", "lower_shuffled"),
         knobs=shuffled.shuffled_knobs,
         space=shuffled.shuffled_space,
         schedule=shuffled.schedule_shuffled,
@@ -189,7 +133,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         made_for=_CONVOLUTION,
         applies=conv.applies,
         facts=ConvFacts,
-        lower=_lowering("conv", "lower_conv"),
+        lower=lowering("conv", "lower_conv"),
         knobs=conv.conv_knobs,
         space=conv.conv_space,
         schedule=conv.schedule_conv,
@@ -203,7 +147,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         made_for=_GRADIENT,
         applies=winograd.applies_to_gradient,
         facts=GradientFacts,
-        lower=_lowering("winograd", "lower_winograd_wgrad", wide=True),
+        lower=lowering("winograd", "lower_winograd_wgrad", wide=True),
         knobs=winograd.winograd_wgrad_knobs,
         space=wgrad.gradient_space,
         schedule=wgrad.schedule_weight_gradient,
@@ -217,7 +161,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         made_for=_GRADIENT,
         applies=depthwise.applies_to_gradient,
         facts=GradientFacts,
-        lower=_lowering("wgrad", "lower_depthwise_gradient"),
+        lower=lowering("wgrad", "lower_depthwise_gradient"),
         knobs=depthwise.gradient_knobs,
         space=depthwise.gradient_space,
         schedule=depthwise.schedule_depthwise_gradient,
@@ -229,7 +173,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         made_for=_GRADIENT,
         applies=shuffled.applies_to_gradient,
         facts=ShuffledGradientFacts,
-        lower=_lowering("shuffled", "lower_shuffled_gradient"),
+        lower=lowering("shuffled", "lower_shuffled_gradient"),
         knobs=shuffled.gradient_knobs,
         space=shuffled.gradient_space,
         schedule=shuffled.schedule_shuffled_gradient,
@@ -242,7 +186,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         made_for=_GRADIENT,
         applies=wgrad.applies,
         facts=GradientFacts,
-        lower=_lowering("wgrad", "lower_weight_gradient", wide=True),
+        lower=lowering("wgrad", "lower_weight_gradient", wide=True),
         knobs=wgrad.wgrad_knobs,
         space=wgrad.gradient_space,
         schedule=wgrad.schedule_weight_gradient,
@@ -254,10 +198,10 @@ STRATEGIES: tuple[Strategy, ...] = (
     Strategy(
         "product",
         "matrix products: linear layers and their gradients, weights read where they lie",
-        made_for=_is_product,
+        made_for=is_product,
         applies=product.applies,
         facts=ProductFacts,
-        lower=_lowering("product", "lower_product", wide=True),
+        lower=lowering("product", "lower_product", wide=True),
         knobs=product.product_knobs,
         space=product.product_space,
         schedule=product.schedule_product,
@@ -265,48 +209,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         products=_direct,
         of_pairs=product.of_pairs,
     ),
-    Strategy(
-        "window",
-        "pools and their gradients: a sweep over a map",
-        made_for=_is_window,
-        applies=maps.applies_window,
-        facts=MapFacts,
-        lower=_lowering("window", "lower_window"),
-        knobs=maps.map_knobs,
-        space=maps.map_space,
-        schedule=maps.schedule_map,
-    ),
-    Strategy(
-        "pointwise",
-        "pointwise ops over a map, and partial sums of what they compute: a sweep",
-        made_for=_is_pointwise,
-        applies=maps.applies_pointwise,
-        facts=MapFacts,
-        lower=_lowering("maps", "lower_pointwise"),
-        knobs=maps.map_knobs,
-        space=maps.map_space,
-        schedule=maps.schedule_map,
-    ),
-    Strategy(
-        "rows",
-        "reductions along the last axis of plain values: a partial result a lane",
-        made_for=_folds_rows,
-        applies=rows.applies,
-        facts=RowFacts,
-        lower=_lowering("rows", "lower_rows", wide=True),
-        knobs=fallback.no_knobs,
-        schedule=rows.schedule_rows,
-    ),
-    Strategy(
-        "partial",
-        "partial sums of a map that no other kernel took: a sweep",
-        made_for=_is_partial,
-        applies=maps.applies_partial,
-        facts=MapFacts,
-        lower=_lowering("maps", "lower_partial"),
-        knobs=maps.map_knobs,
-        schedule=maps.schedule_partial,
-    ),
+    *SWEEPS,
 )
 """In the order in which they are asked; the first that applies is taken."""
 
@@ -316,7 +219,7 @@ FALLBACK = Strategy(
     made_for=lambda kernel: True,
     applies=lambda kernel, layouts: AnyFacts(lanes=1),
     facts=AnyFacts,
-    lower=_lowering("fallback", "lower_any"),
+    lower=lowering("fallback", "lower_any"),
     knobs=fallback.no_knobs,
     schedule=fallback.schedule_fallback,
     products=_direct,

@@ -6,7 +6,7 @@ from typing import Any
 
 from bngen.dtypes import INDEX
 from bngen.ir.attributes import shown
-from bngen.lang.pointwise import exp, log, where
+from bngen.lang.pointwise import exp, log, log1p, maximum, where
 from bngen.lang.reductions import log_softmax
 from bngen.lang.tensor import Tensor, check_tensor, emit, rounded_once, same_float_type
 from bngen.lang.trace import error
@@ -103,6 +103,37 @@ def binary_cross_entropy_with_logits(
     check_reduction(label, reduction)
     loss = emit("bce_with_logits", input, target, pos_weight, label=label)
     return reduced(loss if weight is None else loss * weight, reduction)
+
+
+@rounded_once
+def binary_cross_entropy(
+    input: Tensor, target: Tensor, weight: Tensor | None = None, reduction: str = "mean"
+) -> Tensor:
+    """Binary cross-entropy of probabilities, whose logarithms count as -100 at least.
+
+    Args:
+        input: how likely each is said to be, from 0 to 1.
+        target: how likely it is, of the same shape. Its gradient is bounded, too, which PyTorch's
+            is not.
+        weight: a factor for each loss, which broadcasts.
+        reduction: ``"mean"``, ``"sum"`` or ``"none"``.
+    """
+    label = "binary_cross_entropy"
+    same_float_type(label, ("weight",), input=input, target=target, weight=weight)
+    if target.shape != input.shape:
+        raise error(f"{label}: target {target.type} for input {input.type}", "they are alike")
+    check_reduction(label, reduction)
+    # Not the logarithms' own gradients: one by 0 would be infinite, and cut off there.
+    known = input.detach()
+    yes, no = (maximum(v, _LEAST_LOG) for v in (log(known), log1p(-known)))
+    loss = -(target * yes + (1.0 - target) * no)
+    slope = (known - target.detach()) / maximum(known * (1.0 - known), _LEAST_SPREAD)
+    loss = loss + slope * (input - known)
+    return reduced(loss if weight is None else loss * weight, reduction)
+
+
+_LEAST_LOG, _LEAST_SPREAD = -100.0, 1e-12
+"""PyTorch's bounds of a logarithm, and of ``p * (1 - p)`` where one divides by it."""
 
 
 @rounded_once

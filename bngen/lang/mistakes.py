@@ -36,7 +36,8 @@ _INSTEAD = {
     **{n: f"write .to(bg.{t})" for n, t in (("double", "float64"), ("int", "int32"),
                                             ("long", "int64"), ("bool", "bool_"))},
     "half": f"{', '.join(t for t, row in DTYPES.items() if row.is_float)} are what there is",
-    **dict.fromkeys(("T", "permute", "transpose", "t"), "axes keep their order: N, C, H, W"),
+    **dict.fromkeys(("T", "mT"), "write .transpose(-2, -1)"),
+    "equal": "write == for each element",
     "clone": "leave it out: nothing changes a tensor",
 }  # fmt: skip
 """What to do in place of a method or attribute of ``torch.Tensor`` that tensors do not have."""
@@ -53,6 +54,8 @@ def blame(name: str, cause: Exception) -> ProgramError | None:
         None where bngen itself raised it, and the user cannot mend it.
     """
     frames = list(traceback.walk_tb(cause.__traceback__))
+    if frames[-1][0].f_code is Tensor.__getattr__.__code__:
+        frames.pop()  # An attribute that there is not: whoever asked for it is to blame.
     overrun = isinstance(cause, RecursionError | MemoryError)  # in whoever was called last
     if _is_ours(frames[-1][0]) and not overrun:
         return None

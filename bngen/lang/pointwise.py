@@ -10,6 +10,7 @@ import numbers
 
 from bngen.dtypes import BOOL, INDEX
 from bngen.lang.tensor import (
+    SHAPE_HINT,
     Tensor,
     arithmetic,
     bitwise,
@@ -47,6 +48,14 @@ def mul(input: Operand, other: Operand) -> Tensor:
 def div(input: Operand, other: Operand) -> Tensor:
     """``input / other``; integers divide as float32."""
     return quotient(input, other)
+
+
+def fmod(input: Operand, other: Operand) -> Tensor:
+    """What division leaves of ``input``, which has its sign: exact. Floating-point alone."""
+    a, b = coerce("fmod", (input, other))
+    if not a.type.is_float:
+        raise error(f"fmod: not defined for {a.dtype}", "convert it with .float()")
+    return emit("fmod", a, b, hint=SHAPE_HINT)
 
 
 def pow(input: Operand, exponent: Operand) -> Tensor:

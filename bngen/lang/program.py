@@ -16,6 +16,7 @@ from bngen.errors import BngenError, ProgramError, SourceLoc
 from bngen.ir.node import Graph, Input
 from bngen.ir.types import TensorType
 from bngen.labels import handed_out
+from bngen.lang.methods import METHODS
 from bngen.lang.mistakes import blame, check_function, name_and_loc, not_a_program
 from bngen.lang.tensor import Tensor, check_tensor, wrap
 from bngen.lang.trace import Trace, check_name, current_trace, error, is_tracing, running
@@ -107,7 +108,7 @@ class Program:
         return given
 
     def _trace(self) -> Graph:
-        trace = Trace(self.name)
+        trace = Trace(self.name, METHODS)
         with running(trace):
             tensors = {
                 name: wrap(trace, trace.declare(name, type_, "input"))

@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from bngen.dtypes import BOOL, DTYPES, INDEX
 from bngen.ir.attributes import shown
 from bngen.lang.pointwise import abs, bitwise_not, isfinite, isnan, logical_or, where
+from bngen.lang.shapes import cat, narrow
 from bngen.lang.tensor import (
     Tensor,
     axis_of,
@@ -63,6 +64,35 @@ def _smallest(label: str, x: Tensor, dim: Dims, keepdim: bool) -> Tensor:
         return -largest(label, -x, dim, keepdim)
     top = DTYPES[x.dtype].most if x.dtype.startswith("u") else -1
     return top - largest(label, top - x, dim, keepdim)
+
+
+def prod(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:
+    """Product along an axis, or of all elements; integers and bool multiply as int64.
+
+    Halves are multiplied again and again, so that the gradient needs no division: it is right where
+    elements are zero.
+
+    Args:
+        input: a tensor.
+        dim: the axis; without it the tensor is flattened.
+        keepdim: keep the axis, of extent 1.
+    """
+    check_tensor("prod", "input", input)
+    x = input if input.type.is_float else input.to(INDEX)
+    keep = flag("prod", "keepdim", keepdim)
+    if dim is None:
+        x, axis, kept = x.reshape(-1), 0, (1,) * input.ndim
+    elif not x.shape and dim in (0, -1):
+        return x
+    else:
+        axis = axis_of("prod", x, dim)
+        kept = tuple(1 if a == axis else extent for a, extent in enumerate(x.shape))
+    while (extent := x.shape[axis]) > 1:
+        half = extent // 2
+        product = narrow(x, axis, 0, half) * narrow(x, axis, half, half)
+        x = cat([product, narrow(x, axis, extent - 1, 1)], axis) if extent % 2 else product
+    gone = () if dim is None else tuple(e for a, e in enumerate(x.shape) if a != axis)
+    return x.reshape(kept if keep else gone)
 
 
 def argmax(input: Tensor, dim: int | None = None, keepdim: bool = False) -> Tensor:

@@ -246,6 +246,16 @@ class Tensor:
 
     # --- methods, named as torch.Tensor's -------------------------------------------------
 
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        """A function of the language as a method; see `bngen.lang.methods`."""
+        methods = {} if name in Tensor.__slots__ else self.trace.methods
+        if name in methods:
+            return functools.partial(methods[name], self)
+        raise AttributeError(f"'Tensor' object has no attribute {name!r}", name=name, obj=self)
+
+    def __dir__(self) -> list[str]:
+        return [*object.__dir__(self), *self.trace.methods]
+
     def to(self, dtype: Any) -> Tensor:
         """The same numbers in another dtype."""
         dtype = dtype_name("to", dtype)

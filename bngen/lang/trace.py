@@ -11,7 +11,7 @@ import re
 import sys
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -68,10 +68,12 @@ class Trace:
         name: the program's name.
         inputs: declared inputs by name, in order of declaration.
         scopes: the prefix that `scope` has opened, innermost last.
+        methods: functions that its tensors have as methods, by name.
     """
 
-    def __init__(self, name: str):
+    def __init__(self, name: str, methods: Mapping[str, Callable[..., Any]] | None = None):
         self.name = name
+        self.methods = methods or {}
         self.inputs: dict[str, Input] = {}
         self.scopes: list[str] = []
         self._builder = GraphBuilder(name=name)

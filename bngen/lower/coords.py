@@ -154,3 +154,12 @@ def broadcast_coord(coord: Coord, shape: tuple[int, ...], out: tuple[int, ...]) 
     return tuple(
         0 if s == 1 and o != 1 else c for c, s, o in zip(tail, shape, extents, strict=True)
     )
+
+
+def unravelled(number: Expr, shape: tuple[int, ...]) -> tuple[Expr, ...]:
+    """The coordinate of the element of that number, in C order, of an array."""
+    coord = []
+    for extent in reversed(shape[1:]):
+        coord.append(tirx.floormod(number, extent))
+        number = tirx.floordiv(number, extent)
+    return (number, *reversed(coord)) if shape else ()

@@ -1,4 +1,8 @@
-"""Copies: another layout, or another place for what could not stay a view of its operand."""
+"""Copies: another layout, or another place for what could not stay a view of its operand.
+
+``copy`` is the block of the result; ``load_*`` are those of what load slots make, in the layout of
+what they read.
+"""
 
 from __future__ import annotations
 
@@ -9,9 +13,9 @@ from tvm import te, tirx
 from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.lower.body import Body, buffer_of
-from bngen.lower.coords import Lane, guard, guarded, logical, logical_coord
+from bngen.lower.coords import Lane, guard, guarded, logical, logical_coord, unravelled
 from bngen.lower.facts import Layouts
-from bngen.lower.lowered import Lowered
+from bngen.lower.lowered import Lowered, identifier
 from bngen.lower.opaque import Expr, dtype_of, holds
 from bngen.lower.pairs import pair as pair_of
 from bngen.lower.pairs import word
@@ -22,10 +26,26 @@ from bngen.plan.layout import PLAIN, PackedWeight
 
 def lower_copy(kernel: Kernel, layouts: Layouts) -> Lowered:
     """Another layout, or another place: copy, and views that could not stay views."""
-    node = kernel.anchor
-    out, layout = node.out, layouts[node.out]
+    return _moved(_body(kernel, layouts))
+
+
+def lower_map_copy(kernel: Kernel, layouts: Layouts) -> Lowered:
+    """The same, for `bngen.scheduling.copies`: what load slots make is turned as it was made."""
+    body, out = _body(kernel, layouts), kernel.anchor.out
+    for v in dict.fromkeys(kernel.anchor.operands):
+        if v not in kernel.inputs and layouts[v] != layouts[out]:
+            body.lowered.pads.append(body.stage(v, f"load_{identifier(v.name)}").op.name)
+    return _moved(body)
+
+
+def _body(kernel: Kernel, layouts: Layouts) -> Body:
     # What is moved as it is need not be widened on the way.
-    body = Body(kernel, layouts, bits=not kernel.load)
+    return Body(kernel, layouts, bits=not kernel.load)
+
+
+def _moved(body: Body) -> Lowered:
+    node = body.kernel.anchor
+    out, layout = node.out, body.layouts[node.out]
     shape, dtype = buffer_of(out, layout)
     if isinstance(layout, PackedWeight):
         element = _packed_element(body, node.inputs[0], layout)
@@ -98,11 +118,7 @@ def _unravel(coord, node: Node):
     number = tirx.const(0, "int32")
     for axis, extent in zip(coord, node.out.shape, strict=True):
         number = number * extent + logical(axis)
-    source = []
-    for extent in reversed(node.inputs[0].shape):
-        source.append(tirx.floormod(number, extent))
-        number = tirx.floordiv(number, extent)
-    return list(reversed(source))
+    return unravelled(number, node.inputs[0].shape)
 
 
 def _packed_element(body: Body, w: Value, layout: PackedWeight):

@@ -319,19 +319,6 @@ class ProductFacts(WideFacts):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RowFacts(WideFacts):
-    """A reduction along the last axis of a plain value.
-
-    Attributes:
-        rows: how many results there are.
-        columns: elements that each is made of.
-    """
-
-    rows: int
-    columns: int
-
-
-@dataclass(frozen=True, kw_only=True)
 class AnyFacts(WideFacts):
     """A kernel that no strategy was made for."""
 

@@ -190,6 +190,8 @@ EXPRESSIONS: dict[str, Callable[..., Any]] = {
     "div": _binary(div),
     "maximum": _binary(opaque.maximum, tirx.any),
     "minimum": _binary(opaque.minimum, tirx.all),
+    # As often as the divisor goes into it, without an error: the C library's work.
+    "fmod": _binary(opaque.mod),
     "pow": _pow,
     "greater": _compare(greater),
     "greater_equal": _compare(opaque.greater_equal),

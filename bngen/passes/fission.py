@@ -22,6 +22,8 @@ Terms follow Jung et al. (SysML 2019); the gradient formula is that of Ioffe and
 
 from __future__ import annotations
 
+import math
+
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import TensorType, Value
@@ -146,29 +148,40 @@ def _partial_grad_sums(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
 
 
 def _in_parts(partial: str, fold: str, by_image: str, *, averages: bool = False) -> Rule:
-    """The rule of a fold over the pixels of a feature map, of all images or of each."""
+    """The rule of a fold over the pixels of a feature map, of all images or of each.
+
+    Channels may be folded with them, of a map that has several: they come last.
+    """
 
     def rule(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
         (x,) = node.inputs
         axes = tuple(sorted(a % 4 for a in node.attrs["axes"]))
-        if not _has_short_rows(x) or axes not in ((0, 2, 3), (2, 3)):
+        if not _has_short_rows(x) or axes not in _OVER_PIXELS:
             return None
-        groups, (n, c, h, w) = row_groups(x.type), x.shape
+        groups, (n, c, *_) = row_groups(x.type), x.shape
+        if 1 in axes and c < LEAST_CHANNELS:
+            return None
         total = b.emit(partial, x, row_groups=groups, loc=node.loc)
-        if axes == (0, 2, 3):
+        if 0 in axes:
             total = b.emit(fold, total, axes=(0,), loc=node.loc)
-            n, count = 1, n * h * w
-        else:
-            count = h * w
-            if groups > n:
-                total = b.emit(by_image, total, images=n, loc=node.loc)
+        elif groups > n:
+            total = b.emit(by_image, total, images=n, loc=node.loc)
+        if 1 in axes:
+            total = b.emit(fold, total, axes=(-1,), loc=node.loc)
         if averages:
-            total = b.emit("div", total, float(count))
+            total = b.emit("div", total, float(math.prod(x.shape[a] for a in axes)))
         if node.attrs["keepdims"]:
-            total = b.emit("reshape", total, shape=(n, c, 1, 1))
+            kept = tuple(1 if a in axes else extent for a, extent in enumerate(x.shape))
+            total = b.emit("reshape", total, shape=kept)
         return (total,)
 
     return rule
+
+
+_OVER_PIXELS = ((0, 2, 3), (2, 3), (0, 1, 2, 3), (1, 2, 3))
+
+LEAST_CHANNELS = 8
+"""Channels of a map that lies in channel blocks for its own sake."""
 
 
 def _partial_mean(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:

@@ -22,6 +22,7 @@ from bngen.passes.fusion.levels import LEVELS, FusionLevel
 from bngen.passes.index_maps import join_index_maps
 from bngen.passes.layout import assign_layouts
 from bngen.passes.memory import plan_memory
+from bngen.passes.reshapes import lower_reshapes
 from bngen.passes.simplify import (
     forward_slices,
     pool_before_convolution,
@@ -49,6 +50,7 @@ def graph_passes(level: FusionLevel) -> list[tuple[str, Callable[[Graph], Graph]
     passes: list[tuple[str, Callable[[Graph], Graph]]] = [
         ("conversions", join_conversions),
         ("moves", join_index_maps),
+        ("reshapes", lower_reshapes),
         ("conversions", join_conversions),
         ("nest", nest_concatenations),
         ("pools", pool_before_convolution),

@@ -37,6 +37,14 @@ def _div(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
     return b.emit("div", dy, divisor), b.emit("neg", b.emit("mul", dy, quotient))
 
 
+def _fmod(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
+    """What is left of a is ``a - trunc(a / b) * b``."""
+    quotient = b.emit("div", *node.inputs)
+    down, up = b.emit("floor", quotient), b.emit("ceil", quotient)
+    whole = b.emit("where", b.emit("less", quotient, 0.0), up, down)
+    return dy, b.emit("neg", b.emit("mul", dy, whole))
+
+
 def _pow(b: GraphBuilder, node: Node, dy: Value) -> Gradients:
     base, exponent = node.inputs
     by_base = _pow_base(b, base, exponent, dy)
@@ -181,6 +189,7 @@ POINTWISE_RULES: dict[str, Rule] = {
     "exp": _exp,
     "expm1": _expm1,
     "floor": _flat,
+    "fmod": _fmod,
     "log": _log,
     "log1p": _log1p,
     "maximum": _extremum(wins="greater", loses="less"),

@@ -24,7 +24,7 @@ from bngen.ir.types import Value
 from bngen.lower.facts import FEW_BLOCKS, Layouts, ProductFacts, element_bytes
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
-from bngen.scheduling.knobs import Knobs, divisors, tile_registers
+from bngen.scheduling.knobs import Knobs, divisors, tile_cycles, tile_registers
 from bngen.scheduling.legality import Space, few
 from bngen.scheduling.tools import (
     extent,
@@ -75,13 +75,6 @@ LEAST_PRODUCTS = 1 << 15
 COPY_CYCLES = 4
 """Cycles to copy a vector of an operand into a task's scratch."""
 
-TILE_IN_FLIGHT = 2.0
-"""Accumulators that a tile should have, of those that hide the latency: more hide what misses the
-nearest cache."""
-
-LOAD_COST = 1.6
-"""Multiply-adds that a step should have for each load of it, where both can start as often."""
-
 
 def product_knobs(facts: ProductFacts, machine: Machine) -> Knobs:
     """Register tile, and what a task owns."""
@@ -91,25 +84,19 @@ def product_knobs(facts: ProductFacts, machine: Machine) -> Knobs:
 
 
 def _tile(facts: ProductFacts, machine: Machine) -> tuple[int, int]:
-    """Rows and blocks of columns: sums enough, of the loads that they need few; then the largest.
+    """Rows and blocks of columns whose products take the fewest cycles; of equal tiles the largest.
 
-    A tile of one block takes a load for each multiply-add, folded into it or not.
+    A row of a product is what a column of a convolution is: an element for all lanes.
     """
-    in_flight = TILE_IN_FLIGHT * machine.traits.multiply_adds_in_flight
-    contention = machine.traits.multiply_add_units / machine.traits.load_ports
-
-    def score(rows: int, blocks: int) -> tuple[float, int, int]:
-        busy = min(1.0, rows * blocks / in_flight)
-        loads = min(1.0, rows * blocks / ((rows + blocks) * contention * LOAD_COST))
-        return busy * loads, rows * blocks, rows
-
     fitting = [
         (r, b)
         for r in divisors(facts.rows)
         for b in divisors(facts.blocks)
         if b <= FEW_BLOCKS and tile_registers(r, b) <= machine.traits.vector_registers
     ]
-    return max(fitting, key=lambda t: score(*t))
+    return min(
+        fitting, key=lambda t: (tile_cycles(*t, machine.traits) / math.prod(t), -math.prod(t))
+    )
 
 
 def _task(facts: ProductFacts, rows: int, blocks: int, machine: Machine) -> tuple[int, int]:

@@ -44,6 +44,7 @@ _TABLE = (
     _call("mul", torch.mul, operator.mul, torch.multiply, methods=("multiply",)),
     _call("div", torch.div, operator.truediv, torch.true_divide, methods=("true_divide",),
           rounding_mode=None),
+    _call("fmod", torch.fmod),
     _call("maximum", torch.maximum),
     _call("minimum", torch.minimum),
     _call("pow", torch.pow, operator.pow),
@@ -228,6 +229,7 @@ COMPOSED = (
     Spelling("amin", (torch.amin,), ("amin",), only=OUT),
     Spelling("argmax", (torch.argmax,), ("argmax",), only=OUT),
     Spelling("argmin", (torch.argmin,), ("argmin",), only=OUT),
+    Spelling("prod", (torch.prod,), ("prod",), only={"dtype": None, **OUT}),
     Spelling("var", (torch.var,), ("var",), only=OUT),
     Spelling("std", (torch.std,), ("std",), only=OUT),
     Spelling("var_mean", (torch.var_mean,)),
@@ -239,6 +241,9 @@ COMPOSED = (
         "cross_entropy", (F.cross_entropy,), modules=(nn.CrossEntropyLoss,), only=_REDUCED
     ),
     Spelling("nll_loss", (F.nll_loss,), modules=(nn.NLLLoss,), only=_REDUCED),
+    Spelling(
+        "binary_cross_entropy", (F.binary_cross_entropy,), modules=(nn.BCELoss,), only=_REDUCED
+    ),
     Spelling("kl_div", (F.kl_div,), modules=(nn.KLDivLoss,), only=_REDUCED),
     Spelling("mse_loss", (F.mse_loss,), modules=(nn.MSELoss,), only={**_REDUCED, "weight": None}),
     Spelling("l1_loss", (F.l1_loss,), modules=(nn.L1Loss,), only={**_REDUCED, "weight": None}),

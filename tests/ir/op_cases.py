@@ -138,6 +138,8 @@ POINTWISE = [
     *(case(op, tied(*MAP), tied(*MAP)) for op in ("maximum", "minimum", *_COMPARE)),
     case("add", integers(4), scalar(0.5)),
     case("mul", integers(4, dtype="int32"), integers(4)),
+    case("fmod", normal(*MAP), positive(3, 1, 1)),
+    case("fmod", wide(*MAP), normal(*MAP)),
     case("pow", positive(*MAP), normal(*MAP)),
     case("pow", positive(*MAP), normal(4)),
     case("pow", tied(2, 3), Operand(TensorType((3,)), lambda rng: np.array([0.0, 1.0, 2.0]))),

@@ -405,7 +405,7 @@ CASES = [
     ),
     (lambda x: {1: x}, (MATRIX,), "f: returns a dict with keys that are no text"),
     (lambda x: bg.conv(x), (X,), "bngen has no 'conv' (did you mean conv2d?)"),
-    (lambda x: bg.fold(x), (X,), "bngen has no 'fold' (see bngen.__all__)"),
+    (lambda x: bg.vmap(x), (X,), "bngen has no 'vmap' (see bngen.__all__)"),
     (lambda x: undefined(x), (X,), "f: NameError: name 'undefined' is not defined"),  # noqa: F821
     (
         lambda x: bg.relu(x, inplace=True), (X,),

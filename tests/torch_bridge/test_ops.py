@@ -97,8 +97,9 @@ def test_parameters_are_those_of_pytorch(spelling):
 _PAIR = (2, 3, 4, 4), (3, 1, 4)
 SAMPLES: Mapping[str, tuple[tuple[tuple[int, ...], ...], dict[str, Any]]] = {
     **dict.fromkeys(
-        ("add", "sub", "mul", "div", "maximum", "minimum", "pow", "greater", "greater_equal",
-         "less", "less_equal", "equal", "not_equal", "logical_and", "logical_or", "logical_xor"),
+        ("add", "sub", "mul", "div", "fmod", "maximum", "minimum", "pow", "greater",
+         "greater_equal", "less", "less_equal", "equal", "not_equal", "logical_and", "logical_or",
+         "logical_xor"),
         (_PAIR, {}),
     ),
     "prelu": (((2, 3), (1,)), {}),
@@ -179,8 +180,8 @@ SAMPLES: Mapping[str, tuple[tuple[tuple[int, ...], ...], dict[str, Any]]] = {
 }  # fmt: skip
 """Shapes of tensors, all positive, and other arguments; for others one tensor alone."""
 LOSSES = {
-    "cross_entropy", "nll_loss", "kl_div", "binary_cross_entropy_with_logits", "mse_loss",
-    "l1_loss", "smooth_l1_loss", "huber_loss",
+    "cross_entropy", "nll_loss", "kl_div", "binary_cross_entropy",
+    "binary_cross_entropy_with_logits", "mse_loss", "l1_loss", "smooth_l1_loss", "huber_loss",
 }  # fmt: skip
 BITS = {"bitwise_and", "bitwise_or", "bitwise_xor", "bitwise_not"}
 SPECIAL = {
@@ -306,6 +307,9 @@ def test_losses(name):
     rng = np.random.default_rng(0)
     logits, target = rng.standard_normal((4, 5)), rng.uniform(0, 1, (4, 5))
     options = {"reduction": "sum"}
+    if name == "binary_cross_entropy":
+        logits = rng.uniform(0, 1, (4, 5))
+        logits[0, :2] = 0, 1
     if name in ("cross_entropy", "nll_loss"):
         target, options["ignore_index"] = np.array([0, 1, 3, 2]), 1
     if name == "cross_entropy":

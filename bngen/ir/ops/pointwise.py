@@ -137,6 +137,7 @@ POINTWISE = (
     pointwise("mul", ("a", "b"), _binary(np.multiply), wraps=True, autocast="follows"),
     pointwise("div", ("a", "b"), _binary(np.divide), infer_float, autocast="follows"),
     pointwise("pow", ("a", "b"), _binary(np.power), infer_float),
+    pointwise("fmod", ("a", "b"), _binary(np.fmod), infer_float),
     pointwise("maximum", ("a", "b"), _binary(np.maximum), rounds=False),
     pointwise("minimum", ("a", "b"), _binary(np.minimum), rounds=False),
     _compare("greater", ">", np.greater),
