@@ -27,6 +27,7 @@ globals().update(_DTYPES)  # bngen.float32, bngen.bool_, ...
 
 _HOMES = {
     "compiler": "build bundle",
+    "lang.collectives": "all_reduce",
     "lang.gradients": "grad training_step value_and_grad",
     "lang.loss": "binary_cross_entropy_with_logits cross_entropy kl_div nll_loss",
     "lang.image_norms": "group_norm instance_norm layer_norm local_response_norm",
@@ -66,6 +67,7 @@ _HOMES = {
     "runtime.bundle": "Bundle",
     "runtime.loading": "load",
     "torch_bridge.backend": "compile",
+    "torch_bridge.distributed": "connect",
     "torch_bridge.explain": "explain_model",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

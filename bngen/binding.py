@@ -17,7 +17,8 @@ from bngen.manifest import manifest, memory_report
 from bngen.passes.pipeline import Planned
 from bngen.passes.prepare import Joint, Prepared
 from bngen.plan.calls import BACKWARD, FORWARD, kernels_of
-from bngen.plan.layout import Plain, physical_shape, plain, same_bytes
+from bngen.plan.kernel import Call, Kernel
+from bngen.plan.layout import Blocked, Plain, physical_shape, plain, same_bytes
 from bngen.runtime.arguments import ArgSpec
 from bngen.runtime.memory import ALIGNMENT
 from bngen.runtime.signature import (
@@ -28,7 +29,17 @@ from bngen.runtime.signature import (
     Signature,
     input_slot,
 )
-from bngen.runtime.steps import CopyStep, KernelStep, Operand, Step
+from bngen.runtime.steps import (
+    AVERAGE,
+    MOMENTS,
+    SUM,
+    CopyStep,
+    KernelStep,
+    Operand,
+    StartStep,
+    Step,
+    WaitStep,
+)
 from bngen.target.parse import Target
 
 SMALL = 1 << 14
@@ -84,7 +95,8 @@ class Binding:
         planned: Planned,
         compiled: Sequence[CompiledKernel],
     ):
-        self.joint, self.compiled, self.formats = joint, compiled, joint.formats
+        self.joint, self.formats = joint, joint.formats
+        self.compiled = {c.kernel.name: c for c in compiled}
         self.graph, self.plan, self.memory = planned.plan.graph, planned.plan, planned.memory
         self.inputs = {i.value: i.name for i in joint.graph.inputs}
         self.updated = {target for target, _ in joint.graph.updates}
@@ -152,11 +164,58 @@ class Binding:
         calls = []
         for call in self.plan.calls:
             start = len(steps)
-            steps += [self.kernel_step(c) for c in self.compiled[call.start : call.stop]]
+            self.bind_kernels(call, steps)
             steps += copies[call.name]
             reads = self.reads(steps[start:]) if call.name == BACKWARD else ()
             calls.append(CallSpec(call.name, start, len(steps), reads))
         return tuple(steps), tuple(calls)
+
+    def bind_kernels(self, call: Call, steps: list[Step]) -> None:
+        """The steps of a call's kernels; collectives start in their place, and end in another."""
+        waits: dict[int, list[int]] = {}
+        for wait in self.plan.waits:
+            waits.setdefault(wait.before, []).append(wait.kernel)
+        started: dict[int, int] = {}
+        for i in range(call.start, call.stop + 1):
+            for there in waits.get(i, ()):
+                if there in started:
+                    steps.append(self.wait_step(self.plan.kernels[there], started[there]))
+            if i == call.stop:
+                break
+            kernel = self.plan.kernels[i]
+            if kernel.is_collective:
+                started[i] = len(steps)
+                steps.append(self.start_step(kernel))
+            else:
+                steps.append(self.kernel_step(self.compiled[kernel.name]))
+
+    def start_step(self, kernel: Kernel) -> StartStep:
+        """The start of a collective."""
+        node = kernel.anchor
+        combine = MOMENTS if node.row.combine == "moments" else SUM
+        if node.attrs.get("average"):
+            combine = AVERAGE
+        pieces = tuple(p for v in node.operands for p in self.pieces(v))
+        return StartStep(
+            node.out.name, node.attrs["group"], combine, node.attrs.get("count", 0), pieces
+        )
+
+    def wait_step(self, kernel: Kernel, start: int) -> WaitStep:
+        """Its end."""
+        pieces = tuple(p for v in kernel.anchor.outputs for p in self.pieces(v))
+        return WaitStep(kernel.anchor.out.name, start, pieces)
+
+    def pieces(self, v: Value) -> tuple[Operand, ...]:
+        """Where a value's elements lie, in order: those of a vector without its padding."""
+        layout = self.plan.layouts[v]
+        if not isinstance(layout, Blocked):
+            return (self.operand(v, physical_shape(v.type, layout)),)
+        whole = self.operand(v, (v.type.size,))
+        step = layout.lanes * v.type.element.nbytes
+        return tuple(
+            replace(whole, offset=whole.offset + block * step, shape=(count,))
+            for _, block, count in layout.block_starts()
+        )
 
     def kernel_step(self, c: CompiledKernel) -> KernelStep:
         """The call of a kernel."""

@@ -8,6 +8,7 @@ holds the module's lock.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from bngen.errors import CallError
 from bngen.labels import handed_out
 from bngen.runtime import host, threads
 from bngen.runtime.arguments import ArgSpec, WriteBack, is_torch, prepare_all
+from bngen.runtime.exchange import Communicator, Exchanges
 from bngen.runtime.executor import Executor, Memory
 from bngen.runtime.given import Cotangents, check_labels, in_order
 from bngen.runtime.native import Entry
@@ -41,6 +43,7 @@ class Calls:
     Attributes:
         pending: the calls that wait for their ``backward``.
         executor: runs the steps.
+        carriers: who exchanges values with other processes, by group.
     """
 
     def __init__(
@@ -50,6 +53,8 @@ class Calls:
         self._program = built.signature.program
         fixed = {input_slot(name): array for name, array in state.arrays.items()}
         self.executor = Executor(built.steps, entries, fixed)
+        self._exchanges = Exchanges.of(self._program, built.steps)
+        self.carriers: Mapping[str, Communicator] = {}
         self.pending = Pending(built.signature, built.nbytes)
         self._outputs = Results(self._program, built.signature.outputs, USER_ALIGNMENT)
         self._gradients = Results(self._program, built.signature.gradients, USER_ALIGNMENT)
@@ -127,8 +132,18 @@ class Calls:
                 hint="call mod.forward(...) again",
             )
 
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of ranks that values are exchanged in."""
+        return self._exchanges.groups
+
     def _run(self, name: str, memory: Memory) -> None:
         span = self._spans[name]
+        memory = (
+            replace(memory, exchange=self._exchanges.begun(self.carriers, agree=name == FORWARD))
+            if self._exchanges.starts
+            else memory
+        )
         with threads.using(self._threads or 0):
             self.executor.run(memory, span.start, span.stop)
 

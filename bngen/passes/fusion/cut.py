@@ -39,8 +39,8 @@ def fuse(
     kernels = [kernel_of(cut, draft) for draft in cut.drafts]
     refused = cut.refusals(k.nodes for k in kernels)
     views = tuple(n for n in graph.nodes if n in cut.flow.views)
-    ordered, calls = in_execution_order(cut, kernels, cotangents)
-    return KernelPlan(graph, ordered, views, dict(layouts), refused, calls)
+    ordered, calls, waits = in_execution_order(cut, kernels, cotangents)
+    return KernelPlan(graph, ordered, views, dict(layouts), refused, calls, waits)
 
 
 def _decide(cut: Cut) -> None:
