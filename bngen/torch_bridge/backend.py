@@ -10,9 +10,10 @@ over once that is done: no step waits for a compiler.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from bngen.errors import BngenError
 from bngen.options import debug_level, environment
 from bngen.torch_bridge.asked import Asked
 from bngen.torch_bridge.builds import BUILDS
+from bngen.torch_bridge.distributed import carrier_named, group_of
 from bngen.torch_bridge.evaluation import reads_number
 from bngen.torch_bridge.explain import explained
 from bngen.torch_bridge.forks import Lock
@@ -30,6 +32,7 @@ from bngen.torch_bridge.partition import MAPS
 from bngen.torch_bridge.places import AROUND, CALLS
 from bngen.torch_bridge.region import Region, asked_of
 from bngen.torch_bridge.regions import Regions, cut
+from bngen.torch_bridge.sync_batch_norm import sync_batch_norm, sync_batch_norm_on_cpus, synchronize
 
 Function = Callable[..., Any]
 
@@ -46,6 +49,25 @@ def backend(captured: fx.GraphModule, example_inputs: Sequence[Any], **unknown: 
         raise BngenError(f"torch.compile was given {given}, and bngen has no such thing", hint=hint)
     at_once = _MODELS.is_new(captured, example_inputs)
     return Captured(captured, example_inputs, first_at_once=at_once)
+
+
+@contextlib.contextmanager
+def _around_calls() -> Iterator[None]:
+    """How a compiled model is called.
+
+    Dynamo would cut a model in a DistributedDataParallel at the borders of its buckets, so that
+    gradients are there early. A region's are, too, without a cut; see `region`.
+    """
+    split = torch._dynamo.config.optimize_ddp
+    torch._dynamo.config.optimize_ddp = False
+    try:
+        with sync_batch_norm_on_cpus():
+            yield
+    finally:
+        torch._dynamo.config.optimize_ddp = split
+
+
+backend.backend_ctx_ctor = _around_calls  # type: ignore[attr-defined]
 
 
 class _Models:
@@ -81,23 +103,30 @@ def _calls(captured: fx.GraphModule) -> Any:
     )
 
 
-def compile(model: torch.nn.Module) -> torch.nn.Module:
+def compile(model: torch.nn.Module, *, sync_bn: Any = None) -> torch.nn.Module:
     """Compile a PyTorch model in place, as ``model.compile(backend="bngen")`` does.
 
     Args:
         model: any ``torch.nn.Module``; what bngen does not know in it runs in PyTorch.
+        sync_bn: a process group of ``torch.distributed``, or True for all ranks: batch
+            normalizations become ``torch.nn.SyncBatchNorm``, which normalizes by the statistics of
+            all its ranks' batches together. Models that have such layers need no saying so.
 
     Returns:
         The model itself: its parameters, its state_dict keys and its class stay.
 
     Raises:
-        BngenError: for what is no module.
+        BngenError: for what is no module or no process group.
     """
     if not isinstance(model, torch.nn.Module):
         raise BngenError(
             f"compile takes a torch.nn.Module, not a {type(model).__name__}",
             hint="a program of bngen's own language is built by bngen.build",
         )
+    if sync_bn is not None and sync_bn is not False:
+        synchronize(model, group_of(sync_bn))
+    else:
+        synchronize(model, local=False)
     model.compile(backend=backend)
     if getattr(model.forward, "__module__", "").startswith("torch.nn.modules."):
         # Dynamo passes over PyTorch's own forwards and would capture each layer for itself.
@@ -128,6 +157,8 @@ class Captured:
         self, captured: fx.GraphModule, example_inputs: Sequence[Any], first_at_once: bool
     ):
         self._captured, self._at_once = captured, first_at_once
+        # Ranks that meet in a layer do the same there, whatever their shares of a batch are.
+        self._meets = any(n.target is sync_batch_norm for n in captured.graph.nodes)
         nodes = [n for n in captured.graph.nodes if n.op not in CALLS]
         self._numbers = [i for i, n in enumerate(nodes) if any(map(reads_number, n.users))]
         # Dynamo asks itself whether parameters and vectors are what they were.
@@ -154,7 +185,7 @@ class Captured:
         if key in self._versions:
             return self._versions[key]
         try:
-            if self._at_once:
+            if self._at_once or self._meets:
                 self._at_once = False
                 self._versions[key] = finished(_cut(self._captured, inputs))
                 return self._versions[key]
@@ -215,7 +246,10 @@ def finished(regions: Regions) -> fx.GraphModule:
     for taken in regions.taken:
         asked = asked_of(taken)
         try:
-            region = Region(BUILDS.now(asked, taken.graph), taken, asked.wanted)
+            built = BUILDS.now(asked, taken.graph)
+            if built.groups:
+                built.connect({name: carrier_named(name) for name in built.groups})
+            region = Region(built, taken, asked.wanted)
         except BngenError:
             raise
         except Exception as error:

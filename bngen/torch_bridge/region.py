@@ -162,7 +162,9 @@ class _Differentiated(torch.autograd.Function):
         # What is kept lives as long as PyTorch's graph of the caller.
         retain = torch._C._autograd._get_current_graph_task_keep_graph()
         gradients = region.built.backward(*floats, call=ctx.call, retain=retain)
-        if region.joined(cotangents) and not all(map(_is_finite, gradients.values())):
+        # Where ranks meet, one of them cannot go another way.
+        whole = region.joined(cotangents) and not region.built.groups
+        if whole and not all(map(_is_finite, gradients.values())):
             # A zero cotangent, by a slope that is infinite: autograd would not have gone there.
             gradients = region.by_pytorch(ctx.rest.unchanged(), cotangents)
         if not retain:
