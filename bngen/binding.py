@@ -196,14 +196,13 @@ class Binding:
         if node.attrs.get("average"):
             combine = AVERAGE
         pieces = tuple(p for v in node.operands for p in self.pieces(v))
-        return StartStep(
-            node.out.name, node.attrs["group"], combine, node.attrs.get("count", 0), pieces
-        )
+        count = node.attrs.get("count", 0)
+        return StartStep(_layer(node), node.attrs["group"], combine, count, pieces)
 
     def wait_step(self, kernel: Kernel, start: int) -> WaitStep:
         """Its end."""
         pieces = tuple(p for v in kernel.anchor.outputs for p in self.pieces(v))
-        return WaitStep(kernel.anchor.out.name, start, pieces)
+        return WaitStep(_layer(kernel.anchor), start, pieces)
 
     def pieces(self, v: Value) -> tuple[Operand, ...]:
         """Where a value's elements lie, in order: those of a vector without its padding."""
@@ -262,6 +261,11 @@ class Binding:
         """What a caller has to give for an input."""
         v, memory_format = item.value, self.formats.of_input(item.name)
         return ArgSpec(item.name, v.shape, v.dtype, v in self.updated, memory_format)
+
+
+def _layer(node: Node) -> str:
+    """What users call a collective: the layer that it belongs to, if that has a name."""
+    return node.out.name.partition(":")[0]
 
 
 def label_checks(graph: Graph) -> tuple[LabelCheck, ...]:

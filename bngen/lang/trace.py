@@ -124,7 +124,8 @@ class Trace:
         number = self._counts[op]
         self._counts[op] += 1
         # Numbered from the first on: a plain "mean" would take a name that users give to buffers.
-        name = f"{name}_{op}" if name else f"{op}_{number}"
+        # No name of an input has a colon in it.
+        name = f"{name}:{op}" if name else f"{op}_{number}"
         results = self._builder.emit(op, *operands, name=name, **attrs)
         return results if isinstance(results, tuple) else (results,)
 

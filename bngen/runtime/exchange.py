@@ -159,7 +159,8 @@ class Exchange:
         own = self._given[group].rank
         other = next(i for i, d in enumerate(digests) if (d != digests[own]).any())
         raise CallError(
-            f"{self._of.program}: rank {own} exchanges {_first_difference(lines[own], lines[other])}",
+            f"{self._of.program}: rank {own} exchanges "
+            f"{_first_difference(lines[own], lines[other])}",
             hint=f"rank {other} has another model, or other layers that take part",
         )
 
@@ -179,11 +180,17 @@ class Exchange:
             self._open[number] = sent
             return
         self._agree(step.group)
-        if step.combine == MOMENTS:
-            head = np.array([step.count], "<i8").view(np.uint8)
-            self._open[number] = carrier.gather(np.concatenate([head, sent.view(np.uint8)]))
-        else:
-            self._open[number] = carrier.sum(sent)
+        try:
+            if step.combine == MOMENTS:
+                head = np.array([step.count], "<i8").view(np.uint8)
+                self._open[number] = carrier.gather(np.concatenate([head, sent.view(np.uint8)]))
+            else:
+                # Integers wrap, in whatever width they are summed.
+                wide = sent.astype(np.int64) if sent.dtype.kind in "iu" else sent
+                self._open[number] = carrier.sum(wide)
+        except RuntimeError as error:
+            what = f"{_WHAT[step.combine]} of {step.name!r} to begin"
+            raise failed(f"{self._of.program}: ", what, carrier, error) from None
 
     def finish(self, number: int) -> list[np.ndarray]:
         """Wait for a collective; its results, flat, in order.
@@ -199,7 +206,7 @@ class Exchange:
         total = work
         if not isinstance(total, np.ndarray):
             total = self._result(work, f"{_WHAT[step.combine]} of {step.name!r}", step.group)
-        return [total / dtype.type(size) if step.combine == AVERAGE else total]
+        return [total / dtype.type(size) if step.combine == AVERAGE else total.astype(dtype)]
 
     def _moments(
         self, step: StartStep, work: Work | np.ndarray, dtype: np.dtype
@@ -219,12 +226,26 @@ class Exchange:
             return work.result()
         except RuntimeError as error:
             carrier = self._given[group]
-            said = " ".join(str(error).split()) or type(error).__name__
-            raise CallError(
-                f"{self._of.program}: rank {carrier.rank} of {carrier.size} waited for {what}, "
-                f"and it failed: {said:.300}",
-                hint="another rank has ended, hangs or does something else: see what it says",
-            ) from None
+            raise failed(f"{self._of.program}: ", what, carrier, error) from None
+
+
+def failed(who: str, what: str, carrier: Communicator, error: Exception) -> CallError:
+    """The error of a rank whose collective has failed.
+
+    Args:
+        who: begins the message.
+        what: was waited for.
+        carrier: the ranks.
+        error: of who carries.
+    """
+    said = " ".join(str(error).split()) or type(error).__name__
+    if said.startswith("["):  # where in its source
+        said = said.partition("] ")[2]
+    return CallError(
+        f"{who}rank {carrier.rank} of {carrier.size} waited for {what}, and it failed: "
+        f"{said.partition('. ')[0]:.200}",
+        hint="another rank has ended, hangs or does something else: see what it says",
+    )
 
 
 def _first_difference(own: Sequence[str], others: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from torch import fx
 from torch.utils.weak import WeakIdKeyDictionary
 
 from bngen.errors import BngenError
+from bngen.ir.node import Graph
 from bngen.options import debug_level, environment
 from bngen.torch_bridge.asked import Asked
 from bngen.torch_bridge.builds import BUILDS
@@ -246,9 +247,11 @@ def finished(regions: Regions) -> fx.GraphModule:
     for taken in regions.taken:
         asked = asked_of(taken)
         try:
+            # Before anything is built, which takes its time on each rank.
+            carriers = {name: carrier_named(name) for name in groups_of(taken.graph)}
             built = BUILDS.now(asked, taken.graph)
             if built.groups:
-                built.connect({name: carrier_named(name) for name in built.groups})
+                built.connect(carriers)
             region = Region(built, taken, asked.wanted)
         except BngenError:
             raise
@@ -257,6 +260,11 @@ def finished(regions: Regions) -> fx.GraphModule:
             raise BngenError(what, loc=taken.loc, hint=AROUND) from error
         setattr(regions.module, taken.name, region)
     return regions.module
+
+
+def groups_of(graph: Graph) -> tuple[str, ...]:
+    """The groups of ranks that a program exchanges values in."""
+    return tuple(dict.fromkeys(n.attrs["group"] for n in graph.nodes if n.row.across))
 
 
 def _named(error: Exception) -> str:

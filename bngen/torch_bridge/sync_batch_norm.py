@@ -25,6 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bngen.errors import BngenError
 from bngen.moments import merged
+from bngen.runtime.exchange import failed
 from bngen.torch_bridge.distributed import Carrier, carrier_named
 from bngen.torch_bridge.forks import Lock
 
@@ -39,6 +40,7 @@ def sync_batch_norm(
     training: bool = True,
     momentum: float = 0.1,
     eps: float = 1e-5,
+    *,
     group: str = "",
     layer: str = "",
 ) -> Tensor:
@@ -112,12 +114,7 @@ def _waited(work: Any, what: str, layer: str, carrier: Carrier) -> np.ndarray:
     try:
         return work.result()
     except RuntimeError as error:
-        said = " ".join(str(error).split())
-        raise BngenError(
-            f"rank {carrier.rank} of {carrier.size} waited for {what} of {layer or 'a layer'}, and "
-            f"it failed: {said:.300}",
-            hint="another rank has ended, hangs or does something else: see what it says",
-        ) from None
+        raise failed("", f"{what} of {layer or 'a layer'}", carrier, error) from None
 
 
 # --- the layer --------------------------------------------------------------------------------
@@ -150,9 +147,8 @@ def _forward(self: nn.SyncBatchNorm, input: Tensor) -> Tensor:
         if self.momentum is None:
             momentum = 1.0 / self.num_batches_tracked.item()
     kept = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
-    return sync_batch_norm(
-        input, *kept, self.weight, self.bias, True, momentum, self.eps, group
-    )
+    affine = self.weight, self.bias
+    return sync_batch_norm(input, *kept, *affine, True, momentum, self.eps, group=group)
 
 
 class SyncBatchNorm(_BatchNorm):
