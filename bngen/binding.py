@@ -68,8 +68,8 @@ def bind(
         arguments=tuple(binding.argument(i) for i in given),
         state=tuple(binding.argument(i) for i in graph.inputs if i.kind != "input"),
         cotangents=tuple(binding.argument(i) for i in graph.inputs if i.value in cotangents),
-        outputs=binding.results[:own],
-        gradients=binding.results[own:],
+        outputs=tuple(binding.results[:own]),
+        gradients=tuple(binding.results[own:]),
         calls=binding.calls,
         tuple_output=program.tuple_output,
         named_outputs=bool(program.output_names),
@@ -101,7 +101,7 @@ class Binding:
         self.inputs = {i.value: i.name for i in joint.graph.inputs}
         self.updated = {target for target, _ in joint.graph.updates}
         self.written: dict[Value, tuple[str, int]] = {}
-        self.results = self.place_results()
+        self.results = list(self.place_results())
         self.steps, self.calls = self.bind_steps()
 
     def place_results(self) -> tuple[OutputSpec, ...]:
@@ -156,22 +156,26 @@ class Binding:
     def bind_steps(self) -> tuple[tuple[Step, ...], tuple[CallSpec, ...]]:
         """All steps, and the calls that they belong to."""
         own = len(self.joint.program.outputs)
-        copies = {
-            FORWARD: [*self.result_copies(0, own), *self.update_copies()],
-            BACKWARD: self.result_copies(own, len(self.results)),
-        }
+        last = {FORWARD: [*self.result_copies(0, own), *self.update_copies()], BACKWARD: []}
         steps: list[Step] = []
         calls = []
         for call in self.plan.calls:
             start = len(steps)
-            self.bind_kernels(call, steps)
-            steps += copies[call.name]
+            due = self.due(call) if call.name == BACKWARD else {}
+            self.bind_kernels(call, steps, due)
+            steps += last[call.name]
             reads = self.reads(steps[start:]) if call.name == BACKWARD else ()
             calls.append(CallSpec(call.name, start, len(steps), reads))
         return tuple(steps), tuple(calls)
 
-    def bind_kernels(self, call: Call, steps: list[Step]) -> None:
-        """The steps of a call's kernels; collectives start in their place, and end in another."""
+    def bind_kernels(self, call: Call, steps: list[Step], due: Mapping[int, list[int]]) -> None:
+        """The steps of a call's kernels; collectives start in their place, and end in another.
+
+        Args:
+            call: the call.
+            steps: those before it; its own are added.
+            due: before which kernel, or the end, which gradients are handed over.
+        """
         waits: dict[int, list[int]] = {}
         for wait in self.plan.waits:
             waits.setdefault(wait.before, []).append(wait.kernel)
@@ -180,6 +184,9 @@ class Binding:
             for there in waits.get(i, ()):
                 if there in started:
                     steps.append(self.wait_step(self.plan.kernels[there], started[there]))
+            for result in due.get(i, ()):
+                steps += self.result_copies(result, result + 1)
+                self.results[result] = replace(self.results[result], done=len(steps))
             if i == call.stop:
                 break
             kernel = self.plan.kernels[i]
@@ -188,6 +195,19 @@ class Binding:
                 steps.append(self.start_step(kernel))
             else:
                 steps.append(self.kernel_step(self.compiled[kernel.name]))
+
+    def due(self, call: Call) -> dict[int, list[int]]:
+        """Before which kernel each gradient is complete, and touched by none from there on."""
+        over = {wait.kernel: wait.before - 1 for wait in self.plan.waits}
+        places, last = self.memory.places, {}
+        for i, kernel in enumerate(self.plan.kernels):
+            last |= {places[v].root: i for v in kernel.inputs}
+            last |= {places[v].root: over.get(i, i) for v in kernel.outputs}
+        found: dict[int, list[int]] = {}
+        for i in range(len(self.joint.program.outputs), len(self.results)):
+            root = places[self.graph.outputs[i]].root
+            found.setdefault(max(last.get(root, -1) + 1, call.start), []).append(i)
+        return found
 
     def start_step(self, kernel: Kernel) -> StartStep:
         """The start of a collective."""

@@ -15,7 +15,7 @@ import numpy as np
 
 from bngen.errors import CallError
 from bngen.runtime.bundle import Bundle, check_text
-from bngen.runtime.calls import Calls
+from bngen.runtime.calls import Backward, Calls
 from bngen.runtime.entries import entries
 from bngen.runtime.exchange import Communicator
 from bngen.runtime.native import Entry
@@ -223,6 +223,35 @@ class Module:
         self._calls.check_differentiated()
         self._check_whole()
         return self._calls.backward(grad_outputs, call, out, accumulate, retain)
+
+    @alone
+    def begin_backward(
+        self, *grad_outputs: Any, call: Call | None = None, retain: bool = False
+    ) -> Backward:
+        """Begin a ``backward`` that `advance` runs, part by part.
+
+        Gradients are handed out at once; each is complete when all steps before its
+        `OutputSpec.done` have run, and nobody here reads or writes it any more.
+
+        Args:
+            *grad_outputs: see `backward`.
+            call: see `backward`.
+            retain: see `backward`.
+
+        Returns:
+            What is under way; its ``gradients`` are by input name.
+
+        Raises:
+            CallError: see `backward`.
+        """
+        self._calls.check_differentiated()
+        self._check_whole()
+        return self._calls.begin_backward(grad_outputs, call, retain)
+
+    @alone
+    def advance(self, begun: Backward, stop: int | None = None) -> None:
+        """Run the steps of a ``backward`` before ``stop``, or all, that have not run yet."""
+        self._calls.advance(begun, stop)
 
     # --- other processes ----------------------------------------------------------------------
 
