@@ -1,6 +1,6 @@
 """KernelPlan: a graph cut into kernels with load and store slots, and where each value lies.
 
-A collective has a place among the kernels, too, though no loop nest computes it: there it is started.
+A collective has a place among the kernels, too, though no loop nest computes it: it starts there.
 
 A kernel is a set of the graph's own nodes around at most one *anchor* (a convolution, a pool, a
 reduction, a copy). Nodes that its load slots recompute may appear in several kernels; every other

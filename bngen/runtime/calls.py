@@ -135,9 +135,7 @@ class Calls:
         begun, destinations = self._begun(grad_outputs, call, out, accumulate, retain)
         self.advance(begun)
         slots, as_torch = begun.memory.slots, begun.as_torch
-        return self._by_name(
-            self._gradients.handed_out(slots, as_torch, destinations, accumulate)
-        )
+        return self._by_name(self._gradients.handed_out(slots, as_torch, destinations, accumulate))
 
     def begin_backward(
         self, grad_outputs: Sequence[Any], call: Call | None, retain: bool

@@ -60,6 +60,20 @@ class Communicator(Protocol):
 
 
 @dataclass(frozen=True)
+class Alone:
+    """One rank alone, which has nobody to exchange anything with."""
+
+    size: int = 1
+    rank: int = 0
+
+    def sum(self, array: np.ndarray) -> Work:
+        """Never asked for."""
+        raise AssertionError("one rank alone exchanges nothing")
+
+    gather = sum
+
+
+@dataclass(frozen=True)
 class Exchanges:
     """What the calls of a program exchange.
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-
 COMBINED = SUM, AVERAGE, MOMENTS = "sum", "average", "moments"
 """How a collective makes one of what each rank sends: element by element, or as statistics."""
 

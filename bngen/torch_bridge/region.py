@@ -181,9 +181,13 @@ class _Differentiated(torch.autograd.Function):
         if not retain:
             ctx.call = ctx.rest = None
         flows = region.flows(cotangents)
-        return None, None, *(
-            gradients[name] if wanted and i in flows else None
-            for i, (name, wanted) in enumerate(zip(region.names, region.wanted, strict=True))
+        return (
+            None,
+            None,
+            *(
+                gradients[name] if wanted and i in flows else None
+                for i, (name, wanted) in enumerate(zip(region.names, region.wanted, strict=True))
+            ),
         )
 
 

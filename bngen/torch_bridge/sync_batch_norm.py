@@ -70,8 +70,9 @@ class _Synchronized(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, running_mean: Tensor | None,
-        running_var: Tensor | None, momentum: float, eps: float, carrier: Carrier, layer: str,
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None,
+        running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float,
+        carrier: Carrier, layer: str,
     ) -> Tensor:  # fmt: skip
         count = x.numel() // x.shape[1]
         axes = (0, *range(2, x.ndim))
@@ -191,8 +192,8 @@ def synchronize(model: nn.Module, process_group: Any = None, *, local: bool = Tr
             module.__class__, module.process_group = SyncBatchNorm, process_group
         elif isinstance(module, (*_LOCAL, nn.SyncBatchNorm)) and local:
             raise BngenError(
-                f"sync_bn: {name or 'the model'} is a {kind.__name__}, of which bngen does not know "
-                "what it does besides",
+                f"sync_bn: {name or 'the model'} is a {kind.__name__}, of which bngen does not "
+                "know what it does besides",
                 hint="write it as a torch.nn.BatchNorm2d and what follows it",
             )
 

@@ -1,12 +1,12 @@
 """Collectives: what several processes, the *ranks*, compute of what each of them has.
 
 ``across`` is what an op means: operands of each rank in, results of each rank out. ``evaluate`` is
-the same for one rank alone. Ranks run one program, if perhaps with batches of different sizes: their
-collectives are the same ones, in the same order. ``group`` names who takes part.
+the same for one rank alone. Ranks run one program, if perhaps with batches of different sizes:
+their collectives are the same ones, in the same order. ``group`` names who takes part.
 
 The statistics of a synchronized batch normalization are those of all ranks' batches together, and
-gradients are those of the sum of all ranks' results; each rank's own weights have a gradient of
-their own, as every other value has that is not exchanged.
+gradients are those of the sum of all ranks' results. Its weights are the same on all ranks; each
+rank has its own part of their gradient, as of every other value that is not exchanged.
 """
 
 from __future__ import annotations

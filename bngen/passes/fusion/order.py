@@ -12,9 +12,10 @@ the next one needs (weights to be packed).
 from __future__ import annotations
 
 import heapq
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from bngen.ir.types import Value
 from bngen.passes.fusion.dataflow import chains
 from bngen.passes.fusion.state import Cut
 from bngen.plan.calls import backward_kernels, divided
@@ -85,19 +86,20 @@ def _ranks(
 
 def _ordered(waiting: _Waiting, kernels: Sequence[Kernel], rank: Sequence[Rank]) -> list[int]:
     """Kernels by number; one that would wait for a collective lets those before it go first."""
-    reads = [waiting.readers(i) if k.is_collective else set() for i, k in enumerate(kernels)]
+    reads = {i: waiting.readers(i) for i, k in enumerate(kernels) if k.is_collective}
     ready = [(rank[i], i) for i in waiting.ready()]
     heapq.heapify(ready)
     done: list[int] = []
-    open_: set[int] = set()
+    under_way: set[int] = set()
     while ready:
         _, i = heapq.heappop(ready)
-        if any(i in reads[c] for c in open_):
-            i = _meanwhile(ready, rank, i, lambda j: not any(j in reads[c] for c in open_))
-            open_ = {c for c in open_ if i not in reads[c]}
+        waits = set().union(*(reads[c] for c in under_way))
+        if i in waits:
+            i = _meanwhile(ready, rank, i, waits)
+            under_way = {c for c in under_way if i not in reads[c]}
         done.append(i)
-        if kernels[i].is_collective:
-            open_.add(i)
+        if i in reads:
+            under_way.add(i)
         for j in waiting.done(i):
             heapq.heappush(ready, (rank[j], j))
     return done
@@ -107,7 +109,7 @@ def _meanwhile(
     ready: list[tuple[Rank, int]],
     rank: Sequence[Rank],
     blocked: int,
-    is_free: Callable[[int], bool],
+    waits: set[int],
 ) -> int:
     """A kernel that does not wait, of those that are due by then; else the blocked one."""
     own = rank[blocked]
@@ -116,7 +118,7 @@ def _meanwhile(
         for r, i in ready
         if r.backward == own.backward
         and (r.place < own.place or r.goal <= own.goal < NEVER)
-        and is_free(i)
+        and i not in waits
     ]
     if not fitting:
         return blocked
