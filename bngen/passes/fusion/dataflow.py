@@ -78,6 +78,13 @@ class Dataflow:
         """The nodes that read a value, in order."""
         return self.consumers.get(v, ())
 
+    @property
+    def handed_over(self) -> frozenset[Node]:
+        """Copies that are made for whoever the program returns them to."""
+        return frozenset(
+            n for n in self.graph.nodes if n.row.moves == "copies" and n.out in self.results
+        )
+
     def is_residual(self, node: Node) -> bool:
         """A pointwise op over two feature maps, other than a gradient and its deferred half."""
         maps = [v for v in node.operands if not is_small(v) and v.dtype != "bool"]

@@ -71,6 +71,10 @@ def _ranks(
 ) -> list[Rank]:
     """The order in which kernels run, as far as they may."""
     order = [cut.flow.order[draft.members[0]] for draft in cut.drafts]
+    given = cut.flow.handed_over
+    for i in backward:  # what is handed over is so at once
+        if kernels[i].anchor in given:
+            order[i] = max((order[j] for j in waiting.writers(i)), default=order[i])
     collectives = [i for i, k in enumerate(kernels) if k.is_collective]
     collectives.sort(key=lambda i: (i in backward, order[i]))
     goals = waiting.goals(collectives)
@@ -206,6 +210,10 @@ class _Waiting:
                     seen.add(i)
                     work.append(i)
         return found
+
+    def writers(self, kernel: int) -> set[int]:
+        """The kernels whose results this one reads as they lie."""
+        return {i for i in self._writers[kernel] if i < self._kernels}
 
     def goals(self, kernels: Sequence[int]) -> dict[int, int]:
         """The number of the first of these kernels that has to wait for each step, or is it."""
