@@ -33,7 +33,7 @@ from bngen.torch_bridge.partition import MAPS
 from bngen.torch_bridge.places import AROUND, CALLS
 from bngen.torch_bridge.region import Region, asked_of
 from bngen.torch_bridge.regions import Regions, cut
-from bngen.torch_bridge.sync_batch_norm import sync_batch_norm, sync_batch_norm_on_cpus, synchronize
+from bngen.torch_bridge.sync_batch_norm import sync_batch_norm, synchronize
 
 Function = Callable[..., Any]
 
@@ -52,23 +52,29 @@ def backend(captured: fx.GraphModule, example_inputs: Sequence[Any], **unknown: 
     return Captured(captured, example_inputs, first_at_once=at_once)
 
 
-@contextlib.contextmanager
-def _around_calls() -> Iterator[None]:
-    """How a compiled model is called.
+def _whole(call: Function) -> Function:
+    """A compiled model's call, in which the model is not cut for a DistributedDataParallel."""
 
-    Dynamo would cut a model in a DistributedDataParallel at the borders of its buckets, so that
-    gradients are there early. A region's are, too, without a cut; see `region`.
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with _not_cut():
+            return call(*args, **kwargs)
+
+    return called
+
+
+@contextlib.contextmanager
+def _not_cut() -> Iterator[None]:
+    """Let Dynamo capture a model in a DistributedDataParallel as one.
+
+    It would cut it at the borders of the buckets, so that their gradients are there early. A
+    region's are so without a cut; see `stages`.
     """
     split = torch._dynamo.config.optimize_ddp
     torch._dynamo.config.optimize_ddp = False
     try:
-        with sync_batch_norm_on_cpus():
-            yield
+        yield
     finally:
         torch._dynamo.config.optimize_ddp = split
-
-
-backend.backend_ctx_ctor = _around_calls  # type: ignore[attr-defined]
 
 
 class _Models:
@@ -132,6 +138,7 @@ def compile(model: torch.nn.Module, *, sync_bn: Any = None) -> torch.nn.Module:
     if getattr(model.forward, "__module__", "").startswith("torch.nn.modules."):
         # Dynamo passes over PyTorch's own forwards and would capture each layer for itself.
         model._compiled_call_impl = torch.compile(_own_frame(model._call_impl), backend=backend)
+    model._compiled_call_impl = _whole(model._compiled_call_impl)
     return model
 
 

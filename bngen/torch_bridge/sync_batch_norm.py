@@ -1,17 +1,14 @@
 """PyTorch's ``SyncBatchNorm`` on CPUs, where PyTorch refuses it, and DistributedDataParallel, too.
 
-In: a model. Out: its batch normalizations as a `SyncBatchNorm` of bngen's own (`synchronize`); and
-as long as `sync_batch_norm_on_cpus` is entered, PyTorch's works on CPUs. Both call one function,
-`sync_batch_norm`. Captured, it is one call of the graph, which bngen's language answers; where a
-part of a model is left to PyTorch it runs as it stands here. Results are those of PyTorch's layer
-on GPUs.
+In: a model. Out: its batch normalizations as a `SyncBatchNorm` of bngen's own (`synchronize`). That
+calls one function, `sync_batch_norm`. Captured, it is one call of the graph, which bngen's language
+answers; where a part of a model is left to PyTorch it runs as it stands here. Results are those of
+PyTorch's layer on GPUs.
 """
 
 from __future__ import annotations
 
-import contextlib
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -27,7 +24,6 @@ from bngen.errors import BngenError
 from bngen.moments import merged
 from bngen.runtime.exchange import failed
 from bngen.torch_bridge.distributed import Carrier, carrier_named
-from bngen.torch_bridge.forks import Lock
 
 
 @torch._dynamo.allow_in_graph
@@ -130,13 +126,8 @@ def _group_name(group: Any) -> str:
     return group.group_name if dist.get_world_size(group) > 1 else ""
 
 
-_FORWARD = nn.SyncBatchNorm.forward  # which takes no tensor of the CPU once there are ranks
-
-
-def _forward(self: nn.SyncBatchNorm, input: Tensor) -> Tensor:
-    """``SyncBatchNorm.forward``, for tensors of the CPU, too."""
-    if input.device.type != "cpu":
-        return _FORWARD(self, input)
+def _forward(self: SyncBatchNorm, input: Tensor) -> Tensor:
+    """As ``torch.nn.SyncBatchNorm.forward``."""
     group = _group_name(self.process_group) if self.training else ""
     if not group:
         return _BatchNorm.forward(self, input)
@@ -171,15 +162,19 @@ class SyncBatchNorm(_BatchNorm):
 _LOCAL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
-def synchronize(model: nn.Module, process_group: Any = None, *, local: bool = True) -> None:
-    """Let a model's batch normalizations use the statistics of all ranks.
+def synchronize(model: nn.Module, process_group: Any = None, *, local: bool = True) -> nn.Module:
+    """Let a model's batch normalizations use the statistics of all ranks, on CPUs.
 
-    The layers stay the objects that they are, with all that they hold; their class changes.
+    The layers stay the objects that they are, with all that they hold; their class changes. The
+    model can then be compiled in whatever way, and be in a DistributedDataParallel.
 
     Args:
         model: the model.
         process_group: who takes part; of PyTorch's ``SyncBatchNorm`` layers, who it has.
         local: whether other layers than those change.
+
+    Returns:
+        The model itself.
 
     Raises:
         BngenError: for a layer of a class that is made of one of these.
@@ -196,34 +191,7 @@ def synchronize(model: nn.Module, process_group: Any = None, *, local: bool = Tr
                 "know what it does besides",
                 hint="write it as a torch.nn.BatchNorm2d and what follows it",
             )
-
-
-class _Patch:
-    """Who needs the layer on CPUs at the moment, in all threads."""
-
-    def __init__(self) -> None:
-        self._lock, self._users = Lock(), 0
-
-    def __enter__(self) -> None:
-        with self._lock:
-            self._users += 1
-            nn.SyncBatchNorm.forward = _forward  # type: ignore[method-assign]
-
-    def __exit__(self, *_: Any) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                nn.SyncBatchNorm.forward = _FORWARD  # type: ignore[method-assign]
-
-
-_PATCH = _Patch()
-
-
-@contextlib.contextmanager
-def sync_batch_norm_on_cpus() -> Iterator[None]:
-    """Let PyTorch's ``SyncBatchNorm`` take tensors of the CPU meanwhile."""
-    with _PATCH:
-        yield
+    return model
 
 
 _STEP = re.compile(r"\['?([^'\]]+)'?\]|\.?([^.\[\]]+)")

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 import bngen
 from bngen.torch_bridge.explain import explain_model
 from bngen.torch_bridge.region import Region
-from bngen.torch_bridge.sync_batch_norm import SyncBatchNorm, sync_batch_norm_on_cpus, synchronize
+from bngen.torch_bridge.sync_batch_norm import SyncBatchNorm, synchronize
 from tests.torch_bridge.eager import compare, outcome
 from tests.torch_bridge.processes import Started, joined
 from tests.torch_bridge.small import Net
@@ -108,20 +108,16 @@ def process(rank, shares, folder):
 
 
 def check_small_groups(rank):
-    """A group of one rank is plain batch normalization; PyTorch's layer without DDP works, too."""
+    """A group of one rank is plain batch normalization; without DDP layers meet, too."""
     alone = [dist.new_group([r]) for r in range(dist.get_world_size())][rank]
     torch.manual_seed(0)
     net, x = Dense(), torch.randn(3, 3, 8, 8)
     want = Dense.forward(net, x)
     other = bngen.compile(copy.deepcopy(net), sync_bn=alone)
     torch.testing.assert_close(other(x), want)
-    pytorchs = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
-    with pytest.raises(ValueError, match="on GPU"):
-        pytorchs(x)
     # All ranks have the same images: their statistics are those of each.
-    torch.testing.assert_close(torch.compile(pytorchs, backend="bngen")(x), want)
-    with sync_batch_norm_on_cpus():
-        torch.testing.assert_close(pytorchs(x), want)
+    met = torch.compile(synchronize(copy.deepcopy(net)), backend="bngen")
+    torch.testing.assert_close(met(x), want)
 
 
 @pytest.mark.parametrize("shares", [(2, 3)], ids=str)
