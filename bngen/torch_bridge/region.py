@@ -18,8 +18,10 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from bngen.options import CHANNELS_LAST
+from bngen.runtime.host import share_of_cpus
 from bngen.runtime.module import Module
 from bngen.runtime.signature import BACKWARD
+from bngen.runtime.threads import default_threads
 from bngen.torch_bridge.asked import Asked
 from bngen.torch_bridge.reference import evaluate
 from bngen.torch_bridge.regions import Taken
@@ -34,7 +36,13 @@ def asked_of(taken: Taken) -> Asked:
     named |= {f"return.{i}": node for i, node in enumerate(taken.outputs)}
     last = sorted(n for n, node in named.items() if is_channels_last(node.meta["val"]))
     formats = tuple((name, CHANNELS_LAST) for name in last)
-    return Asked(str(taken.graph), wanted, formats, torch.get_num_threads())
+    return Asked(str(taken.graph), wanted, formats, _threads())
+
+
+def _threads() -> int:
+    """PyTorch's threads; where torchrun has left it one, this process's share of the CPUs."""
+    count = torch.get_num_threads()
+    return default_threads() if count == 1 and share_of_cpus() else count
 
 
 def is_channels_last(value: torch.Tensor) -> bool:
