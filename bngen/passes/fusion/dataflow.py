@@ -80,10 +80,9 @@ class Dataflow:
 
     @property
     def handed_over(self) -> frozenset[Node]:
-        """Copies that are made for whoever the program returns them to."""
-        return frozenset(
-            n for n in self.graph.nodes if n.row.moves == "copies" and n.out in self.results
-        )
+        """Copies of vectors that are made for whoever the program returns them to."""
+        copies = (n for n in self.graph.nodes if n.row.moves == "copies" and is_vector(n.out))
+        return frozenset(n for n in copies if n.out in self.results)
 
     def is_residual(self, node: Node) -> bool:
         """A pointwise op over two feature maps, other than a gradient and its deferred half."""
