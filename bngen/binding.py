@@ -19,7 +19,7 @@ from bngen.passes.prepare import Joint, Prepared
 from bngen.plan.calls import BACKWARD, FORWARD, kernels_of
 from bngen.plan.kernel import Call, Kernel
 from bngen.plan.layout import Blocked, Plain, physical_shape, plain, same_bytes
-from bngen.runtime.arguments import ArgSpec
+from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.memory import ALIGNMENT
 from bngen.runtime.signature import (
     Built,

@@ -16,7 +16,7 @@ from bngen.ir.types import Value
 from bngen.passes.pipeline import Planned
 from bngen.plan.calls import BACKWARD, FORWARD, collectives_of, kernels_of
 from bngen.plan.kernel import KernelPlan
-from bngen.runtime.arguments import ArgSpec
+from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.signature import Signature
 from bngen.target.parse import Target
 

@@ -6,86 +6,87 @@ memory wherever a kernel can use it as it lies: dense in the declared memory for
 native byte order. Everything else is copied, and copied back for arguments that the program updates
 in place. A wrong dtype, shape or device is a `CallError`, since
 converting it silently would hide a mistake, and kernels themselves check nothing.
-
-PyTorch is never imported here: an array can only be a tensor if somebody has imported it already.
 """
 
 from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from bngen.errors import CallError
-from bngen.options import CONTIGUOUS
-from bngen.runtime.formats import memory_axes, memory_shape, to_logical_order, to_memory_order
+from bngen.runtime.argspec import ArgSpec
+from bngen.runtime.formats import to_logical_order, to_memory_order
 from bngen.runtime.memory import ALIGNMENT, empty_aligned
-from bngen.runtime.overlap import check_overlap, memory_of, overlaps_itself
-
-WriteBack = Callable[[], object]
-
-
-@dataclass(frozen=True)
-class ArgSpec:
-    """What a program says of one argument.
-
-    Attributes:
-        name: its name.
-        shape: its shape, exactly.
-        dtype: its element type, by NumPy's name.
-        inplace: whether the program writes a new value into it.
-        memory_format: how kernels expect it to lie.
-    """
-
-    name: str
-    shape: tuple[int, ...]
-    dtype: str
-    inplace: bool = False
-    memory_format: str = CONTIGUOUS
-
-    @functools.cached_property
-    def memory_shape(self) -> tuple[int, ...]:
-        """Its extents in memory order."""
-        return memory_shape(self.shape, self.memory_format)
-
-    @functools.cached_property
-    def numpy_dtype(self) -> np.dtype:
-        """The element type for NumPy, in native byte order."""
-        return np.dtype(self.dtype)
+from bngen.runtime.overlap import are_apart, check_overlap, memory_of, overlaps_itself, span_of
+from bngen.runtime.tensors import (
+    Seen,
+    WriteBack,
+    is_torch,
+    is_usable,
+    prepare_tensor,
+    written,
+)
+from bngen.runtime.unusable import Unusable, declared, wrong_dtype, wrong_shape
 
 
-def prepare_all(
-    program: str, specs: Sequence[ArgSpec], values: Iterable[object], alignment: int = ALIGNMENT
-) -> tuple[list[np.ndarray], list[WriteBack]]:
-    """All arguments of a call, in the order of `specs`.
+class Arguments:
+    """The arguments of one of a module's calls.
 
     Args:
         program: the program's name, for messages.
-        specs: what the program declares.
-        values: what the caller gave, as many.
+        specs: what the program declares, in order.
         alignment: bytes to which kernels rely on arguments being aligned; see `prepare`.
-
-    Returns:
-        The arrays to pass, and functions to call once the kernels have run.
-
-    Raises:
-        CallError: for an argument that cannot be used, or memory that is both updated in place and
-            passed as another argument.
     """
-    values = list(values)
-    arrays, write_backs = [], []
-    for spec, value in zip(specs, values, strict=True):
-        array, write_back = prepare(value, spec, alignment, program)
-        arrays.append(array)
-        if write_back is not None:
-            write_backs.append(write_back)
-    if any(spec.inplace for spec in specs):
-        check_overlap(program, specs, values)
-    return arrays, write_backs
+
+    def __init__(self, program: str, specs: Sequence[ArgSpec], alignment: int = ALIGNMENT):
+        self._program, self._specs, self._alignment = program, tuple(specs), alignment
+        self._seen = Seen(len(self._specs))
+        self._updates = any(spec.inplace for spec in specs)
+
+    def prepared(self, values: Iterable[object]) -> tuple[list[np.ndarray], list[WriteBack]]:
+        """All arguments of a call.
+
+        Args:
+            values: what the caller gave, one for each declaration.
+
+        Returns:
+            The arrays to pass, and functions to call once the kernels have run.
+
+        Raises:
+            CallError: for an argument that cannot be used, or memory that is both updated in place
+                and passed as another argument.
+        """
+        values = list(values)
+        arrays, write_backs, spans, updated = [], [], [], []
+        for number, (spec, value) in enumerate(zip(self._specs, values, strict=True)):
+            place = self._seen.again(number, value) if is_torch(value) else None
+            if place is None:
+                array, write_back = self._looked_over(number, value)
+                spans += self._span(array, value, spec)
+                write_backs += [write_back] if write_back is not None else []
+            else:
+                array = place.array(value)
+                spans.append(place.span)
+                updated += [value] if spec.inplace else []
+            arrays.append(array)
+        if self._updates and not are_apart(spans):
+            check_overlap(self._program, self._specs, values)
+        return arrays, [*write_backs, *([written(updated)] if updated else ())]
+
+    def _looked_over(self, number: int, value: Any) -> tuple[np.ndarray, WriteBack | None]:
+        array, write_back = prepare(value, self._specs[number], self._alignment, self._program)
+        if is_torch(value) and value.data_ptr() == array.ctypes.data:
+            self._seen.note(number, value, array)
+        return array, write_back
+
+    def _span(self, array: np.ndarray, value: Any, spec: ArgSpec) -> list[tuple[int, int]]:
+        """Where the caller's memory lies, which may be another than the kernels'."""
+        there = memory_of(value, spec) if self._updates else None
+        return [] if there is None or not there.size else [span_of(there)]
 
 
 def prepare(
@@ -108,22 +109,15 @@ def prepare(
     Raises:
         CallError: if the argument cannot be used.
     """
-    torch = sys.modules.get("torch")
     try:
         if isinstance(value, np.ndarray):
             return _prepare_numpy(value, spec, alignment)
-        if torch is not None and isinstance(value, torch.Tensor):
-            return _prepare_torch(value, spec, alignment, torch)
+        if is_torch(value):
+            return prepare_tensor(value, spec, alignment)
         return _prepare_other(value, spec, alignment)
-    except _Unusable as unusable:
+    except Unusable as unusable:
         message = f"{program}: argument {spec.name!r} {unusable.what}"
         raise CallError(message, hint=unusable.hint) from None
-
-
-def is_torch(value: object) -> bool:
-    """Whether `value` is a PyTorch tensor; does not import PyTorch."""
-    torch = sys.modules.get("torch")
-    return torch is not None and isinstance(value, torch.Tensor)
 
 
 def deliver(array: np.ndarray, as_torch: bool) -> Any:
@@ -139,14 +133,6 @@ def deliver(array: np.ndarray, as_torch: bool) -> Any:
     return sys.modules["torch"].from_dlpack(array) if as_torch else array
 
 
-class _Unusable(Exception):
-    """Why an argument cannot be used, and what to try; `prepare` adds which argument it is."""
-
-    def __init__(self, what: str, hint: str):
-        super().__init__(what)
-        self.what, self.hint = what, hint
-
-
 # --- NumPy ------------------------------------------------------------------------------------
 
 
@@ -154,116 +140,31 @@ def _prepare_numpy(
     array: np.ndarray, spec: ArgSpec, alignment: int
 ) -> tuple[np.ndarray, WriteBack | None]:
     if array.dtype != spec.numpy_dtype and array.dtype.newbyteorder("=") != spec.numpy_dtype:
-        raise _wrong_dtype(array.dtype.name, spec.dtype, f".astype(np.{spec.dtype})")
+        raise wrong_dtype(array.dtype.name, spec.dtype, f".astype(np.{spec.dtype})")
     if array.shape != spec.shape:
-        raise _wrong_shape(array.shape, spec.shape)
+        raise wrong_shape(array.shape, spec.shape)
     if isinstance(array, np.ma.MaskedArray):
-        raise _Unusable("is masked, and kernels would read what the mask hides", "call .filled(0)")
+        raise Unusable("is masked, and kernels would read what the mask hides", "call .filled(0)")
     ordered = to_memory_order(np.asarray(array), spec.memory_format)
-    if _usable(ordered, alignment) and (array.flags.writeable or not spec.inplace):
+    if is_usable(ordered, alignment) and (array.flags.writeable or not spec.inplace):
         return ordered, None
     if not spec.inplace:
         return _copy(array, spec, alignment), None
     if not array.flags.writeable:
-        raise _Unusable("is updated in place, but it is read-only", "pass a copy: .copy()")
+        raise Unusable("is updated in place, but it is read-only", "pass a copy: .copy()")
     if overlaps_itself(array):
         what = "is updated in place, but its elements share memory"
-        raise _Unusable(what, "pass a copy: .copy()")
+        raise Unusable(what, "pass a copy: .copy()")
     scratch = _copy(array, spec, alignment)
     return scratch, functools.partial(
         np.copyto, array, to_logical_order(scratch, spec.memory_format)
     )
 
 
-def _usable(ordered: np.ndarray, alignment: int) -> bool:
-    """Whether a kernel can use the memory as it lies."""
-    whole = ordered.flags.c_contiguous and ordered.dtype.isnative
-    return whole and ordered.ctypes.data % alignment == 0
-
-
 def _copy(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
     scratch = empty_aligned(spec.memory_shape, spec.dtype, max(alignment, ALIGNMENT))
     np.copyto(scratch, to_memory_order(array, spec.memory_format))
     return scratch
-
-
-# --- PyTorch ----------------------------------------------------------------------------------
-
-
-def _prepare_torch(
-    tensor: Any, spec: ArgSpec, alignment: int, torch: Any
-) -> tuple[np.ndarray, WriteBack | None]:
-    _check_tensor(tensor, spec, torch)
-    with torch._C.DisableTorchFunctionSubclass():
-        detached = tensor.detach()
-        # What lies there negated, by a bit alone, has to be made first.
-        there = None
-        if not detached.is_neg():
-            there = to_memory_order(memory_of(detached, spec), spec.memory_format)
-        shared = there is not None and _usable(there, alignment)
-        if not spec.inplace:
-            return (there if shared else _dense(detached, spec, torch)), None
-        if not shared and overlaps_itself(memory_of(tensor, spec)):
-            raise _Unusable(
-                "is updated in place, but its elements share memory", "call .contiguous()"
-            )
-        if shared:
-            return there, functools.partial(_write_tensor, tensor, None, torch)
-        scratch = _dense(detached, spec, torch)
-        new = to_logical_order(scratch, spec.memory_format)
-        return scratch, functools.partial(_write_tensor, tensor, new, torch)
-
-
-def _dense(tensor: Any, spec: ArgSpec, torch: Any) -> np.ndarray:
-    """A copy in memory order; PyTorch's memory lies on 64 bytes, always."""
-    ordered = tensor.permute(memory_axes(tensor.ndim, spec.memory_format))
-    return torch.empty(spec.memory_shape, dtype=tensor.dtype).copy_(ordered).numpy()
-
-
-def _write_tensor(tensor: Any, new: np.ndarray | None, torch: Any) -> None:
-    """Give a tensor its new value, unless it has it, and tell autograd that it has another."""
-    with torch.no_grad(), torch._C.DisableTorchFunctionSubclass():
-        if new is not None:
-            tensor.detach().copy_(torch.from_numpy(new))
-        elif not tensor.is_inference():
-            torch.autograd.graph.increment_version(tensor)
-
-
-def _check_tensor(tensor: Any, spec: ArgSpec, torch: Any) -> None:
-    """Refuse a tensor that is no dense one in this process's memory, or of another type."""
-    kind = type(tensor)
-    if tensor.is_nested:
-        raise _Unusable("is a nested tensor, expected a dense one", "call .to_padded_tensor(0.0)")
-    if tensor.device.type != "cpu":
-        raise _Unusable(
-            f"is on {tensor.device}, but bngen's code runs on the CPU", "move it: .cpu()"
-        )
-    if tensor.layout is not torch.strided:
-        raise _Unusable(f"has layout {tensor.layout}, expected a dense tensor", "call .to_dense()")
-    if tensor.dtype is not getattr(torch, spec.dtype, None):
-        name = str(tensor.dtype).removeprefix("torch.")
-        raise _wrong_dtype(name, spec.dtype, f".to(torch.{spec.dtype})")
-    if tuple(tensor.shape) != spec.shape:
-        raise _wrong_shape(tuple(tensor.shape), spec.shape)
-    if kind.__torch_dispatch__ is not torch.Tensor.__torch_dispatch__ or not _stored(tensor):
-        raise _Unusable(f"is a {kind.__name__} without memory of its own", "pass a plain tensor")
-    if tensor.requires_grad and torch.is_grad_enabled():
-        raise _Unusable(
-            "requires grad, but autograd does not see through a bngen module: its results would "
-            "come back detached",
-            "pass .detach(), or call it under torch.no_grad(); gradients are mod.backward's, with "
-            "bngen.build(..., grad=True)",
-        )
-
-
-def _stored(tensor: Any) -> bool:
-    """Whether all elements are there: not inside ``torch.func``, nor where storage was given up."""
-    steps = zip(tensor.stride(), tensor.shape, strict=True)
-    last = tensor.storage_offset() + sum(step * (extent - 1) for step, extent in steps)
-    try:
-        return tensor.untyped_storage().nbytes() >= (last + 1) * tensor.element_size()
-    except (RuntimeError, NotImplementedError):
-        return False
 
 
 # --- lists, numbers, other libraries' arrays --------------------------------------------------
@@ -273,22 +174,22 @@ def _prepare_other(
     value: object, spec: ArgSpec, alignment: int
 ) -> tuple[np.ndarray, WriteBack | None]:
     if spec.inplace:
-        raise _Unusable(
+        raise Unusable(
             f"is updated in place, which a {type(value).__name__} cannot be", "pass a NumPy array"
         )
     try:
         array = np.asarray(value)
     except (TypeError, ValueError) as error:
-        raise _Unusable(f"cannot become an array: {error}", "pass a NumPy array") from None
+        raise Unusable(f"cannot become an array: {error}", "pass a NumPy array") from None
     if array.dtype.kind not in "biuf":
-        raise _Unusable(
-            f"is a {type(value).__name__}, expected {_type(spec)}", "pass a NumPy array"
+        raise Unusable(
+            f"is a {type(value).__name__}, expected {declared(spec)}", "pass a NumPy array"
         )
     if hasattr(value, "dtype") and array.ndim:
         return _prepare_numpy(array, spec, alignment)
     # Python's own numbers have no width that could be wrong.
     if array.shape != spec.shape:
-        raise _wrong_shape(array.shape, spec.shape)
+        raise wrong_shape(array.shape, spec.shape)
     return _converted(array, spec, alignment), None
 
 
@@ -299,38 +200,10 @@ def _converted(array: np.ndarray, spec: ArgSpec, alignment: int) -> np.ndarray:
     scratch = empty_aligned(spec.memory_shape, spec.dtype, max(alignment, ALIGNMENT))
     integers = array.dtype.kind in "iu" and wanted.kind in "iu"
     if not integers and not np.can_cast(array.dtype, wanted, "same_kind"):
-        raise _wrong_dtype(array.dtype.name, spec.dtype, f"np.asarray(x, np.{spec.dtype})")
+        raise wrong_dtype(array.dtype.name, spec.dtype, f"np.asarray(x, np.{spec.dtype})")
     with np.errstate(over="ignore"):
         np.copyto(scratch, array, casting="unsafe")
     too_large = wanted.kind == "f" and (np.isinf(scratch) & np.isfinite(array)).any()
     if too_large or (integers and not np.array_equal(scratch, array)):
-        raise _Unusable(f"holds numbers that {spec.dtype} cannot hold", "check its values")
+        raise Unusable(f"holds numbers that {spec.dtype} cannot hold", "check its values")
     return scratch
-
-
-# --- messages ---------------------------------------------------------------------------------
-
-
-def _type(spec: ArgSpec) -> str:
-    return f"{spec.dtype}{list(spec.shape)}"
-
-
-def _wrong_dtype(got: str, expected: str, how: str) -> _Unusable:
-    return _Unusable(f"is {got}, expected {expected}", f"convert it: {how}")
-
-
-def _wrong_shape(got: tuple[int, ...], expected: tuple[int, ...]) -> _Unusable:
-    what = f"has shape {got}, expected {expected}"
-    if len(got) != len(expected):
-        what = f"has rank {len(got)}, shape {got}; expected rank {len(expected)}, shape {expected}"
-    return _Unusable(what, _shape_hint(got, expected))
-
-
-def _shape_hint(got: tuple[int, ...], expected: tuple[int, ...]) -> str:
-    if len(got) == len(expected) == 4 and got == (expected[0], *expected[2:], expected[1]):
-        return "the order is N, C, H, W: transpose it by (0, 3, 1, 2)"
-    if len(got) == len(expected) and got[1:] == expected[1:]:
-        return f"a program is built for one size: build it with {got[0]} in place of {expected[0]}"
-    if np.prod(got) == np.prod(expected):
-        return "reshape it"
-    return "a program is built for one shape"

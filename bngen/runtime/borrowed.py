@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from bngen.errors import CallError
-from bngen.runtime.arguments import is_torch
+from bngen.runtime.tensors import is_torch
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ class Loan:
 
     def renewed(self) -> Loan:
         """The same after ``forward`` has written to other arguments, perhaps beside it."""
-        return replace(self, version=self.tensor._version)
+        version = self.tensor._version
+        return self if version == self.version else replace(self, version=version)
 
     def check(self, program: str) -> None:
         """Refuse to read what is no longer what ``forward`` read.

@@ -14,7 +14,7 @@ import numpy as np
 from bngen.dtypes import DTYPES
 from bngen.initializers import EXACT, Initializer, misfit
 from bngen.options import CHANNELS_LAST, MEMORY_FORMATS
-from bngen.runtime.arguments import ArgSpec
+from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.plain import PlainError
 from bngen.runtime.signature import BACKWARD, FORWARD, Signature, input_slot
 from bngen.runtime.steps import COMBINED, MOMENTS, Operand, StartStep, Step, WaitStep

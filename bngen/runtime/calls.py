@@ -15,7 +15,8 @@ import numpy as np
 from bngen.errors import CallError
 from bngen.labels import handed_out
 from bngen.runtime import host, threads
-from bngen.runtime.arguments import ArgSpec, WriteBack, is_torch, prepare_all
+from bngen.runtime.argspec import ArgSpec
+from bngen.runtime.arguments import Arguments
 from bngen.runtime.exchange import Communicator, Exchanges
 from bngen.runtime.executor import Executor, Memory
 from bngen.runtime.given import Cotangents, check_labels, in_order
@@ -24,10 +25,19 @@ from bngen.runtime.pending import Call, Frame, Kept, Pending, Pool
 from bngen.runtime.results import Destination, Results
 from bngen.runtime.signature import BACKWARD, FORWARD, Built, input_slot
 from bngen.runtime.state import State
+from bngen.runtime.tensors import WriteBack, is_torch
 
 USER_ALIGNMENT = 1 if host.architecture() in ("x86_64", "aarch64") else 8
 """Kernels read users' arrays with unaligned moves; there any address works, and elsewhere one that
 is a multiple of an element's size: RISC-V's vector moves may fault on others."""
+
+
+class _Given:
+    """What the caller of one of the calls gives: where it comes from, and where it goes to."""
+
+    def __init__(self, program: str, specs: Sequence[ArgSpec]):
+        self.arguments = Arguments(program, specs, USER_ALIGNMENT)
+        self.slots = [input_slot(spec.name) for spec in specs]
 
 
 class Backward:
@@ -94,12 +104,16 @@ class Calls:
         self._outputs = Results(self._program, built.signature.outputs, USER_ALIGNMENT)
         self._gradients = Results(self._program, built.signature.gradients, USER_ALIGNMENT)
         self._cotangents = Cotangents(built.signature)
+        self._given = {
+            FORWARD: _Given(self._program, built.signature.arguments),
+            BACKWARD: _Given(self._program, built.signature.cotangents),
+        }
         self._spans = {call.name: call for call in built.signature.calls}
 
     def forward(self, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
         """Run the program; see `Module.forward`."""
         values = in_order(self._signature, args, named)
-        slots, write_backs = self._prepare(self._signature.arguments, values)
+        slots, write_backs = self._prepare(FORWARD, values)
         check_labels(self._signature, slots)
         slots |= self._outputs.memory()
         as_torch = any(is_torch(v) for v in values)
@@ -176,7 +190,7 @@ class Calls:
         call, kept = self.pending.find(call)
         self._check_unchanged(kept)
         given = self._cotangents.in_order(grad_outputs)
-        cotangents, _ = self._prepare(self._signature.cotangents, given)
+        cotangents, _ = self._prepare(BACKWARD, given)
         destinations = self._gradients.destinations(out)
         slots = {**kept.slots, **cotangents}
         slots |= self._gradients.memory(destinations, accumulate, list(slots.values()))
@@ -217,11 +231,11 @@ class Calls:
             self.executor.run(memory, start, stop)
 
     def _prepare(
-        self, specs: Sequence[ArgSpec], values: Sequence[Any]
+        self, name: str, values: Sequence[Any]
     ) -> tuple[dict[str, np.ndarray], list[WriteBack]]:
-        arrays, write_backs = prepare_all(self._program, specs, values, USER_ALIGNMENT)
-        slots = {input_slot(s.name): array for s, array in zip(specs, arrays, strict=True)}
-        return slots, write_backs
+        given = self._given[name]
+        arrays, write_backs = given.arguments.prepared(values)
+        return dict(zip(given.slots, arrays, strict=True)), write_backs
 
     def _packed(self, results: list[Any]) -> Any:
         named = self._signature.named_outputs

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from bngen.errors import CallError
-from bngen.runtime.arguments import ArgSpec
+from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.formats import to_logical_order
 from bngen.runtime.signature import Signature, input_slot
 

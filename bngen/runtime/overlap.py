@@ -35,20 +35,26 @@ class Declared(Protocol):
         """Its element type."""
 
 
-class _Memory:
+class Lying:
     """What NumPy needs to know of a tensor's memory to make an array of it, which keeps it alive.
 
     `Tensor.numpy` does the same, but marks the memory as NumPy's, too: it can never be resized
     again, nor be told from memory that was NumPy's from the start.
+
+    Args:
+        tensor: whose memory it is.
+        interface: how its elements lie, in NumPy's array interface.
     """
 
-    def __init__(self, tensor: Any, kind: np.dtype):
-        self._tensor = tensor
-        self.__array_interface__ = {
-            "version": 3, "data": (tensor.data_ptr(), False), "typestr": kind.str,
-            "shape": tuple(tensor.shape),
-            "strides": tuple(step * kind.itemsize for step in tensor.stride()),
-        }  # fmt: skip
+    def __init__(self, tensor: Any, interface: dict[str, Any]):
+        self._tensor, self.__array_interface__ = tensor, interface
+
+
+def _interface(tensor: Any, kind: np.dtype) -> dict[str, Any]:
+    return {
+        "version": 3, "data": (tensor.data_ptr(), False), "typestr": kind.str,
+        "shape": tuple(tensor.shape), "strides": tuple(s * kind.itemsize for s in tensor.stride()),
+    }  # fmt: skip
 
 
 def memory_of(value: Any, spec: Declared) -> np.ndarray | None:
@@ -64,7 +70,7 @@ def memory_of(value: Any, spec: Declared) -> np.ndarray | None:
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "data_ptr"):
-        return np.asarray(_Memory(value, spec.numpy_dtype))
+        return np.asarray(Lying(value, _interface(value, spec.numpy_dtype)))
     return None if isinstance(value, list | tuple | numbers.Number) else np.asarray(value)
 
 
@@ -78,7 +84,7 @@ def check_overlap(program: str, specs: Sequence[Declared], values: Sequence[Any]
     for spec, value in zip(specs, values, strict=True):
         array = memory_of(value, spec)
         if array is not None and array.size:
-            low, high = _bounds(array)
+            low, high = span_of(array)
             spans.append((low, high, spec, array))
     spans.sort(key=lambda span: span[:2])
     reaching: list[tuple[int, int, Declared, np.ndarray]] = []
@@ -96,6 +102,16 @@ def check_overlap(program: str, specs: Sequence[Declared], values: Sequence[Any]
         reaching.append(span)
 
 
+def are_apart(spans: Sequence[tuple[int, int]]) -> bool:
+    """Whether no two of them share an address: then no two arguments share memory.
+
+    Args:
+        spans: see `span_of`.
+    """
+    lows, highs = np.array(sorted(spans), np.uint64).reshape(-1, 2).T
+    return not (np.maximum.accumulate(highs)[:-1] > lows[1:]).any()
+
+
 def overlaps_itself(array: np.ndarray) -> bool:
     """Whether two elements may lie in one place; some arrays whose axes interleave count, too."""
     reach = array.itemsize
@@ -107,8 +123,10 @@ def overlaps_itself(array: np.ndarray) -> bool:
     return False
 
 
-def _bounds(array: np.ndarray) -> tuple[int, int]:
+def span_of(array: np.ndarray) -> tuple[int, int]:
     """Addresses of the first byte of any element, and after the last."""
+    if array.flags.c_contiguous:
+        return array.ctypes.data, array.ctypes.data + array.nbytes
     ends = [step * (extent - 1) for step, extent in zip(array.strides, array.shape, strict=True)]
     start = array.ctypes.data
     low, high = sum(e for e in ends if e < 0), sum(e for e in ends if e > 0)

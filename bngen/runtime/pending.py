@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from bngen.errors import CallError
-from bngen.runtime.arguments import ArgSpec
+from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.borrowed import Loan, borrow, is_own
 from bngen.runtime.memory import Arena, empty_aligned
 from bngen.runtime.signature import BACKWARD, Signature, input_slot

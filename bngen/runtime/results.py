@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 
 from bngen.errors import CallError
-from bngen.runtime.arguments import ArgSpec, WriteBack, deliver, prepare
+from bngen.runtime.argspec import ArgSpec
+from bngen.runtime.arguments import deliver, prepare
 from bngen.runtime.executor import view
 from bngen.runtime.formats import to_logical_order
 from bngen.runtime.memory import ALIGNMENT, empty_aligned
 from bngen.runtime.overlap import check_overlap
 from bngen.runtime.signature import OutputSpec
+from bngen.runtime.tensors import WriteBack
 
 
 @dataclass(frozen=True)

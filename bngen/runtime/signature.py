@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from bngen.options import CONTIGUOUS
-from bngen.runtime.arguments import ArgSpec
+from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.formats import memory_shape
 from bngen.runtime.steps import KernelStep, Step
 

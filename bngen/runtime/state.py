@@ -15,9 +15,10 @@ import numpy as np
 
 from bngen.errors import CallError
 from bngen.initializers import Initializer
-from bngen.runtime.arguments import ArgSpec, is_torch
+from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.formats import to_logical_order
 from bngen.runtime.memory import empty_aligned
+from bngen.runtime.tensors import is_torch
 
 
 class State:

@@ -5,6 +5,7 @@ In: a captured graph and the inputs of a call. Out: the same graph, whose nodes 
 - ``meta["val"]``: a fake tensor, or what PyTorch's own `FakeTensorProp` notes of other values;
 - ``meta["requires_grad"]``: whether autograd would follow it (of a tuple, any part);
 - ``meta["unfollowed"]``: whether it is called where autograd follows nothing (``no_grad``);
+- ``meta["autocast"]``: the type that ``torch.autocast`` is on with, where it is called; or None;
 - ``meta["writes"]``: the operands that the call changes in place, as PyTorch counts changes;
 - ``meta["memory"]``: a number that values in the same memory have in common, None of no tensor;
 - ``meta["object"]``: a number that the results have in common that are one and the same object.
@@ -115,6 +116,8 @@ class _Evaluation(FakeTensorProp):
             n.meta["val"] = self._numbers[n]
             return self._numbers[n]
         n.meta["unfollowed"] = not torch.is_grad_enabled()
+        autocast = torch.is_autocast_enabled("cpu")
+        n.meta["autocast"] = torch.get_autocast_dtype("cpu") if autocast else None
         before = {i: _version(self.env[i]) for i in n.all_input_nodes}
         try:
             result = super().run_node(n)

@@ -18,6 +18,7 @@ from torch import fx
 
 from bngen.errors import BngenError, SourceLoc
 from bngen.ir.node import Graph
+from bngen.torch_bridge.autocasts import spell_out
 from bngen.torch_bridge.evaluation import UnknownUntilRunError, evaluate
 from bngen.torch_bridge.functional import functionalize
 from bngen.torch_bridge.masks import draw_masks
@@ -97,6 +98,7 @@ def cut(captured: fx.GraphModule, inputs: Sequence[Any]) -> Regions:
     graph = module.graph
     name_layers(graph)
     shared = functionalize(graph)
+    spell_out(graph)
     draw_masks(graph, shared)
     why = reasons(graph, shared)
     can = [n for n in graph.nodes if n.op in CALLS and n not in why]

@@ -64,14 +64,14 @@ def _is_counter(node: fx.Node) -> bool:
 
 
 def _tried(node: fx.Node, tried: dict[Any, str | None]) -> str | None:
-    key = _kind(node)
+    key = kind_of(node)
     if key not in tried:
         tried[key] = refusal(node)
     return tried[key]
 
 
-def _kind(node: fx.Node) -> Any:
-    """What `refusal` depends on; operands of a call are told apart by their place."""
+def kind_of(node: fx.Node) -> Any:
+    """All that the types of a call depend on; its operands are told apart by their place."""
     number: dict[fx.Node, int] = {}
 
     def described(n: fx.Node) -> Any:

@@ -1,8 +1,8 @@
 """What callers may pass, when it is shared and when copied, and what they are told otherwise."""
 
-import functools
 import subprocess
 import sys
+import weakref
 
 import numpy as np
 import pytest
@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bngen.errors import CallError
-from bngen.runtime.arguments import ArgSpec, deliver, is_torch, prepare, prepare_all
+from bngen.runtime.argspec import ArgSpec
+from bngen.runtime.arguments import Arguments, deliver, prepare
+from bngen.runtime.tensors import is_torch
 
 X = ArgSpec("x", (4, 6), "float32")
 STATE = ArgSpec("running_mean", (6,), "float32", inplace=True)
@@ -436,7 +438,7 @@ def test_an_expanded_tensor_cannot_be_updated(torch):
 
 def test_all_arguments_of_a_call():
     x, state = aligned((4, 6)), arange((12,))[::2]
-    tensors, write_backs = prepare_all("net", [X, STATE], [x, state])
+    tensors, write_backs = Arguments("net", [X, STATE]).prepared([x, state])
     assert address(tensors[0]) == x.ctypes.data
     tensors[1][...] = 5
     assert len(write_backs) == 1
@@ -448,7 +450,10 @@ def test_memory_that_is_updated_must_be_passed_once():
     other = ArgSpec("running_var", (6,), "float32", inplace=True)
     reader = ArgSpec("bias", (6,), "float32")
     buffer = aligned((32,))
-    check = functools.partial(prepare_all, "net", alignment=4)
+
+    def check(specs, values):
+        Arguments("net", specs, alignment=4).prepared(values)
+
     with pytest.raises(CallError, match="'running_mean' and 'running_var' share memory"):
         check([STATE, other], [buffer[:6], buffer[:6]])
     with pytest.raises(CallError, match="'running_mean' is updated in place"):
@@ -488,9 +493,9 @@ def test_views_of_one_matrix_are_refused_only_where_they_meet(kind, written, lib
     ]
     if np.shares_memory(*map(np.asarray, views)):
         with pytest.raises(CallError, match=f"'{'ab'[written]}' is updated in place"):
-            prepare_all("net", specs, views, alignment=1)
+            Arguments("net", specs, alignment=1).prepared(views)
     else:
-        prepare_all("net", specs, views, alignment=1)
+        Arguments("net", specs, alignment=1).prepared(views)
 
 
 def test_what_cannot_be_told_apart_in_time_is_refused():
@@ -500,13 +505,68 @@ def test_what_cannot_be_told_apart_in_time_is_refused():
     views = [np.lib.stride_tricks.as_strided(memory[start:], (3,) * 9, steps) for start in (0, 1)]
     specs = [ArgSpec("a", (3,) * 9, "uint8", True), ArgSpec("b", (3,) * 9, "uint8")]
     with pytest.raises(CallError, match="share memory"):
-        prepare_all("net", specs, views, alignment=1)
+        Arguments("net", specs, alignment=1).prepared(views)
 
 
 def test_a_tensor_and_the_array_it_was_made_from(torch):
     array = np.zeros(6, np.float32)
     reader = ArgSpec("bias", (6,), "float32")
     with pytest.raises(CallError, match="share memory"):
-        prepare_all("net", [STATE, reader], [torch.from_numpy(array), array], alignment=1)
+        Arguments("net", [STATE, reader], alignment=1).prepared([torch.from_numpy(array), array])
     with pytest.raises(CallError, match="share memory"):
-        prepare_all("net", [STATE, reader], [array, memoryview(array)], alignment=1)
+        Arguments("net", [STATE, reader], alignment=1).prepared([array, memoryview(array)])
+
+
+# --- one call after another -----------------------------------------------------------------------
+
+LATER = {
+    "of another shape": (lambda t: t.reshape(6, 4), "has shape"),
+    "of another type": (lambda t: t.view(sys.modules["torch"].int32), "is int32"),
+    "one that wants a gradient": (lambda t: t.requires_grad_(), "requires grad"),
+    "one without its memory": (lambda t: (t.untyped_storage().resize_(0), t)[1], "without memory"),
+}
+
+
+@pytest.mark.parametrize("kind", LATER)
+def test_what_was_usable_once_is_looked_at_again(kind, torch):
+    change, message = LATER[kind]
+    arguments, tensor = Arguments("net", [X], alignment=1), torch.zeros(4, 6)
+    for _ in range(2):
+        assert address(arguments.prepared([tensor])[0][0]) == tensor.data_ptr()
+    with pytest.raises(CallError, match=message):
+        arguments.prepared([change(tensor)])
+
+
+def test_other_elements_at_the_same_address_are_read_as_they_lie(torch):
+    arguments, memory = Arguments("net", [X], alignment=1), torch.arange(48.0)
+    dense = memory[:24].reshape(4, 6)
+    views = (dense, memory.as_strided((4, 6), (12, 2)), dense, torch._neg_view(dense), dense)
+    for view in views:
+        ((array,), _) = arguments.prepared([view])
+        np.testing.assert_array_equal(array, view.resolve_neg().numpy())
+        assert (address(array) == memory.data_ptr()) == (view is dense)
+
+
+def test_nothing_of_a_call_is_kept_alive(torch):
+    arguments, tensor = Arguments("net", [X], alignment=1), torch.zeros(4, 6)
+    arguments.prepared([tensor])
+    arguments.prepared([tensor])
+    gone = weakref.ref(tensor)
+    del tensor
+    assert gone() is None
+
+
+def test_an_update_that_moves_onto_another_argument_is_refused(torch):
+    reader = ArgSpec("bias", (6,), "float32")
+    arguments = Arguments("net", [STATE, reader], alignment=1)
+    state, bias = torch.zeros(6), torch.zeros(6)
+    for _ in range(2):
+        versions = state._version, bias._version
+        _, write_backs = arguments.prepared([state, bias])
+        for write_back in write_backs:
+            write_back()
+        assert (state._version, bias._version) == (versions[0] + 1, versions[1])
+    with pytest.raises(CallError, match="share memory"):
+        arguments.prepared([state, state])
+    with pytest.raises(CallError, match="share memory"):
+        arguments.prepared([state, state.numpy()])

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 import bngen as bg
 from bngen.errors import CallError
-from bngen.runtime import arguments
-from bngen.runtime.arguments import ArgSpec, prepare, prepare_all
+from bngen.runtime import arguments, tensors
+from bngen.runtime.argspec import ArgSpec
+from bngen.runtime.arguments import Arguments, prepare
 from bngen.runtime.formats import memory_shape, to_logical_order, to_memory_order
 
 torch = pytest.importorskip("torch")
@@ -105,8 +106,8 @@ def test_an_update_over_another_argument_is_refused():
     memory = np.zeros((2, 4, 5, 6), np.float32)
     apart = to_logical_order(memory, LAST)
     with pytest.raises(CallError, match="share memory"):
-        prepare_all("net", [X, STATE], [apart[:, :3], apart[:, 2:5]], alignment=1)
-    prepare_all("net", [X, STATE], [apart[:, :3], apart[:, 3:]], alignment=1)
+        Arguments("net", [X, STATE], alignment=1).prepared([apart[:, :3], apart[:, 2:5]])
+    Arguments("net", [X, STATE], alignment=1).prepared([apart[:, :3], apart[:, 3:]])
 
 
 def test_the_wrong_shape_is_told_as_ever():
@@ -142,10 +143,8 @@ RESULTS = ((2, 20, 6, 6), (2, 20, 3, 3), (2, 3, 6, 6))
 
 def no_copies(monkeypatch):
     """Copies of arguments are an error from here on."""
-    for name in ("_copy", "_dense", "_converted"):
-        monkeypatch.setattr(
-            arguments, name, lambda *_, name=name: pytest.fail(f"{name} was called")
-        )
+    for room, name in ((arguments, "_copy"), (tensors, "_dense"), (arguments, "_converted")):
+        monkeypatch.setattr(room, name, lambda *_, name=name: pytest.fail(f"{name} was called"))
 
 
 @pytest.mark.parametrize("library", ["numpy", "torch"])

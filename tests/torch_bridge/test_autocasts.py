@@ -1,0 +1,116 @@
+"""Autocast spelled out: without autocast, the casts compute what autocast computes, bit for bit."""
+
+import copy
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from bngen.torch_bridge.autocasts import spell_out
+from bngen.torch_bridge.evaluation import evaluate
+from bngen.torch_bridge.functional import functionalize
+
+X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+W = torch.randn(4, 4, 3, 3, generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([0, 3])
+
+
+def conv(x, w=W):
+    return torch.conv2d(x, w, padding=1)
+
+
+CALLS = {
+    "a convolution": lambda x: conv(x),
+    "one without a bias, twice": lambda x: conv(conv(x)),
+    "a transposed one": lambda x: F.conv_transpose2d(x, W),
+    "a linear layer": lambda x: F.linear(x.flatten(1), W.reshape(1, -1)),
+    "a product": lambda x: x.flatten(1) @ W.reshape(-1, 1),
+    "batch normalization": lambda x: F.batch_norm(conv(x), None, None, training=True),
+    "group normalization": lambda x: F.group_norm(conv(x), 2),
+    "a change in place": lambda x: F.relu(conv(x), inplace=True) + 1,
+    "a sum of two types": lambda x: x + conv(x),
+    "a concatenation of two types": lambda x: conv(torch.cat([x, conv(x)], 1)[:, 2:6]),
+    "an activation": lambda x: F.gelu(conv(x)),
+    "prelu": lambda x: F.prelu(x, W[:, 0, 0, 0]),
+    "pools": lambda x: F.adaptive_avg_pool2d(F.max_pool2d(conv(x), 2), 1),
+    "interpolation": lambda x: F.interpolate(conv(x), scale_factor=2, mode="bilinear"),
+    "cross entropy": lambda x: F.cross_entropy(conv(x).mean((2, 3)), LABELS),
+    "soft labels": lambda x: F.cross_entropy(conv(x).mean((2, 3)), conv(x).amax((2, 3)).float()),
+    "softmax": lambda x: F.softmax(conv(x), 1),
+    "squares": lambda x: F.mse_loss(conv(x), x),
+    "an own cast": lambda x: conv(conv(x).float()),
+    "double precision": lambda x: torch.conv2d(x.double(), W.double()),
+    "a comparison": lambda x: torch.where(conv(x) > 0, conv(x), x),
+}
+
+
+def captured(function, inputs):
+    """The evaluated graph of a function, under whatever autocast there is."""
+    found = []
+
+    def keep(module, given):
+        found.append((copy.deepcopy(module), given))
+        return module
+
+    torch._dynamo.reset()
+    torch.compile(function, backend=keep)(*inputs)
+    ((module, given),) = found
+    evaluate(module, given)
+    functionalize(module.graph)
+    spell_out(module.graph)
+    return fx.GraphModule(module, module.graph), given
+
+
+@pytest.mark.parametrize("kind", CALLS)
+def test_casts_are_those_of_autocast(kind):
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = CALLS[kind](X)
+        module, given = captured(CALLS[kind], (X,))
+    (found,) = module(*given)
+    assert found.dtype == expected.dtype
+    assert torch.equal(found, expected)
+
+
+def test_a_weight_is_cast_once_and_one_that_changes_anew():
+    def function(x, w):
+        y = conv(conv(x, w), w)
+        w.mul_(2)
+        return conv(y, w)
+
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = function(X, W.clone())
+        changing, given = captured(function, (X, W.clone()))
+        steady, _ = captured(lambda x, w: conv(conv(x, w), w), (X, W))
+    fresh = [W.clone() if g.shape == W.shape else g for g in given]
+    assert torch.equal(changing(*fresh)[0], expected)
+    assert [n.target for n in steady.graph.nodes].count("to") == 2
+    assert [n.target for n in changing.graph.nodes].count("to") == 4
+
+
+def test_what_is_outside_stays_as_it_is():
+    def function(x):
+        y = conv(x)
+        with torch.autocast("cpu", torch.bfloat16):
+            z = conv(y)
+        return y, conv(z.float())
+
+    module, given = captured(function, (X,))
+    with torch.no_grad():
+        for found, expected in zip(module(*given), function(X), strict=True):
+            assert torch.equal(found, expected)
+    assert [n.meta["autocast"] for n in module.graph.nodes if n.target is torch.conv2d] == [
+        None, torch.bfloat16, None,
+    ]  # fmt: skip
+
+
+def test_gradients_flow_through_the_casts():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    with torch.autocast("cpu", torch.bfloat16):
+        module, given = captured(model, (X,))
+        model(X).float().sum().backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    module(*given)[0].float().sum().backward()
+    for found, wanted in zip((p.grad for p in model.parameters()), expected, strict=True):
+        assert torch.equal(found, wanted)
