@@ -27,6 +27,7 @@ globals().update(_DTYPES)  # bngen.float32, bngen.bool_, ...
 
 _HOMES = {
     "compiler": "build bundle",
+    "lang.collectives": "all_reduce",
     "lang.mixed": "autocast",
     "lang.gradients": "grad training_step value_and_grad",
     "lang.loss": (
@@ -69,7 +70,9 @@ _HOMES = {
     "runtime.bundle": "Bundle",
     "runtime.loading": "load",
     "torch_bridge.backend": "compile",
+    "torch_bridge.distributed": "connect",
     "torch_bridge.explain": "explain_model",
+    "torch_bridge.sync_batch_norm": "synchronize",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 _MODULES = {"layers": "bngen.lang.layers", "models": "bngen.models"}

@@ -17,7 +17,8 @@ from bngen.manifest import manifest, memory_report
 from bngen.passes.pipeline import Planned
 from bngen.passes.prepare import Joint, Prepared
 from bngen.plan.calls import BACKWARD, FORWARD, kernels_of
-from bngen.plan.layout import Plain, physical_shape, plain, same_bytes
+from bngen.plan.kernel import Call, Kernel
+from bngen.plan.layout import Blocked, Plain, physical_shape, plain, same_bytes
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.memory import ALIGNMENT
 from bngen.runtime.signature import (
@@ -28,7 +29,17 @@ from bngen.runtime.signature import (
     Signature,
     input_slot,
 )
-from bngen.runtime.steps import CopyStep, KernelStep, Operand, Step
+from bngen.runtime.steps import (
+    AVERAGE,
+    MOMENTS,
+    SUM,
+    CopyStep,
+    KernelStep,
+    Operand,
+    StartStep,
+    Step,
+    WaitStep,
+)
 from bngen.target.parse import Target
 
 SMALL = 1 << 14
@@ -57,8 +68,8 @@ def bind(
         arguments=tuple(binding.argument(i) for i in given),
         state=tuple(binding.argument(i) for i in graph.inputs if i.kind != "input"),
         cotangents=tuple(binding.argument(i) for i in graph.inputs if i.value in cotangents),
-        outputs=binding.results[:own],
-        gradients=binding.results[own:],
+        outputs=tuple(binding.results[:own]),
+        gradients=tuple(binding.results[own:]),
         calls=binding.calls,
         tuple_output=program.tuple_output,
         named_outputs=bool(program.output_names),
@@ -84,12 +95,13 @@ class Binding:
         planned: Planned,
         compiled: Sequence[CompiledKernel],
     ):
-        self.joint, self.compiled, self.formats = joint, compiled, joint.formats
+        self.joint, self.formats = joint, joint.formats
+        self.compiled = {c.kernel.name: c for c in compiled}
         self.graph, self.plan, self.memory = planned.plan.graph, planned.plan, planned.memory
         self.inputs = {i.value: i.name for i in joint.graph.inputs}
         self.updated = {target for target, _ in joint.graph.updates}
         self.written: dict[Value, tuple[str, int]] = {}
-        self.results = self.place_results()
+        self.results = list(self.place_results())
         self.steps, self.calls = self.bind_steps()
 
     def place_results(self) -> tuple[OutputSpec, ...]:
@@ -144,19 +156,85 @@ class Binding:
     def bind_steps(self) -> tuple[tuple[Step, ...], tuple[CallSpec, ...]]:
         """All steps, and the calls that they belong to."""
         own = len(self.joint.program.outputs)
-        copies = {
-            FORWARD: [*self.result_copies(0, own), *self.update_copies()],
-            BACKWARD: self.result_copies(own, len(self.results)),
-        }
+        last = {FORWARD: [*self.result_copies(0, own), *self.update_copies()], BACKWARD: []}
         steps: list[Step] = []
         calls = []
         for call in self.plan.calls:
             start = len(steps)
-            steps += [self.kernel_step(c) for c in self.compiled[call.start : call.stop]]
-            steps += copies[call.name]
+            due = self.due(call) if call.name == BACKWARD else {}
+            self.bind_kernels(call, steps, due)
+            steps += last[call.name]
             reads = self.reads(steps[start:]) if call.name == BACKWARD else ()
             calls.append(CallSpec(call.name, start, len(steps), reads))
         return tuple(steps), tuple(calls)
+
+    def bind_kernels(self, call: Call, steps: list[Step], due: Mapping[int, list[int]]) -> None:
+        """The steps of a call's kernels; collectives start in their place, and end in another.
+
+        Args:
+            call: the call.
+            steps: those before it; its own are added.
+            due: before which kernel, or the end, which gradients are handed over.
+        """
+        waits: dict[int, list[int]] = {}
+        for wait in self.plan.waits:
+            waits.setdefault(wait.before, []).append(wait.kernel)
+        started: dict[int, int] = {}
+        for i in range(call.start, call.stop + 1):
+            for there in waits.get(i, ()):
+                if there in started:
+                    steps.append(self.wait_step(self.plan.kernels[there], started[there]))
+            for result in due.get(i, ()):
+                steps += self.result_copies(result, result + 1)
+                self.results[result] = replace(self.results[result], done=len(steps))
+            if i == call.stop:
+                break
+            kernel = self.plan.kernels[i]
+            if kernel.is_collective:
+                started[i] = len(steps)
+                steps.append(self.start_step(kernel))
+            else:
+                steps.append(self.kernel_step(self.compiled[kernel.name]))
+
+    def due(self, call: Call) -> dict[int, list[int]]:
+        """Before which kernel each gradient is complete, and touched by none from there on."""
+        over = {wait.kernel: wait.before - 1 for wait in self.plan.waits}
+        places, last = self.memory.places, {}
+        for i, kernel in enumerate(self.plan.kernels):
+            last |= {places[v].root: i for v in kernel.inputs}
+            last |= {places[v].root: over.get(i, i) for v in kernel.outputs}
+        found: dict[int, list[int]] = {}
+        for i in range(len(self.joint.program.outputs), len(self.results)):
+            root = places[self.graph.outputs[i]].root
+            found.setdefault(max(last.get(root, -1) + 1, call.start), []).append(i)
+        return found
+
+    def start_step(self, kernel: Kernel) -> StartStep:
+        """The start of a collective."""
+        node = kernel.anchor
+        combine = MOMENTS if node.row.combine == "moments" else SUM
+        if node.attrs.get("average"):
+            combine = AVERAGE
+        pieces = tuple(p for v in node.operands for p in self.pieces(v))
+        count = node.attrs.get("count", 0)
+        return StartStep(_layer(node), node.attrs["group"], combine, count, pieces)
+
+    def wait_step(self, kernel: Kernel, start: int) -> WaitStep:
+        """Its end."""
+        pieces = tuple(p for v in kernel.anchor.outputs for p in self.pieces(v))
+        return WaitStep(_layer(kernel.anchor), start, pieces)
+
+    def pieces(self, v: Value) -> tuple[Operand, ...]:
+        """Where a value's elements lie, in order: those of a vector without its padding."""
+        layout = self.plan.layouts[v]
+        if not isinstance(layout, Blocked):
+            return (self.operand(v, physical_shape(v.type, layout)),)
+        whole = self.operand(v, (v.type.size,))
+        step = layout.lanes * v.type.element.nbytes
+        return tuple(
+            replace(whole, offset=whole.offset + block * step, shape=(count,))
+            for _, block, count in layout.block_starts()
+        )
 
     def kernel_step(self, c: CompiledKernel) -> KernelStep:
         """The call of a kernel."""
@@ -203,6 +281,11 @@ class Binding:
         """What a caller has to give for an input."""
         v, memory_format = item.value, self.formats.of_input(item.name)
         return ArgSpec(item.name, v.shape, v.dtype, v in self.updated, memory_format)
+
+
+def _layer(node: Node) -> str:
+    """What users call a collective: the layer that it belongs to, if that has a name."""
+    return node.out.name.partition(":")[0]
 
 
 def label_checks(graph: Graph) -> tuple[LabelCheck, ...]:

@@ -14,7 +14,7 @@ from bngen.codegen.object_files import imports_of
 from bngen.ir.node import Graph
 from bngen.ir.types import Value
 from bngen.passes.pipeline import Planned
-from bngen.plan.calls import BACKWARD, FORWARD, kernels_of
+from bngen.plan.calls import BACKWARD, FORWARD, collectives_of, kernels_of
 from bngen.plan.kernel import KernelPlan
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.signature import Signature
@@ -78,7 +78,8 @@ def manifest(
         },
         "counts": {
             "before": sum(1 for n in plan.graph.nodes if not n.row.literal),
-            "after": len(plan.kernels),
+            "after": len(plan.computed),
+            "collectives": {call.name: len(collectives_of(plan, call.name)) for call in plan.calls},
             "distinct": len({c.code.symbol for c in compiled}),
         },
         "memory": dict(signature.memory),
@@ -95,6 +96,17 @@ def manifest(
                 "outputs": [_placed(v, plan) for v in c.kernel.outputs],
             }
             for c in compiled
+        ],
+        "collectives": [
+            {
+                "name": k.name,
+                "group": k.anchor.attrs["group"],
+                "inputs": [_placed(v, plan) for v in k.inputs],
+                "outputs": [_placed(v, plan) for v in k.outputs],
+                "over_before": plan.kernels[w.before].name if w.before < len(plan.kernels) else "",
+            }
+            for w in plan.waits
+            for k in (plan.kernels[w.kernel],)
         ],
         "refused": described_refusals(plan),
     }  # fmt: skip

@@ -11,6 +11,7 @@ import torch
 from bngen.compiler import build
 from bngen.ir.interp import run
 from bngen.ir.node import Graph
+from bngen.runtime.exchange import Alone
 from bngen.runtime.formats import memory_shape, to_logical_order, to_memory_order
 from bngen.runtime.module import Module
 from tests.oracle import assert_close, torch_run, torch_runs
@@ -22,7 +23,8 @@ def compiled(graph: Graph, level: str = "icf", target: str = "llvm -mcpu=native"
     """A module with its gradient; that some input may not matter is no news in a random program."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "no output depends on")
-        return build(graph, fusion=level, target=target, **{"grad": True, **options})
+        module = build(graph, fusion=level, target=target, **{"grad": True, **options})
+    return module.connect(dict.fromkeys(module.groups, Alone()))
 
 
 def as_declared(array: np.ndarray, memory_format: str) -> np.ndarray:

@@ -3,11 +3,14 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from tests.torch_bridge.installed import write_entry_points
 
@@ -69,6 +72,44 @@ def test_own_activation():
 def test_train_digits():
     out = run("train_digits.py")
     assert float(re.search(r"test accuracy ([\d.]+)%", out).group(1)) >= 97
+
+
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
+
+
+def distributed(start, out, *words, **env):
+    small = ["--growth", "2", "--layers", "1", "1", "--size", "8", "--batch", "600"]
+    command = [*start, str(EXAMPLES / "train_distributed.py"), *small, "--backend", "eager"]
+    command += ["--sync-bn", "--out", str(out), *words]
+    env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", **env}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
+
+
+def losses(out):
+    epochs = json.loads((out / "distributed-eager.json").read_text())["loss"]
+    return [loss for epoch in epochs for loss in epoch]
+
+
+def test_train_distributed(tmp_path):
+    """Two ranks with statistics of the whole batch are one process; killed, they go on."""
+    killed = distributed([*TORCHRUN, "2"], tmp_path / "two", "--epochs", "1000")
+    try:
+        assert killed.stdout.readline().startswith("epoch 0: loss ")
+        ranks = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
+        os.kill(int(ranks[-1]), signal.SIGKILL)
+        assert killed.wait(60) != 0
+    finally:
+        killed.kill()
+        killed.wait()
+    done = len(torch.load(tmp_path / "two/distributed-eager.pt")["log"]["accuracy"])
+    words = "--epochs", str(done + 2)
+    alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    runs = [
+        distributed([*TORCHRUN, "2"], tmp_path / "two", *words),
+        distributed([sys.executable], tmp_path / "one", *words, **alone),
+    ]
+    assert [process.wait(60) for process in runs] == [0, 0]
+    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-3)
 
 
 def test_train_torch(tmp_path):

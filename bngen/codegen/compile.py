@@ -106,11 +106,11 @@ def compile_plan(
         jobs: compiler threads; the target's threads by default.
 
     Returns:
-        A compiled kernel for each of the plan's, in its order.
+        A compiled kernel for each of the plan's, in its order; collectives are none.
     """
     groups: dict[str, list[Kernel]] = {}
     keys: list[str] = []
-    for kernel in plan.kernels:
+    for kernel in plan.computed:
         _check_countable(kernel, plan)
         key = signature(kernel, plan) + _alignment_key(kernel, unaligned)
         key += "".join(f"|{i}={o}" for i, o in overwritten(kernel, places or {}))
@@ -131,13 +131,13 @@ def compile_plan(
                 codes[key] = future.result()
                 done += len(groups[key])
                 if progress:
-                    progress(done, len(plan.kernels), groups[key][0].name)
+                    progress(done, len(plan.computed), groups[key][0].name)
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
     return [
         CompiledKernel(kernel, codes[key], _arguments(kernel, codes[key]))
-        for kernel, key in zip(plan.kernels, keys, strict=True)
+        for kernel, key in zip(plan.computed, keys, strict=True)
     ]
 
 

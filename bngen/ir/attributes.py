@@ -123,6 +123,13 @@ def _is_pieces(value: Any) -> bool:
     )
 
 
+_LONGEST_NAME = 200
+
+
+def _is_name(value: Any) -> bool:
+    return type(value) is str and len(value) <= _LONGEST_NAME and value.isprintable()
+
+
 _LARGEST = DTYPES[FLOAT].most
 _FLAG = Kind("True or False", lambda v: type(v) is bool)
 _PAIR = _integers(2, 1)
@@ -133,6 +140,7 @@ KINDS: dict[str, Kind] = {
     "align_corners": _FLAG,
     "alpha": _number(),
     "approximate": _FLAG,
+    "average": _FLAG,
     "axes": Kind("a tuple of axes", _is_axes),
     "axis": _AXIS,
     "beta": _number(),
@@ -147,6 +155,7 @@ KINDS: dict[str, Kind] = {
     "eps": _number(0.0, _LARGEST),
     # Which number, depends on the element type: see `value_misfit`.
     "fill": Kind("a number, True or False", lambda v: type(v) in (bool, int, float)),
+    "group": Kind(f"a name of {_LONGEST_NAME} characters at most", _is_name),
     "groups": _integer(1),
     "hi": _number(),
     "input_scale": _number(),

@@ -295,7 +295,7 @@ class GraphBuilder:
     def _result_names(self, op: str, stem: str, count: int) -> list[str]:
         if count == 1:
             return [self.fresh(stem)]
-        parts = op_def(op).results
+        parts = op_def(op).results or map(str, range(count))
         return [self.fresh(f"{stem}_{part}" if part else stem) for part in parts]
 
     def _append(self, node: Node) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+from bngen.lang.collectives import group_name
 from bngen.lang.tensor import (
     Tensor,
     check_tensor,
@@ -35,11 +36,16 @@ def batch_norm(
     eps: float = 1e-5,
     *,
     num_batches_tracked: Tensor | None = None,
+    group: str | None = None,
+    layer: str | None = None,
 ) -> Tensor:
     """Normalize each channel: by the batch's statistics in training, else by the running ones.
 
     In training the running statistics, where given, are updated in place when the program ends:
     ``running = (1 - momentum) * running + momentum * batch``, with the unbiased variance.
+
+    With a ``group`` the batch is that of all its ranks together, as in PyTorch's
+    ``SyncBatchNorm``; they may have shares of different sizes. In evaluation nothing is exchanged.
 
     Args:
         input: ``[N, C]`` or ``[N, C, ...]``.
@@ -52,10 +58,13 @@ def batch_norm(
         eps: added to the variance.
         num_batches_tracked: int64 without axes; counts training batches. Needed for
             ``momentum=None``.
+        group: the name of the ranks whose batches are one, see ``bngen.connect``; None for this
+            process alone.
+        layer: what messages about ranks call it; by default what its weight is called.
 
     Raises:
         ProgramError: operands that do not fit; running statistics missing in evaluation; a
-            single value per channel in training.
+            single value per channel in training, without a group.
     """
     same_or_computed(
         "batch_norm", ("running_mean", "running_var", "weight", "bias"), input=input,
@@ -67,19 +76,31 @@ def batch_norm(
         raise error("batch_norm: only one running statistic", "give both or neither")
     if not flag("batch_norm", "training", training):
         return evaluate_running(trace, input, running_mean, running_var, weight, bias, eps)
-    if input.ndim >= 2 and input.numel() == input.shape[1]:
+    if group is not None:
+        group_name("batch_norm", group)
+    elif input.ndim >= 2 and input.numel() == input.shape[1]:
         raise error(
             f"batch_norm: {input.type} has a single value per channel, which has no variance",
             "train with a larger batch or feature map, or use training=False",
         )
     operands = map(computed, (as_map(input), weight, bias))
-    y, mean, var = emit_all("batch_norm", *operands, hint=HINT, eps=eps)
+    if group is None:
+        y, mean, var = emit_all("batch_norm", *operands, hint=HINT, eps=eps)
+        count: int | Tensor = input.numel() // input.shape[1]
+    else:
+        y, mean, var, count = emit_all(
+            "sync_batch_norm", *operands, label="batch_norm", hint=HINT, eps=eps,
+            group=group, name=layer or _layer_name(weight),
+        )  # fmt: skip
     y = y.to(input.dtype).reshape(input.shape)
     if running_mean is not None:
-        count = input.numel() // input.shape[1]
         factor = _momentum(trace, momentum, num_batches_tracked)
         update_running(trace, running_mean, running_var, mean, var, factor, count)
     return y
+
+
+def _layer_name(weight: Tensor | None) -> str | None:
+    return None if weight is None else weight.name.removesuffix(".weight")
 
 
 LONG_ROW = 1024
@@ -141,6 +162,10 @@ def same_or_computed(
         same_float_type(label, optional, input=input, **vectors)
 
 
+_MANY = 2**62
+"""A count of elements whose variance is as good as unbiased."""
+
+
 # --- running statistics -------------------------------------------------------------------------
 
 
@@ -187,7 +212,7 @@ def update_running(
     mean: Tensor,
     var: Tensor,
     momentum: float | Tensor,
-    count: int,
+    count: int | Tensor,
 ) -> None:
     """Record the new running statistics; a layer applied twice goes on from its first update."""
     for x in (running_mean, running_var):
@@ -196,6 +221,9 @@ def update_running(
     old = [computed(wrap(trace, trace.latest(v.value))) for v in (running_mean, running_var)]
     mean, var = computed(mean), computed(var)
     fixed = isinstance(momentum, float)
+    if isinstance(count, Tensor):
+        # Of all ranks, known when the program runs: the variance is unbiased before it gets there.
+        var, count = var * (count / (count - 1.0)), _MANY
     new = emit_all(
         "bn_update", *old, mean, var, None if fixed else momentum.to(mean.dtype),
         label="batch_norm", momentum=momentum if fixed else 0.0, count=count,

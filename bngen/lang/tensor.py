@@ -401,6 +401,7 @@ def emit_all(
     *operands: Tensor | None,
     label: str | None = None,
     hint: str | None = None,
+    name: str | None = None,
     **attrs: Any,
 ) -> tuple[Tensor, ...]:
     """Apply an op of the table; all its results.
@@ -410,6 +411,7 @@ def emit_all(
         *operands: its operands in order, ``None`` for a missing one.
         label: what the user called, when that is not ``op``.
         hint: what to try when the operands do not fit.
+        name: what the results are called; numbered by the op otherwise.
         **attrs: the op's attributes.
 
     Raises:
@@ -422,7 +424,7 @@ def emit_all(
             check_tensor(label, f"operand {i + 1}", x)
     values = [None if x is None else x.value for x in operands]
     try:
-        return tuple(wrap(trace, v) for v in trace.add(op, values, attrs))
+        return tuple(wrap(trace, v) for v in trace.add(op, values, attrs, name=name))
     except ShapeError as e:
         raise error(f"{label}: {e}", hint) from None
 

@@ -111,8 +111,11 @@ class Trace:
         operands: Sequence[Value | None],
         attrs: Mapping[str, Any],
         loc: SourceLoc | None = None,
+        name: str | None = None,
     ) -> tuple[Value, ...]:
         """Append a node, at the user's line unless another is given; its results.
+
+        They are called by a name that is given, or numbered.
 
         Raises:
             ShapeError: operands that do not fit.
@@ -123,7 +126,9 @@ class Trace:
         number = self._counts[op]
         self._counts[op] += 1
         # Numbered from the first on: a plain "mean" would take a name that users give to buffers.
-        results = self._builder.emit(op, *operands, name=f"{op}_{number}", **attrs)
+        # No name of an input has a colon in it.
+        name = f"{name}:{op}" if name else f"{op}_{number}"
+        results = self._builder.emit(op, *operands, name=name, **attrs)
         return results if isinstance(results, tuple) else (results,)
 
     @contextmanager

@@ -10,6 +10,8 @@ batch_norm (two sweeps)   bn_mean, bn_var, bn_normalize
 batch_norm (MVF)          bn_stats, bn_normalize
 batch_norm_grad           bn_grad_sums, bn_grad_input
 batch_norm_grad, deferred bn_grad_sums, bn_grad_direct + bn_grad_affine
+sync_batch_norm           the same, with bn_all_stats between the two
+sync_batch_norm_grad      the same, with an all_reduce of what is made of each sum
 bn_mean, bn_var           bn_partial_mean, bn_merge_mean; bn_partial_var, sum
 bn_stats                  bn_partial_stats, bn_merge_stats
 bn_grad_sums              bn_grad_partial_sums, sum
@@ -103,10 +105,61 @@ def _split_grad_deferred(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
     return b.emit("add", direct, affine, loc=node.loc), dweight, sum_dy
 
 
+def _split_sync(split: Rule) -> Rule:
+    """That of a synchronized one: what `split` finds are the statistics of this rank's share."""
+
+    def rule(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
+        x, weight, bias = node.inputs
+        eps, group = node.attrs["eps"], node.attrs["group"]
+        own = split(b, node)[1:]
+        mean, var, count = b.emit(
+            "bn_all_stats", *own, count=samples(x), group=group, name=node.out.name, loc=node.loc
+        )
+        y = b.emit("bn_normalize", x, mean, var, weight, bias, eps=eps, loc=node.loc)
+        return y, mean, var, count
+
+    return rule
+
+
+def _summed(b: GraphBuilder, node: Node, *values: Value) -> tuple[Value, ...]:
+    """The sums over all ranks of what one has for a synchronized gradient."""
+    group = node.attrs["group"]
+    return b.emit("all_reduce", *values, group=group, name=node.out.name, loc=node.loc)
+
+
+def _split_sync_grad(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
+    dy, x, mean, var, count, weight = node.inputs
+    eps = node.attrs["eps"]
+    sums = b.emit("bn_grad_sums", dy, x, mean, loc=node.loc)
+    shares = _summed(b, node, *(b.emit("div", total, count) for total in sums))
+    dx = b.emit("bn_grad_input", dy, x, mean, var, weight, *shares, eps=eps, count=1, loc=node.loc)
+    return dx, b.emit("mul", sums[1], _inverse_std(b, var, eps)), sums[0]
+
+
+def _split_sync_grad_deferred(b: GraphBuilder, node: Node) -> tuple[Value, ...]:
+    """As `_split_grad_deferred`; slope and offset are sums over all ranks, of M elements in all."""
+    dy, x, mean, var, count, weight = node.inputs
+    eps = node.attrs["eps"]
+    sum_dy, sum_centred = b.emit("bn_grad_sums", dy, x, mean, loc=node.loc)
+    inv = _inverse_std(b, var, eps)
+    a = inv if weight is None else b.emit("mul", inv, weight)
+    dweight = b.emit("mul", sum_centred, inv)
+    per_sample = b.emit("neg", b.emit("div", a, count))
+    own = b.emit("mul", b.emit("mul", per_sample, inv), dweight), b.emit("mul", per_sample, sum_dy)
+    slope, offset = _summed(b, node, *own)
+    direct = b.emit("bn_grad_direct", dy, var, weight, eps=eps, loc=node.loc)
+    affine = b.emit("bn_grad_affine", x, mean, slope, offset, loc=node.loc)
+    return b.emit("add", direct, affine, loc=node.loc), dweight, sum_dy
+
+
+_SPLIT = {False: _split_two_sweeps, True: _split_one_sweep}
+
 FISSION: dict[tuple[bool, bool], dict[str, Rule]] = {
     (one_sweep, deferred): {
-        "batch_norm": _split_one_sweep if one_sweep else _split_two_sweeps,
+        "batch_norm": _SPLIT[one_sweep],
         "batch_norm_grad": _split_grad_deferred if deferred else _split_grad,
+        "sync_batch_norm": _split_sync(_SPLIT[one_sweep]),
+        "sync_batch_norm_grad": _split_sync_grad_deferred if deferred else _split_sync_grad,
     }
     for one_sweep in (False, True)
     for deferred in (False, True)

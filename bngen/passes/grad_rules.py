@@ -88,6 +88,34 @@ def _batch_norm(
     return dx if through_stats is None else b.emit("add", dx, through_stats), dweight, dbias
 
 
+def _sync_batch_norm(
+    b: GraphBuilder, node: Node, dy: Value | None, *moments: Value | None
+) -> Gradients:
+    """Of the sum of what all ranks give: each rank's x is in the statistics of all of them."""
+    x, weight, _ = node.inputs
+    _, mean, var, count = node.outputs
+    group, dx, dweight, dbias = node.attrs["group"], None, None, None
+    if dy is not None:
+        dx, dweight, dbias = b.emit(
+            "sync_batch_norm_grad", dy, x, mean, var, count, weight, name=node.out.name,
+            eps=node.attrs["eps"], group=group,
+        )  # fmt: skip
+    dmean, dvar, _ = moments
+    if dmean is None and dvar is None:
+        return dx, dweight, dbias
+    own = (g or b.zeros(mean.type) for g in (dvar, dmean))
+    slope, offset = (b.emit("div", g, count) for g in b.emit("all_reduce", *own, group=group))
+    through = b.emit("bn_grad_affine", x, mean, b.emit("mul", slope, 2.0), offset)
+    return through if dx is None else b.emit("add", dx, through), dweight, dbias
+
+
+def _all_reduce(b: GraphBuilder, node: Node, *dys: Value | None) -> Gradients:
+    """What each rank has is in the results of all: what arrives at them is summed, too."""
+    given = [dy or b.zeros(v.type) for dy, v in zip(dys, node.outputs, strict=True)]
+    sums = b.emit("all_reduce", *given, name=node.out.name, **node.attrs)
+    return sums if isinstance(sums, tuple) else (sums,)
+
+
 def _bn_stats(b: GraphBuilder, node: Node, dmean: Value | None, dvar: Value | None) -> Gradients:
     return (_through_stats(b, node.inputs[0], node.outputs[0], dmean, dvar),)
 
@@ -225,6 +253,7 @@ GRAD_RULES: dict[str, Rule] = {
     **POINTWISE_RULES,
     **ACTIVATION_RULES,
     "adaptive_avg_pool2d": _window_grad("adaptive_avg_pool2d_grad"),
+    "all_reduce": _all_reduce,
     "amax": _amax,
     "avg_pool2d": _window_grad("avg_pool2d_grad"),
     "batch_norm": _batch_norm,
@@ -247,6 +276,7 @@ GRAD_RULES: dict[str, Rule] = {
     "resize_nearest": _window_grad("resize_nearest_grad"),
     "slice": _slice,
     "sum": _sum,
+    "sync_batch_norm": _sync_batch_norm,
 }
 
 NO_GRADIENT: dict[str, str] = {

@@ -196,6 +196,7 @@ class _Layouts:
         }
         by_kind = {
             "pointwise": self.pointwise, "reduce": self.reduce, "window": self.window,
+            "collective": self.collective,
             "contract": lambda n: ([self.plain(v) for v in n.inputs], PLAIN),
         }  # fmt: skip
         return specific.get(node.op) or by_kind[OPS[node.op].kind]
@@ -359,6 +360,12 @@ class _Layouts:
 
     def folds_groups(self, node: Node) -> bool:
         return node.row.merges or (tuple(a % 2 for a in node.attrs.get("axes", (1,))) == (0,))
+
+    def collective(self, node: Node):
+        """Vectors are exchanged channel by channel, wherever each of them lies."""
+        if all(len(v.shape) <= 1 for v in node.outputs):
+            return node.inputs, self.block(node.out) if node.out.shape else PLAIN
+        return [self.want(v, PLAIN) for v in node.inputs], PLAIN
 
     def window(self, node: Node):
         first, layout = self.feature(node.inputs[0])

@@ -263,6 +263,9 @@ class _Memory:
                 root = places[v].root
                 first.setdefault(root, i)
                 last[root] = i
+        for wait in self.plan.waits:  # until it is over, nobody else may write there
+            for v in self.plan.kernels[wait.kernel].outputs:
+                last[places[v].root] = max(last[places[v].root], wait.before - 1)
         end = len(self.plan.kernels)
         for v in (*self.graph.results(), *self.keep):
             root = places[v].root

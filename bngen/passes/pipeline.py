@@ -13,6 +13,7 @@ from bngen.ir.build import prune
 from bngen.ir.node import Graph
 from bngen.ir.types import Value
 from bngen.ir.verify import verify
+from bngen.passes.collectives import sum_over_ranks_last
 from bngen.passes.concatenations import nest_concatenations, place_concatenations
 from bngen.passes.conversions import join_conversions
 from bngen.passes.deferral import defer_affine_gradients
@@ -67,6 +68,7 @@ def graph_passes(level: FusionLevel) -> list[tuple[str, Callable[[Graph], Graph]
         passes += [("deferral", defer_affine_gradients), ("slices", forward_slices)]
         passes += [("conversions", join_conversions)]
     passes += [
+        ("collectives", lambda g: sum_over_ranks_last(g, slices=level.across)),
         ("reductions", split_reductions),
         ("factors", hoist_channel_factors),
         ("cse", share_common_subexpressions),

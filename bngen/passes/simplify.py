@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from bngen.ir.build import GraphBuilder, prune
 from bngen.ir.node import Graph, Node
-from bngen.ir.types import Value
+from bngen.ir.types import Attrs, Value
 from bngen.passes.conversions import converted, converts, source_of
 from bngen.passes.rewrite import rewrite
 
@@ -67,9 +67,11 @@ def share_statistics(graph: Graph) -> Graph:
     """ICF: statistics of a concatenation are the concatenated statistics of its parts.
 
     Before: ``bn_stats(cat(a, b))``. After: ``cat(bn_stats(a), bn_stats(b))``, through nested
-    concatenations, so that common subexpressions leave one ``bn_stats`` a feature map.
+    concatenations, so that common subexpressions leave one ``bn_stats`` a feature map; and so what
+    all ranks together have of them.
     """
     known: dict[Value, tuple[Value, Value]] = {}
+    exchanged: dict[tuple[Value, Value, Attrs], tuple[Value, Value, Value]] = {}
 
     def stats(b: GraphBuilder, x: Value, node: Node) -> tuple[Value, Value]:
         if x not in known:
@@ -83,7 +85,27 @@ def share_statistics(graph: Graph) -> Graph:
                 known[x] = b.emit("bn_stats", x, loc=node.loc)
         return known[x]
 
-    return rewrite(graph, {"bn_stats": lambda b, node: stats(b, node.inputs[0], node)})
+    def of_all(b: GraphBuilder, mean: Value, var: Value, node: Node) -> tuple[Value, ...]:
+        key = mean, var, node.attrs
+        if key not in exchanged:
+            made = b.producer(mean), b.producer(var)
+            if all(n is not None and n.row.moves == "joins" for n in made):
+                pairs = zip(made[0].inputs, made[1].inputs, strict=True)
+                parts = [of_all(b, m, v, node) for m, v in pairs]
+                joined = [b.emit("cat", *(p[i] for p in parts), axis=0) for i in (0, 1)]
+                exchanged[key] = (*joined, parts[0][2])
+            else:
+                name = node.out.name
+                exchanged[key] = b.emit(node.op, mean, var, name=name, loc=node.loc, **node.attrs)
+        return exchanged[key]
+
+    return rewrite(
+        graph,
+        {
+            "bn_stats": lambda b, node: stats(b, node.inputs[0], node),
+            "bn_all_stats": lambda b, node: of_all(b, *node.inputs, node),
+        },
+    )
 
 
 AVERAGES = {"avg_pool2d_grad": "avg_pool2d"}

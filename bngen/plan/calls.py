@@ -54,7 +54,8 @@ def backward_kernels(
     serving = {
         i
         for i, kernel in enumerate(kernels)
-        if inputs.issuperset(kernel.inputs)
+        if not kernel.is_collective
+        and inputs.issuperset(kernel.inputs)
         and stay.isdisjoint((*kernel.inputs, *kernel.outputs))
         and (reading := readers(i))
         and found.issuperset(reading)
@@ -77,6 +78,11 @@ def divided(kernels: int, backward: int | None) -> tuple[Call, ...]:
 def kernels_of(plan: KernelPlan, name: str) -> tuple[Kernel, ...]:
     """The kernels of a call, in execution order; none of a call that the plan has not."""
     return tuple(k for c in plan.calls if c.name == name for k in plan.kernels[c.start : c.stop])
+
+
+def collectives_of(plan: KernelPlan, name: str) -> tuple[Kernel, ...]:
+    """The collectives of a call, in the order in which they are started."""
+    return tuple(k for k in kernels_of(plan, name) if k.is_collective)
 
 
 def saved(plan: KernelPlan) -> tuple[Value, ...]:

@@ -117,6 +117,11 @@ def _within_lives(plan: KernelPlan, memory: MemoryPlan) -> Iterator[str]:
             begin, end = memory.lives.get(root, (i, i))
             if not begin <= i <= end:
                 yield f"{kernel.name} touches {v.name!r} outside of its life"
+    for wait in plan.waits:
+        kernel = plan.kernels[wait.kernel]
+        for root in (memory.places[v].root for v in kernel.outputs):
+            if root in memory.lives and memory.lives[root][1] < wait.before - 1:
+                yield f"{kernel.name} may write {root.name!r} after its life"
     for v in plan.graph.results():
         root = memory.places[v].root
         if root in memory.lives and memory.lives[root][1] < len(plan.kernels):
@@ -154,6 +159,28 @@ def _updates_fit(plan: KernelPlan, memory: MemoryPlan) -> Iterator[str]:
             yield f"{target.name!r} is updated with {new.name!r}: {layouts}"
 
 
+def _awaited(plan: KernelPlan, memory: MemoryPlan) -> Iterator[str]:
+    """Every collective is over before it is read, in its own call."""
+    views = {v: n for n in plan.views for v in n.outputs}
+    awaited = {wait.kernel: wait.before for wait in plan.waits}
+    over = {v: awaited.get(i, len(plan.kernels) + 1) for i, k in enumerate(plan.kernels)
+            if k.is_collective for v in k.outputs}  # fmt: skip
+    for i, kernel in enumerate(plan.kernels if over else ()):
+        read, work = set(kernel.inputs), list(kernel.inputs)
+        while work:
+            v = work.pop()
+            new = [w for w in views[v].operands if w not in read] if v in views else []
+            read.update(new)
+            work += new
+        for v in read & over.keys():
+            if over[v] > i:
+                yield f"{kernel.name} reads {v.name!r} before it is waited for"
+    for i, kernel in enumerate(plan.kernels):
+        inside = any(c.start <= i < awaited.get(i, -1) <= c.stop for c in plan.calls)
+        if kernel.is_collective and (not inside or kernel.load or kernel.store):
+            yield f"{kernel.name} is not exchanged in one call and by itself"
+
+
 PLAN_INVARIANTS: dict[str, Check] = {
     "one writer": _one_writer,
     "written before read": _written_before_read,
@@ -163,6 +190,7 @@ PLAN_INVARIANTS: dict[str, Check] = {
     "within lives": _within_lives,
     "in place once": _in_place_once,
     "updates fit": _updates_fit,
+    "awaited": _awaited,
 }
 """What holds for every plan."""
 

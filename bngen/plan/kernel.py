@@ -1,5 +1,7 @@
 """KernelPlan: a graph cut into kernels with load and store slots, and where each value lies.
 
+A collective has a place among the kernels, too, though no loop nest computes it: it starts there.
+
 A kernel is a set of the graph's own nodes around at most one *anchor* (a convolution, a pool, a
 reduction, a copy). Nodes that its load slots recompute may appear in several kernels; every other
 node appears in exactly one. Views belong to no kernel: the memory plan turns them into offsets.
@@ -42,6 +44,11 @@ class Kernel:
     def nodes(self) -> tuple[Node, ...]:
         """Everything computed here: load slots, anchor, store slots."""
         return (*self.load, *((self.anchor,) if self.anchor else ()), *self.store)
+
+    @property
+    def is_collective(self) -> bool:
+        """Whether it is none: what several processes compute together."""
+        return self.anchor is not None and self.anchor.row.across is not None
 
     @property
     def sublayers(self) -> tuple[str, ...]:
@@ -90,6 +97,21 @@ class Call:
 
 
 @dataclass(frozen=True)
+class Wait:
+    """When a collective has to be over.
+
+    What it exchanges is taken when it is started, and what it gives lies in memory when it is over.
+
+    Attributes:
+        kernel: its position.
+        before: the position of the kernel that it has to be over for, or of the end of its call.
+    """
+
+    kernel: int
+    before: int
+
+
+@dataclass(frozen=True)
 class KernelPlan:
     """The cut of a graph into kernels, in execution order.
 
@@ -100,6 +122,7 @@ class KernelPlan:
         layouts: physical layout of every value that lies in memory.
         refused: pairs of ops that were candidates for one kernel and are not, with reasons.
         calls: which kernels run in which call.
+        waits: one for each collective, in their order.
     """
 
     graph: Graph
@@ -108,6 +131,12 @@ class KernelPlan:
     layouts: dict[Value, Layout] = field(default_factory=dict)
     refused: tuple[Refusal, ...] = ()
     calls: tuple[Call, ...] = ()
+    waits: tuple[Wait, ...] = ()
+
+    @property
+    def computed(self) -> tuple[Kernel, ...]:
+        """All kernels that are some, in execution order."""
+        return tuple(k for k in self.kernels if not k.is_collective)
 
     def nbytes(self, value: Value) -> int:
         """Bytes that a value takes in memory."""

@@ -17,7 +17,7 @@ from bngen.options import CHANNELS_LAST, MEMORY_FORMATS
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.plain import PlainError
 from bngen.runtime.signature import BACKWARD, FORWARD, Signature, input_slot
-from bngen.runtime.steps import Operand, Step
+from bngen.runtime.steps import COMBINED, MOMENTS, Operand, StartStep, Step, WaitStep
 
 
 def check_initializers(state: Sequence[ArgSpec], initializers: Sequence[Initializer]) -> None:
@@ -84,6 +84,32 @@ def check_calls(signature: Signature, steps: Sequence[Step]) -> None:
         for step in steps[call.start : call.stop]:
             if any(operand.slot not in slots for operand in step.operands):
                 raise PlainError(f"{step.name:.40} reads what {call.name} is not given")
+
+
+def check_exchanges(signature: Signature, steps: Sequence[Step]) -> None:
+    """Each collective ends once, in the call in which it began, and gives what it is to give."""
+    open_: dict[int, StartStep] = {}
+    ends = {call.stop for call in signature.calls}
+    for i, step in enumerate(steps):
+        if isinstance(step, StartStep):
+            if step.combine not in COMBINED or step.count < 0:
+                raise PlainError(f"{step.name:.40} combines by {step.combine!r:.40}")
+            open_[i] = step
+        elif isinstance(step, WaitStep):
+            if step.start not in open_:
+                raise PlainError(f"{step.name:.40} waits for what is not under way")
+            started = open_.pop(step.start)
+            more = started.combine == MOMENTS
+            counts = [_elements(s.operands) for s in (started, step)]
+            kinds = {o.dtype for s in (started, step) for o in s.operands}
+            if counts[0] + more != counts[1] or (more and counts[0] % 2) or len(kinds) != 1:
+                raise PlainError(f"{step.name:.40} gives other than it takes")
+        if i + 1 in ends and open_:
+            raise PlainError("a call ends before what it has begun")
+
+
+def _elements(operands: Iterable[Operand]) -> int:
+    return sum(math.prod(operand.shape) for operand in operands)
 
 
 def _end(offset: int, shape: tuple[int, ...], dtype: str) -> int:

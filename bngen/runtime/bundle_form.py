@@ -16,17 +16,22 @@ from typing import Any
 from bngen.errors import BngenError
 from bngen.initializers import Initializer
 from bngen.runtime import artifact, plain
-from bngen.runtime.bounds import check_calls, check_initializers, check_operands
+from bngen.runtime.bounds import (
+    check_calls,
+    check_exchanges,
+    check_initializers,
+    check_operands,
+)
 from bngen.runtime.compiled_for import CompiledFor
 from bngen.runtime.plain import PlainError
 from bngen.runtime.signature import Built, Signature
-from bngen.runtime.steps import CopyStep, KernelStep, Operand, Step
+from bngen.runtime.steps import CopyStep, KernelStep, Operand, StartStep, Step, WaitStep
 from bngen.version import __version__
 
 DATA, MANIFEST, LIBRARY = "bundle.json", artifact.MANIFEST, "kernels.so"
 TEXTS = {"tir": ".tir.py", "ll": ".ll", "asm": ".s"}
 """Kinds of text, and how the names of their files end."""
-FORMAT = 2
+FORMAT = 3
 """Grows when a field changes its meaning."""
 _SYMBOL = re.compile(r"\w{1,200}", re.ASCII)
 
@@ -71,13 +76,33 @@ class _Step:
 
     Attributes:
         name: its name.
-        symbol: of its kernel; ``""`` for a copy.
+        kind: ``kernel``, ``copy``, ``start`` or ``wait``.
+        symbol: of its kernel, or how a collective combines; else ``""``.
+        group: of a collective; else ``""``.
+        number: its count, or the step that started what is waited for; else 0.
         operands: by number: they recur.
     """
 
     name: str
+    kind: str
     symbol: str
+    group: str
+    number: int
     operands: tuple[int, ...]
+
+    @classmethod
+    def of(cls, step: Step, numbers: dict[Operand, int]) -> _Step:
+        """That of a step; operands that are new get numbers."""
+        operands = tuple(numbers.setdefault(o, len(numbers)) for o in step.operands)
+        match step:
+            case KernelStep():
+                return cls(step.name, "kernel", step.symbol, "", 0, operands)
+            case StartStep():
+                rest = step.combine, step.group, step.count
+                return cls(step.name, "start", *rest, operands)
+            case WaitStep():
+                return cls(step.name, "wait", "", "", step.start, operands)
+        return cls(step.name, "copy", "", "", 0, operands)
 
 
 @dataclass(frozen=True)
@@ -124,14 +149,7 @@ class Form:
             contents: its files.
         """
         numbers: dict[Operand, int] = {}
-        steps = tuple(
-            _Step(
-                s.name,
-                s.symbol if isinstance(s, KernelStep) else "",
-                tuple(numbers.setdefault(o, len(numbers)) for o in s.operands),
-            )
-            for s in built.steps
-        )
+        steps = tuple([_Step.of(step, numbers) for step in built.steps])
         return cls(
             FORMAT, versions(), built.signature, tuple(numbers), steps, built.nbytes, target,
             tuple(initializers[spec.name] for spec in built.signature.state),
@@ -158,6 +176,7 @@ class Form:
         operands = self.operands
         steps = tuple([_step(s, [operands[i] for i in s.operands]) for s in self.steps])
         check_calls(self.signature, steps)
+        check_exchanges(self.signature, steps)
         known = {"target": self.target.described()}
         shown = plain.Later(manifest, known, without=("generator", "files"))
         return Built(self.signature, steps, self.nbytes, shown)
@@ -213,11 +232,17 @@ def _check_maker(number: Any, maker: Any) -> None:
 
 
 def _step(written: _Step, operands: list[Operand]) -> Step:
-    if written.symbol:
-        return KernelStep(written.name, written.symbol, tuple(operands))
-    if len(operands) != 2 or len({(o.shape, o.dtype) for o in operands}) != 1:
-        raise PlainError(f"{written.name:.40} is no copy")
-    return CopyStep(written.name, *operands)
+    name, given = written.name, tuple(operands)
+    match written.kind:
+        case "kernel":
+            return KernelStep(name, written.symbol, given)
+        case "start":
+            return StartStep(name, written.group, written.symbol, written.number, given)
+        case "wait":
+            return WaitStep(name, written.number, given)
+    if written.kind != "copy" or len(given) != 2 or len({(o.shape, o.dtype) for o in given}) != 1:
+        raise PlainError(f"{name:.40} is no copy")
+    return CopyStep(name, *given)
 
 
 def _check(form: Form) -> None:
@@ -227,7 +252,10 @@ def _check(form: Form) -> None:
     symbols = {*form.objects, *(s for texts in form.texts.values() for s in texts)}
     if not all(map(_SYMBOL.fullmatch, symbols)) or not form.texts.keys() <= TEXTS.keys():
         raise PlainError("a file has a name that no kernel has")
-    if missing := {step.symbol for step in form.steps if step.symbol} - form.objects.keys():
+    if (
+        missing := {step.symbol for step in form.steps if step.kind == "kernel"}
+        - form.objects.keys()
+    ):
         raise PlainError(f"there is no code of {min(missing):.80}")
     check_operands(form.signature, operands, form.nbytes)
     check_initializers(form.signature.state, form.initializers)

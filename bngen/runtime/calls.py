@@ -17,11 +17,12 @@ from bngen.labels import handed_out
 from bngen.runtime import host, threads
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.arguments import Arguments
+from bngen.runtime.exchange import Communicator, Exchanges
 from bngen.runtime.executor import Executor, Memory
 from bngen.runtime.given import Cotangents, check_labels, in_order
 from bngen.runtime.native import Entry
-from bngen.runtime.pending import Call, Kept, Pending
-from bngen.runtime.results import Results
+from bngen.runtime.pending import Call, Frame, Kept, Pending, Pool
+from bngen.runtime.results import Destination, Results
 from bngen.runtime.signature import BACKWARD, FORWARD, Built, input_slot
 from bngen.runtime.state import State
 from bngen.runtime.tensors import WriteBack, is_torch
@@ -39,6 +40,42 @@ class _Given:
         self.slots = [input_slot(spec.name) for spec in specs]
 
 
+class Backward:
+    """A ``backward`` under way: as much of it has run as was asked for.
+
+    Args:
+        pool: what the frame goes back to.
+        frame: its memory.
+        memory: what its steps read and write.
+        step: the first of its steps.
+        as_torch: whether gradients go out as tensors.
+
+    Attributes:
+        gradients: by input name; of each the memory, before it is complete.
+        step: the next of its steps.
+    """
+
+    def __init__(self, pool: Pool, frame: Frame, memory: Memory, step: int, as_torch: bool):
+        self.memory, self.step, self.as_torch = memory, step, as_torch
+        self.gradients: dict[str, Any] = {}
+        self._pool, self._frames = pool, [frame]
+
+    @property
+    def is_over(self) -> bool:
+        """Whether its memory has been given back."""
+        return not self._frames
+
+    def end(self) -> None:
+        """Give its memory back."""
+        try:
+            self._pool.give(self._frames.pop())
+        except IndexError:
+            pass  # It was.
+
+    def __del__(self) -> None:
+        self.end()
+
+
 class Calls:
     """The calls of one module.
 
@@ -51,6 +88,7 @@ class Calls:
     Attributes:
         pending: the calls that wait for their ``backward``.
         executor: runs the steps.
+        carriers: who exchanges values with other processes, by group.
     """
 
     def __init__(
@@ -60,6 +98,8 @@ class Calls:
         self._program = built.signature.program
         fixed = {input_slot(name): array for name, array in state.arrays.items()}
         self.executor = Executor(built.steps, entries, fixed)
+        self._exchanges = Exchanges.of(self._program, built.steps)
+        self.carriers: Mapping[str, Communicator] = {}
         self.pending = Pending(built.signature, built.nbytes)
         self._outputs = Results(self._program, built.signature.outputs, USER_ALIGNMENT)
         self._gradients = Results(self._program, built.signature.gradients, USER_ALIGNMENT)
@@ -79,7 +119,9 @@ class Calls:
         as_torch = any(is_torch(v) for v in values)
         kept = self.pending.begin(values, slots, self._state.changes, as_torch)
         try:
-            self._run(FORWARD, Memory(kept.frame.arena, slots))
+            exchange = self._exchanges.begun(self.carriers, agree=True)
+            span = self._spans[FORWARD]
+            self._run(Memory(kept.frame.arena, slots, exchange), span.start, span.stop)
             results = self._outputs.handed_out(slots, as_torch)
             for write_back in write_backs:
                 write_back()
@@ -101,26 +143,64 @@ class Calls:
         retain: bool,
     ) -> dict[str, Any]:
         """Run its gradient; see `Module.backward`. What is refused is refused before it runs."""
+        if accumulate and out is None:
+            hint = "backward(..., out={'weight': array}, accumulate=True)"
+            raise CallError(f"{self._program}: accumulate onto what?", hint=hint)
+        begun, destinations = self._begun(grad_outputs, call, out, accumulate, retain)
+        self.advance(begun)
+        slots, as_torch = begun.memory.slots, begun.as_torch
+        return self._by_name(self._gradients.handed_out(slots, as_torch, destinations, accumulate))
+
+    def begin_backward(
+        self, grad_outputs: Sequence[Any], call: Call | None, retain: bool
+    ) -> Backward:
+        """Begin to run it; see `Module.begin_backward`."""
+        begun, _ = self._begun(grad_outputs, call, None, False, retain)
+        results = self._gradients.handed_out(begun.memory.slots, begun.as_torch)
+        begun.gradients = self._by_name(results)
+        return begun
+
+    def advance(self, begun: Backward, stop: int | None = None) -> None:
+        """Run its steps up to one that is not to run yet; all of them by default."""
+        span = self._spans[BACKWARD]
+        stop = span.stop if stop is None else stop
+        if begun.step >= stop or begun.is_over:
+            return
+        start, begun.step = begun.step, stop
+        try:
+            self._run(begun.memory, start, stop)
+        except BaseException:
+            begun.end()
+            raise
+        if stop == span.stop:
+            begun.end()
+
+    def _by_name(self, results: Sequence[Any]) -> dict[str, Any]:
+        names = (spec.name for spec in self._signature.gradients)
+        return dict(zip(names, results, strict=True))
+
+    def _begun(
+        self,
+        grad_outputs: Sequence[Any],
+        call: Call | None,
+        out: Mapping[str, Any] | None,
+        accumulate: bool,
+        retain: bool,
+    ) -> tuple[Backward, Mapping[str, Destination]]:
         call, kept = self.pending.find(call)
         self._check_unchanged(kept)
         given = self._cotangents.in_order(grad_outputs)
         cotangents, _ = self._prepare(BACKWARD, given)
         destinations = self._gradients.destinations(out)
-        if accumulate and out is None:
-            hint = "backward(..., out={'weight': array}, accumulate=True)"
-            raise CallError(f"{self._program}: accumulate onto what?", hint=hint)
         slots = {**kept.slots, **cotangents}
         slots |= self._gradients.memory(destinations, accumulate, list(slots.values()))
         # It writes over what it has read: a call that goes on waiting lends it a copy.
         frame = self.pending.twin(kept) if retain else self.pending.claim(call).frame
-        try:
-            self._run(BACKWARD, Memory(frame.arena, slots))
-        finally:
-            self.pending.pool.give(frame)
+        exchange = self._exchanges.begun(self.carriers, agree=False)
+        memory = Memory(frame.arena, slots, exchange)
         as_torch = kept.as_torch or any(is_torch(v) for v in grad_outputs)
-        results = self._gradients.handed_out(slots, as_torch, destinations, accumulate)
-        names = (spec.name for spec in self._signature.gradients)
-        return dict(zip(names, results, strict=True))
+        start = self._spans[BACKWARD].start
+        return Backward(self.pending.pool, frame, memory, start, as_torch), destinations
 
     def check_differentiated(self) -> None:
         """Refuse a program that has no ``backward``.
@@ -141,10 +221,14 @@ class Calls:
                 hint="call mod.forward(...) again",
             )
 
-    def _run(self, name: str, memory: Memory) -> None:
-        span = self._spans[name]
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The groups of ranks that values are exchanged in."""
+        return self._exchanges.groups
+
+    def _run(self, memory: Memory, start: int, stop: int) -> None:
         with threads.using(self._threads or 0):
-            self.executor.run(memory, span.start, span.stop)
+            self.executor.run(memory, start, stop)
 
     def _prepare(
         self, name: str, values: Sequence[Any]

@@ -20,9 +20,10 @@ import numpy as np
 from bngen.errors import BngenError
 from bngen.runtime import native
 from bngen.runtime.dispatch import NO_STACK, CallTable
+from bngen.runtime.exchange import Exchange
 from bngen.runtime.memory import Arena
 from bngen.runtime.native import Entry
-from bngen.runtime.steps import CopyStep, KernelStep, Operand, Step
+from bngen.runtime.steps import CopyStep, KernelStep, Operand, StartStep, Step, WaitStep
 
 
 @dataclass(frozen=True)
@@ -32,10 +33,12 @@ class Memory:
     Attributes:
         arena: what operands without a slot lie in.
         slots: C-contiguous arrays by slot; only steps that are not run may lack one.
+        exchange: its collectives; None where it has none.
     """
 
     arena: Arena
     slots: Mapping[str, np.ndarray]
+    exchange: Exchange | None = None
 
     def array(self, operand: Operand) -> np.ndarray:
         """A view of what an operand names."""
@@ -96,14 +99,14 @@ class Executor:
     def _actions_of(self, start: int, stop: int) -> Iterator[Action]:
         first = sum(isinstance(s, KernelStep) for s in self._steps[:start])
         for kernels, group in groupby(
-            self._steps[start:stop], lambda step: isinstance(step, KernelStep)
+            range(start, stop), lambda i: isinstance(self._steps[i], KernelStep)
         ):
-            steps = tuple(group)
+            numbers = tuple(group)
             if kernels:
-                yield _Kernels(self._table, first, tuple(s.name for s in steps))
-                first += len(steps)
+                yield _Kernels(self._table, first, tuple(self._steps[i].name for i in numbers))
+                first += len(numbers)
             else:
-                yield from (_Copy(step, self._fixed) for step in steps)
+                yield from (_ACTIONS[type(s := self._steps[i])](s, i, self._fixed) for i in numbers)
 
     def without_work(self) -> None:
         """Let every kernel return at once, to time what is left of a step. There is no way back."""
@@ -135,15 +138,52 @@ class _Copy:
     """A copy, perhaps of what never moves, or there."""
 
     step: CopyStep
+    number: int
     fixed: Mapping[str, np.ndarray]
 
     def run(self, memory: Memory) -> None:
-        np.copyto(self._array(self.step.target, memory), self._array(self.step.source, memory))
+        target, source = (
+            _array(o, memory, self.fixed) for o in (self.step.target, self.step.source)
+        )
+        np.copyto(target, source)
 
-    def _array(self, operand: Operand, memory: Memory) -> np.ndarray:
-        if operand.slot in self.fixed:
-            return Memory(memory.arena, self.fixed).array(operand)
-        return memory.array(operand)
+
+@dataclass(frozen=True)
+class _Start:
+    """The start of a collective."""
+
+    step: StartStep
+    number: int
+    fixed: Mapping[str, np.ndarray]
+
+    def run(self, memory: Memory) -> None:
+        sent = [_array(operand, memory, self.fixed) for operand in self.step.operands]
+        memory.exchange.start(self.number, sent)
+
+
+@dataclass(frozen=True)
+class _Wait:
+    """Its end."""
+
+    step: WaitStep
+    number: int
+    fixed: Mapping[str, np.ndarray]
+
+    def run(self, memory: Memory) -> None:
+        found, first = np.concatenate(memory.exchange.finish(self.step.start)), 0
+        for operand in self.step.operands:
+            there = _array(operand, memory, self.fixed)
+            np.copyto(there, found[first : first + there.size].reshape(there.shape))
+            first += there.size
+
+
+_ACTIONS = {CopyStep: _Copy, StartStep: _Start, WaitStep: _Wait}
+
+
+def _array(operand: Operand, memory: Memory, fixed: Mapping[str, np.ndarray]) -> np.ndarray:
+    if operand.slot in fixed:
+        return Memory(memory.arena, fixed).array(operand)
+    return memory.array(operand)
 
 
 def view(array: np.ndarray, offset: int, shape: tuple[int, ...], dtype: str) -> np.ndarray:

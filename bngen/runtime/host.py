@@ -177,6 +177,30 @@ def cpu_count() -> int:
     return max(1, usable if quota is None else min(usable, math.ceil(quota)))
 
 
+def share_of_cpus() -> int | None:
+    """CPUs that are this process's own among those that torchrun has started on this machine.
+
+    torchrun sets LOCAL_WORLD_SIZE, and OMP_NUM_THREADS to 1 where nobody has set it: on a machine
+    of many CPUs most of them would idle.
+
+    Returns:
+        At least 1; None where torchrun has started no other, or where somebody has given each
+        process CPUs of its own.
+    """
+    count = os.environ.get("LOCAL_WORLD_SIZE", "")
+    started = "TORCHELASTIC_RUN_ID" in os.environ and count.isdecimal() and len(count) < 9
+    if not started or int(count) < 2:
+        return None
+    if hasattr(os, "sched_getaffinity"):
+        try:
+            everyones = os.sched_getaffinity(os.getppid())
+        except OSError:  # It has ended.
+            everyones = os.sched_getaffinity(0)
+        if os.sched_getaffinity(0) < everyones:
+            return None
+    return max(1, cpu_count() // int(count))
+
+
 @functools.cache
 def caches() -> Caches | None:
     """This machine's data caches, or None where the operating system does not tell."""

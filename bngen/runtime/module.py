@@ -15,8 +15,9 @@ import numpy as np
 
 from bngen.errors import CallError
 from bngen.runtime.bundle import Bundle, check_text
-from bngen.runtime.calls import Calls
+from bngen.runtime.calls import Backward, Calls
 from bngen.runtime.entries import entries
+from bngen.runtime.exchange import Communicator
 from bngen.runtime.native import Entry
 from bngen.runtime.pending import Call
 from bngen.runtime.state import State
@@ -66,6 +67,7 @@ class Module:
 
     def __deepcopy__(self, memo: dict[int, Any] | None) -> Module:
         copied = Module(self._bundle, self._entries, self._texts, self._threads)
+        copied._calls.carriers = self._calls.carriers
         state = self._values()
         return copied if state is None else copied.load_state_dict(state)
 
@@ -221,6 +223,60 @@ class Module:
         self._calls.check_differentiated()
         self._check_whole()
         return self._calls.backward(grad_outputs, call, out, accumulate, retain)
+
+    @alone
+    def begin_backward(
+        self, *grad_outputs: Any, call: Call | None = None, retain: bool = False
+    ) -> Backward:
+        """Begin a ``backward`` that `advance` runs, part by part.
+
+        Gradients are handed out at once; each is complete when all steps before its
+        `OutputSpec.done` have run, and nobody here reads or writes it any more.
+
+        Args:
+            *grad_outputs: see `backward`.
+            call: see `backward`.
+            retain: see `backward`.
+
+        Returns:
+            What is under way; its ``gradients`` are by input name.
+
+        Raises:
+            CallError: see `backward`.
+        """
+        self._calls.check_differentiated()
+        self._check_whole()
+        return self._calls.begin_backward(grad_outputs, call, retain)
+
+    @alone
+    def advance(self, begun: Backward, stop: int | None = None) -> None:
+        """Run the steps of a ``backward`` before ``stop``, or all, that have not run yet."""
+        self._calls.advance(begun, stop)
+
+    # --- other processes ----------------------------------------------------------------------
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The names of the groups of ranks that the program exchanges values in."""
+        return self._calls.groups
+
+    @alone
+    def connect(self, carriers: Mapping[str, Communicator]) -> Module:
+        """Say who exchanges values with other processes; ``bngen.connect`` does, with PyTorch.
+
+        Args:
+            carriers: for each of `groups` its own.
+
+        Raises:
+            CallError: for a group that is left out.
+        """
+        if missing := [group for group in self.groups if group not in carriers]:
+            raise CallError(
+                f"{self.signature.program}: nobody was given for the group {missing[0]!r}",
+                hint=f"it exchanges values in {', '.join(map(repr, self.groups))}",
+            )
+        self._calls.carriers = dict(carriers)
+        return self
 
     # --- what it is ---------------------------------------------------------------------------
 

@@ -52,6 +52,7 @@ class OutputSpec:
         slot: slot that the steps write it to; small results share one.
         offset: bytes into the slot.
         memory_format: how it lies there, and in the caller's hands.
+        done: of a gradient: the step before which it is complete, and read by no further one.
     """
 
     name: str
@@ -60,6 +61,7 @@ class OutputSpec:
     slot: str
     offset: int = 0
     memory_format: str = CONTIGUOUS
+    done: int = 0
 
     @functools.cached_property
     def memory_shape(self) -> tuple[int, ...]:

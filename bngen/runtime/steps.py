@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+COMBINED = SUM, AVERAGE, MOMENTS = "sum", "average", "moments"
+"""How a collective makes one of what each rank sends: element by element, or as statistics."""
+
 
 @dataclass(frozen=True)
 class Operand:
@@ -61,4 +64,38 @@ class CopyStep:
         return self.source, self.target
 
 
-Step = KernelStep | CopyStep
+@dataclass(frozen=True)
+class StartStep:
+    """The start of a collective: what it sends is taken.
+
+    Attributes:
+        name: the value that it gives, for messages.
+        group: of ranks.
+        combine: ``sum``, ``average``, or ``moments``: means and variances of ``count`` elements.
+        count: of this rank's share.
+        operands: what is read, in pieces.
+    """
+
+    name: str
+    group: str
+    combine: str
+    count: int
+    operands: tuple[Operand, ...]
+
+
+@dataclass(frozen=True)
+class WaitStep:
+    """The end of a collective: what it gives is written.
+
+    Attributes:
+        name: as where it was started.
+        start: the place of that step among all steps.
+        operands: what is written, in pieces; all that it gives.
+    """
+
+    name: str
+    start: int
+    operands: tuple[Operand, ...]
+
+
+Step = KernelStep | CopyStep | StartStep | WaitStep

@@ -143,13 +143,17 @@ def _use(count: int) -> int:
 
 
 def default_threads() -> int:
-    """BNGEN_NUM_THREADS, else OMP_NUM_THREADS, else every CPU this process may use."""
+    """BNGEN_NUM_THREADS, else OMP_NUM_THREADS, else every CPU this process may use.
+
+    The 1 that torchrun sets is nobody's wish: among its processes each has its share of the CPUs.
+    """
     own = environment("threads")
     if own is not None:
         return checked_count(own)
-    # The first number of OMP_NUM_THREADS is that of the outermost loops. torchrun sets it, to keep
-    # the processes it starts from getting in each other's way.
+    # The first number of OMP_NUM_THREADS is that of the outermost loops.
     shared = os.environ.get("OMP_NUM_THREADS", "").split(",")[0].strip()
+    if shared in ("", "1") and (share := host.share_of_cpus()) is not None:
+        return share
     # What is no number of threads is nobody's wish, as OpenMP's own runtimes have it.
     sensible = shared.isdecimal() and len(shared) < 9 and 1 <= int(shared) <= _MOST_THREADS
     if shared and not sensible:

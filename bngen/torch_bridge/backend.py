@@ -10,9 +10,10 @@ over once that is done: no step waits for a compiler.
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -20,9 +21,11 @@ from torch import fx
 from torch.utils.weak import WeakIdKeyDictionary
 
 from bngen.errors import BngenError
+from bngen.ir.node import Graph
 from bngen.options import debug_level, environment
 from bngen.torch_bridge.asked import Asked
 from bngen.torch_bridge.builds import BUILDS
+from bngen.torch_bridge.distributed import carrier_named, group_of
 from bngen.torch_bridge.evaluation import reads_number
 from bngen.torch_bridge.explain import explained
 from bngen.torch_bridge.forks import Lock
@@ -30,6 +33,7 @@ from bngen.torch_bridge.partition import MAPS
 from bngen.torch_bridge.places import AROUND, CALLS
 from bngen.torch_bridge.region import Region, asked_of
 from bngen.torch_bridge.regions import Regions, cut
+from bngen.torch_bridge.sync_batch_norm import sync_batch_norm, synchronize
 
 Function = Callable[..., Any]
 
@@ -46,6 +50,31 @@ def backend(captured: fx.GraphModule, example_inputs: Sequence[Any], **unknown: 
         raise BngenError(f"torch.compile was given {given}, and bngen has no such thing", hint=hint)
     at_once = _MODELS.is_new(captured, example_inputs)
     return Captured(captured, example_inputs, first_at_once=at_once)
+
+
+def _whole(call: Function) -> Function:
+    """A compiled model's call, in which the model is not cut for a DistributedDataParallel."""
+
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with _not_cut():
+            return call(*args, **kwargs)
+
+    return called
+
+
+@contextlib.contextmanager
+def _not_cut() -> Iterator[None]:
+    """Let Dynamo capture a model in a DistributedDataParallel as one.
+
+    It would cut it at the borders of the buckets, so that their gradients are there early. A
+    region's are so without a cut; see `stages`.
+    """
+    split = torch._dynamo.config.optimize_ddp
+    torch._dynamo.config.optimize_ddp = False
+    try:
+        yield
+    finally:
+        torch._dynamo.config.optimize_ddp = split
 
 
 class _Models:
@@ -81,27 +110,35 @@ def _calls(captured: fx.GraphModule) -> Any:
     )
 
 
-def compile(model: torch.nn.Module) -> torch.nn.Module:
+def compile(model: torch.nn.Module, *, sync_bn: Any = None) -> torch.nn.Module:
     """Compile a PyTorch model in place, as ``model.compile(backend="bngen")`` does.
 
     Args:
         model: any ``torch.nn.Module``; what bngen does not know in it runs in PyTorch.
+        sync_bn: a process group of ``torch.distributed``, or True for all ranks: batch
+            normalizations become ``torch.nn.SyncBatchNorm``, which normalizes by the statistics of
+            all its ranks' batches together. Models that have such layers need no saying so.
 
     Returns:
         The model itself: its parameters, its state_dict keys and its class stay.
 
     Raises:
-        BngenError: for what is no module.
+        BngenError: for what is no module or no process group.
     """
     if not isinstance(model, torch.nn.Module):
         raise BngenError(
             f"compile takes a torch.nn.Module, not a {type(model).__name__}",
             hint="a program of bngen's own language is built by bngen.build",
         )
+    if sync_bn is not None and sync_bn is not False:
+        synchronize(model, group_of(sync_bn))
+    else:
+        synchronize(model, local=False)
     model.compile(backend=backend)
     if getattr(model.forward, "__module__", "").startswith("torch.nn.modules."):
         # Dynamo passes over PyTorch's own forwards and would capture each layer for itself.
         model._compiled_call_impl = torch.compile(_own_frame(model._call_impl), backend=backend)
+    model._compiled_call_impl = _whole(model._compiled_call_impl)
     return model
 
 
@@ -128,6 +165,8 @@ class Captured:
         self, captured: fx.GraphModule, example_inputs: Sequence[Any], first_at_once: bool
     ):
         self._captured, self._at_once = captured, first_at_once
+        # Ranks that meet in a layer do the same there, whatever their shares of a batch are.
+        self._meets = any(n.target is sync_batch_norm for n in captured.graph.nodes)
         nodes = [n for n in captured.graph.nodes if n.op not in CALLS]
         self._numbers = [i for i, n in enumerate(nodes) if any(map(reads_number, n.users))]
         # Dynamo asks itself whether parameters and vectors are what they were.
@@ -154,7 +193,7 @@ class Captured:
         if key in self._versions:
             return self._versions[key]
         try:
-            if self._at_once:
+            if self._at_once or self._meets:
                 self._at_once = False
                 self._versions[key] = finished(_cut(self._captured, inputs))
                 return self._versions[key]
@@ -215,7 +254,12 @@ def finished(regions: Regions) -> fx.GraphModule:
     for taken in regions.taken:
         asked = asked_of(taken)
         try:
-            region = Region(BUILDS.now(asked, taken.graph), taken, asked.wanted)
+            # Before anything is built, which takes its time on each rank.
+            carriers = {name: carrier_named(name) for name in groups_of(taken.graph)}
+            built = BUILDS.now(asked, taken.graph)
+            if built.groups:
+                built.connect(carriers)
+            region = Region(built, taken, asked.wanted)
         except BngenError:
             raise
         except Exception as error:
@@ -223,6 +267,11 @@ def finished(regions: Regions) -> fx.GraphModule:
             raise BngenError(what, loc=taken.loc, hint=AROUND) from error
         setattr(regions.module, taken.name, region)
     return regions.module
+
+
+def groups_of(graph: Graph) -> tuple[str, ...]:
+    """The groups of ranks that a program exchanges values in."""
+    return tuple(dict.fromkeys(n.attrs["group"] for n in graph.nodes if n.row.across))
 
 
 def _named(error: Exception) -> str:

@@ -33,6 +33,7 @@ from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from bngen.errors import BngenError
 from bngen.torch_bridge.places import AROUND, CALLS, FUNCTION, METHOD, called, place_of
+from bngen.torch_bridge.sync_batch_norm import sync_batch_norm
 
 _ONLY_AT_RUN_TIME = (
     DataDependentOutputException,
@@ -170,7 +171,7 @@ def _substituted(arguments: Any, node: fx.Node, value: Any) -> Any:
 
 def statistics(node: fx.Node) -> list[fx.Node]:
     """The running statistics that a batch normalization updates, which PyTorch does not count."""
-    if node.target is not F.batch_norm:
+    if node.target not in (F.batch_norm, sync_batch_norm):
         return []
     names = ("input", "running_mean", "running_var", "weight", "bias", "training")
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}

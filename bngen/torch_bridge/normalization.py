@@ -121,6 +121,30 @@ def bn_grad_input(t: Tensors, a: Attributes) -> Tensor:
     return batch_norm_grad((dy, x, mean, var, weight), a)[0]
 
 
+# --- of several ranks, for one of them alone ------------------------------------------------------
+
+
+def all_reduce(t: Tensors, a: Attributes) -> Tensor | tuple[Tensor, ...]:
+    """A sum of one is that one."""
+    return t[0] if len(t) == 1 else tuple(t)
+
+
+def bn_all_stats(t: Tensors, a: Attributes) -> tuple[Tensor, ...]:
+    """The statistics of one share are those of all."""
+    return t[0], t[1], torch.tensor(a["count"], dtype=t[0].dtype)
+
+
+def sync_batch_norm(t: Tensors, a: Attributes) -> tuple[Tensor, ...]:
+    """PyTorch's layer in training, which that of one rank is."""
+    return *batch_norm(t, a), torch.tensor(t[0].numel() // t[0].shape[1], dtype=t[0].dtype)
+
+
+def sync_batch_norm_grad(t: Tensors, a: Attributes) -> tuple[Tensor, ...]:
+    """Autograd's gradients of it."""
+    dy, x, mean, var, _, weight = t
+    return batch_norm_grad((dy, x, mean, var, weight), a)
+
+
 # --- one a group of rows ------------------------------------------------------------------------
 
 

@@ -123,6 +123,15 @@ _TABLE = (
     _row("bn_grad_apply", bn.bn_grad_apply, why_not=_GRADIENT),
     _row("bn_grad_sums", bn.bn_grad_sums, why_not=_GRADIENT),
     _row("bn_grad_partial_sums", bn.bn_grad_partial_sums, why_not=_GRADIENT),
+    # several processes
+    _row("all_reduce", bn.all_reduce,
+         why_not="torch.distributed's functions work on tensors that have values, in place"),
+    _row("bn_all_stats", bn.bn_all_stats, why_not=_PART),
+    _row(
+        "sync_batch_norm", bn.sync_batch_norm,
+        why_not="nn.SyncBatchNorm refuses CPUs; bngen's own takes its place",
+    ),
+    _row("sync_batch_norm_grad", bn.sync_batch_norm_grad, why_not=_GRADIENT),
     # reductions
     _row("sum", reduction(torch.sum),
          Spelling("sum", (torch.sum,), ("sum",), only={"dtype": None, **OUT})),

@@ -24,8 +24,9 @@ from torch import fx
 from bngen.torch_bridge.evaluation import is_certain, statistics, switches_mode
 from bngen.torch_bridge.places import CALLS
 from bngen.torch_bridge.support import is_known
+from bngen.torch_bridge.sync_batch_norm import sync_batch_norm
 
-MAPS = (torch.conv2d, F.batch_norm, F.max_pool2d, F.avg_pool2d)
+MAPS = (torch.conv2d, F.batch_norm, sync_batch_norm, F.max_pool2d, F.avg_pool2d)
 """A region without any of these is left to PyTorch: there is nothing to gain."""
 
 Edges = dict[fx.Node, list[fx.Node]]

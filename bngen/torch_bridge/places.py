@@ -5,7 +5,9 @@ In: nodes as Dynamo makes them. Out: names and places for messages.
 
 from __future__ import annotations
 
+import os
 import re
+from pathlib import Path
 
 from torch import fx
 
@@ -17,6 +19,8 @@ AROUND = "BNGEN_FALLBACK=1 runs this part of the model in PyTorch"
 CALLS = METHOD, FUNCTION, MODULE = "call_method", "call_function", "call_module"
 """Kinds of nodes, as `torch.fx` has them; the others are arguments and the result."""
 
+_OWN = f"{Path(__file__).parent}{os.sep}"
+"""Where layers of bngen's own are, which no model has written."""
 _LINE = re.compile(r'\s*File "(.*)", line (\d+)')
 
 
@@ -30,6 +34,7 @@ def called(node: fx.Node) -> str:
 def place_of(node: fx.Node) -> SourceLoc | None:
     """The model's own line that a node stems from, as Dynamo has noted it."""
     for line in reversed((node.meta.get("stack_trace") or "").splitlines()):
-        if found := _LINE.match(line):
+        found = _LINE.match(line)
+        if found and not found[1].startswith(_OWN):
             return SourceLoc(found[1], int(found[2]))
     return None

@@ -3,6 +3,9 @@
 In: a region as it was cut. Out: what it asks to be built (`asked_of`); with the loaded module of
 that a `Region`, which takes the region's tensors and returns its results, with gradients where
 PyTorch wants them.
+
+Where there are other processes, which want gradients as soon as they are there, the region's
+arguments pass through identities (`stages`), each of which runs a part of the backward.
 """
 
 from __future__ import annotations
@@ -15,11 +18,14 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from bngen.options import CHANNELS_LAST
+from bngen.runtime.host import share_of_cpus
 from bngen.runtime.module import Module
 from bngen.runtime.signature import BACKWARD
+from bngen.runtime.threads import default_threads
 from bngen.torch_bridge.asked import Asked
 from bngen.torch_bridge.reference import evaluate
 from bngen.torch_bridge.regions import Taken
+from bngen.torch_bridge.stages import UnderWay, is_shared, stages_of, tapped
 
 
 def asked_of(taken: Taken) -> Asked:
@@ -30,7 +36,13 @@ def asked_of(taken: Taken) -> Asked:
     named |= {f"return.{i}": node for i, node in enumerate(taken.outputs)}
     last = sorted(n for n, node in named.items() if is_channels_last(node.meta["val"]))
     formats = tuple((name, CHANNELS_LAST) for name in last)
-    return Asked(str(taken.graph), wanted, formats, torch.get_num_threads())
+    return Asked(str(taken.graph), wanted, formats, _threads())
+
+
+def _threads() -> int:
+    """PyTorch's threads; where torchrun has left it one, this process's share of the CPUs."""
+    count = torch.get_num_threads()
+    return default_threads() if count == 1 and share_of_cpus() else count
 
 
 def is_channels_last(value: torch.Tensor) -> bool:
@@ -69,6 +81,7 @@ class Region(torch.nn.Module):
         backward = built.signature.call(BACKWARD)
         reads = set(backward.reads) - self.updated if backward else set()
         self.read = tuple(i for i, name in enumerate(self.names) if name in reads)
+        self.stages = stages_of(built.signature, self.names)
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The region's results."""
@@ -76,7 +89,10 @@ class Region(torch.nn.Module):
             return self.as_eager(self.built.forward(*self.arguments(tensors)))
         # A region may lie on both sides of a switch of gradients, which it has in its program.
         with torch.enable_grad():
-            return _Differentiated.apply(self, *tensors)
+            under_way = UnderWay(self.built)
+            if len(self.stages) > 1 and is_shared():
+                tensors = tapped(tensors, self.stages, under_way)
+            return _Differentiated.apply(self, under_way, *tensors)
 
     def arguments(self, tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """The tensors' own memory for bngen.
@@ -158,11 +174,14 @@ class _Differentiated(torch.autograd.Function):
     """One call of a region's program, which waits for its backward."""
 
     @staticmethod
-    def forward(ctx: Any, region: Region, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def forward(
+        ctx: Any, region: Region, under_way: UnderWay, *tensors: torch.Tensor
+    ) -> tuple[torch.Tensor, ...]:
         arguments = region.arguments(tensors)
         results, call = region.built.record(*arguments)
         results = region.as_eager(results)
         ctx.region, ctx.call, ctx.rest = region, call, _Rest.of(region, arguments)
+        ctx.under_way = under_way
         ctx.set_materialize_grads(False)
         # For PyTorch's own check that nobody changes them before backward.
         ctx.save_for_backward(*(tensors[i] for i in region.read))
@@ -179,16 +198,22 @@ class _Differentiated(torch.autograd.Function):
         floats = [g for g, is_float in zip(cotangents, region.floats, strict=True) if is_float]
         # What is kept lives as long as PyTorch's graph of the caller.
         retain = torch._C._autograd._get_current_graph_task_keep_graph()
-        gradients = region.built.backward(*floats, call=ctx.call, retain=retain)
-        if region.joined(cotangents) and not all(map(_is_finite, gradients.values())):
+        # Where ranks meet, one of them cannot go another way.
+        whole = region.joined(cotangents) and not region.built.groups
+        gradients = ctx.under_way.begin(floats, ctx.call, retain, whole=whole)
+        if whole and not all(map(_is_finite, gradients.values())):
             # A zero cotangent, by a slope that is infinite: autograd would not have gone there.
             gradients = region.by_pytorch(ctx.rest.unchanged(), cotangents)
         if not retain:
             ctx.call = ctx.rest = None
         flows = region.flows(cotangents)
-        return None, *(
-            gradients[name] if wanted and i in flows else None
-            for i, (name, wanted) in enumerate(zip(region.names, region.wanted, strict=True))
+        return (
+            None,
+            None,
+            *(
+                gradients[name] if wanted and i in flows else None
+                for i, (name, wanted) in enumerate(zip(region.names, region.wanted, strict=True))
+            ),
         )
 
 

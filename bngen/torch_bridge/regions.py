@@ -25,6 +25,7 @@ from bngen.torch_bridge.masks import draw_masks
 from bngen.torch_bridge.partition import Partition
 from bngen.torch_bridge.places import CALLS, called, place_of
 from bngen.torch_bridge.support import COUNTS, reasons
+from bngen.torch_bridge.sync_batch_norm import name_layers
 from bngen.torch_bridge.translate import trace_region
 
 PREFIX = "bngen_"
@@ -95,6 +96,7 @@ def cut(captured: fx.GraphModule, inputs: Sequence[Any]) -> Regions:
         calls = [n for n in captured.graph.nodes if n.op in CALLS]
         return Regions(captured, (), tuple(_left(n, str(error)) for n in calls))
     graph = module.graph
+    name_layers(graph)
     shared = functionalize(graph)
     spell_out(graph)
     draw_masks(graph, shared)

@@ -34,6 +34,7 @@ from bngen.torch_bridge import masks
 from bngen.torch_bridge.element_types import UnsupportedError, dtype_of
 from bngen.torch_bridge.ops import Spelling, spelling_of
 from bngen.torch_bridge.places import CALLS, called
+from bngen.torch_bridge.sync_batch_norm import sync_batch_norm
 
 
 def _dropout(input: Tensor, p: float = 0.5, training: bool = True, **given: bool) -> Tensor:
@@ -82,6 +83,7 @@ def _holds_tensor(index: Any) -> bool:
 
 OWN: dict[Any, Callable[..., Any]] = {
     masks.drop: _masked,
+    sync_batch_norm: normalization.batch_norm,
     **dict.fromkeys(masks.DROPOUTS, _dropout),
     F.alpha_dropout: _alpha_dropout,
     torch.alpha_dropout: _alpha_dropout,

@@ -73,7 +73,7 @@ class Job:
 def jobs(plan: KernelPlan, target: Target) -> list[Job]:
     """The distinct kernels of a plan that have knobs, those of many calls first."""
     found: dict[str, Job] = {}
-    for kernel in plan.kernels:
+    for kernel in plan.computed:
         choice = choose(kernel, plan.layouts, target.machine)
         strategy, facts = choice.strategy, choice.facts
         if not strategy.space(facts):

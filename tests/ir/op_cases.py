@@ -214,6 +214,11 @@ BATCH_NORM = [
     case("batch_norm", normal(*MAP), None, normal(3)),
     case("batch_norm", normal(*MAP), normal(3), None),
     case("batch_norm", normal(8, 3), None, None),
+    case("sync_batch_norm", normal(*MAP), normal(3), normal(3), eps=1e-3, group="all"),
+    case("sync_batch_norm", normal(8, 3), None, normal(3)),
+    case("bn_all_stats", normal(3), positive(3), count=40, group="all"),
+    case("all_reduce", normal(3, 4)),
+    case("all_reduce", normal(3), normal(2), average=True, group="all"),
 ]
 
 REDUCTIONS = [

@@ -37,7 +37,7 @@ def test_no_two_rows_have_one_name():
 
 def test_kinds_are_those_of_the_table():
     assert {row.kind for row in OPS.values()} == {
-        "pointwise", "reduce", "contract", "window", "view", "copy", "coarse",
+        "pointwise", "reduce", "contract", "window", "view", "copy", "coarse", "collective",
     }  # fmt: skip
 
 
@@ -195,7 +195,7 @@ def test_statistics_are_a_mean_and_a_variance(case):
 
 
 def test_folds_say_how_partial_results_join():
-    assert all(bool(row.combine) == (row.kind == "reduce") for row in OPS.values())
+    assert all(bool(row.combine) == (row.kind in ("reduce", "collective")) for row in OPS.values())
     assert {row.combine for row in OPS.values()} == {"", "sum", "max", "moments"}
 
 
@@ -229,7 +229,9 @@ def test_what_may_be_deferred_is_affine_in_its_first_operand(case):
 def test_no_pass_adds_to_a_weights_gradient_as_it_is_stored():
     """Its sums run over all pixels; copies, and views that need one, have nests of their own."""
     assert {op for op, row in OPS.items() if not row.store_slot} == {
-        op for op, row in OPS.items() if row.direction == "weight" or row.moves
+        op
+        for op, row in OPS.items()
+        if row.direction == "weight" or row.moves or row.kind == "collective"
     }
 
 

@@ -18,7 +18,7 @@ from bngen.verification.tolerance import few_ulps
 from tests.ir.op_cases import CASES, Case, normal
 from tests.oracle import assert_few_ulps, assert_same, torch_run
 
-NEED_CONSISTENT_OPERANDS = {"batch_norm_grad", "bn_grad_input"}
+NEED_CONSISTENT_OPERANDS = {"batch_norm_grad", "bn_grad_input", "sync_batch_norm_grad"}
 
 
 def test_every_op_and_every_attribute_has_a_case():

@@ -28,9 +28,9 @@ from tests.strategies import programs, random_args
 
 INTERNAL = {
     *(op for op in OPS if "_grad_" in f"{op}_" and op != "conv2d_grad_input"),
-    "bn_apply", "bn_merge_mean", "bn_merge_stats", "bn_partial_mean", "bn_partial_stats",
-    "bn_partial_var", "bn_scale", "channel_scale", "max_groups", "partial_max", "partial_sum",
-    "sum_groups",
+    "bn_all_stats", "bn_apply", "bn_merge_mean", "bn_merge_stats", "bn_partial_mean",
+    "bn_partial_stats", "bn_partial_var", "bn_scale", "channel_scale", "max_groups", "partial_max",
+    "partial_sum", "sum_groups",
 }  # fmt: skip
 """Ops that only differentiation and fission make."""
 

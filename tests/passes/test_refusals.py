@@ -59,6 +59,11 @@ def result(p: Written) -> list[Value]:
     return [a, p("matmul", a, w)]
 
 
+def exchanged(p: Written) -> list[Value]:
+    x, w = p.map("x", TensorType((4, 16))), p.map("w", TensorType((16, 16)))
+    return [p("all_reduce", p("tanh", p("matmul", x, w)))]
+
+
 def pooled(p: Written) -> list[Value]:
     return [p("max_pool2d", p("neg", p.map()), kernel=(2, 2), stride=(2, 2))[0]]
 
@@ -182,6 +187,7 @@ CASES = [
     ("icf", elsewhere, "store", slots.ELSEWHERE, 1, 2),
     ("bnff", beside, "load", slots.BESIDE, 2, 3),
     ("icf", moved, "store", "it reads elements from other places", 1, 2),
+    ("icf", exchanged, "load", "it is sent to other processes", 2, 3),
     ("icf", read_around, "load", "it is read at several places at once", 1, 2),
     ("icf", weight_update, "store", "a weight's gradient is complete only", 1, 2),
 ]

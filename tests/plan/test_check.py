@@ -13,6 +13,7 @@ from bngen.plan.check import PLAN_INVARIANTS, check_plan
 from bngen.plan.layout import CHANNELS_LAST
 from bngen.plan.memory import Place
 from tests.passes.meaning import joint_program
+from tests.ranks import synchronized
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,15 @@ def an_update_in_another_order(plan, memory):
     return replace(plan, graph=graph, layouts={**plan.layouts, weight: CHANNELS_LAST}), memory
 
 
+def a_collective_read_too_early(plan, memory):
+    """Over before the second kernel that reads it."""
+    graph = synchronized(make("tiny_densenet", batch=2, image=32, num_classes=5).graph)
+    plan, memory = (made := plan_program(graph, "icf", 8)).plan, made.memory
+    first, *rest = plan.waits
+    late = replace(first, before=first.before + 2)
+    return replace(plan, waits=(late, *rest)), memory
+
+
 BREACHES = {
     two_writers: "one writer",
     nobody_writes_a_result: "one writer",
@@ -96,6 +106,7 @@ BREACHES = {
     a_life_cut_short: "within lives",
     a_result_over_a_load: "in place once",
     an_update_in_another_order: "updates fit",
+    a_collective_read_too_early: "awaited",
 }
 
 

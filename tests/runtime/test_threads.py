@@ -236,6 +236,26 @@ def test_default_number_of_threads(monkeypatch, caplog):
             threads.default_threads()
 
 
+def test_processes_of_torchrun_share_the_cpus(monkeypatch):
+    monkeypatch.delenv("BNGEN_NUM_THREADS", raising=False)
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(host, "cpu_count", lambda: 13)
+    everyones = {0: {0, 1}, os.getppid(): {0, 1}}
+    monkeypatch.setattr(os, "sched_getaffinity", everyones.__getitem__)
+    assert threads.default_threads() == 1
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    for count, share in (("1", 1), ("3", 4), ("13", 1), ("50", 1), ("many", 1)):
+        monkeypatch.setenv("LOCAL_WORLD_SIZE", count)
+        assert threads.default_threads() == share
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "3")
+    everyones[0] = {0}  # somebody has bound this one to CPUs of its own
+    assert threads.default_threads() == 1
+    everyones[0] = {0, 1}
+    for name, share in (("OMP_NUM_THREADS", 2), ("BNGEN_NUM_THREADS", 5)):
+        monkeypatch.setenv(name, str(share))
+        assert threads.default_threads() == share
+
+
 def test_a_forked_child_computes_on_one_thread_and_does_not_hang(library):
     with threads.using(2):
         assert len(launch(library)[1]) == shares(2)

@@ -14,6 +14,7 @@ contract   a sum of products: convolutions in three directions, matrix product
 window     a pool or its gradient: a small window over ``h w``
 view       moves no data by itself: concatenation, slice, reshape
 copy       the same tensor somewhere else, perhaps in another layout
+collective computed of what several processes have; a step that is no kernel
 coarse     rewritten into the above by fission before anything is fused
 ========== =====================================================================================
 
@@ -30,6 +31,7 @@ from bngen.ir.attributes import attribute_misfit, type_misfit
 from bngen.ir.ops.activations import ACTIVATIONS
 from bngen.ir.ops.batch_norm import BATCH_NORM
 from bngen.ir.ops.batch_norm_grad import BATCH_NORM_GRAD
+from bngen.ir.ops.collective import COLLECTIVE
 from bngen.ir.ops.conv import CONTRACT
 from bngen.ir.ops.gather import GATHER
 from bngen.ir.ops.movement import MOVEMENT
@@ -53,6 +55,7 @@ FAMILIES = (
     MOVEMENT,
     GATHER,
     RESIZE,
+    COLLECTIVE,
 )
 
 OPS: dict[str, OpDef] = {row.name: row for family in FAMILIES for row in family}

@@ -68,7 +68,8 @@ def _exact(x: np.ndarray) -> str:
     return DTYPES[x.dtype.name].exact
 
 
-def _bn_stats(arrays, attrs):
+def bn_stats(arrays, attrs):
+    """Mean and biased variance of each channel."""
     (x,) = arrays
     # Summed as PyTorch does: the mean of a constant channel is that constant.
     moments = (fn(x, axis=pixel_axes(x), dtype=_exact(x)) for fn in (np.mean, np.var))
@@ -76,7 +77,7 @@ def _bn_stats(arrays, attrs):
 
 
 def _bn_mean(arrays, attrs):
-    return _bn_stats(arrays, attrs)[:1]
+    return bn_stats(arrays, attrs)[:1]
 
 
 def _bn_var(arrays, attrs):
@@ -131,7 +132,8 @@ def _bn_partial_var(arrays, attrs):
     return (np.square(rows).sum(axis=1),)
 
 
-def _bn_normalize(arrays, attrs):
+def bn_normalize(arrays, attrs):
+    """``(x - mean) / sqrt(var + eps) * weight + bias`` by channel."""
     x, mean, var, weight, bias = arrays
     scale = 1.0 / np.sqrt(var + x.dtype.type(attrs["eps"]))
     scale = scale if weight is None else scale * weight
@@ -154,8 +156,8 @@ def _bn_apply(arrays, attrs):
 
 def _batch_norm(arrays, attrs):
     x, weight, bias = arrays
-    mean, var = _bn_stats([x], attrs)
-    return (*_bn_normalize([x, mean, var, weight, bias], attrs), mean, var)
+    mean, var = bn_stats([x], attrs)
+    return (*bn_normalize([x, mean, var, weight, bias], attrs), mean, var)
 
 
 def _bn_update(arrays, attrs):
@@ -177,7 +179,7 @@ BATCH_NORM = (
     ),
     # whole statistics
     OpDef(
-        "bn_stats", "reduce", ("x",), infer_stats(2), _bn_stats, results=("mean", "var"),
+        "bn_stats", "reduce", ("x",), infer_stats(2), bn_stats, results=("mean", "var"),
         combine="moments", takes="float", statistics="batch",
     ),
     OpDef(
@@ -212,7 +214,7 @@ BATCH_NORM = (
     ),
     # what is done with them
     pointwise(
-        "bn_normalize", ("x", "mean", "var", "weight?", "bias?"), _bn_normalize, infer_first,
+        "bn_normalize", ("x", "mean", "var", "weight?", "bias?"), bn_normalize, infer_first,
         defaults={"eps": 1e-5}, channel=("mean", "var", "weight", "bias"), takes="float",
         autocast="follows",
     ),

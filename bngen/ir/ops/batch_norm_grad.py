@@ -42,7 +42,8 @@ def _batch_norm_grad(arrays, attrs):
     return inner * along_channel(scale, x.ndim), dweight, dbias
 
 
-def _bn_grad_sums(arrays, attrs):
+def bn_grad_sums(arrays, attrs):
+    """Sums of ``dy`` and of ``dy * (x - mean)`` over each channel."""
     dy, x, mean = arrays
     axes = pixel_axes(x)
     return dy.sum(axis=axes), (dy * (x - along_channel(mean, x.ndim))).sum(axis=axes)
@@ -54,7 +55,8 @@ def _bn_grad_partial_sums(arrays, attrs):
     return tuple(cut_rows(v, attrs["row_groups"]).sum(axis=1) for v in (dy, dy * centred))
 
 
-def _bn_grad_input(arrays, attrs):
+def bn_grad_input(arrays, attrs):
+    """The gradient of x, of those two sums over all of the batch."""
     dy, x, mean, var, weight, sum_dy, sum_dy_centred = arrays
     spread, count = var + x.dtype.type(attrs["eps"]), attrs["count"]
     scale = 1.0 / np.sqrt(spread)
@@ -91,7 +93,7 @@ BATCH_NORM_GRAD = (
         channel=("mean", "var", "weight"), takes="float",
     ),
     OpDef(
-        "bn_grad_sums", "reduce", ("dy", "x", "mean"), infer_stats(2, maps=2), _bn_grad_sums,
+        "bn_grad_sums", "reduce", ("dy", "x", "mean"), infer_stats(2, maps=2), bn_grad_sums,
         results=("dy", "dy_centred"), channel=("mean",), combine="sum", takes="float",
     ),
     OpDef(
@@ -101,7 +103,7 @@ BATCH_NORM_GRAD = (
     ),
     pointwise(
         "bn_grad_input", ("dy", "x", "mean", "var", "weight?", "sum_dy", "sum_dy_centred"),
-        _bn_grad_input, infer_first_of_two, defaults={"eps": 1e-5, "count": ...},
+        bn_grad_input, infer_first_of_two, defaults={"eps": 1e-5, "count": ...},
         channel=("mean", "var", "weight", "sum_dy", "sum_dy_centred"), takes="float",
     ),
     # what needs dy, and the rest

@@ -21,6 +21,7 @@ Types = Sequence[TensorType | None]
 Arrays = Sequence[np.ndarray | None]
 Infer = Callable[[Types, Attrs], tuple[TensorType, ...]]
 Evaluate = Callable[[Arrays, Attrs], tuple[np.ndarray, ...]]
+Across = Callable[[Sequence[Arrays], Attrs], Sequence[tuple[np.ndarray, ...]]]
 
 
 class ShapeError(ValueError):
@@ -73,6 +74,7 @@ class OpDef:
             and views have nests of their own.
         statistics: of an op whose last two results are a mean and a variance: those of the
             ``batch``, or ``running`` ones.
+        across: of a collective: (operand arrays of each rank, attributes) -> result arrays of each.
         deferrable: an affine part of a gradient, which whoever reads it next may apply.
         sublayer: whether the names of kernels tell of it.
     """
@@ -109,6 +111,7 @@ class OpDef:
     direction: str = ""
     store_slot: bool = True
     statistics: str = ""
+    across: Across | None = None
     deferrable: bool = False
     sublayer: bool = True
 

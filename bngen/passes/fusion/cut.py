@@ -41,9 +41,9 @@ def fuse(
     kernels = [kernel_of(cut, draft) for draft in cut.drafts]
     refused = cut.refusals(k.nodes for k in kernels)
     views = tuple(n for n in plain.graph.nodes if n in cut.flow.views)
-    ordered, calls = in_execution_order(cut, kernels, cotangents)
+    ordered, calls, waits = in_execution_order(cut, kernels, cotangents)
     restored = tuple(plain.restored(ordered))
-    return KernelPlan(graph, restored, views, dict(layouts), refused, calls)
+    return KernelPlan(graph, restored, views, dict(layouts), refused, calls, waits)
 
 
 def _decide(cut: Cut) -> None:

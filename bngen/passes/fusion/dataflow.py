@@ -6,6 +6,7 @@ tables, and questions about single nodes that follow from them. No decision is t
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -78,6 +79,12 @@ class Dataflow:
         """The nodes that read a value, in order."""
         return self.consumers.get(v, ())
 
+    @property
+    def handed_over(self) -> frozenset[Node]:
+        """Copies of vectors that are made for whoever the program returns them to."""
+        copies = (n for n in self.graph.nodes if n.row.moves == "copies" and is_vector(n.out))
+        return frozenset(n for n in copies if n.out in self.results)
+
     def is_residual(self, node: Node) -> bool:
         """A pointwise op over two feature maps, other than a gradient and its deferred half."""
         maps = [v for v in node.operands if not is_small(v) and v.dtype != "bool"]
@@ -121,6 +128,23 @@ def is_pointwise(node: Node) -> bool:
 def is_partial_reduction(node: Node) -> bool:
     """A reduction that a store loop can hold: over the pixels of each group of rows."""
     return node.row.is_partial
+
+
+def is_collective(node: Node) -> bool:
+    """What takes several processes: a step that is no kernel."""
+    return node.row.across is not None
+
+
+def chains(graph: Graph, backward: frozenset[Node]) -> list[tuple[Node, Node]]:
+    """Collectives of one call, each with the next: all ranks start them in the graph's order.
+
+    Args:
+        graph: the graph.
+        backward: the nodes that belong to the second call, whatever else does.
+    """
+    found = [n for n in graph.nodes if is_collective(n)]
+    calls = ([n for n in found if (n in backward) == later] for later in (False, True))
+    return [pair for call in calls for pair in itertools.pairwise(call)]
 
 
 def is_free(node: Node) -> bool:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.passes.fusion.dataflow import (
+    is_collective,
     is_partial_reduction,
     is_pointwise,
     is_small,
@@ -87,6 +88,10 @@ STORED_ALWAYS: tuple[ValueRule, ...] = (
     ValueRule(
         "a concatenation, slice or reshape of it needs it in memory",
         lambda cut, node: any(r in cut.flow.views for r in cut.flow.readers(node.out)),
+    ),
+    ValueRule(
+        "it is sent to other processes",
+        lambda cut, node: any(map(is_collective, cut.flow.readers(node.out))),
     ),
     ValueRule(
         "it is read at several places at once",

@@ -22,7 +22,13 @@ from collections.abc import Iterable
 from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.passes.fusion import legality
-from bngen.passes.fusion.dataflow import is_free, is_partial_reduction, is_pointwise, is_small
+from bngen.passes.fusion.dataflow import (
+    is_collective,
+    is_free,
+    is_partial_reduction,
+    is_pointwise,
+    is_small,
+)
 from bngen.passes.fusion.precedence import Downstream
 from bngen.passes.fusion.profit import Costs
 from bngen.passes.fusion.state import Cut, Draft
@@ -174,7 +180,7 @@ def _kept(cut: Cut, anchor: Node, inside: list[Node]) -> set[Value]:
         v
         for n in inside
         for v in n.outputs
-        if v in flow.results or is_partial_reduction(n) or not group.issuperset(flow.readers(v))
+        if v in flow.results or is_whole(n) or not group.issuperset(flow.readers(v))
     ]
     keep = set(written)
     for v in reversed(written):
@@ -186,6 +192,11 @@ def _kept(cut: Cut, anchor: Node, inside: list[Node]) -> set[Value]:
                 keep.add(v)
                 _note_loads(cut, node, _kernels_reading(cut, v), refused)
     return keep or {anchor.out}
+
+
+def is_whole(node: Node) -> bool:
+    """Whether an op's results are written together, those that nobody reads, too."""
+    return is_partial_reduction(node) or is_collective(node)
 
 
 def _meet_again(keep: set[Value], needed: list[Node]) -> bool:

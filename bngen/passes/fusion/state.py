@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from bngen.ir.node import Node
 from bngen.ir.types import Value
-from bngen.passes.fusion.dataflow import Dataflow
+from bngen.passes.fusion.dataflow import Dataflow, chains
 from bngen.passes.fusion.precedence import Downstream, Precedence
 from bngen.plan.kernel import Refusal, Slot
 
@@ -56,6 +56,9 @@ class Cut:
             [flow.order[flow.producer[v]] for v in n.operands if v in flow.producer]
             for n in flow.graph.nodes
         ]
+        for first, second in chains(flow.graph, flow.backward):
+            successors[flow.order[first]].append(flow.order[second])
+            predecessors[flow.order[second]].append(flow.order[first])
         self.precedence = Precedence(successors, predecessors)
         self._refusals: dict[tuple[int, int, Slot], Refusal] = {}
 

@@ -1,0 +1,155 @@
+"""Process groups of ``torch.distributed`` as what carries the values that ranks exchange.
+
+In: a process group, or its name. Out: a `Carrier`, which is the `Communicator` of bngen's runtime.
+Each has a group of its own, of the same ranks: what PyTorch sends at the same time (gradients of
+DistributedDataParallel) may then be in another order on another rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from bngen.errors import BngenError, CallError
+from bngen.runtime.module import Module
+from bngen.torch_bridge.forks import Lock, forget_at_fork
+
+_START = "torch.distributed.init_process_group('gloo')"
+
+
+class Carrier:
+    """The ranks of a process group.
+
+    All of them have to make one at the same point of the program.
+
+    Args:
+        group: the process group.
+
+    Attributes:
+        size: the number of ranks.
+        rank: which of them this process is.
+    """
+
+    def __init__(self, group: Any):
+        self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
+        self._group = group if self.size == 1 else _of_its_own(group)
+
+    def sum(self, array: np.ndarray) -> _Work:
+        """Begin to add up an array of all ranks."""
+        tensor = torch.from_numpy(array)
+        return _Work(dist.all_reduce(tensor, group=self._group, async_op=True), array)
+
+    def gather(self, array: np.ndarray) -> _Work:
+        """Begin to gather bytes, as many of each rank."""
+        found = np.empty((self.size, array.size), np.uint8)
+        parts = list(torch.from_numpy(found).unbind())
+        sent = torch.from_numpy(array)
+        return _Work(dist.all_gather(parts, sent, group=self._group, async_op=True), found)
+
+
+class _Work:
+    """A collective of PyTorch that is under way, and the array that it fills."""
+
+    def __init__(self, work: Any, array: np.ndarray):
+        self._work, self._array = work, array
+
+    def result(self) -> np.ndarray:
+        """The array, when it is filled."""
+        self._work.wait()
+        return self._array
+
+
+def _of_its_own(group: Any) -> Any:
+    """Another process group of the same ranks, with the same timeout; of MPI's, the same."""
+    if not dist.is_gloo_available():
+        return group
+    timeout = group._get_backend(torch.device("cpu")).options._timeout
+    ranks = dist.get_process_group_ranks(group)
+    return dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
+
+
+class _Carriers:
+    """One for each process group, made when it is first needed."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[Any, Carrier]] = {}
+        self._lock = Lock()
+        forget_at_fork(self)
+
+    def of(self, group: Any) -> Carrier:
+        """That of a process group."""
+        with self._lock:
+            known = self._known.get(group.group_name)
+            # Names are used again once a group is destroyed.
+            if known is None or known[0] is not group:
+                known = self._known[group.group_name] = group, Carrier(group)
+            return known[1]
+
+    def after_fork(self) -> None:
+        """In a forked process: connections are the other one's."""
+        self._known.clear()
+
+
+_CARRIERS = _Carriers()
+
+
+def carrier_named(name: str) -> Carrier:
+    """That of the process group that PyTorch knows by a name.
+
+    Raises:
+        CallError: where there is none.
+    """
+    try:
+        return _CARRIERS.of(dist.distributed_c10d._resolve_process_group(name))
+    except (LookupError, RuntimeError, ValueError) as error:
+        what = f"there is no process group {name!r}: {' '.join(str(error).split()):.200}"
+        raise CallError(what, hint=_START) from error
+
+
+def group_of(given: Any) -> Any:
+    """A process group: the one that is given, or all ranks for None and True.
+
+    Raises:
+        BngenError: for what is none, and before ``torch.distributed`` is started.
+    """
+    if not dist.is_available() or not dist.is_initialized():
+        raise BngenError("torch.distributed is not initialized", hint=_START)
+    if given is None or given is True:
+        return dist.group.WORLD
+    if not isinstance(given, dist.ProcessGroup):
+        what = f"{given!r:.60} is no process group"
+        if given == dist.GroupMember.NON_GROUP_MEMBER:
+            what = "this rank is not in the process group"
+        raise BngenError(what, hint="torch.distributed.new_group(ranks), on a rank that is in it")
+    return given
+
+
+def connect(module: Module, process_group: Any = None) -> Module:
+    """Let a module exchange values with other processes, in ``all_reduce`` and ``batch_norm``.
+
+    Every rank calls it, and then makes the same calls of the module in the same order.
+
+    Args:
+        module: of a program that does so, from `bngen.build` or `bngen.load`.
+        process_group: of ``torch.distributed``, all ranks by default; or a dict of such by the
+            names of groups that the program has.
+
+    Returns:
+        The module itself.
+
+    Raises:
+        BngenError: for what is no module or no process group, and before ``torch.distributed`` is
+            initialized.
+    """
+    if not isinstance(module, Module):
+        what = f"connect takes a module of bngen, not a {type(module).__name__}"
+        raise BngenError(what, hint="bngen.compile(model, sync_bn=process_group) for PyTorch's")
+    if isinstance(process_group, Mapping):
+        groups = {name: group_of(group) for name, group in process_group.items()}
+    else:
+        groups = dict.fromkeys(module.groups, group_of(process_group))
+    return module.connect({name: _CARRIERS.of(group) for name, group in groups.items()})

@@ -1,0 +1,208 @@
+"""PyTorch's ``SyncBatchNorm`` on CPUs, where PyTorch refuses it, and DistributedDataParallel, too.
+
+In: a model. Out: its batch normalizations as a `SyncBatchNorm` of bngen's own (`synchronize`). That
+calls one function, `sync_batch_norm`. Captured, it is one call of the graph, which bngen's language
+answers; where a part of a model is left to PyTorch it runs as it stands here. Results are those of
+PyTorch's layer on GPUs.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch._subclasses import FakeTensor
+from torch.autograd.function import once_differentiable
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from bngen.errors import BngenError
+from bngen.moments import merged
+from bngen.runtime.exchange import failed
+from bngen.torch_bridge.distributed import Carrier, carrier_named
+
+
+@torch._dynamo.allow_in_graph
+def sync_batch_norm(
+    input: Tensor,
+    running_mean: Tensor | None,
+    running_var: Tensor | None,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = True,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+    *,
+    group: str = "",
+    layer: str = "",
+) -> Tensor:
+    """``F.batch_norm`` in training, by the statistics of all ranks of a group.
+
+    Args:
+        input: ``[N, C]`` or ``[N, C, ...]``, of any batch size on each rank.
+        running_mean: ``[C]``, updated in place; or None.
+        running_var: ``[C]``, likewise.
+        weight: factor ``[C]``.
+        bias: summand ``[C]``.
+        training: True.
+        momentum: weight of the new batch in the running statistics.
+        eps: added to the variance.
+        group: the name of a process group.
+        layer: what messages call it.
+    """
+    if isinstance(input, FakeTensor):
+        given = input, weight, bias, running_mean, running_var
+        return torch.batch_norm(*given, training, momentum, eps, False)
+    given = weight, bias, running_mean, running_var, momentum, eps
+    return _Synchronized.apply(input, *given, carrier_named(group), layer)
+
+
+class _Synchronized(torch.autograd.Function):
+    """One call of a layer, in eager PyTorch."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None,
+        running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float,
+        carrier: Carrier, layer: str,
+    ) -> Tensor:  # fmt: skip
+        count = x.numel() // x.shape[1]
+        axes = (0, *range(2, x.ndim))
+        if count:
+            var, mean = torch.var_mean(x.double(), axes, correction=0)
+        else:
+            mean = var = torch.zeros(x.shape[1], dtype=torch.double)
+        head = np.array([count], "<f8")
+        sent = np.concatenate([head, mean.numpy(), var.numpy()]).view(np.uint8)
+        found = _waited(carrier.gather(sent), "batch statistics", layer, carrier).view("<f8")
+        mean, var, total = merged(found[:, 0].astype(int), *np.split(found[:, 1:], 2, axis=1))
+        mean, var = (torch.from_numpy(v).to(x.dtype) for v in (mean, var))
+        if running_mean is not None:
+            unbiased = var * (total / (total - 1)) if total > 1 else var * torch.nan
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+        ctx.save_for_backward(x, weight, mean, var)
+        ctx.rest = eps, total, carrier, layer
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps) if count else x.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
+        x, weight, mean, var = ctx.saved_tensors
+        eps, total, carrier, layer = ctx.rest
+        shape, axes = (1, -1, *(1,) * (x.ndim - 2)), (0, *range(2, x.ndim))
+        inv = (var + eps).rsqrt()
+        xhat = (x - mean.reshape(shape)) * inv.reshape(shape)
+        own = torch.stack([dy.sum(axes), (dy * xhat).sum(axes)])
+        dx = None
+        if ctx.needs_input_grad[0]:
+            work = carrier.sum(own.numpy().copy())
+            sums = torch.from_numpy(_waited(work, "sums of gradients", layer, carrier)) / total
+            inner = dy - sums[0].reshape(shape) - xhat * sums[1].reshape(shape)
+            dx = inner * (inv if weight is None else inv * weight).reshape(shape)
+        return dx, own[1] if weight is not None else None, own[0], *(None,) * 6
+
+
+def _waited(work: Any, what: str, layer: str, carrier: Carrier) -> np.ndarray:
+    try:
+        return work.result()
+    except RuntimeError as error:
+        raise failed("", f"{what} of {layer or 'a layer'}", carrier, error) from None
+
+
+# --- the layer --------------------------------------------------------------------------------
+
+
+@torch._dynamo.assume_constant_result
+def _group_name(group: Any) -> str:
+    """What PyTorch calls a process group, all ranks for None; "" where there is one alone."""
+    if not dist.is_available() or not dist.is_initialized():
+        return ""
+    group = group or dist.group.WORLD
+    return group.group_name if dist.get_world_size(group) > 1 else ""
+
+
+def _forward(self: SyncBatchNorm, input: Tensor) -> Tensor:
+    """As ``torch.nn.SyncBatchNorm.forward``."""
+    group = _group_name(self.process_group) if self.training else ""
+    if not group:
+        return _BatchNorm.forward(self, input)
+    self._check_input_dim(input)
+    self._check_non_zero_input_channels(input)
+    momentum = 0.0 if self.momentum is None else self.momentum
+    if self.track_running_stats:
+        self.num_batches_tracked.add_(1)
+        if self.momentum is None:
+            momentum = 1.0 / self.num_batches_tracked.item()
+    kept = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
+    affine = self.weight, self.bias
+    return sync_batch_norm(input, *kept, *affine, True, momentum, self.eps, group=group)
+
+
+class SyncBatchNorm(_BatchNorm):
+    """Batch normalization by the statistics of all ranks of a process group, on CPUs.
+
+    Parameters, buffers and their names are those of PyTorch's layers. `synchronize` makes one of
+    such a layer.
+
+    Attributes:
+        process_group: who takes part; all ranks for None.
+    """
+
+    process_group: Any = None
+    forward = _forward
+    _check_input_dim = nn.SyncBatchNorm._check_input_dim
+    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
+
+
+_LOCAL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
+def synchronize(model: nn.Module, process_group: Any = None, *, local: bool = True) -> nn.Module:
+    """Let a model's batch normalizations use the statistics of all ranks, on CPUs.
+
+    The layers stay the objects that they are, with all that they hold; their class changes. The
+    model can then be compiled in whatever way, and be in a DistributedDataParallel.
+
+    Args:
+        model: the model.
+        process_group: who takes part; of PyTorch's ``SyncBatchNorm`` layers, who it has.
+        local: whether other layers than those change.
+
+    Returns:
+        The model itself.
+
+    Raises:
+        BngenError: for a layer of a class that is made of one of these.
+    """
+    for name, module in model.named_modules():
+        kind = type(module)
+        if kind is nn.SyncBatchNorm:
+            module.__class__ = SyncBatchNorm
+        elif kind in _LOCAL and local:
+            module.__class__, module.process_group = SyncBatchNorm, process_group
+        elif isinstance(module, (*_LOCAL, nn.SyncBatchNorm)) and local:
+            raise BngenError(
+                f"sync_bn: {name or 'the model'} is a {kind.__name__}, of which bngen does not "
+                "know what it does besides",
+                hint="write it as a torch.nn.BatchNorm2d and what follows it",
+            )
+    return model
+
+
+_STEP = re.compile(r"\['?([^'\]]+)'?\]|\.?([^.\[\]]+)")
+
+
+def name_layers(graph: fx.Graph) -> None:
+    """Tell each such call of a captured graph which layer of the model it is."""
+    for node in graph.nodes:
+        if node.target is sync_batch_norm and "layer" not in node.kwargs:
+            stack = node.meta.get("nn_module_stack") or {}
+            path = str(list(stack.values())[-1][0]) if stack else ""
+            words = ["".join(found) for found in _STEP.findall(path)]
+            words = [w for w in words if w not in ("L", "self", "_modules", "_orig_mod", "module")]
+            node.kwargs = {**node.kwargs, "layer": ".".join(words)}
