@@ -15,10 +15,12 @@ from typing import Any
 from bngen.errors import UsageError
 
 BUILD, VERIFY, BENCH, TUNE = "build", "verify", "bench", "tune"
-ALL = (BUILD, VERIFY, BENCH, TUNE)
+EXPLAIN, PROFILE, ABLATE = "explain", "profile", "ablate"
+ALL = (BUILD, VERIFY, BENCH, TUNE, EXPLAIN, PROFILE, ABLATE)
 
 FUSION_CHOICES = ("none", "rcf", "mvf", "bnff", "icf")
 EMIT_CHOICES = ("tir", "ll", "asm")
+SHOW_CHOICES = ("graph", "plan", *EMIT_CHOICES)
 MEMORY_FORMATS = CONTIGUOUS, CHANNELS_LAST = "contiguous_format", "channels_last"
 RIVAL_CHOICES = (
     *FUSION_CHOICES, "eager", "channels-last", "compile", "compile-channels-last",
@@ -101,7 +103,7 @@ OPTIONS: tuple[Option, ...] = (
     _row(
         "memory_format", "choice", "how arrays of rank 4 lie: arguments, weights and results",
         flags=("--memory-format",), default=CONTIGUOUS, choices=MEMORY_FORMATS,
-        commands=(BUILD, VERIFY),
+        commands=(BUILD, VERIFY, EXPLAIN),
     ),
     _row("batch", "int", "batch size of the program", default_text="8", metavar="N"),
     _row("image", "int", "height and width of the images", default_text="224", metavar="PIXELS"),
@@ -115,7 +117,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     _row(
         "grad", "flag", "build the forward and backward pass together", default=False,
-        commands=(BUILD,),
+        commands=(BUILD, EXPLAIN),
     ),
     _row(
         "out", "path", "output folder", default_text="./bngen-out/<program>", metavar="DIR",
@@ -124,6 +126,15 @@ OPTIONS: tuple[Option, ...] = (
     _row(
         "emit", "list", "texts to write next to the objects, comma separated", default=(),
         default_text="none", choices=EMIT_CHOICES, commands=(BUILD,),
+    ),
+    _row(
+        "show", "list", "texts to show, too: the program after each pass, and of the kernels",
+        flags=("--emit",), env="", default=(), default_text="none", choices=SHOW_CHOICES,
+        commands=(EXPLAIN,),
+    ),
+    _row(
+        "html", "path", "write the explanation as a page to be opened in a browser", env="",
+        default_text="none", metavar="FILE", commands=(EXPLAIN,),
     ),
     _row(
         "seed", "int", "seed of weights and inputs", default=0, minimum=0, metavar="N",
@@ -164,7 +175,7 @@ OPTIONS: tuple[Option, ...] = (
         default=False, commands=(TUNE,),
     ),
     _row("json", "flag", "print the result as JSON", default=False,
-         commands=(BUILD, VERIFY, TUNE)),
+         commands=(BUILD, VERIFY, TUNE, EXPLAIN, PROFILE)),
     _row("quiet", "flag", "no progress and no log on standard error", default=False),
     _row(
         "no_cache", "flag", "compile anew, and keep nothing for the next time",
@@ -173,6 +184,10 @@ OPTIONS: tuple[Option, ...] = (
     _row(
         "cache_dir", "path", "where bngen keeps what can be made again", flags=(), commands=(),
         default_text="the user's cache folder",
+    ),
+    _row(
+        "dump", "path", "folder that each stage of a build is written to", flags=(), commands=(),
+        default_text="none", metavar="DIR",
     ),
     _row(
         "fallback", "flag", "run a part of a PyTorch model that cannot be compiled in PyTorch",

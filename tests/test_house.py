@@ -20,7 +20,6 @@ PACKAGE = ROOT / "bngen"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "_schedules" not in p.parts)
 
 # Leaves that anyone may import; they import nothing of bngen but each other.
-# Leaves that anyone may import; they import nothing of bngen but each other.
 LEAVES = {"dtypes", "errors", "files", "initializers", "labels", "options", "version"}
 PLANNING = {"ir", "lang", "plan", "passes"}
 GENERATING = {"codegen", "lower", "scheduling", "target"}
@@ -42,18 +41,23 @@ MAY_IMPORT = {
     "manifest": {"codegen", "ir", "passes", "plan", "runtime", "target"},
     "binding": {"codegen", "ir", "manifest", "passes", "plan", "runtime", "target"},
     "cache": {"ir", "plan", "runtime", "target", "tuning"},
+    "stages": set(),
     "compiler": {
-        "binding", "cache", "codegen", "ir", "lang", "passes", "plan", "runtime", "target",
-        "tuning",
+        "binding", "cache", "codegen", "ir", "lang", "passes", "plan", "runtime", "stages",
+        "target", "tuning",
     },
-    "torch_bridge": {"compiler", "ir", "lang", "models", "runtime"},
+    "explain": {
+        "codegen", "ir", "lang", "manifest", "passes", "plan", "scheduling", "target", "tuning",
+    },
+    "torch_bridge": {"cache", "compiler", "explain", "ir", "lang", "models", "runtime"},
     "verification": {"ir", "torch_bridge"},
     "bench": {
         "codegen", "compiler", "lang", "models", "passes", "plan", "programs", "runtime", "target",
         "torch_bridge", "tuning",
     },
     "cli": {
-        "bench", "cache", "compiler", "programs", "runtime", "target", "tuning", "verification",
+        "bench", "cache", "compiler", "explain", "programs", "runtime", "target", "tuning",
+        "verification",
     },
     "__main__": {"cli"},
     "": {"compiler", "lang", "models", "runtime", "torch_bridge"},  # public names
@@ -66,6 +70,10 @@ ONLY_PARTS = {
     ("codegen", "runtime"): {"memory_file", "native", "toolchain"},
     ("cache", "tuning"): {"records"},
     ("compiler", "tuning"): {"records"},
+    ("explain", "tuning"): {"records"},
+    # Which strategy, which knobs, how many operations: nothing is lowered.
+    ("explain", "codegen"): {"nests", "operations", "signature"},
+    ("explain", "scheduling"): {"knobs"},
     # A program that ends in an update has its gradient made while it is traced.
     ("lang", "passes"): {"autodiff", "grad_rules"},
     # The blocks that lowering has named, and the facts that knobs follow from; of a target, what it

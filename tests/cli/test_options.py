@@ -10,6 +10,7 @@ import bngen as package
 from bngen import options
 from bngen.cli.bench import BenchRequest
 from bngen.cli.build import BuildRequest
+from bngen.cli.explain import ExplainRequest
 from bngen.cli.tune import TuneRequest
 from bngen.cli.verify import VerifyRequest
 from bngen.errors import UsageError
@@ -24,6 +25,7 @@ SMALL = ("tiny_densenet", "--batch", "2", "--image", "32")
         ("verify", VerifyRequest),
         ("bench", BenchRequest),
         ("tune", TuneRequest),
+        ("explain", ExplainRequest),
     ],
 )
 def test_requests_have_a_field_for_each_row(command, request_type):
