@@ -134,18 +134,22 @@ OPTIONS: tuple[Option, ...] = (
     ),
     _row(
         "html", "path", "write the explanation as a page to be opened in a browser", env="",
-        default_text="none", metavar="FILE", commands=(EXPLAIN,),
+        default_text="none", metavar="FILE", commands=(EXPLAIN, PROFILE),
+    ),
+    _row(
+        "trace", "path", "write one step as a trace that Chrome and Perfetto open", env="",
+        default_text="none", metavar="FILE", commands=(PROFILE,),
     ),
     _row(
         "seed", "int", "seed of weights and inputs", default=0, minimum=0, metavar="N",
-        commands=(VERIFY, BENCH),
+        commands=(VERIFY, BENCH, PROFILE, ABLATE),
     ),
     _row(
         "against", "list", "rivals, comma separated: PyTorch, bngen as its backend, bngen's levels",
         default=RIVALS, default_text=",".join(RIVALS), choices=RIVAL_CHOICES, commands=(BENCH,),
     ),
-    _row("rounds", "int", "turns of each contender", default=5, metavar="N",
-         commands=(BENCH,)),
+    _row("rounds", "int", "turns of each contender, or steps that are watched", default=5,
+         metavar="N", commands=(BENCH, PROFILE, ABLATE)),
     _row(
         "kernels", "flag", "time each convolution kernel, too, beside oneDNN's bare convolution",
         default=False, commands=(BENCH,),

@@ -52,8 +52,8 @@ MAY_IMPORT = {
     "torch_bridge": {"cache", "compiler", "explain", "ir", "lang", "models", "runtime"},
     "verification": {"ir", "torch_bridge"},
     "bench": {
-        "codegen", "compiler", "lang", "models", "passes", "plan", "programs", "runtime", "target",
-        "torch_bridge", "tuning",
+        "codegen", "compiler", "explain", "lang", "models", "passes", "plan", "programs", "runtime",
+        "target", "torch_bridge", "tuning",
     },
     "cli": {
         "bench", "cache", "compiler", "explain", "programs", "runtime", "target", "tuning",

@@ -10,7 +10,8 @@ an action of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -23,6 +24,9 @@ from bngen.runtime.dispatch import NO_STACK, CallTable
 from bngen.runtime.memory import Arena
 from bngen.runtime.native import Entry
 from bngen.runtime.steps import CopyStep, KernelStep, Operand, Step
+
+Note = Callable[[int, float, float], None]
+"""(position of a step, began, ended), in seconds of `time.perf_counter`."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class Executor:
         kernels = [s for s in steps if isinstance(s, KernelStep)]
         self._table = CallTable([(entries[s.symbol], s.operands) for s in kernels], fixed)
         self._actions: dict[tuple[int, int], tuple[Action, ...]] = {}
+        self._note: Note | None = None
 
     def run(self, memory: Memory, start: int = 0, stop: int | None = None) -> None:
         """Do steps [start, stop).
@@ -90,8 +95,14 @@ class Executor:
         if span not in self._actions:
             self._actions[span] = tuple(self._actions_of(*span))
         self._table.bind(memory.arena, memory.slots)
-        for action in self._actions[span]:
+        if self._note is None:
+            for action in self._actions[span]:
+                action.run(memory)
+            return
+        for i, action in enumerate(self._actions[span], start=span[0]):
+            began = time.perf_counter()
             action.run(memory)
+            self._note(i, began, time.perf_counter())
 
     def _actions_of(self, start: int, stop: int) -> Iterator[Action]:
         first = sum(isinstance(s, KernelStep) for s in self._steps[:start])
@@ -99,11 +110,24 @@ class Executor:
             self._steps[start:stop], lambda step: isinstance(step, KernelStep)
         ):
             steps = tuple(group)
-            if kernels:
+            if kernels and self._note:  # each by itself
+                for i, step in enumerate(steps, start=first):
+                    yield _Kernels(self._table, i, (step.name,))
+                first += len(steps)
+            elif kernels:
                 yield _Kernels(self._table, first, tuple(s.name for s in steps))
                 first += len(steps)
             else:
                 yield from (_Copy(step, self._fixed) for step in steps)
+
+    def watch(self, note: Note | None) -> None:
+        """Run steps one by one, and tell of each; None runs them together again.
+
+        Args:
+            note: called after each step with its position, and when it began and ended.
+        """
+        self._note = note
+        self._actions.clear()
 
     def without_work(self) -> None:
         """Let every kernel return at once, to time what is left of a step. There is no way back."""
