@@ -160,11 +160,19 @@ OPTIONS: tuple[Option, ...] = (
     ),
     _row(
         "json_file", "path", "write the measurements as JSON", flags=("--json",), env="",
-        default_text="none", metavar="FILE", commands=(BENCH,),
+        default_text="none", metavar="FILE", commands=(BENCH, ABLATE),
     ),
     _row(
         "plot", "path", "folder for plots of the measurements", env="", default_text="none",
-        metavar="DIR", commands=(BENCH,),
+        metavar="DIR", commands=(BENCH, ABLATE),
+    ),
+    _row(
+        "scarce", "flag", "race once more while another process streams through memory", env="",
+        default=False, commands=(ABLATE,),
+    ),
+    _row(
+        "traffic", "flag", "measure traffic, too, in a simulated cache, which takes its time",
+        env="", default=False, commands=(ABLATE,),
     ),
     _row(
         "trials", "int", "candidates tried for each kernel", default=24, metavar="N",

@@ -146,7 +146,13 @@ def _spans(rows: Sequence[Timed], key: Callable[[Timed], str], tid: int) -> Iter
 # --- measuring --------------------------------------------------------------------------------
 
 
-def profile(entry: Entry, target: Target, rounds: int, tell: Told) -> Profile:
+def profile(
+    entry: Entry,
+    target: Target,
+    rounds: int,
+    tell: Told,
+    limits: Mapping[str, Any] | None = None,
+) -> Profile:
     """Measure a program's training step.
 
     Args:
@@ -154,6 +160,7 @@ def profile(entry: Entry, target: Target, rounds: int, tell: Told) -> Profile:
         target: what it is compiled for; this machine can run it.
         rounds: training steps that are watched.
         tell: called with what is going on.
+        limits: what the machine can do; measured when missing.
     """
     tell(f"planning {entry.program}")
     program = step_program(entry.program, entry.batch, entry.image)
@@ -163,8 +170,9 @@ def profile(entry: Entry, target: Target, rounds: int, tell: Told) -> Profile:
     )  # fmt: skip
     tell(f"compiling {entry.program}")
     running = BngenStep(entry)
-    tell("measuring the limits of the machine")
-    limits = measure_limits(target, entry.threads)
+    if limits is None:
+        tell("measuring the limits of the machine")
+        limits = measure_limits(target, entry.threads)
     tell("measuring whole steps")
     step = take_steps(lambda: timed_step(running))
     tell(f"watching {rounds} steps")
