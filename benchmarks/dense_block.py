@@ -1,4 +1,4 @@
-"""Three composite layers of a DenseNet, on maps that no small cache holds: to measure traffic on."""
+"""Three composite layers of a DenseNet, to measure traffic on: maps that no small cache holds."""
 
 import bngen as bg
 

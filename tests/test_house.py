@@ -95,7 +95,7 @@ ONLY_THERE = {
     "click": {"cli/main.py"},
     "rich": {"cli/console.py", "bench/tables.py"},
     "optuna": {"tuning/search.py"},
-    "matplotlib": {"bench/plots.py"},
+    "matplotlib": {"bench/plots.py", "bench/ablation_plots.py"},
 }
 
 

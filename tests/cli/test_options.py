@@ -8,6 +8,7 @@ import pytest
 
 import bngen as package
 from bngen import options
+from bngen.cli.ablate import AblateRequest
 from bngen.cli.bench import BenchRequest
 from bngen.cli.build import BuildRequest
 from bngen.cli.explain import ExplainRequest
@@ -28,6 +29,7 @@ SMALL = ("tiny_densenet", "--batch", "2", "--image", "32")
         ("tune", TuneRequest),
         ("explain", ExplainRequest),
         ("profile", ProfileRequest),
+        ("ablate", AblateRequest),
     ],
 )
 def test_requests_have_a_field_for_each_row(command, request_type):
