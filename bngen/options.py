@@ -171,7 +171,7 @@ OPTIONS: tuple[Option, ...] = (
         default=False, commands=(ABLATE,),
     ),
     _row(
-        "traffic", "flag", "measure traffic, too, in a simulated cache, which takes its time",
+        "traffic", "flag", "measure traffic, too, by perf or in a simulated cache: takes its time",
         env="", default=False, commands=(ABLATE,),
     ),
     _row(

@@ -2,8 +2,9 @@
 
 In: `Asked`. Out: a report, a dictionary as the JSON file holds it. For each level the time of a
 training step (levels take turns, as in the bench), how it divides into kinds of work (each kernel
-timed by itself), main-memory traffic counted from the plan and, at a reduced size, measured, and
-the memory that activations take.
+timed by itself), main-memory traffic counted from the plan and measured (by the machine's
+counters where ``perf`` may read them, else in a simulated cache at a reduced size), and the memory
+that activations take.
 
 The paper (Jung et al., SysML 2019, arXiv 1807.01702) reports DenseNet-121's step 25.7 % faster at
 ``icf`` than its Caffe and MKL-DNN baseline, on a Xeon of many cores whose memory brings far fewer
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from bngen.bench import machine, simulated
+from bngen.bench import counters, machine, simulated
 from bngen.bench.contenders import OURS, Entry
 from bngen.bench.limits import measure_limits
 from bngen.bench.profile import profile
@@ -65,7 +66,7 @@ class Asked:
         seed: of weights and inputs.
         rounds: turns of each level.
         scarce: whether to race once more beside a process that streams through memory.
-        traffic: whether to simulate caches, too.
+        traffic: whether to measure traffic, too.
     """
 
     programs: Sequence[str]
@@ -129,7 +130,11 @@ def _program(asked: Asked, program: str, threads: int | None, limits: Json, tell
         levels[level] = {
             **times[level], "work": found.by_work(), **counted(found.explained.report),
         }  # fmt: skip
-    measured = _simulated(asked, program, tell) if asked.traffic else {"why_not": "not asked for"}
+    measured: Json = {"why_not": "not asked for"}
+    if asked.traffic and counters.obstacle() is None:
+        measured = _by_counters(entries, levels, tell)
+    elif asked.traffic:
+        measured = _simulated(asked, program, tell)
     return {
         "program": program, "batch": asked.batch, "image": asked.image, "levels": levels,
         "scarce": scarce, "measured": measured,
@@ -166,6 +171,25 @@ def counted(report: Report) -> Json:
         by_work[row.work] = by_work.get(row.work, 0) + row.traffic.nbytes
     memory = dict(report.memory)
     return {"calls": calls, "bytes_by_work": by_work, "memory": memory}
+
+
+def _by_counters(entries: Sequence[Entry], levels: Json, tell: Told) -> Json:
+    """Traffic of each level at full size, by the machine's counters."""
+    found: Json = {}
+    order = (FUSION_CHOICES[-1], *FUSION_CHOICES[:-1])
+    by_level = dict(zip(order, entries, strict=True))
+    for level in FUSION_CHOICES:
+        tell(f"{entries[0].program} at {level}: counting misses")
+        calls = levels[level]["calls"].values()
+        found[level] = {
+            "counted": sum(call["bytes"] for call in calls),
+            "measured": counters.bytes_of_step(by_level[level]),
+        }
+    first = entries[0]
+    return {
+        "tool": f"perf, {' and '.join(counters.EVENTS)}", "target": first.target,
+        "batch": first.batch, "image": first.image, "levels": found,
+    }  # fmt: skip
 
 
 def _simulated(asked: Asked, program: str, tell: Told) -> Json:

@@ -72,7 +72,8 @@ def _traffic(report: Json) -> Any:
     for part in report["programs"]:
         rows = {level: row["bytes_by_work"] for level, row in part["levels"].items()}
         panels.append((f"{part['program']}, batch {part['batch']}: counted", _mib(rows)))
-        if "levels" in (found := part["measured"]):
+        found = part["measured"]
+        if "levels" in found and all("by_work" in row for row in found["levels"].values()):
             size = f"batch {found['batch']}, {found['image']} pixels"
             for kind in ("counted", "measured"):
                 rows = {

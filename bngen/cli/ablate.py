@@ -114,17 +114,25 @@ def _measured(report: Json, found: Json) -> Iterator[str]:
     if "why_not" in found:
         yield f"  traffic was not measured: {found['why_not']}"
         return
+    cache = found.get("last_level_cache", 0) >> 20
+    size = f"batch {found['batch']}" + (f", {found['image']} pixels" if found["image"] else "")
     yield (
-        f"  traffic measured by {found['tool']}, {found['target']} code, batch {found['batch']}, "
-        f"{found['image']}x{found['image']}, a last level of {found['last_level_cache'] >> 20} MiB"
+        f"  traffic measured by {found['tool']}, {found['target']} code, {size}"
+        + (f", a last level of {cache} MiB" if cache else "")
     )
+    heads = ("", "counted MiB", "measured MiB")
+    agree = ("kernels beyond the cache that agree within 25 %",) if cache else ()
     yield console.columns([
-        ("", "counted MiB", "measured MiB", "kernels beyond the cache that agree within 25 %"),
-        *((report["levels"][level], f"{row['counted'] / 2**20:,.0f}",
-           f"{row['measured'] / 2**20:,.0f}",
-           f"{row['large_kernels_agreeing']} of {len(row['large_kernels'])}")
-          for level, row in found["levels"].items()),
+        (*heads, *agree),
+        *(_level_measured(report["levels"][level], row) for level, row in found["levels"].items()),
     ])  # fmt: skip
+
+
+def _level_measured(name: str, row: Json) -> tuple[str, ...]:
+    cells = (name, f"{row['counted'] / 2**20:,.0f}", f"{row['measured'] / 2**20:,.0f}")
+    if "large_kernels" not in row:
+        return cells
+    return (*cells, f"{row['large_kernels_agreeing']} of {len(row['large_kernels'])}")
 
 
 def _ms(seconds: float) -> str:

@@ -66,7 +66,13 @@ class Explanation:
         return "\n\n".join((str(self), *map(report_text.text, reports)))
 
     def html(self, region: int = 0, target: Any = "llvm -mcpu=native", fusion: str = "icf") -> str:
-        """The page that ``bngen explain --html`` writes, of one region."""
+        """The page that ``bngen explain --html`` writes, of one region.
+
+        Raises:
+            BngenError: where there is no such region.
+        """
+        if not 0 <= region < len(self.taken):
+            raise BngenError(f"there is no region {region}: bngen takes {len(self.taken)}")
         return page(self._explained(target, fusion)[region], {})
 
     def _explained(self, target: Any, fusion: str) -> list[Explained]:

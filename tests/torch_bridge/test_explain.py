@@ -55,8 +55,11 @@ def test_regions_are_explained_with_the_models_names():
     assert len(lines) == 2 and all("small.py:" in line for line in lines)
     text = explanation.text("llvm -mcpu=x86-64-v3", "bnff")
     assert text.startswith(str(explanation)) and "bngen_0 at bnff" in text
+    assert "<title>bngen_0 at icf</title>" in explanation.html(target="llvm -mcpu=x86-64-v3")
     with pytest.raises(bngen.BngenError, match="unknown fusion level 'all'"):
         explanation.reports(fusion="all")
+    with pytest.raises(bngen.BngenError, match="no region 1: bngen takes 1"):
+        explanation.html(1)
 
 
 def test_nothing_changes():
