@@ -9,6 +9,7 @@ import pytest
 from bngen.bench import profile as profiling
 from bngen.bench.contenders import OURS, Entry
 from bngen.bench.profile import OVERHEAD, Timed, profile, with_limits
+from bngen.cli.main import main
 from bngen.cli.profile import lines
 from bngen.target.parse import Target
 
@@ -64,6 +65,19 @@ def test_a_trace_is_one_step(found):
         assert after["ts"] >= before["ts"] + before["dur"]
     calls = [e for e in events if e["tid"] == 3]
     assert [e["name"] for e in calls] == ["forward", "backward"]
+
+
+def test_the_command_writes_what_is_asked_for(found, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(profiling, "profile", lambda *a, **k: found)
+    out = {name: tmp_path / "out" / name for name in ("trace.json", "page.html")}
+    words = ("--trace", str(out["trace.json"]), "--html", str(out["page.html"]))
+    assert main(["profile", "net", *words, "--json", "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out)["program"] == found.program
+    assert json.loads(out["trace.json"].read_text())["traceEvents"]
+    assert "<title>net at icf</title>" in out["page.html"].read_text()
+    (tmp_path / "file").write_text("")
+    assert main(["profile", "net", "--trace", str(tmp_path / "file" / "t")]) == 2
+    assert "--trace" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

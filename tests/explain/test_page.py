@@ -159,6 +159,18 @@ def test_a_narrow_window_and_a_dark_one(opened):
     assert all(300 < side <= 400 for side in sides)
 
 
+def test_boxes_grow_with_what_they_are_measured_by(chromium, found, tmp_path):
+    seconds = [1e-6 * (i + 1) for i in range(len(found.report.kernels))]
+    (tmp_path / "page.html").write_text(page(found, {}, seconds, ridge=5.0))
+    chromium.errors.clear()
+    chromium.open(tmp_path / "page.html")
+    choice = "document.getElementById('size')"
+    chromium.evaluate(f"{choice}.value = 'seconds', {choice}.dispatchEvent(new Event('change'))")
+    areas = "state.plans[1].boxes.map((b) => b.w * b.h)"
+    chromium.wait(f"{areas}.every((a, i, all) => i === 0 || a > all[i - 1])")
+    assert chromium.errors == []
+
+
 def test_wheel_and_fit(opened):
     x, y = place_of(opened, 1, 0)
     before = opened.evaluate("state.plans[1].view.scale")

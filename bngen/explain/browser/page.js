@@ -106,7 +106,7 @@ class Plan {
 
   // Boxes by what they are measured with, chunks in the order of execution.
   arrange(measure) {
-    const largest = Math.max(1, ...this.kernels.map(measure));
+    const largest = Math.max(...this.kernels.map(measure)) || 1;
     this.boxes = this.kernels.map((k) => {
       const share = Math.sqrt(measure(k) / largest);
       return { x: 0, y: 0, w: 34 + 150 * share, h: 16 + 34 * share };
@@ -462,10 +462,10 @@ function overview() {
     if (d.unfused[call] && d.fusion !== "none") rows.push(totalRow(`${call}, none`, d.unfused[call]));
     rows.push(totalRow(`${call}, ${d.fusion}`, total));
   }
-  const heads = ["", "kernels", "read", "written", "bytes", "operations"];
+  const heads = ["", "kernels", "read", "written", "bytes", "ops"];
   fill("Overview", el("h2", {}, "What fusion saves"), el("div", { class: "scroll", tabindex: 0 },
     el("table", {}, el("tr", {}, ...heads.map((h, i) => el("th", { class: i ? "n" : "" }, h))), ...rows)),
-    el("p", { class: "soft" }, "Read, written and bytes are of feature maps. Click a kernel, or press Tab ",
+    el("p", { class: "soft" }, "Read, written and bytes are of feature maps; ops are operations. Click a kernel, or press Tab ",
       "and the arrow keys; a click on a layer shows the kernels that hold it."));
 }
 
@@ -479,7 +479,7 @@ function tables() {
     parts.push(el("details", {}, el("summary", {}, `What was not fused, and why (${groups.reduce((n, g) => n + g.pairs.length, 0)})`),
       el("div", { class: "scroll" }, el("table", {}, el("tr", {}, ...["times", "ops", "slot", "reason", "where"].map((h) => el("th", {}, h))),
         ...groups.map((g) => el("tr", {}, el("td", { class: "n" }, String(g.pairs.length)), el("th", {}, g.ops.join(" → ")),
-          el("td", {}, g.slot), el("td", {}, g.reason), el("td", { class: "soft" },
+          el("th", {}, g.slot), el("td", {}, g.reason), el("td", { class: "soft" },
             [...new Set(g.pairs.slice(0, 3).map(([, , a, b]) => [...new Set([a, b].filter(Boolean))].join(" → ")))].join("; "))))))));
   }
   if (d.stages.length)
