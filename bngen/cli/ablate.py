@@ -120,7 +120,7 @@ def _measured(report: Json, found: Json) -> Iterator[str]:
         f"  traffic measured by {found['tool']}, {found['target']} code, {size}"
         + (f", a last level of {cache} MiB" if cache else "")
     )
-    heads = ("", "counted MiB", "measured MiB")
+    heads = ("", "counted MiB", "brought in MiB", "measured MiB")
     agree = ("kernels beyond the cache that agree within 25 %",) if cache else ()
     yield console.columns([
         (*heads, *agree),
@@ -129,7 +129,8 @@ def _measured(report: Json, found: Json) -> Iterator[str]:
 
 
 def _level_measured(name: str, row: Json) -> tuple[str, ...]:
-    cells = (name, f"{row['counted'] / 2**20:,.0f}", f"{row['measured'] / 2**20:,.0f}")
+    kinds = ("counted", "fetched", "measured")
+    cells = (name, *(f"{row[kind] / 2**20:,.0f}" if kind in row else "" for kind in kinds))
     if "large_kernels" not in row:
         return cells
     return (*cells, f"{row['large_kernels_agreeing']} of {len(row['large_kernels'])}")

@@ -7,10 +7,11 @@ they run. The strategy is asked for as the compiler asks: nothing is lowered.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
+from dataclasses import replace
 
 from bngen.codegen.nests import choose
 from bngen.codegen.operations import operations
-from bngen.codegen.signature import signature
+from bngen.codegen.signature import overwritten, signature
 from bngen.explain import moved
 from bngen.explain.layers import layer_of_kernel, layers_of, work_of_kernel
 from bngen.explain.report import ANCHOR, LOAD, STORE, KernelRow, Refused, SubLayer
@@ -38,7 +39,7 @@ def rows(
         tuned: the records.
         names: see `bngen.explain.layers.layers_of`.
     """
-    plan, joint = prepared.planned.plan, prepared.joint
+    plan, joint, places = prepared.planned.plan, prepared.joint, prepared.planned.memory.places
     maps = feature_maps(plan.graph)
     last = len(joint.gradients)
     outputs = plan.graph.outputs[-last:] if last else ()
@@ -46,10 +47,13 @@ def rows(
     sources = sources_of(plan)
     calls = (call.name for call in plan.calls for _ in range(call.start, call.stop))
     parts = zip(plan.kernels, calls, sources, strict=True)
-    return tuple(
-        _row(kernel, plan, maps, layers, call, before, machine, tuned)
-        for kernel, call, before in parts
-    )
+    found = []
+    for kernel, call, before in parts:
+        row = _row(kernel, plan, maps, layers, call, before, machine, tuned)
+        again = {o - len(kernel.inputs) for _, o in overwritten(kernel, places)}
+        nbytes = sum(plan.nbytes(kernel.outputs[o]) for o in again)
+        found.append(replace(row, overwritten=nbytes))
+    return tuple(found)
 
 
 def _row(

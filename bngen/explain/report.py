@@ -119,6 +119,7 @@ class KernelRow:
         traffic: what that comes to.
         traffic_alone: what its sub-layers would come to if each read its operands from memory and
             wrote its results there. What several kernels compute again counts in each.
+        overwritten: bytes of what it writes where something lies that it reads, element by element.
         operations: see `bngen.codegen.operations`.
         strategy: how it is computed: a row of `bngen.codegen.nests`.
         declined: the strategies that were asked before -> why they declined.
@@ -143,6 +144,7 @@ class KernelRow:
     declined: Mapping[str, str]
     knobs: Mapping[str, int]
     record: str = ""
+    overwritten: int = 0
     sources: tuple[int, ...] = ()
     symbol: str = ""
 

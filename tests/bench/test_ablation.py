@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import struct
 from pathlib import Path
 
@@ -55,6 +54,18 @@ def test_misses_are_bytes_of_lines_by_function():
     assert simulated.sum_of(found, ("k0_compute_", "nothing")) == found["k0_compute_"]
 
 
+def test_what_is_overwritten_is_brought_in_once():
+    @bg.program
+    def chain(x: bg.Tensor[2, 8, 6, 6], y: bg.Tensor[2, 8, 6, 6]):
+        return bg.exp(bg.sum(bg.relu(x + y) * 2.0, 0)) + 1.0
+
+    for fusion in FUSION_CHOICES:
+        found = explained(net, TARGET, grad=True, fusion=fusion).report.kernels
+        for row in (*found, *explained(chain, TARGET, fusion=fusion).report.kernels):
+            assert 0 <= row.overwritten <= sum(m.nbytes for m in row.writes)
+    assert any(row.overwritten for row in explained(net, TARGET, grad=True, fusion="none").before)
+
+
 def test_counted_traffic_is_all_of_the_kernels(report):
     found = counted(report)
     moved = sum(k.traffic.nbytes for k in report.kernels)
@@ -68,7 +79,7 @@ def test_kernels_beyond_the_cache_are_compared(report):
     symbols = [k.name for k in rows]
     large = [k for k in rows if any(m.is_map for m in (*k.reads, *k.writes))]
     # one kernel is off by more than may be, all others by less
-    missed = {k.name: Missed(int(1.1 * k.traffic.nbytes), 0) for k in rows}
+    missed = {k.name: Missed(int(1.1 * (k.traffic.nbytes - k.overwritten)), 0) for k in rows}
     missed[large[0].name] = Missed(large[0].traffic.nbytes, large[0].traffic.nbytes)
     found = compared(rows, symbols, missed, cache=1)
     assert {k["kernel"] for k in found["large_kernels"]} == {k.name for k in large}
@@ -92,13 +103,18 @@ def test_faster_is_in_steps_a_second():
 # --- libraries --------------------------------------------------------------------------------
 
 
-def test_functions_reach_to_the_next():
-    found = bg.bundle(net, target=Target.parse("llvm -mcpu=native"))
+@pytest.fixture(scope="module")
+def compiled():
+    found = bg.bundle(net, grad=True, target=Target.parse("llvm -mcpu=native"))
     if found.library is None:
         pytest.skip("there is no C compiler here")
-    wide = widened(found.library)
-    assert len(wide) == len(found.library)
-    before, after = functions(found.library), functions(wide)
+    return found
+
+
+def test_functions_reach_to_the_next(compiled):
+    wide = widened(compiled.library)
+    assert len(wide) == len(compiled.library)
+    before, after = functions(compiled.library), functions(wide)
     assert before.keys() == after.keys() and any("_compute_" in name for _, name in after)
     ordered = sorted({(section, start, size) for (section, _), (start, size) in after.items()})
     for (section, start, size), (other, following, _) in zip(ordered, ordered[1:], strict=False):
@@ -175,7 +191,8 @@ def measured(report):
             "tool": "valgrind cachegrind", "target": "x86-64-v3", "batch": 2, "image": 8,
             "last_level_cache": 2 << 20, "levels": dict.fromkeys(FUSION_CHOICES, {
                 "by_work": {"CONV": {"counted": 2 << 20, "measured": 3 << 20}},
-                "counted": 2 << 20, "measured": 3 << 20, "large_kernels": [{}, {}],
+                "counted": 4 << 20, "fetched": 2 << 20, "measured": 3 << 20,
+                "large_kernels": [{}, {}],
                 "large_kernels_agreeing": 1,
             }),
         },
@@ -204,27 +221,29 @@ def test_plots_are_drawn(measured, tmp_path):
 # --- the recorded experiment ------------------------------------------------------------------
 
 
-def test_measured_traffic_is_what_the_plan_counts():
-    """Of `RECORDED`, which says how it was made; two strategies sweep their scratch, too."""
-    recorded = json.loads(RECORDED.read_text())
-    for part in recorded["programs"]:
-        for level, found in part["measured"]["levels"].items():
-            assert found["large_kernels"], level
-            for kernel in found["large_kernels"]:
-                if kernel["strategy"] not in KNOWN_TO_SWEEP_MORE:
-                    assert abs(kernel["ratio"] - 1) <= WITHIN, kernel
-
-
-KNOWN_TO_SWEEP_MORE = {
+KNOWN = {
     "winograd_wgrad": "accumulates at 16 points in scratch that a small last level does not hold",
-    "partial": "reads its map once for each of the two sums",
+    "partial": "reads its map once for each of two sums",
+    "winograd": "unfused, its rows are stored by the C library's memcpy, which counts for nobody",
 }
+"""Strategies whose kernels may disagree, and why; fused, no kernel of the last one does."""
 
 
-@pytest.mark.skipif(shutil.which("valgrind") is None, reason="valgrind is not installed")
-def test_a_kernel_is_simulated(monkeypatch):
+def test_measured_traffic_is_what_the_plan_counts():
+    """Of `RECORDED`; how it was made stands beside it."""
+    (part,) = json.loads(RECORDED.read_text())["programs"]
+    for level, found in part["measured"]["levels"].items():
+        assert abs(found["measured"] / found["fetched"] - 1) < 0.1
+        large = found["large_kernels"]
+        agreeing = [k for k in large if abs(k["ratio"] - 1) <= WITHIN]
+        assert len(agreeing) == found["large_kernels_agreeing"] > 0.8 * len(large)
+        others = {k["strategy"] for k in large if k not in agreeing}
+        assert others <= KNOWN.keys()
+        assert level in ("none", "rcf", "mvf") or "winograd" not in others
+
+
+def test_a_step_is_simulated(compiled, monkeypatch):
     """The process that valgrind runs, without valgrind: it takes the step."""
-    found = bg.bundle(net, grad=True, target=Target.parse("llvm -mcpu=native"))
     taken = []
 
     def run(command, **asked):
@@ -235,6 +254,6 @@ def test_a_kernel_is_simulated(monkeypatch):
         return type("Done", (), {"returncode": 0, "stderr": ""})()
 
     monkeypatch.setattr(simulated.subprocess, "run", run)
-    missed = simulated.simulate(found, Caches(last=1 << 20))
-    assert set(missed) == set(found.objects)
+    missed = simulated.simulate(compiled, Caches(last=1 << 20))
+    assert set(missed) == set(compiled.objects)
     assert "--LL=1048576,16,64" in taken[0]

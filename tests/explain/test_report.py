@@ -34,7 +34,7 @@ def report(graph, **asked) -> Report:
         return explained(graph, TARGET, **asked).report
 
 
-@settings(max_examples=10)
+@settings(max_examples=7)
 @given(programs(heads=False), st.sampled_from(("none", "mvf", "icf")), st.booleans())
 def test_kernels_are_the_plans(graph, fusion, grad):
     with warnings.catch_warnings():
@@ -64,7 +64,7 @@ def test_kernels_are_the_plans(graph, fusion, grad):
     assert sum(len(g.pairs) for g in found.refused) == len(plan.refused)
 
 
-@settings(max_examples=8)
+@settings(max_examples=6)
 @given(programs(heads=False))
 def test_kernels_wait_for_those_that_write_what_they_read(graph):
     found = report(graph, grad=True)
