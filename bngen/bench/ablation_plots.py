@@ -2,7 +2,7 @@
 
 In: the ablation's JSON and a folder. Out: ``ablation-time.png`` and ``ablation-traffic.png``: a bar
 a level, divided into kinds of work. Traffic is what the plan counts; where it was measured, at a
-smaller size, its panel stands beside.
+smaller size, what of it a cache brings in stands beside, counted and measured.
 """
 
 from __future__ import annotations
@@ -75,12 +75,12 @@ def _traffic(report: Json) -> Any:
         found = part["measured"]
         if "levels" in found and all("by_work" in row for row in found["levels"].values()):
             size = f"batch {found['batch']}, {found['image']} pixels"
-            for kind in ("counted", "measured"):
+            for kind, what in (("fetched", "counted"), ("measured", "measured")):
                 rows = {
                     level: {w: b[kind] for w, b in row["by_work"].items()}
                     for level, row in found["levels"].items()
                 }
-                panels.append((f"{part['program']}, {size}: {kind}", _mib(rows)))
+                panels.append((f"{part['program']}, {size}: brought in, {what}", _mib(rows)))
     figure, axes = _panels(len(panels))
     for axis, (title, rows) in zip(axes, panels, strict=True):
         _bars(axis, report, rows)

@@ -190,7 +190,7 @@ def measured(report):
         "measured": {
             "tool": "valgrind cachegrind", "target": "x86-64-v3", "batch": 2, "image": 8,
             "last_level_cache": 2 << 20, "levels": dict.fromkeys(FUSION_CHOICES, {
-                "by_work": {"CONV": {"counted": 2 << 20, "measured": 3 << 20}},
+                "by_work": {"CONV": {"counted": 4 << 20, "fetched": 2 << 20, "measured": 3 << 20}},
                 "counted": 4 << 20, "fetched": 2 << 20, "measured": 3 << 20,
                 "large_kernels": [{}, {}],
                 "large_kernels_agreeing": 1,
