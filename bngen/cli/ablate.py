@@ -70,6 +70,11 @@ def lines(report: Json, part: Json) -> Iterator[str]:
     """The tables of one program."""
     image = f", {part['image']}x{part['image']}" if part["image"] else ""
     yield f"{part['program']}, batch {part['batch']}{image}, {report['threads']} threads"
+    gflops, gbytes = report["limits"]["gflops"], report["limits"]["gbytes"]
+    yield (
+        f"  this machine: {gflops:.0f} GFLOP/s, {gbytes:.1f} GB/s from memory, "
+        f"{gflops / gbytes:.0f} operations a byte; the more, the more fusion saves"
+    )
     yield console.columns([
         ("", "forward ms", "backward ms", "step ms", "over +ICF", "traffic MiB", "sweeps",
          "activations MiB"),

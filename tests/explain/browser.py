@@ -7,6 +7,7 @@ pictures; what the page logs and throws is kept.
 from __future__ import annotations
 
 import base64
+import fcntl
 import json
 import os
 import select
@@ -38,9 +39,9 @@ class Browser:
         ]  # fmt: skip
 
         def pipes() -> None:  # Chromium reads from descriptor 3 and writes to 4
-            first, second = os.dup(to_browser), os.dup(from_browser)
-            os.dup2(first, 3)
-            os.dup2(second, 4)
+            ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (to_browser, from_browser)]
+            for number, end in enumerate(ends, start=3):  # neither end is 3 or 4 itself
+                os.dup2(end, number)
 
         self._process = subprocess.Popen(
             command, preexec_fn=pipes, close_fds=False, stdin=subprocess.DEVNULL,
