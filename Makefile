@@ -3,6 +3,7 @@
 #   make test   lint and test
 #   make bench  training steps and kernels beside PyTorch's, into benchmarks/
 #   make bench-startup  the same from empty caches, torch.compile included, which takes its time
+#   make docs   the documentation as a site, into build/site
 # PYTHON is any Python 3.11 or newer; VENV is where everything is installed, and nowhere else. INDEX
 # is where pip looks besides its own index, as for the CPU build of PyTorch; TORCH=any takes any
 # build, with CUDA if it has that.
@@ -18,6 +19,7 @@ INSTALL := $(strip $(if $(INDEX),--index $(INDEX)) $(if $(filter any,$(TORCH)),-
 FOR_RUN := $(VENV)/.installed-torch
 FOR_BENCH := $(VENV)/.installed-torch,bench
 FOR_TEST := $(VENV)/.installed-dev
+FOR_DOCS := $(VENV)/.installed-docs
 ifneq ($(wildcard $(FOR_TEST)),)  # which is all of it
 FOR_RUN := $(FOR_TEST)
 FOR_BENCH := $(FOR_TEST)
@@ -35,7 +37,7 @@ BENCH_STARTUP ?= densenet121 --startup --rounds 2 \
   --against none,mvf,eager,channels-last,compile,compile-channels-last
 BENCH_OUT ?= benchmarks
 
-.PHONY: help run test bench bench-startup
+.PHONY: help run test bench bench-startup docs
 
 help:
 	@sed -n 's/^#   //p' Makefile
@@ -59,6 +61,9 @@ bench: $(FOR_BENCH)
 bench-startup: $(FOR_BENCH)
 	mkdir -p $(BENCH_OUT)
 	$(BIN)/bngen bench $(BENCH_STARTUP) --json $(BENCH_OUT)/startup.json
+
+docs: $(FOR_DOCS)
+	$(BIN)/python -m mkdocs build --strict
 
 $(VENV)/.installed-%: pyproject.toml constraints.txt install.py
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

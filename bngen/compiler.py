@@ -45,6 +45,7 @@ from bngen.runtime import toolchain
 from bngen.runtime.bundle import Bundle, check_text
 from bngen.runtime.entries import entries
 from bngen.runtime.module import Module
+from bngen.stages import Stages
 from bngen.target.parse import Target
 from bngen.tuning import records
 
@@ -186,7 +187,10 @@ def _asked(
     keepable = cache and (names is None or _are_names(names))
     key = caches.key(graph, machine, fusion, grad, names, tuned, formats) if keepable else None
     wrt = names if _are_names(names) else wrt
-    return _Work(graph, machine, fusion, grad, wrt, formats, tuned.lookup, key, progress, dump)
+    return _Work(
+        graph, machine, fusion, grad, wrt, formats, tuned.lookup, key, progress, dump,
+        Stages.asked(graph.name),
+    )  # fmt: skip
 
 
 def _check_options(
@@ -225,10 +229,11 @@ class _Work:
     key: str | None
     progress: Progress | None
     dump: Dump | None
+    stages: Stages | None
 
     def bundle(self) -> Bundle:
         """The bundle that is kept, or else what is compiled."""
-        kept = caches.find(self.key) if self.key and self.dump is None else None
+        kept = caches.find(self.key) if self.key and not (self.dump or self.stages) else None
         if kept is None:
             made, _ = self.compiled
             # One without a library was made where there is no C compiler: here it is of no use.
@@ -249,8 +254,9 @@ class _Work:
             joint = Joint(self.graph, self.graph, formats=self.formats)
         initializers = {i.name: initializer(i) for i in self.graph.inputs if i.kind != "input"}
         prepared = prepare(
-            joint, self.target.channel_block, self.fusion, self.dump, pairs=self.target.pairs
-        )
+            joint, self.target.channel_block, self.fusion, self._seen(joint.graph),
+            pairs=self.target.pairs,
+        )  # fmt: skip
         compiled = compile_plan(
             prepared.planned.plan,
             self.target,
@@ -263,11 +269,33 @@ class _Work:
         built = bind(prepared, compiled, self.target, self.fusion)
         code = objects(codes)
         library = _linked(code, self.target)
+        if self.stages:
+            self.stages.compiled(built.manifest, lambda kind: _texts(codes, kind))
         return Bundle(built, initializers, code, library, independent=joint.independent), codes
+
+    def _seen(self, joint: Graph) -> Dump | None:
+        """Who is told of each pass, once what comes before all of them is written."""
+        if self.stages is None:
+            return self.dump
+        stages = self.stages
+        stages.graph("traced", self.graph)
+        if self.grad:
+            stages.graph("differentiated", joint)
+
+        def seen(name: str, graph: Graph) -> None:
+            stages.graph(name, graph)
+            if self.dump:
+                self.dump(name, graph)
+
+        return seen
 
     def texts(self, kind: str) -> dict[str, str]:
         """``tir``, ``ll`` or ``asm`` by symbol; for a kept bundle they are made, not read."""
-        return {code.symbol: code.text(kind) for code in self.compiled[1]}
+        return _texts(self.compiled[1], kind)
+
+
+def _texts(codes: Iterable[Code], kind: str) -> dict[str, str]:
+    return {code.symbol: code.text(kind) for code in codes}
 
 
 def _linked(code: Mapping[str, bytes], target: Target) -> bytes | None:

@@ -6,16 +6,19 @@ In: a plan, its compiled kernels, what a module runs. Out: plain data, the conte
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 from bngen.codegen.compile import CompiledKernel
+from bngen.codegen.nests import BY_KIND
 from bngen.codegen.object_files import imports_of
+from bngen.codegen.operations import operations
 from bngen.ir.node import Graph
 from bngen.ir.types import Value
 from bngen.passes.pipeline import Planned
 from bngen.plan.calls import BACKWARD, FORWARD, collectives_of, kernels_of
 from bngen.plan.kernel import KernelPlan
+from bngen.plan.traffic import feature_maps
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.signature import Signature
 from bngen.target.parse import Target
@@ -59,8 +62,14 @@ def manifest(
     fusion: str,
     signature: Signature,
 ) -> dict[str, Any]:
-    """What was built, as data: the contents of manifest.json."""
+    """What was built, as data: the contents of manifest.json.
+
+    Of a kernel ``slots`` says how many of its sub-layers are in load slots, and whether the next
+    one is what it is built around; ``operations`` are counted as `bngen.codegen.operations` says.
+    """
     plan = planned.plan
+    maps = feature_maps(plan.graph)
+    calls = (call.name for call in plan.calls for _ in range(call.start, call.stop))
     imports = imports_of({c.code.symbol: c.code.machine_code for c in compiled}.values())
     return {
         "program": program,
@@ -88,14 +97,17 @@ def manifest(
             {
                 "name": c.kernel.name,
                 "symbol": c.code.symbol,
+                "call": call,
                 "sublayers": list(c.kernel.sublayers),
+                "slots": [len(c.kernel.load), int(c.kernel.anchor is not None)],
                 "rule": c.code.rule,
                 "knobs": dict(c.code.knobs),
                 "declined": dict(c.code.declined),
-                "inputs": [_placed(v, plan) for v in c.kernel.inputs],
-                "outputs": [_placed(v, plan) for v in c.kernel.outputs],
+                "operations": operations(c.kernel, BY_KIND[c.code.rule]),
+                "inputs": [_placed(v, plan, maps) for v in c.kernel.inputs],
+                "outputs": [_placed(v, plan, maps) for v in c.kernel.outputs],
             }
-            for c in compiled
+            for c, call in zip(compiled, calls, strict=True)
         ],
         "collectives": [
             {
@@ -134,5 +146,6 @@ def _described(spec: ArgSpec) -> dict[str, Any]:
             "memory_format": spec.memory_format, "updated": spec.inplace}  # fmt: skip
 
 
-def _placed(v: Value, plan: Any) -> dict[str, str]:
-    return {"name": v.name, "type": str(v.type), "layout": str(plan.layouts[v])}
+def _placed(v: Value, plan: KernelPlan, maps: Set[Value]) -> dict[str, Any]:
+    return {"name": v.name, "type": str(v.type), "layout": str(plan.layouts[v]),
+            "bytes": plan.nbytes(v), "map": v in maps}  # fmt: skip

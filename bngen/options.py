@@ -15,11 +15,13 @@ from typing import Any
 from bngen.errors import UsageError
 
 BUILD, VERIFY, BENCH, TUNE = "build", "verify", "bench", "tune"
-ALL = (BUILD, VERIFY, BENCH, TUNE)
+EXPLAIN, PROFILE, ABLATE = "explain", "profile", "ablate"
+ALL = (BUILD, VERIFY, BENCH, TUNE, EXPLAIN, PROFILE, ABLATE)
 
 FUSION_CHOICES = ("none", "rcf", "mvf", "bnff", "icf")
 PRECISIONS = ("float32", "bfloat16")
 EMIT_CHOICES = ("tir", "ll", "asm")
+SHOW_CHOICES = ("graph", "plan", *EMIT_CHOICES)
 MEMORY_FORMATS = CONTIGUOUS, CHANNELS_LAST = "contiguous_format", "channels_last"
 RIVAL_CHOICES = (
     *FUSION_CHOICES, "eager", "channels-last", "compile", "compile-channels-last",
@@ -102,7 +104,7 @@ OPTIONS: tuple[Option, ...] = (
     _row(
         "memory_format", "choice", "how arrays of rank 4 lie: arguments, weights and results",
         flags=("--memory-format",), default=CONTIGUOUS, choices=MEMORY_FORMATS,
-        commands=(BUILD, VERIFY),
+        commands=(BUILD, VERIFY, EXPLAIN),
     ),
     _row(
         "dtype", "choice", "what convolutions and matrix products compute with, and maps lie in",
@@ -120,7 +122,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     _row(
         "grad", "flag", "build the forward and backward pass together", default=False,
-        commands=(BUILD,),
+        commands=(BUILD, EXPLAIN),
     ),
     _row(
         "out", "path", "output folder", default_text="./bngen-out/<program>", metavar="DIR",
@@ -131,15 +133,28 @@ OPTIONS: tuple[Option, ...] = (
         default_text="none", choices=EMIT_CHOICES, commands=(BUILD,),
     ),
     _row(
+        "show", "list", "texts to show, too: the program after each pass, and of the kernels",
+        flags=("--emit",), env="", default=(), default_text="none", choices=SHOW_CHOICES,
+        commands=(EXPLAIN,),
+    ),
+    _row(
+        "html", "path", "write the explanation as a page to be opened in a browser", env="",
+        default_text="none", metavar="FILE", commands=(EXPLAIN, PROFILE),
+    ),
+    _row(
+        "trace", "path", "write one step as a trace that Chrome and Perfetto open", env="",
+        default_text="none", metavar="FILE", commands=(PROFILE,),
+    ),
+    _row(
         "seed", "int", "seed of weights and inputs", default=0, minimum=0, metavar="N",
-        commands=(VERIFY, BENCH),
+        commands=(VERIFY, BENCH, PROFILE, ABLATE),
     ),
     _row(
         "against", "list", "rivals, comma separated: PyTorch, bngen as its backend, bngen's levels",
         default=RIVALS, default_text=",".join(RIVALS), choices=RIVAL_CHOICES, commands=(BENCH,),
     ),
-    _row("rounds", "int", "turns of each contender", default=5, metavar="N",
-         commands=(BENCH,)),
+    _row("rounds", "int", "turns of each contender, or steps that are watched", default=5,
+         metavar="N", commands=(BENCH, PROFILE, ABLATE)),
     _row(
         "kernels", "flag", "time each convolution kernel, too, beside oneDNN's bare convolution",
         default=False, commands=(BENCH,),
@@ -150,11 +165,19 @@ OPTIONS: tuple[Option, ...] = (
     ),
     _row(
         "json_file", "path", "write the measurements as JSON", flags=("--json",), env="",
-        default_text="none", metavar="FILE", commands=(BENCH,),
+        default_text="none", metavar="FILE", commands=(BENCH, ABLATE),
     ),
     _row(
         "plot", "path", "folder for plots of the measurements", env="", default_text="none",
-        metavar="DIR", commands=(BENCH,),
+        metavar="DIR", commands=(BENCH, ABLATE),
+    ),
+    _row(
+        "scarce", "flag", "race once more while another process streams through memory", env="",
+        default=False, commands=(ABLATE,),
+    ),
+    _row(
+        "traffic", "flag", "measure traffic, too, by perf or in a simulated cache: takes its time",
+        env="", default=False, commands=(ABLATE,),
     ),
     _row(
         "trials", "int", "candidates tried for each kernel", default=24, metavar="N",
@@ -169,7 +192,7 @@ OPTIONS: tuple[Option, ...] = (
         default=False, commands=(TUNE,),
     ),
     _row("json", "flag", "print the result as JSON", default=False,
-         commands=(BUILD, VERIFY, TUNE)),
+         commands=(BUILD, VERIFY, TUNE, EXPLAIN, PROFILE)),
     _row("quiet", "flag", "no progress and no log on standard error", default=False),
     _row(
         "no_cache", "flag", "compile anew, and keep nothing for the next time",
@@ -178,6 +201,10 @@ OPTIONS: tuple[Option, ...] = (
     _row(
         "cache_dir", "path", "where bngen keeps what can be made again", flags=(), commands=(),
         default_text="the user's cache folder",
+    ),
+    _row(
+        "dump", "path", "folder that each stage of a build is written to", flags=(), commands=(),
+        default_text="none", metavar="DIR",
     ),
     _row(
         "fallback", "flag", "run a part of a PyTorch model that cannot be compiled in PyTorch",

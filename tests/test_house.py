@@ -20,7 +20,6 @@ PACKAGE = ROOT / "bngen"
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "_schedules" not in p.parts)
 
 # Leaves that anyone may import; they import nothing of bngen but each other.
-# Leaves that anyone may import; they import nothing of bngen but each other.
 LEAVES = {
     "arrays", "dtypes", "errors", "files", "initializers", "labels", "moments", "options",
     "version",
@@ -45,18 +44,23 @@ MAY_IMPORT = {
     "manifest": {"codegen", "ir", "passes", "plan", "runtime", "target"},
     "binding": {"codegen", "ir", "manifest", "passes", "plan", "runtime", "target"},
     "cache": {"ir", "plan", "runtime", "target", "tuning"},
+    "stages": set(),
     "compiler": {
-        "binding", "cache", "codegen", "ir", "lang", "passes", "plan", "runtime", "target",
-        "tuning",
+        "binding", "cache", "codegen", "ir", "lang", "passes", "plan", "runtime", "stages",
+        "target", "tuning",
     },
-    "torch_bridge": {"compiler", "ir", "lang", "models", "runtime"},
+    "explain": {
+        "codegen", "ir", "lang", "manifest", "passes", "plan", "scheduling", "target", "tuning",
+    },
+    "torch_bridge": {"cache", "compiler", "explain", "ir", "lang", "models", "runtime"},
     "verification": {"ir", "torch_bridge"},
     "bench": {
-        "codegen", "compiler", "lang", "models", "passes", "plan", "programs", "runtime", "target",
-        "torch_bridge", "tuning",
+        "codegen", "compiler", "explain", "lang", "models", "passes", "plan", "programs", "runtime",
+        "target", "torch_bridge", "tuning",
     },
     "cli": {
-        "bench", "cache", "compiler", "programs", "runtime", "target", "tuning", "verification",
+        "bench", "cache", "compiler", "explain", "programs", "runtime", "target", "tuning",
+        "verification",
     },
     "__main__": {"cli"},
     "": {"compiler", "lang", "models", "runtime", "torch_bridge"},  # public names
@@ -72,6 +76,10 @@ ONLY_PARTS = {
     # A program that ends in an update has its gradient made while it is traced; one in mixed
     # precision is made from one that is not.
     ("lang", "passes"): {"autocast", "autodiff", "grad_rules"},
+    ("explain", "tuning"): {"records"},
+    # Which strategy, which knobs, how many operations: nothing is lowered.
+    ("explain", "codegen"): {"nests", "operations", "signature"},
+    ("explain", "scheduling"): {"knobs"},
     # The blocks that lowering has named, and the facts that knobs follow from; of a target, what it
     # is to a schedule.
     ("scheduling", "lower"): {"facts", "geometry", "lowered", "opaque", "sweep_facts"},
@@ -91,7 +99,7 @@ ONLY_THERE = {
     "click": {"cli/main.py"},
     "rich": {"cli/console.py", "bench/tables.py"},
     "optuna": {"tuning/search.py"},
-    "matplotlib": {"bench/plots.py"},
+    "matplotlib": {"bench/plots.py", "bench/ablation_plots.py"},
 }
 
 

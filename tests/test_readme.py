@@ -177,6 +177,7 @@ WRITES = {
     "--out riscv": "riscv/bundle.json",
     "bngen bench resnet50 mobilenet_v2 --against none,channels-last,compile --json r.json "
     "--plot plots": "plots/steps.png",
+    "bngen explain resnet18 --grad --html resnet18.html": "resnet18.html",
 }
 """What is there after a line, besides its exit status of 0."""
 

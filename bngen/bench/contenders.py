@@ -88,7 +88,11 @@ def batch(graph: Any, seed: int) -> dict[str, np.ndarray]:
 
 
 class BngenStep:
-    """A module of the program, with its gradient."""
+    """A module of the program, with its gradient.
+
+    Attributes:
+        module: what runs.
+    """
 
     def __init__(self, entry: Entry):
         """Compile, and load the weights."""
@@ -96,31 +100,31 @@ class BngenStep:
 
         graph = step_program(entry.program, entry.batch, entry.image, entry.dtype).graph
         level = entry.fusion if entry.contender == OURS else entry.contender
-        self._module = build(
+        self.module = build(
             graph, target=entry.target, fusion=level, threads=entry.threads, grad=True,
             wrt=trained(graph), schedules=entry.schedules,
         )  # fmt: skip
         if state := weights(graph, entry.seed):
-            self._module.load_state_dict(state)
+            self.module.load_state_dict(state)
         self._arguments = list(batch(graph, entry.seed).values())
         self._cotangents = [
-            np.ones(s.shape, s.dtype) for s in self._module.signature.cotangents if s.shape
+            np.ones(s.shape, s.dtype) for s in self.module.signature.cotangents if s.shape
         ]
 
     def forward(self) -> float:
         """See `Contender`."""
-        result = self._module.forward(*self._arguments)
+        result = self.module.forward(*self._arguments)
         first = next(iter(result.values())) if isinstance(result, Mapping) else result
         first = first[0] if isinstance(first, tuple) else first
         return float(np.sum(first))
 
     def backward(self) -> None:
         """See `Contender`; the gradients are dropped."""
-        self._module.backward(*self._cotangents)
+        self.module.backward(*self._cotangents)
 
     def without_work(self) -> bool:
         """See `Contender`."""
-        self._module.without_work()
+        self.module.without_work()
         return True
 
 

@@ -60,6 +60,11 @@ class Process:
         self._busy = False
         self._log = tempfile.TemporaryFile("w+", errors="replace")
 
+    @property
+    def pid(self) -> int:
+        """Of the process, once it has been started."""
+        return self._process.pid
+
     def start(self) -> dict[str, Any]:
         """See `Runner`; ``total`` is the time from the start of the process.
 

@@ -79,7 +79,7 @@ def serve(
             case "overhead":
                 answer(_overhead(rival))
             case "turn":
-                answer(take_steps(lambda: _step(rival), rule))
+                answer(take_steps(lambda: timed_step(rival), rule))
             case other:
                 raise ValueError(f"asked for {other!r}")
 
@@ -91,7 +91,8 @@ def _import_for(entry: Entry) -> None:
         import bngen.compiler  # noqa: F401
 
 
-def _step(rival: Contender) -> dict[str, float]:
+def timed_step(rival: Contender) -> dict[str, float]:
+    """Take a training step; seconds of its halves."""
     start = time.perf_counter()
     rival.forward()
     middle = time.perf_counter()
@@ -101,14 +102,15 @@ def _step(rival: Contender) -> dict[str, float]:
 
 def _peak(rival: Contender, before: int) -> dict[str, Any]:
     _reset_peak()
-    _step(rival)
+    timed_step(rival)
     return {"peak": _peak_resident() - before}
 
 
 def _overhead(rival: Contender) -> dict[str, Any]:
     if not rival.without_work():
         return {"overhead": None}
-    return {"overhead": statistics.median(sum(_step(rival).values()) for _ in range(_IDLE_STEPS))}
+    taken = (sum(timed_step(rival).values()) for _ in range(_IDLE_STEPS))
+    return {"overhead": statistics.median(taken)}
 
 
 # --- resident memory --------------------------------------------------------------------------

@@ -7,6 +7,7 @@ everything has been.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -94,9 +95,19 @@ def _summary(
         "target": {"asked": _asked_target(request), **manifest["target"]},
         "fusion": request.fusion,
         "kernels": manifest["counts"],
+        "moved": _moved(manifest),
         "out": str(out),
         "files": files,
     }
+
+
+def _moved(manifest: dict[str, Any]) -> dict[str, int]:
+    """Bytes of feature maps that the kernels of each call read and write."""
+    found: dict[str, int] = {}
+    for kernel in manifest["kernels"]:
+        swept = [m["bytes"] for m in (*kernel["inputs"], *kernel["outputs"]) if m["map"]]
+        found[kernel["call"]] = found.get(kernel["call"], 0) + sum(swept)
+    return found
 
 
 def _asked_target(request: BuildRequest) -> str:
@@ -110,11 +121,14 @@ def _text(summary: dict[str, Any], seconds: str) -> str:
         f"{counts['before']} before fusion, {counts['after']} after "
         f"(fusion {summary['fusion']}; {counts['distinct']} distinct)"
     )
+    moved = " + ".join(f"{nbytes / 2**20:,.1f}" for nbytes in summary["moved"].values())
     native = "native" in summary["target"]["asked"]
     rows = [
         ("CPU", f"{'native is ' if native else ''}{summary['target']['cpu']}"),
         ("kernels", kernels),
+        ("moved", f"{moved} MiB of feature maps a run"),
         ("output", summary["out"]),
         ("time", seconds),
+        ("next", f"bngen explain {shlex.quote(summary['out'])}   (what is in it, and why)"),
     ]
     return f"{summary['program']}\n{console.columns(rows)}"

@@ -149,6 +149,40 @@ def _tune(**settings: Any) -> int:
     return tune_command.run(tune_command.TuneRequest(**_prepared(settings)))
 
 
+@cli.command(options.EXPLAIN, cls=_Command)
+@click.argument("program", default="densenet121")
+@_with_options(options.EXPLAIN)
+def _explain(**settings: Any) -> int:
+    """Show what PROGRAM becomes and why: stages, kernels, what was not fused; nothing is run.
+
+    PROGRAM may be a folder that bngen build has written, too. Default: densenet121.
+    """
+    from bngen.cli import explain as explain_command
+
+    return explain_command.run(explain_command.ExplainRequest(**_prepared(settings)))
+
+
+@cli.command(options.PROFILE, cls=_Command)
+@click.argument("program", default="densenet121")
+@_with_options(options.PROFILE)
+def _profile(**settings: Any) -> int:
+    """Time each kernel of PROGRAM's training step, beside what the plan says of it."""
+    from bngen.cli import profile as profile_command
+
+    return profile_command.run(profile_command.ProfileRequest(**_prepared(settings)))
+
+
+@cli.command(options.ABLATE, cls=_Command)
+@click.argument("program", nargs=-1)
+@_with_options(options.ABLATE)
+def _ablate(**settings: Any) -> int:
+    """Measure what each fusion level buys PROGRAMs. Default: densenet121 and resnet50."""
+    from bngen.cli import ablate as ablate_command
+
+    settings["program"] = settings["program"] or ("densenet121", "resnet50")
+    return ablate_command.run(ablate_command.AblateRequest(**_prepared(settings)))
+
+
 def _prepared(settings: dict[str, Any]) -> dict[str, Any]:
     """The settings, with the debug level where `options.debug_level` finds it."""
     if level := settings.pop("debug"):

@@ -10,7 +10,8 @@ an action of its own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Protocol
@@ -24,6 +25,9 @@ from bngen.runtime.exchange import Exchange
 from bngen.runtime.memory import Arena
 from bngen.runtime.native import Entry
 from bngen.runtime.steps import CopyStep, KernelStep, Operand, StartStep, Step, WaitStep
+
+Note = Callable[[int, float, float], None]
+"""(position of a step, began, ended), in seconds of `time.perf_counter`."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,7 @@ class Executor:
         kernels = [s for s in steps if isinstance(s, KernelStep)]
         self._table = CallTable([(entries[s.symbol], s.operands) for s in kernels], fixed)
         self._actions: dict[tuple[int, int], tuple[Action, ...]] = {}
+        self._note: Note | None = None
 
     def run(self, memory: Memory, start: int = 0, stop: int | None = None) -> None:
         """Do steps [start, stop).
@@ -93,8 +98,14 @@ class Executor:
         if span not in self._actions:
             self._actions[span] = tuple(self._actions_of(*span))
         self._table.bind(memory.arena, memory.slots)
-        for action in self._actions[span]:
+        if self._note is None:
+            for action in self._actions[span]:
+                action.run(memory)
+            return
+        for i, action in enumerate(self._actions[span], start=span[0]):
+            began = time.perf_counter()
             action.run(memory)
+            self._note(i, began, time.perf_counter())
 
     def _actions_of(self, start: int, stop: int) -> Iterator[Action]:
         first = sum(isinstance(s, KernelStep) for s in self._steps[:start])
@@ -103,10 +114,23 @@ class Executor:
         ):
             numbers = tuple(group)
             if kernels:
-                yield _Kernels(self._table, first, tuple(self._steps[i].name for i in numbers))
-                first += len(numbers)
+                names = tuple(self._steps[i].name for i in numbers)
+                # Those that are watched run each by itself.
+                parts = [(n,) for n in names] if self._note else [names]
+                for part in parts:
+                    yield _Kernels(self._table, first, part)
+                    first += len(part)
             else:
                 yield from (_ACTIONS[type(s := self._steps[i])](s, i, self._fixed) for i in numbers)
+
+    def watch(self, note: Note | None) -> None:
+        """Run steps one by one, and tell of each; None runs them together again.
+
+        Args:
+            note: called after each step with its position, and when it began and ended.
+        """
+        self._note = note
+        self._actions.clear()
 
     def without_work(self) -> None:
         """Let every kernel return at once, to time what is left of a step. There is no way back."""

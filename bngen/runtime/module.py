@@ -18,6 +18,7 @@ from bngen.runtime.bundle import Bundle, check_text
 from bngen.runtime.calls import Backward, Calls
 from bngen.runtime.entries import entries
 from bngen.runtime.exchange import Communicator
+from bngen.runtime.executor import Note
 from bngen.runtime.native import Entry
 from bngen.runtime.pending import Call
 from bngen.runtime.state import State
@@ -313,6 +314,17 @@ class Module:
         """Write an object file for each distinct kernel into an existing folder."""
         for symbol, content in self._bundle.objects.items():
             (folder / f"{symbol}.o").write_bytes(content)
+
+    @alone
+    def watch(self, note: Note | None) -> Module:
+        """Run steps one by one from now on, and tell of each; None runs them together again.
+
+        Args:
+            note: called after each step with its position among the module's steps, and the seconds
+                of `time.perf_counter` at which it began and ended.
+        """
+        self._calls.executor.watch(note)
+        return self
 
     @alone
     def without_work(self) -> Module:

@@ -64,6 +64,23 @@ def load(library: bytes, symbols: Iterable[str]) -> dict[str, Entry]:
     return {symbol: Entry(owner.address(symbol), 0, owner) for symbol in symbols}
 
 
+def load_file(path: Path, symbols: Iterable[str]) -> dict[str, Entry]:
+    """`load` of a library that lies in a file and stays there: profilers find its functions' names.
+
+    Args:
+        path: where it lies.
+        symbols: of the kernels.
+
+    Raises:
+        ToolchainError: as `load`.
+    """
+    try:
+        owner = _Kernels(str(path))
+    except OSError as error:
+        raise ToolchainError(f"cannot load {path}: {error}") from None
+    return {symbol: Entry(owner.address(symbol), 0, owner) for symbol in symbols}
+
+
 def open_library(library: bytes, kind: type[L], symbols: Iterable[str]) -> L:
     """A shared library that stays loaded, by ctypes.
 

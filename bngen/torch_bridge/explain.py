@@ -1,20 +1,32 @@
 """What of a PyTorch model bngen takes, what it leaves, and why, with the model's own lines.
 
-In: cut graphs, or a model and its arguments. Out: an `Explanation`, which prints as text.
+In: cut graphs, or a model and its arguments. Out: an `Explanation`, which prints as text, and tells
+of what is taken all that ``bngen explain`` tells of a program.
 """
 
 from __future__ import annotations
 
 import copy
+import re
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
+from bngen import cache as caches
 from bngen.errors import BngenError
-from bngen.torch_bridge.regions import Left, Regions, cut
+from bngen.explain import text as report_text
+from bngen.explain.gather import Explained
+from bngen.explain.gather import explained as explained_program
+from bngen.explain.page import page
+from bngen.explain.report import Report
+from bngen.torch_bridge.region import asked_of
+from bngen.torch_bridge.regions import Left, Regions, Taken, cut
+
+_HELD = re.compile(r"L_self_modules_(\w+)_(?:parameters|buffers)_(\w+)_")
+"""How Dynamo calls what a module holds."""
 
 
 @dataclass(frozen=True)
@@ -25,11 +37,53 @@ class Explanation:
         graphs: how many graphs Dynamo captured.
         regions: of each region, in order, how many of the model's calls it holds.
         left: the calls that run in PyTorch.
+        taken: the regions themselves.
     """
 
     graphs: int
     regions: tuple[int, ...]
     left: tuple[Left, ...]
+    taken: tuple[Taken, ...] = field(default=(), repr=False, compare=False)
+
+    def reports(self, target: Any = "llvm -mcpu=native", fusion: str = "icf") -> list[Report]:
+        """What each region becomes: stages, kernels, what was not fused, totals.
+
+        The regions are planned, with their gradients where the model's call would ask for them, and
+        not compiled; layers have the names that they have in the model.
+
+        Args:
+            target: what to plan for; see `bngen.bundle`.
+            fusion: the level.
+
+        Raises:
+            BngenError: for a target or a level that there is not.
+        """
+        return [found.report for found in self._explained(target, fusion)]
+
+    def text(self, target: Any = "llvm -mcpu=native", fusion: str = "icf") -> str:
+        """The explanation and all `reports`, as ``bngen explain`` shows them."""
+        reports = self.reports(target, fusion)
+        return "\n\n".join((str(self), *map(report_text.text, reports)))
+
+    def html(self, region: int = 0, target: Any = "llvm -mcpu=native", fusion: str = "icf") -> str:
+        """The page that ``bngen explain --html`` writes, of one region.
+
+        Raises:
+            BngenError: where there is no such region.
+        """
+        if not 0 <= region < len(self.taken):
+            raise BngenError(f"there is no region {region}: bngen takes {len(self.taken)}")
+        return page(self._explained(target, fusion)[region], {})
+
+    def _explained(self, target: Any, fusion: str) -> list[Explained]:
+        machine = caches.target(target)
+        found = []
+        for taken in self.taken:
+            asked = asked_of(taken).options(taken.graph)
+            both = zip(taken.graph.inputs, taken.inputs, strict=True)
+            asked["names"] = {i.name: name for i, node in both if (name := _parameter(node))}
+            found.append(explained_program(taken.graph, machine, fusion=fusion, **asked))
+        return found
 
     def __str__(self) -> str:
         taken, calls = sum(self.regions), sum(self.regions) + len(self.left)
@@ -42,6 +96,12 @@ class Explanation:
         return "\n".join(lines if rows else [lines[0].removesuffix("; PyTorch runs")])
 
 
+def _parameter(node: torch.fx.Node) -> str:
+    """The model's name of a parameter or a buffer; empty for what is neither."""
+    found = _HELD.fullmatch(str(node.target))
+    return f"{found[1]}.{found[2]}".replace("_modules_", ".") if found else ""
+
+
 def _counted(number: int, what: str) -> str:
     return f"{number} {what}{'' if number == 1 else 's'}"
 
@@ -52,6 +112,7 @@ def explained(cuts: Sequence[Regions]) -> Explanation:
         len(cuts),
         tuple(taken.calls for c in cuts for taken in c.taken),
         tuple(left for c in cuts for left in c.left),
+        tuple(taken for c in cuts for taken in c.taken),
     )
 
 

@@ -21,14 +21,14 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 from bngen import files
 from bngen.codegen.nests import legal
-from bngen.errors import BngenError, ToolchainError
+from bngen.errors import BngenError, SourceLoc, ToolchainError
 from bngen.ir.attributes import shown
 from bngen.scheduling.knobs import Knobs
 
@@ -112,16 +112,37 @@ def find(target: Cpu, folder: str | Path | None = None) -> Records:
     Raises:
         BngenError: for a folder that is not there, or a file that is no record file.
     """
+    found = Records()
+    for path in _files(target, folder):
+        for record in read(path):
+            found.of.setdefault(record.id, record)
+    return found
+
+
+def places(target: Cpu, folder: str | Path | None = None) -> dict[str, SourceLoc]:
+    """Where each record that `find` finds stands: file and line, by digest.
+
+    Args:
+        target: see `find`.
+        folder: see `find`.
+    """
+    found: dict[str, SourceLoc] = {}
+    for path in _files(target, folder):
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+            if name := _ID_LINE.fullmatch(line.rstrip()):
+                found.setdefault(name[1], SourceLoc(str(path), number))
+    return found
+
+
+def _files(target: Cpu, folder: str | Path | None) -> Iterator[Path]:
+    """The files that serve a target, the first to be asked first."""
     if folder and not Path(folder).is_dir():
         raise BngenError(f"no folder of schedule records {folder}", hint="bngen tune makes one")
-    found = Records()
     for place in (folder, _user_folder_if_readable(), shipped_folder()):
         for name in dict.fromkeys((target.cpu, target.psabi, "generic")):
             path = Path(place) / f"{name}.toml" if place else None
             if path and path.is_file():
-                for record in read(path):
-                    found.of.setdefault(record.id, record)
-    return found
+                yield path
 
 
 def _user_folder_if_readable() -> Path | None:
@@ -170,6 +191,7 @@ MOST_KEYS = 32
 MOST = 2**31 - 1
 """Of extents, knobs and counts."""
 _ID = re.compile(r"[0-9a-f]{16}")
+_ID_LINE = re.compile(r"\s*id\s*=\s*[\"']([0-9a-f]{16})[\"']\s*(?:#.*)?")
 
 
 def _is_text(value: Any) -> bool:

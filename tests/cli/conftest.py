@@ -60,7 +60,9 @@ MANIFEST = {
     },
     "counts": {"before": 9, "after": 4, "distinct": 3},
     "kernels": [
-        {"name": "k0", "sublayers": ["relu", "conv2d"], "rule": "conv", "knobs": {"kb": 4}}
+        {"name": "k0", "call": "forward", "sublayers": ["relu", "conv2d"], "rule": "conv",
+         "knobs": {"kb": 4}, "inputs": [{"bytes": 3 << 20, "map": True}],
+         "outputs": [{"bytes": 1 << 20, "map": True}, {"bytes": 99, "map": False}]}
     ],
 }  # fmt: skip
 

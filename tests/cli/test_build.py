@@ -71,7 +71,8 @@ def test_densenet121_is_the_default(bngen, compiler):
 
 def test_summary_on_stdout_progress_on_stderr(bngen, compiler, tmp_path):
     outcome = bngen("build", *SMALL)
-    for fact in (TINY, "native is x86-64-v3", "9 before fusion, 4 after", f"bngen-out/{TINY}"):
+    told = "native is x86-64-v3", "9 before fusion, 4 after", "4.0 MiB of feature maps a run"
+    for fact in (TINY, *told, f"bngen explain bngen-out/{TINY}"):
         assert fact in outcome.out
     assert "[2/2] conv2d;bn_stats" in outcome.err.splitlines()
     assert "[" not in outcome.out

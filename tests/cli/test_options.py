@@ -8,8 +8,11 @@ import pytest
 
 import bngen as package
 from bngen import options
+from bngen.cli.ablate import AblateRequest
 from bngen.cli.bench import BenchRequest
 from bngen.cli.build import BuildRequest
+from bngen.cli.explain import ExplainRequest
+from bngen.cli.profile import ProfileRequest
 from bngen.cli.tune import TuneRequest
 from bngen.cli.verify import VerifyRequest
 from bngen.errors import UsageError
@@ -24,6 +27,9 @@ SMALL = ("tiny_densenet", "--batch", "2", "--image", "32")
         ("verify", VerifyRequest),
         ("bench", BenchRequest),
         ("tune", TuneRequest),
+        ("explain", ExplainRequest),
+        ("profile", ProfileRequest),
+        ("ablate", AblateRequest),
     ],
 )
 def test_requests_have_a_field_for_each_row(command, request_type):

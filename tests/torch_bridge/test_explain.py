@@ -46,6 +46,22 @@ def test_what_is_left_is_named_with_its_line():
     assert len(explanation.regions) == 2
 
 
+def test_regions_are_explained_with_the_models_names():
+    explanation = bngen.explain_model(Net(), images())
+    (report,) = explanation.reports("llvm -mcpu=x86-64-v3")
+    assert set(report.totals) == {"forward", "backward"}
+    assert {"conv1", "bn1", "conv2", "bn2", "fc"} <= {k.layer for k in report.kernels}
+    lines = {s.line for k in report.kernels for s in k.sublayers if s.op == "conv2d"}
+    assert len(lines) == 2 and all("small.py:" in line for line in lines)
+    text = explanation.text("llvm -mcpu=x86-64-v3", "bnff")
+    assert text.startswith(str(explanation)) and "bngen_0 at bnff" in text
+    assert "<title>bngen_0 at icf</title>" in explanation.html(target="llvm -mcpu=x86-64-v3")
+    with pytest.raises(bngen.BngenError, match="unknown fusion level 'all'"):
+        explanation.reports(fusion="all")
+    with pytest.raises(bngen.BngenError, match="no region 1: bngen takes 1"):
+        explanation.html(1)
+
+
 def test_nothing_changes():
     model = Odd()
     before = {k: v.clone() for k, v in model.state_dict().items()}

@@ -1,0 +1,272 @@
+"""The paper's experiment: what each fusion level buys, one after the other.
+
+In: `Asked`. Out: a report, a dictionary as the JSON file holds it. For each level the time of a
+training step (levels take turns, as in the bench), how it divides into kinds of work (each kernel
+timed by itself), main-memory traffic counted from the plan and measured (by the machine's
+counters where ``perf`` may read them, else in a simulated cache at a reduced size), and the memory
+that activations take.
+
+The paper (Jung et al., SysML 2019, arXiv 1807.01702) reports DenseNet-121's step 25.7 % faster at
+``icf`` than its Caffe and MKL-DNN baseline, on a Xeon of many cores whose memory brings far fewer
+bytes an operation than that of a small machine. Where `Asked.scarce` is set, the race is run once
+more with memory made scarce: one CPU streams through memory all the while, at a rate that is
+stated, and the step has the other CPUs, which is what it has in both races then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bngen.bench import counters, machine, simulated
+from bngen.bench.contenders import OURS, Entry
+from bngen.bench.limits import measure_limits
+from bngen.bench.profile import profile
+from bngen.bench.race import race
+from bngen.bench.streaming import Streaming
+from bngen.compiler import bundle
+from bngen.errors import UsageError
+from bngen.explain.gather import explained
+from bngen.explain.report import KernelRow, Report
+from bngen.options import FUSION_CHOICES
+from bngen.programs import step_program, trained
+from bngen.runtime import host
+from bngen.target.parse import Target
+
+SCHEMA = 1
+NAMES = {"none": "Baseline", "rcf": "+RCF", "mvf": "+MVF", "bnff": "+BNFF", "icf": "+ICF"}
+"""Levels as the paper's figures name them."""
+PAPER = {
+    "source": "Jung et al., SysML 2019, arXiv 1807.01702",
+    "program": "densenet121",
+    "faster_percent": 25.7,
+    "machine": "a Skylake Xeon; Caffe and MKL-DNN as the baseline",
+}
+WITHIN = 0.25
+"""How far measured traffic may lie from what is counted for the two to agree."""
+SMALL_BATCH, SMALL_IMAGE = 2, 112
+"""The largest size that is simulated: a step of DenseNet-121 takes some minutes there."""
+
+Json = dict[str, Any]
+Told = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is to be measured.
+
+    Attributes:
+        programs: built-in networks, or ``file.py:function``.
+        target: what is compiled for; this machine can run it.
+        batch: images in a batch.
+        image: height and width; the program's own when None.
+        threads: of a step.
+        schedules: folder of records that takes precedence.
+        seed: of weights and inputs.
+        rounds: turns of each level.
+        scarce: whether to race once more beside a process that streams through memory.
+        traffic: whether to measure traffic, too.
+    """
+
+    programs: Sequence[str]
+    target: Target
+    batch: int | None
+    image: int | None
+    threads: int | None
+    schedules: str | None
+    seed: int
+    rounds: int
+    scarce: bool
+    traffic: bool
+
+    def entry(self, program: str, level: str, threads: int | None) -> Entry:
+        """A level as a contender; the last one is what the others are compared with."""
+        name = OURS if level == FUSION_CHOICES[-1] else level
+        return Entry(
+            program, name, self.batch, self.image, FUSION_CHOICES[-1], str(self.target), threads,
+            self.schedules, self.seed,
+        )  # fmt: skip
+
+
+def ablate(asked: Asked, tell: Told) -> Json:
+    """Measure everything.
+
+    Raises:
+        BngenError: for a program that cannot be measured.
+        UsageError: where memory cannot be made scarce.
+    """
+    cpus = host.cpu_count()
+    if asked.scarce and cpus < 2:
+        raise UsageError("one CPU streams and others compute, and there is one", hint="drop it")
+    threads = min(asked.threads or cpus, cpus - 1) if asked.scarce else asked.threads
+    report: Json = {
+        "schema": SCHEMA, "machine": machine.describe(asked.target), "paper": PAPER,
+        "threads": threads or cpus, "levels": NAMES, "programs": [],
+    }  # fmt: skip
+    tell("measuring the limits of the machine")
+    report["limits"] = measure_limits(asked.target, threads)
+    for program in asked.programs:
+        report["programs"].append(_program(asked, program, threads, report["limits"], tell))
+    return report
+
+
+def _program(asked: Asked, program: str, threads: int | None, limits: Json, tell: Told) -> Json:
+    order = (FUSION_CHOICES[-1], *FUSION_CHOICES[:-1])
+    entries = [asked.entry(program, level, threads) for level in order]
+    tell(f"{program}: levels take turns")
+    times = _race(entries, asked.rounds, tell)
+    scarce = None
+    if asked.scarce:
+        tell(f"{program}: the same with memory made scarce")
+        with Streaming() as streaming:
+            scarce = _race(entries, asked.rounds, tell)
+            scarce = {"gbytes": streaming.rate(), "levels": scarce}
+    levels: Json = {}
+    for level in FUSION_CHOICES:
+        tell(f"{program}: the kernels of {level}")
+        entry = replace(entries[0], fusion=level)
+        found = profile(entry, asked.target, asked.rounds, lambda text: None, limits)
+        levels[level] = {
+            **times[level], "work": found.by_work(), **counted(found.explained.report),
+        }  # fmt: skip
+    measured: Json = {"why_not": "not asked for"}
+    if asked.traffic and counters.obstacle() is None:
+        measured = _by_counters(entries, levels, tell)
+    elif asked.traffic:
+        measured = _simulated(asked, program, tell)
+    return {
+        "program": program, "batch": asked.batch, "image": asked.image, "levels": levels,
+        "scarce": scarce, "measured": measured,
+    }  # fmt: skip
+
+
+def _race(entries: Sequence[Entry], rounds: int, tell: Told) -> Json:
+    """Seconds of each level, and how many times longer than ``icf`` it takes."""
+    result = race(entries, rounds, tell=tell)
+    if result["interrupted"]:
+        raise KeyboardInterrupt
+    found = {}
+    for level, row in zip((FUSION_CHOICES[-1], *FUSION_CHOICES[:-1]), result["contenders"],
+                          strict=True):  # fmt: skip
+        if row["status"] == "unavailable":
+            raise UsageError(f"{result['program']} at {level}: {row['reason']}")
+        found[level] = {p: row[p] for p in ("forward", "backward", "step")}
+        found[level] |= {"ratio": row["ratio"]["step"], "peak_bytes": row["peak_bytes"]}
+    return found
+
+
+# --- traffic ----------------------------------------------------------------------------------
+
+
+def counted(report: Report) -> Json:
+    """Traffic by the plan: bytes of feature maps and all bytes by call, all by kind of work."""
+    calls: Json = {}
+    for call, total in report.totals.items():
+        t = total.traffic
+        calls[call] = {"sweeps": t.sweeps_read + t.sweeps_written, "map_bytes": t.map_bytes,
+                       "bytes": t.nbytes, "kernels": total.kernels}  # fmt: skip
+    by_work: dict[str, int] = {}
+    for row in report.kernels:
+        by_work[row.work] = by_work.get(row.work, 0) + row.traffic.nbytes
+    memory = dict(report.memory)
+    return {"calls": calls, "bytes_by_work": by_work, "memory": memory}
+
+
+def _by_counters(entries: Sequence[Entry], levels: Json, tell: Told) -> Json:
+    """Traffic of each level at full size, by the machine's counters."""
+    found: Json = {}
+    order = (FUSION_CHOICES[-1], *FUSION_CHOICES[:-1])
+    by_level = dict(zip(order, entries, strict=True))
+    for level in FUSION_CHOICES:
+        tell(f"{entries[0].program} at {level}: counting misses")
+        calls = levels[level]["calls"].values()
+        found[level] = {
+            "counted": sum(call["bytes"] for call in calls),
+            "measured": counters.bytes_of_step(by_level[level]),
+        }
+    first = entries[0]
+    return {
+        "tool": f"perf, {' and '.join(counters.EVENTS)}", "target": first.target,
+        "batch": first.batch, "image": first.image, "levels": found,
+    }  # fmt: skip
+
+
+def _simulated(asked: Asked, program: str, tell: Told) -> Json:
+    """Traffic of each level at a reduced size, counted and measured."""
+    if why_not := simulated.obstacle():
+        return {"why_not": why_not}
+    caches = simulated.Caches()
+    batch = min(asked.batch or SMALL_BATCH, SMALL_BATCH)
+    image = min(asked.image or SMALL_IMAGE, SMALL_IMAGE)
+    graph = step_program(program, batch, image).graph
+    target, levels = Target.parse(simulated.TARGET), {}
+    for level in FUSION_CHOICES:
+        tell(f"{program} at {level}: simulating a step, batch {batch}, {image} pixels")
+        given = {"fusion": level, "grad": True, "wrt": trained(graph)}
+        compiled = bundle(graph, target=target, **given)
+        rows = explained(graph, target, **given).report.kernels
+        symbols = [k["symbol"] for k in compiled.manifest()["kernels"]]
+        missed = simulated.simulate(compiled, caches)
+        levels[level] = compared(rows, symbols, missed, caches.last)
+    return {
+        "tool": "valgrind cachegrind", "target": target.cpu, "batch": batch,
+        "image": image, "last_level_cache": caches.last, "levels": levels,
+    }  # fmt: skip
+
+
+def compared(
+    rows: Sequence[KernelRow],
+    symbols: Sequence[str],
+    missed: Mapping[str, simulated.Missed],
+    cache: int,
+) -> Json:
+    """Counted and measured bytes of one level.
+
+    ``fetched`` is what of the counted bytes a cache brings in: a line that is written where it has
+    been read is brought in once. Measured are lines brought in, so these two are compared.
+
+    Args:
+        rows: the kernels of the plan.
+        symbols: of their code.
+        missed: what was measured, by symbol.
+        cache: bytes of the last level; kernels that read or write a feature map larger than that
+            are those whose two numbers should agree.
+    """
+    kinds: dict[str, list[KernelRow]] = {}
+    for row, symbol in zip(rows, symbols, strict=True):
+        kinds.setdefault(symbol, []).append(row)
+    by_work: dict[str, Json] = {}
+    large = []
+    for symbol, same in kinds.items():
+        plan = sum(row.traffic.nbytes for row in same)
+        # What is written over what has just been read is there already.
+        fetched = plan - sum(row.overwritten for row in same)
+        found = missed[symbol].read + missed[symbol].written
+        part = by_work.setdefault(same[0].work, {"counted": 0, "fetched": 0, "measured": 0})
+        part["counted"] += plan
+        part["fetched"] += fetched
+        part["measured"] += found
+        maps = [m.nbytes for m in (*same[0].reads, *same[0].writes) if m.is_map]
+        if max(maps, default=0) > cache:
+            large.append({
+                "kernel": same[0].name, "calls": len(same), "strategy": same[0].strategy,
+                "counted": plan, "fetched": fetched, "measured": found,
+                "ratio": found / max(fetched, 1),
+            })  # fmt: skip
+    agreeing = [k for k in large if abs(k["ratio"] - 1) <= WITHIN]
+    return {
+        "by_work": by_work,
+        "counted": sum(p["counted"] for p in by_work.values()),
+        "fetched": sum(p["fetched"] for p in by_work.values()),
+        "measured": sum(p["measured"] for p in by_work.values()),
+        "large_kernels": sorted(large, key=lambda k: -k["counted"]),
+        "large_kernels_agreeing": len(agreeing),
+    }
+
+
+def faster_percent(levels: Mapping[str, Any], phase: str = "step") -> float:
+    """By how many percent more steps a second the last level takes than the baseline."""
+    first, last = (levels[level][phase]["median"] for level in
+                   (FUSION_CHOICES[0], FUSION_CHOICES[-1]))  # fmt: skip
+    return 100 * (first / last - 1)

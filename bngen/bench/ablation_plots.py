@@ -1,0 +1,113 @@
+"""The ablation as PNG files, in the manner of the paper's figures.
+
+In: the ablation's JSON and a folder. Out: ``ablation-time.png`` and ``ablation-traffic.png``: a bar
+a level, divided into kinds of work. Traffic is what the plan counts; where it was measured, at a
+smaller size, what of it a cache brings in stands beside, counted and measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+from bngen.errors import ToolchainError
+
+matplotlib.use("Agg")  # no display is needed to write files
+import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen before)
+
+Json = Mapping[str, Any]
+COLOURS = {
+    "CONV": "#3b6fb6", "BN": "#d98324", "ReLU": "#b8a11f", "sum": "#4b9b6e", "pool": "#8a63b8",
+    "copy": "#8d98a5", "other": "#b3626a", "overhead": "#444444",
+}  # fmt: skip
+"""Kinds of work, from the bottom of a bar to its top."""
+
+
+def draw(report: Json, folder: Path) -> list[Path]:
+    """Write the plots.
+
+    Raises:
+        ToolchainError: when the folder cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        return [
+            _save(_time(report), folder / "ablation-time.png"),
+            _save(_traffic(report), folder / "ablation-traffic.png"),
+        ]
+    except OSError as error:
+        hint = "choose another --plot"
+        raise ToolchainError(f"cannot write {folder}: {error.strerror}", hint=hint) from error
+
+
+def _save(figure: Any, path: Path) -> Path:
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+    return path
+
+
+def _time(report: Json) -> Any:
+    """Milliseconds of each kind of work; the whole step, measured by itself, as a mark."""
+    figure, axes = _panels(len(report["programs"]))
+    for axis, part in zip(axes, report["programs"], strict=True):
+        rows = {
+            level: {work: 1e3 * sum(calls.values()) for work, calls in row["work"].items()}
+            for level, row in part["levels"].items()
+        }
+        names = _bars(axis, report, rows)
+        steps = [1e3 * row["step"]["median"] for row in part["levels"].values()]
+        axis.plot(names, steps, "k_", markersize=26, label="whole step")
+        axis.set_title(f"{part['program']}, batch {part['batch']}")
+        axis.set_ylabel("ms a training step")
+    axes[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def _traffic(report: Json) -> Any:
+    """MiB that kernels of each kind of work read and write: counted, and measured where it was."""
+    panels: list[tuple[str, dict[str, dict[str, float]]]] = []
+    for part in report["programs"]:
+        rows = {level: row["bytes_by_work"] for level, row in part["levels"].items()}
+        panels.append((f"{part['program']}, batch {part['batch']}: counted", _mib(rows)))
+        found = part["measured"]
+        if "levels" in found and all("by_work" in row for row in found["levels"].values()):
+            size = f"batch {found['batch']}, {found['image']} pixels"
+            for kind, what in (("fetched", "counted"), ("measured", "measured")):
+                rows = {
+                    level: {w: b[kind] for w, b in row["by_work"].items()}
+                    for level, row in found["levels"].items()
+                }
+                panels.append((f"{part['program']}, {size}: brought in, {what}", _mib(rows)))
+    figure, axes = _panels(len(panels))
+    for axis, (title, rows) in zip(axes, panels, strict=True):
+        _bars(axis, report, rows)
+        axis.set_title(title, fontsize="medium")
+        axis.set_ylabel("MiB a training step")
+    axes[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    return figure
+
+
+def _mib(rows: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:
+    return {level: {w: b / 2**20 for w, b in row.items()} for level, row in rows.items()}
+
+
+def _panels(count: int) -> tuple[Any, Any]:
+    figure, axes = plt.subplots(
+        1, count, figsize=(1.6 + 4.0 * count, 4), squeeze=False, layout="constrained"
+    )
+    return figure, axes[0]
+
+
+def _bars(axis: Any, report: Json, rows: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Stacked bars, a level each; their names."""
+    names = [report["levels"][level] for level in rows]
+    bottom = [0.0] * len(rows)
+    for work, colour in COLOURS.items():
+        heights = [row.get(work, 0.0) for row in rows.values()]
+        if any(heights):
+            axis.bar(names, heights, bottom=bottom, color=colour, label=work)
+            bottom = [b + h for b, h in zip(bottom, heights, strict=True)]
+    return names

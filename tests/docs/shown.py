@@ -1,0 +1,67 @@
+"""What the documentation shows of programs: text between two marks, made by an expression.
+
+In: a page, the names that its snippets have defined. Out: the page with what its marks ask for::
+
+    <!-- shown: kernels(net, "icf") -->
+    (a fenced block)
+    <!-- end of shown -->
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bngen.explain.gather import explained
+from bngen.explain.report import ANCHOR, LOAD, STORE
+from bngen.target.parse import Target
+
+_MARK = re.compile(
+    r"(<!-- shown: (?P<what>.*?) -->\n).*?(<!-- end of shown -->)", re.DOTALL
+)  # fmt: skip
+_TARGET = Target.parse("llvm -mcpu=x86-64-v3")
+
+
+def with_shown(page: str, names: Mapping[str, Any]) -> str:
+    """A page with what its marks ask for."""
+
+    def made(found: re.Match) -> str:
+        text = eval(found["what"], {"stage": stage, "kernels": kernels, **names})
+        return f"{found[1]}```text\n{text.strip()}\n```\n{found[3]}"
+
+    return _MARK.sub(made, page)
+
+
+def stage(program: Any, name: str, fusion: str = "icf") -> str:
+    """The ops of a program after a pass, but for counters and running statistics."""
+    graphs = explained(program, _TARGET, fusion=fusion).graphs
+    text = next(text for key, text in reversed(graphs.items()) if key.endswith(f"-{name}"))
+    lines = [line.partition("  # ")[0].strip() for line in text.splitlines()]
+    unseen = ("bn_update", "num_batches", "constant", "update ")
+    return "\n".join(
+        line for line in lines if " = " in line and not any(word in line for word in unseen)
+    )
+
+
+def kernels(
+    program: Any, fusion: str, call: str = "forward", wrt: Sequence[str] | None = None
+) -> str:
+    """The kernels that touch feature maps, slot by slot."""
+    asked = {"grad": True, "wrt": list(wrt)} if wrt else {}
+    found = explained(program, _TARGET, fusion=fusion, **asked)
+    rows = []
+    for row in found.report.kernels:
+        if row.call != call or not row.traffic.map_bytes or row.sublayers[0].op == "copy":
+            continue
+        slots = ("; ".join(s.op for s in row.of_slot(slot) if s.op != "constant")
+                 for slot in (LOAD, ANCHOR, STORE))  # fmt: skip
+        load, anchor, store = slots
+        maps = f"{row.traffic.sweeps_read} read, {row.traffic.sweeps_written} written"
+        rows.append((load, anchor or "", store, maps))
+    heads = ("load slots", "anchor", "store slots", "feature maps")
+    table = [heads, *rows]
+    widths = [max(len(r[i]) for r in table) for i in range(4)]
+    return "\n".join(
+        " | ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in table
+    )
