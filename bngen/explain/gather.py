@@ -85,11 +85,14 @@ def explained(
         joint = join_gradient(graph, wrt, formats)
         seen.append(("differentiated", joint.graph))
     lanes, tuned = target.channel_block, Tuned(target, schedules)
-    prepared = prepare(joint, lanes, fusion, lambda name, g: seen.append((name, g)))
+    prepared = prepare(
+        joint, lanes, fusion, lambda name, g: seen.append((name, g)), pairs=target.pairs
+    )
     rows = kernels.rows(prepared, target.machine, tuned, names)
     before = rows
     if fusion != BASELINE:
-        before = kernels.rows(prepare(joint, lanes, BASELINE), target.machine, tuned, names)
+        unfused = prepare(joint, lanes, BASELINE, pairs=target.pairs)
+        before = kernels.rows(unfused, target.machine, tuned, names)
     report = report_of(graph.name, fusion, target, prepared, rows, seen, before)
     return Explained(report, {_numbered(i, n): _text(g) for i, (n, g) in enumerate(seen)}, before)
 
