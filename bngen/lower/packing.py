@@ -20,10 +20,11 @@ from dataclasses import dataclass
 from tvm import te, tirx
 
 from bngen.lower.body import Body
-from bngen.lower.coords import Lane, guard, logical, zero
+from bngen.lower.coords import Lane, guard, logical
 from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered
 from bngen.lower.opaque import Expr, chooses
+from bngen.lower.stored import computed, narrowed
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import PLAIN, Blocked, PackedWeight, physical_shape
 
@@ -48,7 +49,9 @@ def lower_packing(kernel: Kernel, layouts: Layouts) -> Lowered:
         at = order.named(index)
         value = vectors(*at)
         holds = guard(PLAIN, order.channels(*at))
-        return value if holds is None else tirx.Select(chooses(holds), value, zero(out.dtype))
+        if holds is not None:
+            value = tirx.Select(chooses(holds), value, tirx.const(0, computed(out)))
+        return narrowed(value, out.dtype)
 
     shape = physical_shape(out.type, layouts[out])
     body.results[out] = te.compute(shape, packed, name="main")
