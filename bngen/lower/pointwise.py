@@ -153,7 +153,9 @@ def _compare(fn: Callable[[Expr, Expr], Expr]) -> Callable[..., Expr]:
     def compare(e: Element, a: Expr, b: Expr) -> Expr:
         dtype = DTYPES[promote([v.type for v in e.node.inputs])].computed
         if dtype == "bool":
-            dtype = "uint8"  # LLVM's comparisons of single bits are signed, or those of floats
+            # LLVM's comparisons of single bits are signed, or those of floats; and TVM's analyzer
+            # subtracts numbers to compare them, which it refuses where unsigned ones fall below 0.
+            dtype = "int32"
         return fn(_as(a, dtype), _as(b, dtype))
 
     return compare
