@@ -20,7 +20,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 
-NETWORKS = ("densenet121", "resnet50", "mobilenet_v2", "resnet18", "tiny_resnet")
+NETWORKS = ("densenet121", "resnet50", "mobilenet_v2", "resnet18")
 
 
 @dataclass(frozen=True)
@@ -65,13 +65,13 @@ def work(rank: int, folder: str, job: dict) -> None:
     from torch.nn.parallel import DistributedDataParallel
 
     import bngen
-    from bngen.torch_bridge.networks import make_network
+    from tests.zoo_models import torchvision
 
     contender = Contender(**job["contender"])
     torch.set_num_threads(job["threads"] // contender.ranks)
     torch.manual_seed(0)
     share = job["batch"] // contender.ranks
-    model = make_network(job["network"], share, job["image"])
+    model = getattr(torchvision().models, job["network"])(weights=None).train()
     x = torch.randn(share, 3, job["image"], job["image"])
     if not contender.bngen:
         x = x.contiguous(memory_format=torch.channels_last)
