@@ -158,6 +158,8 @@ SMALL = {"BNGEN_BATCH": "2", "BNGEN_IMAGE": "64", "BNGEN_ROUNDS": "1"}
 """What a line does not say itself; networks are as deep as ever, images small."""
 
 LONG = "takes many minutes; HYPOTHESIS_PROFILE=thorough runs it"
+EXAMPLE = "the example is run in tests/test_examples.py"
+
 NOT_RUN = {
     "make run": "installs packages from the network; what it runs then is run here, too",
     "make test": "is this suite",
@@ -165,6 +167,7 @@ NOT_RUN = {
     "bngen bench resnet50 mobilenet_v2 --against none,channels-last,compile --json r.json "
     "--plot plots": LONG,
 }
+NOT_RUN |= {line: EXAMPLE for line in LINES if line.startswith("torchrun ")}
 """Lines that are not run here, or not always, and why; the report of pytest shows it."""
 
 WRITES = {
@@ -194,7 +197,8 @@ def make(batch=8, image=224):
 
 def test_the_tables_hold_lines_of_the_readme():
     assert {*NOT_RUN, *WRITES} <= set(LINES)
-    assert len(LINES) == len(set(LINES)) and {x.split()[0] for x in LINES} == {"bngen", "make"}
+    assert len(LINES) == len(set(LINES))
+    assert {x.split()[0] for x in LINES} == {"bngen", "make", "torchrun"}
 
 
 @pytest.mark.parametrize("line", [line for line in LINES if line.startswith("bngen ")])

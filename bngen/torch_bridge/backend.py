@@ -33,7 +33,7 @@ from bngen.torch_bridge.partition import MAPS
 from bngen.torch_bridge.places import AROUND, CALLS
 from bngen.torch_bridge.region import Region, asked_of
 from bngen.torch_bridge.regions import Regions, cut
-from bngen.torch_bridge.sync_batch_norm import sync_batch_norm, synchronize
+from bngen.torch_bridge.sync_batch_norm import SyncBatchNorm, sync_batch_norm, synchronize
 
 Function = Callable[..., Any]
 
@@ -132,10 +132,13 @@ def compile(model: torch.nn.Module, *, sync_bn: Any = None) -> torch.nn.Module:
         )
     if sync_bn is not None and sync_bn is not False:
         synchronize(model, group_of(sync_bn))
+        if not any(isinstance(m, SyncBatchNorm) for m in model.modules()):
+            hint = "torch.nn.BatchNorm2d, not torch.nn.functional.batch_norm"
+            raise BngenError("sync_bn: the model has no layer of batch normalization", hint=hint)
     else:
         synchronize(model, local=False)
     model.compile(backend=backend)
-    if getattr(model.forward, "__module__", "").startswith("torch.nn.modules."):
+    if (getattr(model.forward, "__module__", "") or "").startswith("torch.nn.modules."):
         # Dynamo passes over PyTorch's own forwards and would capture each layer for itself.
         model._compiled_call_impl = torch.compile(_own_frame(model._call_impl), backend=backend)
     model._compiled_call_impl = _whole(model._compiled_call_impl)
