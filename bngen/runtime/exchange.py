@@ -157,7 +157,7 @@ class Exchange:
             work = self._given[group].gather(np.frombuffer(head, np.uint8).copy())
             self._told[group] = said, work
 
-    def _agree(self, group: str) -> None:
+    def agree(self, group: str) -> None:
         """Wait until all ranks have said that they are going to exchange the same."""
         if group not in self._told:
             return
@@ -175,7 +175,7 @@ class Exchange:
         raise CallError(
             f"{self._of.program}: rank {own} exchanges "
             f"{_first_difference(lines[own], lines[other])}",
-            hint=f"rank {other} has another model, or other layers that take part",
+            hint=f"rank {other} has another model or another part of a batch, or runs in PyTorch",
         )
 
     # --- exchanging ---------------------------------------------------------------------------
@@ -193,7 +193,7 @@ class Exchange:
         if carrier.size == 1:
             self._open[number] = sent
             return
-        self._agree(step.group)
+        self.agree(step.group)
         try:
             if step.combine == MOMENTS:
                 head = np.array([step.count], "<i8").view(np.uint8)

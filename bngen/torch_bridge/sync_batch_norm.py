@@ -22,7 +22,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bngen.errors import BngenError
 from bngen.moments import merged
-from bngen.runtime.exchange import failed
+from bngen.runtime.exchange import Exchange, Exchanges, failed
 from bngen.torch_bridge.distributed import Carrier, carrier_named
 
 
@@ -70,6 +70,10 @@ class _Synchronized(torch.autograd.Function):
         running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float,
         carrier: Carrier, layer: str,
     ) -> Tensor:  # fmt: skip
+        # A rank whose layer is in a region says other things here, and both are told.
+        exchange = Exchange(Exchanges(f"{layer or 'a layer'} in PyTorch", {}), {"": carrier})
+        exchange.tell("", f"statistics of {x.shape[1]} channels in PyTorch ({layer})".encode())
+        exchange.agree("")
         count = x.numel() // x.shape[1]
         axes = (0, *range(2, x.ndim))
         if count:

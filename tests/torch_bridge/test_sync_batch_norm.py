@@ -104,7 +104,21 @@ def process(rank, shares, folder):
         assert bool(synced) == bool(regions), f"{wrap.__name__}: {len(synced)} regions exchange"
         calls.clear()
     check_small_groups(rank)
+    check_empty_shares(rank)
     dist.destroy_process_group()
+
+
+def check_empty_shares(rank):
+    """In eager PyTorch a rank without images takes part; compiled, all are told who does not."""
+    torch.manual_seed(0)
+    net, images = Dense(), torch.randn(3, 3, 8, 8)
+    x = images[: 0 if rank else 3]
+    layers = synchronize(copy.deepcopy(net))
+    y = layers(x)
+    y.sum().backward()
+    torch.testing.assert_close(y, net(images)[: len(x)])
+    with pytest.raises(bngen.BngenError, match=r"in PyTorch \(norm1\).*rank \d has another"):
+        bngen.compile(layers)(x)
 
 
 def check_small_groups(rank):
