@@ -19,11 +19,14 @@ from bngen.compiler import FUSION_LEVELS
 from bngen.ir.interp import run
 from bngen.ir.text import parse_graph
 from bngen.ir.verify import verify
+from bngen.passes.fusion.levels import LEVELS
+from bngen.passes.pipeline import graph_passes
 from bngen.passes.prepare import join_gradient, prepare
 from bngen.plan.traffic import kernel_traffic, total
 from bngen.torch_bridge.networks import loss_of, make_network
 from tests.compiled import compiled, cotangents_for, forward
 from tests.oracle import assert_close
+from tests.passes.meaning import joint_program, reference, same_results
 from tests.strategies import programs, random_args
 
 BF16 = ml_dtypes.bfloat16
@@ -117,6 +120,25 @@ def test_random_programs(level):
         assert {n: g.dtype.name for n, g in gradients.items()} == {
             i.name: i.value.dtype for i in graph.inputs if i.name in gradients
         }
+
+    body()
+
+
+def test_each_stage_preserves_meaning():
+    """In double precision, where casts change nothing: casts hide nothing that a pass must see."""
+
+    @settings(max_examples=LEAST)
+    @given(programs(max_layers=4), st.integers(0, 2**31))
+    def body(graph, seed):
+        stage = joint_program(bg.autocast(graph).graph)[0]
+        args = random_args(stage, seed)
+        before = reference(stage, args)
+        for name, apply in graph_passes(LEVELS["icf"]):
+            stage = apply(stage)
+            verify(stage, name)
+            after = reference(stage, args)
+            same_results(after, before)
+            before = after
 
     body()
 
