@@ -69,7 +69,12 @@ def manifest(
     """
     plan = planned.plan
     maps = feature_maps(plan.graph)
-    calls = (call.name for call in plan.calls for _ in range(call.start, call.stop))
+    calls = (
+        call.name
+        for call in plan.calls
+        for kernel in plan.kernels[call.start : call.stop]
+        if not kernel.is_collective
+    )
     imports = imports_of({c.code.symbol: c.code.machine_code for c in compiled}.values())
     return {
         "program": program,
@@ -113,8 +118,8 @@ def manifest(
             {
                 "name": k.name,
                 "group": k.anchor.attrs["group"],
-                "inputs": [_placed(v, plan) for v in k.inputs],
-                "outputs": [_placed(v, plan) for v in k.outputs],
+                "inputs": [_placed(v, plan, maps) for v in k.inputs],
+                "outputs": [_placed(v, plan, maps) for v in k.outputs],
                 "over_before": plan.kernels[w.before].name if w.before < len(plan.kernels) else "",
             }
             for w in plan.waits

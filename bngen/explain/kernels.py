@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Set
 from dataclasses import replace
+from typing import Any
 
 from bngen.codegen.nests import choose
 from bngen.codegen.operations import operations
@@ -23,6 +24,9 @@ from bngen.plan.kernel import Kernel, KernelPlan
 from bngen.plan.traffic import feature_maps
 from bngen.scheduling.knobs import Knobs
 from bngen.target.machine import Machine
+
+COLLECTIVE = "collective"
+"""What stands in the place of a strategy where values are exchanged between processes."""
 
 Tuned = Callable[[str, str], tuple[Knobs, str] | None]
 """(kind of a strategy, signature of a kernel) -> knobs of a record and where it stands, if any."""
@@ -66,10 +70,7 @@ def _row(
     machine: Machine,
     tuned: Tuned,
 ) -> KernelRow:
-    choice = choose(kernel, plan.layouts, machine)
-    kind = choice.strategy.kind
-    found = tuned(kind, signature(kernel, plan))
-    knobs = choice.knobs(machine, found[0] if found else None)
+    decided = _decided(kernel, plan, machine, tuned)
     reads, writes = (
         tuple(moved.described_map(v, plan, maps) for v in dict.fromkeys(values))
         for values in (kernel.inputs, kernel.outputs)
@@ -84,13 +85,27 @@ def _row(
         writes=writes,
         traffic=moved.traffic(reads, writes),
         traffic_alone=moved.traffic_alone(kernel, plan, maps),
-        operations=operations(kernel, choice.strategy),
-        strategy=kind,
-        declined=dict(choice.declined),
-        knobs=dict(knobs),
-        record=found[1] if found and dict(found[0]) == dict(knobs) else "",
         sources=sources,
+        **decided,
     )
+
+
+def _decided(kernel: Kernel, plan: KernelPlan, machine: Machine, tuned: Tuned) -> dict[str, Any]:
+    """How a kernel is computed; a collective, which is none, has nothing to decide."""
+    if kernel.is_collective:
+        return {
+            "operations": 0, "strategy": COLLECTIVE, "declined": {}, "knobs": {}, "record": "",
+        }  # fmt: skip
+    choice = choose(kernel, plan.layouts, machine)
+    found = tuned(choice.strategy.kind, signature(kernel, plan))
+    knobs = choice.knobs(machine, found[0] if found else None)
+    return {
+        "operations": operations(kernel, choice.strategy),
+        "strategy": choice.strategy.kind,
+        "declined": dict(choice.declined),
+        "knobs": dict(knobs),
+        "record": found[1] if found and dict(found[0]) == dict(knobs) else "",
+    }
 
 
 def sublayers(kernel: Kernel, layers: Mapping[Node, str]) -> Iterator[SubLayer]:

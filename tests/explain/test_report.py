@@ -15,6 +15,7 @@ from bngen.codegen.signature import signature
 from bngen.errors import ToolchainError
 from bngen.explain.from_manifest import report_of_manifest
 from bngen.explain.gather import explained
+from bngen.explain.kernels import COLLECTIVE
 from bngen.explain.report import ANCHOR, LOAD, STORE, Report
 from bngen.explain.text import plan_text, text
 from bngen.ir.text import parse_graph
@@ -162,6 +163,19 @@ def test_text_shows_every_kernel_and_every_reason():
     for group in found.refused:
         assert f"{' -> '.join(group.ops)}, {group.slot} slot: {group.reason}" in shown
     assert plan_text(found).count("\nkernel ") == len(found.kernels) - 1
+
+
+def test_collectives_stand_where_they_start():
+    @bg.program
+    def synchronized(x: bg.Tensor[2, 16, 8, 8], w: bg.Tensor[16, 16, 3, 3]):
+        y = bg.batch_norm(bg.conv2d(x, w, padding=1), None, None, training=True, group="all")
+        return bg.relu(y)
+
+    found = report(synchronized, grad=True)
+    collectives = [k for k in found.kernels if k.strategy == COLLECTIVE]
+    assert [k.call for k in collectives] == ["forward", "backward"]
+    assert not any(k.operations or k.knobs for k in collectives)
+    assert text(found)
 
 
 def test_a_manifest_tells_of_the_same_kernels():
