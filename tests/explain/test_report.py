@@ -79,7 +79,7 @@ def test_kernels_wait_for_those_that_write_what_they_read(graph):
 def test_stages_are_programs():
     graph = make("tiny_densenet", batch=2, image=32).graph
     found = explained(graph, TARGET)
-    assert [s.name for s in found.report.stages][:2] == ["traced", "moves"]
+    assert [s.name for s in found.report.stages][:2] == ["traced", "conversions"]
     assert len(found.graphs) == len(found.report.stages)
     for stage, written in zip(found.report.stages, found.graphs.values(), strict=True):
         parsed = parse_graph(written)
@@ -205,7 +205,7 @@ def test_stages_are_dumped(tmp_path, monkeypatch):
     assert [p.name for p in stages][:3] == [
         "00-traced.txt",
         "01-differentiated.txt",
-        "02-moves.txt",
+        "02-conversions.txt",
     ]
     assert parse_graph(stages[0].read_text()) == small.graph
     assert (folder / "manifest.json").exists()

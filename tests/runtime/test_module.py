@@ -208,7 +208,7 @@ def test_state_goes_in_and_out(trained):
         ),
         (
             lambda s: s.update({"fc.bias": torch.zeros(4, dtype=torch.bfloat16)}),
-            "'fc.bias' cannot become an array",
+            "'fc.bias' is bfloat16[4], not float32[4]",
         ),
         (lambda s: s.update({"fc.bias": np.ma.zeros(4, np.float32)}), "'fc.bias' is masked"),
         (lambda s: s.update({3: s["fc.bias"]}), "do not match: unknown ['3']"),
