@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bngen.codegen.strategy import Strategy, multiplies_pairs
-from bngen.dtypes import FLOAT
+from bngen.dtypes import FLOAT, PAIRED
 from bngen.ir.attributes import shown
 from bngen.ir.ops.reduce import normalize_axes
 from bngen.lower.facts import (
@@ -50,6 +50,7 @@ from bngen.scheduling import (
     product,
     rows,
     shuffled,
+    tiles,
     wgrad,
     winograd,
 )
@@ -125,11 +126,45 @@ def _of_images(facts: GradientFacts, _: Kernel) -> GradientFacts:
     return facts.of_image_pairs()
 
 
+def _of_bfloat16(made_for: Callable[[Kernel], bool]) -> Callable[[Kernel], bool]:
+    return lambda kernel: made_for(kernel) and all(
+        v.dtype == PAIRED for v in kernel.anchor.inputs
+    )
+
+
 _CONVOLUTION = _convolves("forward", "input")
 _DATA_GRADIENT = _convolves("input")
 _GRADIENT = _convolves("weight")
 
 STRATEGIES: tuple[Strategy, ...] = (
+    Strategy(
+        "phased_tiles",
+        "the same as phased, of bfloat16: sums in the tiles of a matrix unit",
+        made_for=_of_bfloat16(_DATA_GRADIENT),
+        applies=tiles.applies_to_phases,
+        facts=PhasedFacts,
+        lower=_lowering("phased", "lower_phased"),
+        knobs=tiles.phased_knobs,
+        space=tiles.phased_space,
+        schedule=phased.schedule_phased,
+        products=_direct,
+        declines_on=tiles.declines_on,
+        in_tiles=True,
+    ),
+    Strategy(
+        "tiles",
+        "the same as conv, of bfloat16: sums in the tiles of a matrix unit",
+        made_for=_of_bfloat16(_CONVOLUTION),
+        applies=tiles.applies,
+        facts=ConvFacts,
+        lower=_lowering("conv", "lower_conv"),
+        knobs=tiles.conv_knobs,
+        space=tiles.conv_space,
+        schedule=conv.schedule_conv,
+        products=_direct,
+        declines_on=tiles.declines_on,
+        in_tiles=True,
+    ),
     Strategy(
         "phased",
         "data gradients of strided convolutions: no products with the zeros between pixels",
@@ -355,7 +390,7 @@ def choose(kernel: Kernel, layouts: Layouts, machine: Machine) -> Choice:
     declined: dict[str, str] = {}
     for row in STRATEGIES:
         if row.made_for(kernel):
-            found = row.asked(kernel, layouts)
+            found = row.asked(kernel, layouts, machine)
             if not isinstance(found, Declined):
                 return Choice(row, _on(found, row, kernel, machine), declined)
             declined[row.kind] = found.reason

@@ -1,0 +1,153 @@
+"""Convolutions and data gradients of bfloat16 whose sums are in the tiles of a matrix unit.
+
+The loops are those of `bngen.scheduling.conv` and `phased`, and so is all that is fused around
+them; `bngen.codegen.tiles` puts registers of tiles in place of a register tile's::
+
+    conv[columns, blocks, lanes] <- sum over input block, r, s, word of the input block
+
+A register has sums of up to 16 columns of one output block. What it is multiplied of, pixels and
+weights, has 8 words of two channels, or 16 where pixels of neighbouring taps are neighbours, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+from bngen.lower.facts import ConvFacts, Declined, Layouts, PhasedFacts
+from bngen.lower.geometry import direct_products
+from bngen.plan.kernel import Kernel
+from bngen.scheduling import conv, phased, winograd
+from bngen.scheduling.conv import packing
+from bngen.scheduling.knobs import Knobs, divisors
+from bngen.scheduling.legality import Space, whole_groups
+from bngen.target.cpus import Tiles
+from bngen.target.machine import Machine
+from bngen.target.tiles import MOST_ROWS, MOST_WORDS, SUMS
+
+AnyFacts = ConvFacts | PhasedFacts
+
+
+def applies(kernel: Kernel, layouts: Layouts) -> ConvFacts | Declined:
+    """A convolution or data gradient over words of pairs of channels."""
+    return _unfit(kernel, layouts) or _checked(conv.applies(kernel, layouts))
+
+
+def applies_to_phases(kernel: Kernel, layouts: Layouts) -> PhasedFacts | Declined:
+    """A data gradient in phases, over such words."""
+    return _unfit(kernel, layouts) or _checked(phased.applies(kernel, layouts))
+
+
+def _unfit(kernel: Kernel, layouts: Layouts) -> Declined | None:
+    packed = packing(kernel, layouts)
+    if not packed.paired:
+        return Declined("its weight does not lie in pairs of channels")
+    if packed.by_channel:
+        return Declined("its groups fill blocks in part")
+    return None
+
+
+def _checked(facts: AnyFacts | Declined) -> AnyFacts | Declined:
+    if isinstance(facts, Declined):
+        return facts
+    if facts.lanes != MOST_WORDS:
+        return Declined(f"a block of {facts.lanes} channels is no row of a tile")
+    if not register_columns(_width(facts)):
+        return Declined(f"no few tiles make up a row of {_width(facts)} columns")
+    return facts
+
+
+def declines_on(kernel: Kernel, facts: AnyFacts, machine: Machine) -> Declined | None:
+    """Why a kernel is not computed in tiles on a machine; None where it is."""
+    tiles = machine.traits.tiles
+    if tiles is None:
+        return Declined("the CPU has no matrix unit for bfloat16")
+    node = kernel.anchor
+    points = winograd.pays(node, node.out, node.inputs[1], facts.group_rows)
+    if points is None and facts.in_lanes > 1:
+        traits = machine.traits
+        # A multiply-add has as many lanes as a tile has columns; a pair of channels counts once.
+        per_cycle = traits.multiply_add_units * facts.lanes
+        if winograd.products(kernel) / per_cycle < _cycles_of_all(kernel, facts, tiles):
+            return Declined("Winograd's tiles take fewer cycles")
+    return None
+
+
+def _cycles_of_all(kernel: Kernel, facts: AnyFacts, tiles: Tiles) -> float:
+    """Cycles of all products of a kernel, with the registers that `best` finds."""
+    cycles, columns, blocks = best(facts, tiles)
+    return direct_products(kernel.anchor) / (2 * facts.in_lanes * facts.lanes) * cycles
+
+
+def _width(facts: AnyFacts) -> int:
+    """Columns that lie side by side in what a nest reads."""
+    return facts.w // facts.spread_w if isinstance(facts, PhasedFacts) else facts.w
+
+
+# --- knobs ------------------------------------------------------------------------------------
+
+
+def register_columns(width: int) -> list[int]:
+    """Columns of a register tile: those that leave no ragged last one, in as many tiles at most."""
+    return [c for c in divisors(width) if c <= SUMS * MOST_ROWS]
+
+
+def register_blocks(facts: AnyFacts, columns: int) -> list[int]:
+    """Output blocks of a register tile."""
+    most = SUMS // math.ceil(columns / MOST_ROWS)
+    return [b for b in divisors(facts.out_blocks // facts.groups) if b <= most]
+
+
+def best(facts: AnyFacts, tiles: Tiles) -> tuple[float, int, int]:
+    """The register tile (cycles of one word for each column and block, columns, blocks)."""
+    return min(_costs(facts, tiles), key=lambda found: (found[0], -found[1]))
+
+
+def _costs(facts: AnyFacts, tiles: Tiles) -> Iterator[tuple[float, int, int]]:
+    """A product waits for no other, but loads go on beside them."""
+    words = min(MOST_WORDS, facts.in_lanes)
+    for columns in register_columns(_width(facts)):
+        registers = math.ceil(columns / MOST_ROWS)
+        rows = math.ceil(columns / registers)
+        for blocks in register_blocks(facts, columns):
+            product = max(tiles.least_cycles, rows * tiles.row_cycles)
+            loads = registers * rows + (registers * (blocks - 1) + 1) * words
+            cycles = max(registers * blocks * product, loads * tiles.load_cycles)
+            yield (cycles + SHARE * loads * tiles.load_cycles) / (columns * blocks), columns, blocks
+
+
+SHARE = 0.25
+"""Part of the time of loads that no product hides."""
+
+
+def conv_knobs(facts: ConvFacts, machine: Machine) -> Knobs:
+    """Register tile and rows per task."""
+    return _knobs(facts, machine, conv.conv_knobs)
+
+
+def phased_knobs(facts: PhasedFacts, machine: Machine) -> Knobs:
+    """The same; the register tile belongs to one phase."""
+    return _knobs(facts, machine, phased.phased_knobs)
+
+
+def _knobs(facts: AnyFacts, machine: Machine, others: Callable[..., Knobs]) -> Knobs:
+    _, columns, blocks = best(facts, machine.traits.tiles)
+    return {**others(facts, machine), "columns": columns, "blocks": blocks}
+
+
+def conv_space(facts: ConvFacts) -> Space:
+    """Register tile, and rows per task."""
+    return _space(facts, 1)
+
+
+def phased_space(facts: PhasedFacts) -> Space:
+    """Register tile of one phase, and rows per task."""
+    return _space(facts, facts.spread_h)
+
+
+def _space(facts: AnyFacts, group: int) -> Space:
+    return {
+        "columns": lambda chosen: register_columns(_width(facts)),
+        "blocks": lambda chosen: register_blocks(facts, chosen["columns"]),
+        "rows": whole_groups(facts, group),
+    }
