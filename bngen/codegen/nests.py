@@ -127,9 +127,7 @@ def _of_images(facts: GradientFacts, _: Kernel) -> GradientFacts:
 
 
 def _of_bfloat16(made_for: Callable[[Kernel], bool]) -> Callable[[Kernel], bool]:
-    return lambda kernel: made_for(kernel) and all(
-        v.dtype == PAIRED for v in kernel.anchor.inputs
-    )
+    return lambda kernel: made_for(kernel) and all(v.dtype == PAIRED for v in kernel.anchor.inputs)
 
 
 _CONVOLUTION = _convolves("forward", "input")

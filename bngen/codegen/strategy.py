@@ -45,7 +45,7 @@ class Strategy:
         registers: vector registers that the accumulators of some knobs need, and what they read.
         prefetched: whether its multiply-adds ask early for what its slots read.
         products: multiplications of its kernels' sums of products, transforms not counted.
-        declines_on: why it does not apply to a kernel of such facts on a machine; None where it does.
+        declines_on: why it does not apply on a machine to a kernel of such facts, or None.
         in_tiles: whether its sums are in the tiles of a matrix unit, see `bngen.codegen.tiles`.
         of_pairs: the facts where `multiplies_pairs`, of one whose layouts do not say so; None of
             those that multiply floats alone, or read weights that lie in pairs.

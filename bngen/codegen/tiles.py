@@ -73,9 +73,11 @@ def _sum_in_tiles(func: tirx.PrimFunc, _module: Any, _context: Any) -> tirx.Prim
     shape = found.shape()
     if shape is None:
         return func
-    body = tvm_ffi.structural_mutate(
-        func.body, [(tirx.SeqStmt, _Emitter(shape).replaced), (tirx.For, _configured)]
-    )
+    emitter = _Emitter(shape)
+    handlers = [(tirx.SeqStmt, emitter.replaced), (tirx.For, emitter.shared_out)]
+    body = tvm_ffi.structural_mutate(func.body, handlers)
+    if emitter.bare:
+        body = _configured(body)
     text = StringImm(tiles.functions(shape))
     body = tirx.AttrStmt(tirx.const(0, "int32"), "pragma_import_llvm", text, body)
     return tirx.PrimFunc(func.params, body, func.ret_type, func.attrs, func.span)
@@ -273,10 +275,7 @@ class _Steps:
         analyzer, found = Analyzer(), []
         for access in accesses:
             index = access.indices[0]
-            at = [
-                replaced(index, {var: tirx.const(i, dtype_of(var))})
-                for i in (0, 1)
-            ]
+            at = [replaced(index, {var: tirx.const(i, dtype_of(var))}) for i in (0, 1)]
             step = analyzer.simplify(at[1] - at[0])
             if not isinstance(step, tirx.IntImm):
                 return None
@@ -293,11 +292,17 @@ def _call(name: str, *arguments: Expr) -> tirx.Stmt:
     return tirx.Evaluate(tirx.call_extern("void", name, *arguments))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Emitter:
-    """Statements with registers of a shape."""
+    """Statements with registers of a shape.
+
+    Attributes:
+        shape: of the registers.
+        bare: nests around which nothing configures them yet.
+    """
 
     shape: Shape
+    bare: int = 0
 
     def replaced(self, statements: tirx.SeqStmt, mutator: Any) -> tirx.Stmt:
         """A sequence whose nests are in tiles."""
@@ -307,10 +312,21 @@ class _Emitter:
         kept: list[tirx.Stmt] = []
         for i, statement in enumerate(statements.seq):
             if i in found:
+                self.bare += 1
                 kept[-1:] = self.summed(found[i])  # In place of what clears the sums, too.
             else:
                 kept.append(mutator.mutate(statement))
         return tirx.SeqStmt(kept)
+
+    def shared_out(self, loop: tirx.For, mutator: Any) -> tirx.Stmt:
+        """A loop; one that is shared out to threads configures their registers."""
+        before = self.bare
+        loop = mutator.default_mutate(loop)
+        if loop.kind != tirx.ForKind.PARALLEL or self.bare == before:
+            return loop
+        self.bare = before
+        body, marks = _configured(loop.body), loop.annotations
+        return tirx.For(loop.loop_var, loop.min, loop.extent, loop.kind, body, annotations=marks)
 
     def summed(self, nest: _Nest) -> Iterator[tirx.Stmt]:
         """A nest, and its results in memory."""
@@ -353,12 +369,5 @@ def _back_and_forth(nest: _Nest) -> list[int]:
     return found
 
 
-def _configured(loop: tirx.For, mutator: Any) -> tirx.Stmt:
-    """A loop shared out to threads, whose iterations configure the registers."""
-    loop = mutator.default_mutate(loop)
-    if loop.kind != tirx.ForKind.PARALLEL:
-        return loop
-    body = tirx.SeqStmt([_call(tiles.CONFIGURE), loop.body, _call(tiles.RELEASE)])
-    return tirx.For(
-        loop.loop_var, loop.min, loop.extent, loop.kind, body, annotations=loop.annotations
-    )
+def _configured(body: tirx.Stmt) -> tirx.Stmt:
+    return tirx.SeqStmt([_call(tiles.CONFIGURE), body, _call(tiles.RELEASE)])

@@ -44,7 +44,7 @@ def ask(program: str) -> None:
         if number == errno.ENOSPC:
             why = "a thread has a stack for signals that is too small for them"
         raise TargetError(
-            f"{program} needs tiles (AMX), and the system does not let this process use them: {why}",
+            f"{program} needs tiles (AMX), which the system does not let this process use: {why}",
             hint="build it with -mattr=-amx-bf16 here",
         )
 

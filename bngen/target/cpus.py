@@ -176,9 +176,9 @@ PAIRS: tuple[Pairs, ...] = (
 
 
 TILES: tuple[Tiles, ...] = (
-    # AMX-BF16: Sapphire Rapids, Emerald Rapids, Granite Rapids. Intel's manual, chapter 20: TDPBF16PS
-    # of 16 rows every 16 cycles, TILELOADD every 8. Measured: of 7 rows every 9, of 4 no faster. What
-    # rounds its operands is AVX512-BF16's.
+    # AMX-BF16: Sapphire Rapids, Emerald Rapids, Granite Rapids. Intel's manual, chapter 20: one
+    # TDPBF16PS of 16 rows every 16 cycles, one TILELOADD every 8. Measured: of 7 rows every 9, of
+    # 4 no faster. What rounds its operands is AVX512-BF16's.
     Tiles(frozenset({"amx-tile", "amx-bf16", "avx512bf16"}), 1, 9, 0.5),
 )
 """In order of preference."""
@@ -191,8 +191,8 @@ def traits_of(arch: str, cpu: str, features: Set[str]) -> Traits:
     """
     traits = next((row for row in TRAITS if row.fits(arch, cpu, features)), _OTHER)
     fitting = (p for p in PAIRS if p.needs <= features and (not p.cpus or cpu in p.cpus))
-    return replace(
-        traits,
-        pairs=next(fitting, None),
-        tiles=next((t for t in TILES if t.needs <= features), None),
-    )
+    found = {
+        "pairs": next(fitting, None),
+        "tiles": next((t for t in TILES if t.needs <= features), None),
+    }
+    return replace(traits, **found) if any(found.values()) else traits
