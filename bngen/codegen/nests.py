@@ -160,6 +160,7 @@ STRATEGIES: tuple[Strategy, ...] = (
         space=tiles.conv_space,
         schedule=conv.schedule_conv,
         products=_direct,
+        prefetched=True,
         declines_on=tiles.declines_on,
         in_tiles=True,
     ),

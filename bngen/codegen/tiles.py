@@ -119,7 +119,7 @@ class _Nest:
     """A nest that sums products in a register tile.
 
     Attributes:
-        loops: those around, which are only walked through.
+        loops: those around, which are only walked through, and what their iterations begin with.
         columns: extent of the columns.
         blocks: of the blocks.
         words: of the words.
@@ -128,7 +128,7 @@ class _Nest:
         weights: words of blocks; lanes lie side by side.
     """
 
-    loops: tuple[tirx.For, ...]
+    loops: tuple[tuple[tirx.For, list[tirx.Stmt]], ...]
     columns: int
     blocks: int
     words: int
@@ -162,8 +162,12 @@ class _Found:
 
     def collect(self, statements: tirx.SeqStmt, mutator: Any) -> tirx.Stmt:
         """What is done for each sequence of statements."""
-        self.nests += [nest for _, nest in _nests_in(statements)]
-        return mutator.default_mutate(statements)
+        found = dict(_nests_in(statements))
+        self.nests += found.values()
+        for i, statement in enumerate(statements.seq):
+            if i not in found:
+                mutator.mutate(statement)
+        return statements
 
     def shape(self) -> Shape | None:
         """One for all of them; None where there is none, or no nest."""
@@ -179,33 +183,44 @@ class _Found:
 def _nests_in(statements: tirx.SeqStmt) -> Iterator[tuple[int, _Nest | None]]:
     """Position of each nest that sums products; None where it is not of the form."""
     for i, statement in enumerate(statements.seq):
-        loops, store = _inside(statement)
+        loops, heads, store = _inside(statement)
         if not isinstance(store, tirx.BufferStore) or not isinstance(store.value, tirx.Add):
             continue
         product = product_in(store.value.b)
         if product is not None:
             before = statements.seq[i - 1] if i else None
-            yield i, _read(loops, store, product) if _clears(before, store.buffer) else None
+            yield i, _read(loops, heads, store, product) if _clears(before, store.buffer) else None
 
 
-def _inside(statement: tirx.Stmt) -> tuple[list[tirx.For], tirx.Stmt]:
+Heads = dict[int, list[tirx.Stmt]]
+"""Identity of a loop -> what each iteration begins with: prefetches."""
+
+
+def _inside(statement: tirx.Stmt) -> tuple[list[tirx.For], Heads, tirx.Stmt]:
     """Loops in one another, and what is done in the innermost."""
-    loops = []
+    loops: list[tirx.For] = []
+    heads: Heads = {}
     while isinstance(statement, tirx.For):
         loops.append(statement)
         statement = statement.body
-    return loops, statement
+        if isinstance(statement, tirx.SeqStmt):
+            *head, last = statement.seq
+            if all(isinstance(s, tirx.Evaluate) for s in head):
+                heads[id(loops[-1])], statement = head, last
+    return loops, heads, statement
 
 
 def _clears(statement: tirx.Stmt | None, buffer: tirx.Buffer) -> bool:
     """Whether a statement fills a buffer with zeros."""
-    _, store = _inside(statement) if statement is not None else ([], None)
+    *_, store = _inside(statement) if statement is not None else [None]
     if not isinstance(store, tirx.BufferStore) or not store.buffer.same_as(buffer):
         return False
     return isinstance(store.value, tirx.FloatImm) and store.value.value == 0
 
 
-def _read(loops: list[tirx.For], store: tirx.BufferStore, product: Call) -> _Nest | None:
+def _read(
+    loops: list[tirx.For], heads: Heads, store: tirx.BufferStore, product: Call
+) -> _Nest | None:
     """A nest, or None where it is not of the form."""
     low, weights = _low(product.args[0]), product.args[1]
     places = [low, weights, store.value.a]
@@ -231,10 +246,12 @@ def _read(loops: list[tirx.For], store: tirx.BufferStore, product: Call) -> _Nes
     words = 1
     for f in reversed(rest[:]):
         _, d, w = steps[id(f)].by
-        if (d, w) == (words * parts, words * MOST_WORDS):
+        if (d, w) == (words * parts, words * MOST_WORDS) and id(f) not in heads:
             words *= _extents([f])
             rest.remove(f)
     inner = [f for f in loops if f not in rest]
+    if any(id(f) in heads for f in inner):
+        return None
     at = {f.loop_var: tirx.const(0, dtype_of(f.loop_var)) for f in inner}
 
     def walk(load: Any, i: int, **word: int) -> _Walk:
@@ -244,7 +261,7 @@ def _read(loops: list[tirx.For], store: tirx.BufferStore, product: Call) -> _Nes
         return _Walk(buffer, first, **by, **word)
 
     return _Nest(
-        tuple(rest), _extents(column), _extents(block), words,
+        tuple((f, heads.get(id(f), [])) for f in rest), _extents(column), _extents(block), words,
         walk(store, 0), walk(low, 1, word=parts), walk(weights, 2, word=MOST_WORDS),
     )  # fmt: skip
 
@@ -333,7 +350,8 @@ class _Emitter:
         numbers = range(len(nest.tiles))
         yield from (_call(tiles.zero(t)) for t in numbers)
         body: tirx.Stmt = tirx.SeqStmt([*self.products(nest)])
-        for f in reversed(nest.loops):
+        for f, head in reversed(nest.loops):
+            body = tirx.SeqStmt([*head, body]) if head else body
             body = tirx.For(f.loop_var, f.min, f.extent, tirx.ForKind.SERIAL, body)
         yield body
         sums = nest.sums
