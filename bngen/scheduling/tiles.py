@@ -116,13 +116,35 @@ def _costs(facts: AnyFacts, tiles: Tiles) -> Iterator[tuple[float, int, int]]:
             yield (cycles + SHARE * loads * tiles.load_cycles) / (columns * blocks), columns, blocks
 
 
+SCRATCH = 4
+"""A task's scratch of several images may take one part in so many of L2."""
+
 SHARE = 0.25
 """Part of the time of loads that no product hides."""
 
 
 def conv_knobs(facts: ConvFacts, machine: Machine) -> Knobs:
-    """Register tile and rows per task."""
-    return _knobs(facts, machine, conv.conv_knobs)
+    """Register tile, and rows and images per task."""
+    knobs = _knobs(facts, machine, conv.conv_knobs)
+    return {**knobs, "images": _images(facts, knobs["rows"], machine)}
+
+
+def _images(facts: ConvFacts, rows: int, machine: Machine) -> int:
+    """Images of a task: several where L2 cannot hold the weights, which each of them reads again.
+
+    All of a few output blocks' weights then serve one image after the other.
+    """
+    word = facts.element_bytes
+    if word * facts.terms * facts.lanes * facts.out_blocks <= machine.l2:
+        return 1
+    read = (rows - 1) * facts.stride_h + facts.r
+    scratch = word * facts.in_blocks * facts.in_lanes * facts.padded_w * read
+
+    def fits(images: int) -> bool:
+        tasks = facts.n // images * (facts.h // rows)
+        return images * scratch <= machine.l2 // SCRATCH and tasks % machine.threads == 0
+
+    return max((i for i in divisors(facts.n) if fits(i)), default=1)
 
 
 def phased_knobs(facts: PhasedFacts, machine: Machine) -> Knobs:
@@ -136,8 +158,8 @@ def _knobs(facts: AnyFacts, machine: Machine, others: Callable[..., Knobs]) -> K
 
 
 def conv_space(facts: ConvFacts) -> Space:
-    """Register tile, and rows per task."""
-    return _space(facts, 1)
+    """Register tile, and rows and images per task."""
+    return {**_space(facts, 1), "images": lambda chosen: divisors(facts.n)}
 
 
 def phased_space(facts: PhasedFacts) -> Space:
