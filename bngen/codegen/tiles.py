@@ -18,7 +18,7 @@ those of a pixel's channels, taps that are pixels side by side. Which nests can 
 `bngen.scheduling.tiles` to know; of one that cannot, a kernel stays as it is.
 
 Columns that are no multiple of a register's rows: the last register's overlap those before it, and
-both store the same.
+both store the same. The columns of a ragged last register tile are fewer, and a condition says so.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from bngen.lower import pairs
 from bngen.lower.opaque import Expr, dtype_of
 from bngen.scheduling.reading import replaced
 from bngen.target import tiles
-from bngen.target.tiles import MOST_ROWS, MOST_WORDS, SUMS, WORD_BYTES, Shape
+from bngen.target.tiles import MOST_WORDS, SUMS, WORD_BYTES, Shape, rows_for
 
 
 def in_tiles(module: tvm.IRModule) -> tvm.IRModule:
@@ -63,6 +63,8 @@ def _to_loops() -> list[Any]:
         blocks.LowerOpaqueBlock(),
         tirx.transform.FlattenBuffer(),
         tirx.transform.NarrowDataType(32),
+        blocks.LoopPartition(),
+        blocks.StmtSimplify(),
     ]
 
 
@@ -136,15 +138,9 @@ class _Nest:
     data: _Walk
     weights: _Walk
 
-    @property
-    def rows(self) -> int:
-        """Of a register, so that few are enough and all hold as many."""
-        return math.ceil(self.columns / math.ceil(self.columns / MOST_ROWS))
-
-    @property
-    def tiles(self) -> list[tuple[int, int]]:
-        """Column and block at which each register's sums begin."""
-        starts = [min(c, self.columns - self.rows) for c in range(0, self.columns, self.rows)]
+    def tiles(self, rows: int) -> list[tuple[int, int]]:
+        """Column and block at which the sums of each register of so many rows begin."""
+        starts = [min(c, self.columns - rows) for c in range(0, self.columns, rows)]
         return [*itertools.product(starts, range(self.blocks))]
 
     @property
@@ -174,29 +170,30 @@ class _Found:
         if not self.nests or None in self.nests:
             return None
         depths = sorted({depth for nest in self.nests for depth in nest.depths}, reverse=True)
-        rows = {nest.rows for nest in self.nests}
-        fits = len(rows) == 1 and len(depths) <= tiles.DEPTHS
-        fits = fits and all(len(nest.tiles) <= SUMS for nest in self.nests)
-        return Shape(rows.pop(), tuple(depths)) if fits else None
+        rows = min(rows_for(nest.columns) for nest in self.nests)
+        fits = all(len(nest.tiles(rows)) <= SUMS for nest in self.nests)
+        return Shape(rows, tuple(depths)) if fits and len(depths) <= tiles.DEPTHS else None
 
 
 def _nests_in(statements: tirx.SeqStmt) -> Iterator[tuple[int, _Nest | None]]:
     """Position of each nest that sums products; None where it is not of the form."""
     for i, statement in enumerate(statements.seq):
-        loops, heads, store = _inside(statement)
+        loops, heads, limits, store = _inside(statement)
         if not isinstance(store, tirx.BufferStore) or not isinstance(store.value, tirx.Add):
             continue
         product = product_in(store.value.b)
         if product is not None:
-            before = statements.seq[i - 1] if i else None
-            yield i, _read(loops, heads, store, product) if _clears(before, store.buffer) else None
+            nest = _read(loops, heads, limits, store, product)
+            yield i, nest if _clearing(statements, i, store.buffer) is not None else None
 
 
+Limits = dict[Any, int]
+"""Variable of a loop -> how many of its iterations do anything."""
 Heads = dict[int, list[tirx.Stmt]]
 """Identity of a loop -> what each iteration begins with: prefetches."""
 
 
-def _inside(statement: tirx.Stmt) -> tuple[list[tirx.For], Heads, tirx.Stmt]:
+def _inside(statement: tirx.Stmt) -> tuple[list[tirx.For], Heads, Limits, tirx.Stmt]:
     """Loops in one another, and what is done in the innermost."""
     loops: list[tirx.For] = []
     heads: Heads = {}
@@ -207,19 +204,33 @@ def _inside(statement: tirx.Stmt) -> tuple[list[tirx.For], Heads, tirx.Stmt]:
             *head, last = statement.seq
             if all(isinstance(s, tirx.Evaluate) for s in head):
                 heads[id(loops[-1])], statement = head, last
-    return loops, heads, statement
+    limits: Limits = {}
+    while isinstance(statement, tirx.IfThenElse) and statement.else_case is None:
+        asked, most = statement.condition, None
+        if isinstance(asked, tirx.LT) and isinstance(asked.b, tirx.IntImm):
+            most = next((f.loop_var for f in loops if f.loop_var.same_as(asked.a)), None)
+        if most is None:
+            break
+        limits[most], statement = int(asked.b), statement.then_case
+    return loops, heads, limits, statement
 
 
-def _clears(statement: tirx.Stmt | None, buffer: tirx.Buffer) -> bool:
-    """Whether a statement fills a buffer with zeros."""
-    *_, store = _inside(statement) if statement is not None else [None]
+def _clearing(statements: tirx.SeqStmt, end: int, buffer: tirx.Buffer) -> int | None:
+    """Position of what fills a buffer with zeros before a nest, prefetches between them."""
+    others = (i for i in reversed(range(end)) if not isinstance(statements.seq[i], tirx.Evaluate))
+    last = next(others, None)
+    return last if last is not None and _clears(statements.seq[last], buffer) else None
+
+
+def _clears(statement: tirx.Stmt, buffer: tirx.Buffer) -> bool:
+    *_, store = _inside(statement)
     if not isinstance(store, tirx.BufferStore) or not store.buffer.same_as(buffer):
         return False
     return isinstance(store.value, tirx.FloatImm) and store.value.value == 0
 
 
 def _read(
-    loops: list[tirx.For], heads: Heads, store: tirx.BufferStore, product: Call
+    loops: list[tirx.For], heads: Heads, limits: Limits, store: tirx.BufferStore, product: Call
 ) -> _Nest | None:
     """A nest, or None where it is not of the form."""
     low, weights = _low(product.args[0]), product.args[1]
@@ -250,7 +261,7 @@ def _read(
             words *= _extents([f])
             rest.remove(f)
     inner = [f for f in loops if f not in rest]
-    if any(id(f) in heads for f in inner):
+    if any(id(f) in heads for f in inner) or not limits.keys() <= {f.loop_var for f in column}:
         return None
     at = {f.loop_var: tirx.const(0, dtype_of(f.loop_var)) for f in inner}
 
@@ -261,9 +272,14 @@ def _read(
         return _Walk(buffer, first, **by, **word)
 
     return _Nest(
-        tuple((f, heads.get(id(f), [])) for f in rest), _extents(column), _extents(block), words,
-        walk(store, 0), walk(low, 1, word=parts), walk(weights, 2, word=MOST_WORDS),
-    )  # fmt: skip
+        loops=tuple((f, heads.get(id(f), [])) for f in rest),
+        columns=min([_extents(column), *limits.values()]),
+        blocks=_extents(block),
+        words=words,
+        sums=walk(store, 0),
+        data=walk(low, 1, word=parts),
+        weights=walk(weights, 2, word=MOST_WORDS),
+    )
 
 
 def _extents(loops: list[tirx.For]) -> int:
@@ -326,12 +342,13 @@ class _Emitter:
         found = dict(_nests_in(statements))
         if not found:
             return mutator.default_mutate(statements)
+        self.bare += len(found)
+        cleared = {_clearing(statements, i, nest.sums.buffer) for i, nest in found.items()}
         kept: list[tirx.Stmt] = []
         for i, statement in enumerate(statements.seq):
             if i in found:
-                self.bare += 1
-                kept[-1:] = self.summed(found[i])  # In place of what clears the sums, too.
-            else:
+                kept += self.summed(found[i])
+            elif i not in cleared:
                 kept.append(mutator.mutate(statement))
         return tirx.SeqStmt(kept)
 
@@ -347,7 +364,8 @@ class _Emitter:
 
     def summed(self, nest: _Nest) -> Iterator[tirx.Stmt]:
         """A nest, and its results in memory."""
-        numbers = range(len(nest.tiles))
+        places = nest.tiles(self.shape.rows)
+        numbers = range(len(places))
         yield from (_call(tiles.zero(t)) for t in numbers)
         body: tirx.Stmt = tirx.SeqStmt([*self.products(nest)])
         for f, head in reversed(nest.loops):
@@ -356,17 +374,18 @@ class _Emitter:
         yield body
         sums = nest.sums
         for t in numbers:
-            place = sums.at(*nest.tiles[t])
+            place = sums.at(*places[t])
             yield _call(tiles.store(t), place, sums.step(sums.column or MOST_WORDS))
 
     def products(self, nest: _Nest) -> Iterator[tirx.Stmt]:
         """Those of one step: of neighbouring registers of sums, one operand is there already."""
         data, weights, first = nest.data, nest.weights, 0
+        places = nest.tiles(self.shape.rows)
         for depth in nest.depths:
             a, b = self.shape.registers(depth)
             held: list[int | None] = [None, None]
-            for t in _back_and_forth(nest):
-                column, block = nest.tiles[t]
+            for t in _back_and_forth(len(places), nest.blocks):
+                column, block = places[t]
                 if held[0] != column:
                     yield _call(tiles.load(a), data.at(column, 0, first), data.step(data.column))
                 if held[1] != block:
@@ -377,13 +396,12 @@ class _Emitter:
             first += depth
 
 
-def _back_and_forth(nest: _Nest) -> list[int]:
+def _back_and_forth(count: int, blocks: int) -> list[int]:
     """Registers of sums, so that from one to the next column or block stays."""
-    rows = [*range(0, len(nest.tiles), nest.blocks)]
     found: list[int] = []
-    for i, row in enumerate(rows):
-        blocks = [*range(row, row + nest.blocks)]
-        found += blocks if i % 2 == 0 else reversed(blocks)
+    for i, first in enumerate(range(0, count, blocks)):
+        numbers = range(first, first + blocks)
+        found += numbers if i % 2 == 0 else reversed(numbers)
     return found
 
 

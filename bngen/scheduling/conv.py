@@ -112,7 +112,7 @@ def conv_space(facts: ConvFacts) -> Space:
 
 
 def schedule_conv(low: Lowered, facts: ConvFacts, knobs: Knobs) -> s_tir.Schedule:
-    """Apply knobs ``columns``, ``blocks``, ``rows`` and, if there are such, ``images`` of a task."""
+    """Apply knobs ``columns``, ``blocks``, ``rows`` and, where a kind has it, ``images``."""
     sch = opened(low)
     conv = sch.get_sblock("conv")
     kb, n, h, w, lane, *reduction = sch.get_loops(conv)

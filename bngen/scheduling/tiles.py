@@ -23,7 +23,7 @@ from bngen.scheduling.knobs import Knobs, divisors
 from bngen.scheduling.legality import Space, whole_groups
 from bngen.target.cpus import Tiles
 from bngen.target.machine import Machine
-from bngen.target.tiles import MOST_ROWS, MOST_WORDS, SUMS
+from bngen.target.tiles import MOST_ROWS, MOST_WORDS, SUMS, rows_for
 
 AnyFacts = ConvFacts | PhasedFacts
 
@@ -52,8 +52,6 @@ def _checked(facts: AnyFacts | Declined) -> AnyFacts | Declined:
         return facts
     if facts.lanes != MOST_WORDS:
         return Declined(f"a block of {facts.lanes} channels is no row of a tile")
-    if not register_columns(_width(facts)):
-        return Declined(f"no few tiles make up a row of {_width(facts)} columns")
     return facts
 
 
@@ -88,14 +86,22 @@ def _width(facts: AnyFacts) -> int:
 
 
 def register_columns(width: int) -> list[int]:
-    """Columns of a register tile: those that leave no ragged last one, in as many tiles at most."""
-    return [c for c in divisors(width) if c <= SUMS * MOST_ROWS]
+    """Columns of a register tile; of a ragged last one, too, there must be a register full."""
+    most = min(width, SUMS * MOST_ROWS)
+    return [c for c in range(1, most + 1) if max(_registers(width, c)[1:]) <= SUMS]
 
 
 def register_blocks(facts: AnyFacts, columns: int) -> list[int]:
     """Output blocks of a register tile."""
-    most = SUMS // math.ceil(columns / MOST_ROWS)
+    most = SUMS // max(_registers(_width(facts), columns)[1:])
     return [b for b in divisors(facts.out_blocks // facts.groups) if b <= most]
+
+
+def _registers(width: int, columns: int) -> tuple[int, int, int]:
+    """Rows of a register; how many of them a register tile's columns need, and the last one's."""
+    extents = columns, width % columns
+    rows = min(rows_for(c) for c in extents if c)
+    return rows, *(math.ceil(c / rows) for c in extents)
 
 
 def best(facts: AnyFacts, tiles: Tiles) -> tuple[float, int, int]:
@@ -106,14 +112,17 @@ def best(facts: AnyFacts, tiles: Tiles) -> tuple[float, int, int]:
 def _costs(facts: AnyFacts, tiles: Tiles) -> Iterator[tuple[float, int, int]]:
     """A product waits for no other, but loads go on beside them."""
     words = min(MOST_WORDS, facts.in_lanes)
-    for columns in register_columns(_width(facts)):
-        registers = math.ceil(columns / MOST_ROWS)
-        rows = math.ceil(columns / registers)
+    width = _width(facts)
+    for columns in register_columns(width):
+        rows, *registers = _registers(width, columns)
+        product = max(tiles.least_cycles, rows * tiles.row_cycles)
         for blocks in register_blocks(facts, columns):
-            product = max(tiles.least_cycles, rows * tiles.row_cycles)
-            loads = registers * rows + (registers * (blocks - 1) + 1) * words
-            cycles = max(registers * blocks * product, loads * tiles.load_cycles)
-            yield (cycles + SHARE * loads * tiles.load_cycles) / (columns * blocks), columns, blocks
+            cycles = 0.0
+            for times, count in zip((width // columns, 1), registers, strict=True):
+                loads = count and count * rows + (count * (blocks - 1) + 1) * words
+                loading = loads * tiles.load_cycles
+                cycles += times * (max(count * blocks * product, loading) + SHARE * loading)
+            yield cycles / (width * blocks), columns, blocks
 
 
 SCRATCH = 4

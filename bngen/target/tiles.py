@@ -18,6 +18,7 @@ Sums are float32, added in order, rounded to nearest; subnormal numbers count as
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -33,6 +34,11 @@ CONFIGURE, RELEASE = f"{_PREFIX}configure", f"{_PREFIX}release"
 _REGISTERS = 8
 _PALETTE, _BYTES_AT, _ROWS_AT, _CONFIGURATION = 1, 16, 48, 64
 _INTRINSIC, _ATTRIBUTES = "@llvm.x86.", "alwaysinline nounwind"
+
+
+def rows_for(columns: int) -> int:
+    """Rows of registers for so many columns: as few of them as can be, and all hold as many."""
+    return math.ceil(columns / math.ceil(columns / MOST_ROWS))
 
 
 @dataclass(frozen=True)
