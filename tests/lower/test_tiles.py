@@ -119,7 +119,7 @@ def test_what_needs_no_tiles_asks_for_none():
             return bg.conv2d(x, w)
 
         graph = bg.trace(net, bg.Tensor[1, 16, 4, 4, dtype], bg.Tensor[16, 16, 1, 1, dtype]).graph
-        made = bg.bundle(graph, target="llvm -mcpu=sapphirerapids")
+        made = bg.bundle(graph, target=XEON)
         assert ("amx-bf16" in made.target.features) == needed
 
 
