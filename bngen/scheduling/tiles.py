@@ -63,18 +63,16 @@ def declines_on(kernel: Kernel, facts: AnyFacts, machine: Machine) -> Declined |
     node = kernel.anchor
     points = winograd.pays(node, node.out, node.inputs[1], facts.group_rows)
     if points is None and facts.in_lanes > 1:
-        traits = machine.traits
-        # A multiply-add has as many lanes as a tile has columns; a pair of channels counts once.
-        per_cycle = traits.multiply_add_units * facts.lanes
+        per_cycle = machine.traits.multiply_add_units * facts.lanes
         if winograd.products(kernel) / per_cycle < _cycles_of_all(kernel, facts, tiles):
             return Declined("Winograd's tiles take fewer cycles")
     return None
 
 
 def _cycles_of_all(kernel: Kernel, facts: AnyFacts, tiles: Tiles) -> float:
-    """Cycles of all products of a kernel, with the registers that `best` finds."""
-    cycles, columns, blocks = best(facts, tiles)
-    return direct_products(kernel.anchor) / (2 * facts.in_lanes * facts.lanes) * cycles
+    """Cycles of all products of a kernel, as many at once as words of two have; see `best`."""
+    at_once = 2 * facts.in_lanes * facts.lanes
+    return direct_products(kernel.anchor) / at_once * best(facts, tiles)[0]
 
 
 def _width(facts: AnyFacts) -> int:
@@ -105,12 +103,15 @@ def _registers(width: int, columns: int) -> tuple[int, int, int]:
 
 
 def best(facts: AnyFacts, tiles: Tiles) -> tuple[float, int, int]:
-    """The register tile (cycles of one word for each column and block, columns, blocks)."""
+    """The register tile (cycles of a step for each column and block, columns, blocks).
+
+    A step is over the words of a block of channels; a product waits for no other.
+    """
     return min(_costs(facts, tiles), key=lambda found: (found[0], -found[1]))
 
 
 def _costs(facts: AnyFacts, tiles: Tiles) -> Iterator[tuple[float, int, int]]:
-    """A product waits for no other, but loads go on beside them."""
+    """Products and loads go on side by side, but for a part of the loads."""
     words = min(MOST_WORDS, facts.in_lanes)
     width = _width(facts)
     for columns in register_columns(width):
