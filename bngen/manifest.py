@@ -78,7 +78,7 @@ def manifest(
     imports = imports_of({c.code.symbol: c.code.machine_code for c in compiled}.values())
     return {
         "program": program,
-        "target": target.compiled_for().described(),
+        "target": target.compiled_for(tiles=any(c.code.in_tiles for c in compiled)).described(),
         "fusion": fusion,
         "signature": {
             "arguments": [_described(s) for s in signature.arguments],

@@ -70,7 +70,7 @@ ONLY_PARTS = {
     # What the machine is, and what a bundle needs of it: no loading, no running.
     ("target", "runtime"): {"compiled_for", "host"},
     # Linking, and looking at what was compiled.
-    ("codegen", "runtime"): {"memory_file", "native", "toolchain"},
+    ("codegen", "runtime"): {"memory_file", "native", "tiles", "toolchain"},
     ("cache", "tuning"): {"records"},
     ("compiler", "tuning"): {"records"},
     # A program that ends in an update has its gradient made while it is traced; one in mixed
@@ -83,7 +83,7 @@ ONLY_PARTS = {
     # The blocks that lowering has named, and the facts that knobs follow from; of a target, what it
     # is to a schedule.
     ("scheduling", "lower"): {"facts", "geometry", "lowered", "opaque", "sweep_facts"},
-    ("scheduling", "target"): {"cpus", "machine"},
+    ("scheduling", "target"): {"cpus", "machine", "tiles"},
     ("cli", "runtime"): {"artifact", "bundle"},
     ("cli", "target"): {"parse"},
     ("verification", "torch_bridge"): {"reference"},

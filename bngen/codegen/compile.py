@@ -23,7 +23,7 @@ from bngen.ir.types import Value
 from bngen.lower.lowered import Argument
 from bngen.plan.kernel import Kernel, KernelPlan
 from bngen.plan.layout import physical_bytes
-from bngen.runtime import memory_file, native, toolchain
+from bngen.runtime import memory_file, native, tiles, toolchain
 from bngen.runtime.native import Entry
 from bngen.target.parse import Target
 
@@ -56,6 +56,7 @@ class Code:
         rule: kind of the strategy that was chosen.
         knobs: with these knobs.
         declined: kind of each strategy that was asked before -> why it declined.
+        in_tiles: whether it needs a matrix unit.
     """
 
     symbol: str
@@ -67,6 +68,7 @@ class Code:
     rule: str
     knobs: dict[str, int]
     declined: dict[str, str] = field(default_factory=dict)
+    in_tiles: bool = False
 
     def text(self, kind: str) -> str:
         """Its scheduled TIR (``tir``), LLVM IR (``ll``) or assembly (``asm``)."""
@@ -204,6 +206,8 @@ def load(codes: Iterable[Code]) -> dict[str, Entry]:
     once more.
     """
     distinct = {code.symbol: code for code in codes}
+    if any(code.in_tiles for code in distinct.values()):
+        tiles.ask("a kernel")
     try:
         return native.load(toolchain.link(objects(distinct.values()).values()), distinct)
     except ToolchainError as error:  # The thread pool may have said so, and all works as before.
@@ -245,6 +249,7 @@ def _compile(
 
     from bngen.codegen.alignment import merge_overwritten, relax_alignment
     from bngen.codegen.pipeline import compile_module
+    from bngen.codegen.tiles import in_tiles
     from bngen.scheduling.prefetch import add_prefetches
 
     choice = choose(kernel, plan.layouts, target.machine)
@@ -261,6 +266,8 @@ def _compile(
         if strategy.prefetched:
             function = add_prefetches(function, low)
         module = tvm.IRModule({low.name: function})
+        if strategy.in_tiles:
+            module = in_tiles(module)
         library = compile_module(module, tvm_target)
     return Code(
         symbol=low.name,
@@ -272,6 +279,7 @@ def _compile(
         rule=strategy.kind,
         knobs=dict(chosen),
         declined=dict(choice.declined),
+        in_tiles=strategy.in_tiles,
     )
 
 

@@ -15,13 +15,13 @@ does. By then a convolution is direct, and Winograd's points are out of reach.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from bngen.codegen.kinds import convolves, is_product, lowering
 from bngen.codegen.strategy import Strategy, multiplies_pairs
 from bngen.codegen.sweeps import SWEEPS
-from bngen.dtypes import FLOAT
+from bngen.dtypes import FLOAT, PAIRED
 from bngen.ir.attributes import shown
 from bngen.lower.facts import (
     AnyFacts,
@@ -46,6 +46,7 @@ from bngen.scheduling import (
     phased,
     product,
     shuffled,
+    tiles,
     wgrad,
     winograd,
 )
@@ -69,11 +70,44 @@ def _of_images(facts: GradientFacts, _: Kernel) -> GradientFacts:
     return facts.of_image_pairs()
 
 
+def _of_bfloat16(made_for: Callable[[Kernel], bool]) -> Callable[[Kernel], bool]:
+    return lambda kernel: made_for(kernel) and all(v.dtype == PAIRED for v in kernel.anchor.inputs)
+
+
 _CONVOLUTION = convolves("forward", "input")
 _DATA_GRADIENT = convolves("input")
 _GRADIENT = convolves("weight")
 
 STRATEGIES: tuple[Strategy, ...] = (
+    Strategy(
+        "phased_tiles",
+        "the same as phased, of bfloat16: sums in the tiles of a matrix unit",
+        made_for=_of_bfloat16(_DATA_GRADIENT),
+        applies=tiles.applies_to_phases,
+        facts=PhasedFacts,
+        lower=lowering("phased", "lower_phased"),
+        knobs=tiles.phased_knobs,
+        space=tiles.phased_space,
+        schedule=phased.schedule_phased,
+        products=_direct,
+        declines_on=tiles.declines_on,
+        in_tiles=True,
+    ),
+    Strategy(
+        "tiles",
+        "the same as conv, of bfloat16: sums in the tiles of a matrix unit",
+        made_for=_of_bfloat16(_CONVOLUTION),
+        applies=tiles.applies,
+        facts=ConvFacts,
+        lower=lowering("conv", "lower_conv"),
+        knobs=tiles.conv_knobs,
+        space=tiles.conv_space,
+        schedule=conv.schedule_conv,
+        products=_direct,
+        prefetched=True,
+        declines_on=tiles.declines_on,
+        in_tiles=True,
+    ),
     Strategy(
         "phased",
         "data gradients of strided convolutions: no products with the zeros between pixels",
@@ -258,7 +292,7 @@ def choose(kernel: Kernel, layouts: Layouts, machine: Machine) -> Choice:
     declined: dict[str, str] = {}
     for row in STRATEGIES:
         if row.made_for(kernel):
-            found = row.asked(kernel, layouts)
+            found = row.asked(kernel, layouts, machine)
             if not isinstance(found, Declined):
                 return Choice(row, _on(found, row, kernel, machine), declined)
             declined[row.kind] = found.reason

@@ -61,8 +61,8 @@ class _Found:
 
     def summed(self, add: tirx.Add, mutator: tvm_ffi.StructuralMutator) -> Expr:
         add = mutator.default_mutate(add)
-        sums, term = (add.a, add.b) if _product_in(add.b) is not None else (add.b, add.a)
-        product = _product_in(term)
+        sums, term = (add.a, add.b) if product_in(add.b) is not None else (add.b, add.a)
+        product = product_in(term)
         if product is None:
             return add
         done = self.added(sums, product)
@@ -100,7 +100,7 @@ def _is(value: Expr, op: Opaque) -> bool:
     return isinstance(value, Call) and value.op.same_as(op.op)
 
 
-def _product_in(term: Expr) -> Call | None:
+def product_in(term: Expr) -> Call | None:
     """The product that a term of a sum is, perhaps under a condition, else being zero."""
     if isinstance(term, Call) and is_branch(term) and _is_zero(term.args[2]):
         term = term.args[1]

@@ -45,6 +45,8 @@ class Strategy:
         registers: vector registers that the accumulators of some knobs need, and what they read.
         prefetched: whether its multiply-adds ask early for what its slots read.
         products: multiplications of its kernels' sums of products, transforms not counted.
+        declines_on: why it does not apply on a machine to a kernel of such facts, or None.
+        in_tiles: whether its sums are in the tiles of a matrix unit, see `bngen.codegen.tiles`.
         of_pairs: the facts where `multiplies_pairs`, of one whose layouts do not say so; None of
             those that multiply floats alone, or read weights that lie in pairs.
     """
@@ -61,11 +63,16 @@ class Strategy:
     registers: Callable[[Any, Knobs], int] = lambda facts, knobs: 0
     prefetched: bool = False
     products: Callable[[Kernel], int] = lambda kernel: 0
+    declines_on: Callable[[Kernel, Any, Machine], Declined | None] = lambda *_: None
+    in_tiles: bool = False
     of_pairs: Callable[[Any, Kernel], Facts] | None = None
 
-    def asked(self, kernel: Kernel, layouts: Layouts) -> Facts | Declined:
+    def asked(self, kernel: Kernel, layouts: Layouts, machine: Machine) -> Facts | Declined:
         """What the strategy knows of a kernel that it was made for, or why it declines."""
-        return wide_sums(kernel) or self.applies(kernel, layouts)
+        found = wide_sums(kernel) or self.applies(kernel, layouts)
+        if isinstance(found, Declined):
+            return found
+        return self.declines_on(kernel, found, machine) or found
 
     def own_knobs(self, facts: Any, machine: Machine) -> Knobs:
         """The analytic choice, on the machine as a kernel sees it whose products are of pairs."""

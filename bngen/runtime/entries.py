@@ -10,7 +10,7 @@ import logging
 from collections.abc import Mapping
 
 from bngen.errors import ToolchainError
-from bngen.runtime import native, toolchain
+from bngen.runtime import host, native, tiles, toolchain
 from bngen.runtime import threads as thread_pool
 from bngen.runtime.bundle import Bundle
 from bngen.runtime.native import Entry
@@ -26,6 +26,8 @@ def entries(bundle: Bundle) -> Mapping[str, Entry]:
         ToolchainError: when they can be neither loaded nor linked.
     """
     bundle.target.check_runs_here(bundle.program)
+    if any(feature.startswith(host.TILES) for feature in bundle.target.features):
+        tiles.ask(bundle.program)
     # Before any code is loaded: what is loaded keeps the pool that it finds.
     thread_pool.install()
     symbols = {step.symbol for step in bundle.built.kernels}

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from bngen.runtime import tiles
+
 #: Linux's name, by LLVM's, of each instruction-set extension that LLVM's code generation uses of
 #: its own accord. What only intrinsics emit (clwb, waitpkg, ...) is left out: hypervisors often
 #: mask it, and to refuse to run for its sake would refuse sound code.
@@ -108,6 +110,9 @@ _RISCV_IMPLIED: Mapping[str, str] = {
     "zve64x": "zve32x", "zvfh": "zvfhmin",
 }  # fmt: skip
 
+TILES = "amx-"
+"""What the names of features begin with that are of Intel's matrix unit."""
+
 _FEATURES = {"x86_64": X86_FEATURES, "aarch64": AARCH64_FEATURES, "riscv64": RISCV64_FEATURES}
 _CPUINFO = Path("/proc/cpuinfo")
 _CPU_DIR = Path("/sys/devices/system/cpu")
@@ -146,7 +151,11 @@ def features() -> frozenset[str] | None:
     table = known_features(architecture())
     if not flags or not table:
         return None
-    return frozenset(name for name, flag in table.items() if flag in flags)
+    here = frozenset(name for name, flag in table.items() if flag in flags)
+    # What a CPU has of tiles a program has by the system's leave, see `bngen.runtime.tiles`.
+    if any(name.startswith(TILES) for name in here) and not tiles.are_known():
+        here = frozenset(name for name in here if not name.startswith(TILES))
+    return here
 
 
 def missing_features(arch: str, required: Iterable[str]) -> tuple[str, ...]:

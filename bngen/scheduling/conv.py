@@ -112,7 +112,7 @@ def conv_space(facts: ConvFacts) -> Space:
 
 
 def schedule_conv(low: Lowered, facts: ConvFacts, knobs: Knobs) -> s_tir.Schedule:
-    """Apply knobs ``columns``, ``blocks``, ``rows``."""
+    """Apply knobs ``columns``, ``blocks``, ``rows`` and, where a kind has it, ``images``."""
     sch = opened(low)
     conv = sch.get_sblock("conv")
     kb, n, h, w, lane, *reduction = sch.get_loops(conv)
@@ -120,7 +120,11 @@ def schedule_conv(low: Lowered, facts: ConvFacts, knobs: Knobs) -> s_tir.Schedul
     h_task, h_group, h_row = sch.split(h, [None, knobs["rows"] // group, group])
     w_tile, w_in = sch.split(w, [None, knobs["columns"]])
     kb_tile, kb_in = sch.split(kb, [None, knobs["blocks"]])
-    sch.reorder(n, h_task, kb_tile, h_group, h_row, w_tile, *reduction, w_in, kb_in, lane)
+    images = []
+    if "images" in knobs:
+        n, *images = sch.split(n, [None, knobs["images"]])
+    inside = (h_group, h_row, w_tile, *reduction, w_in, kb_in, lane)
+    sch.reorder(n, h_task, kb_tile, *images, *inside)
     task = sch.fuse(n, h_task)
     sch.parallel(task)
     local(sch, ["conv"])

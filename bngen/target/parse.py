@@ -113,7 +113,7 @@ class Target:
     @property
     def pairs(self) -> bool:
         """Whether convolutions of bfloat16 multiply pairs of channels."""
-        return self.machine.traits.pairs_pay
+        return self.machine.traits.pairs_pay or self.machine.traits.tiles is not None
 
     def tvm(self) -> Any:
         """This target as a ``tvm.target.Target``."""
@@ -143,15 +143,20 @@ class Target:
                 hint="use -mcpu=native here, or such a CPU",
             )
 
-    def compiled_for(self) -> CompiledFor:
-        """What a machine has to be to run code for this target."""
+    def compiled_for(self, *, tiles: bool = True) -> CompiledFor:
+        """What a machine has to be to run code for this target.
+
+        Args:
+            tiles: whether there are sums in tiles in it. LLVM makes none by itself.
+        """
+        features = self.required_features()
         return CompiledFor(
             text=str(self),
             cpu=self.cpu,
             lanes=self.channel_block,
             arch=self.arch,
             system=self.system,
-            features=self.required_features(),
+            features=tuple(f for f in features if tiles or not f.startswith(host.TILES)),
         )
 
     @property

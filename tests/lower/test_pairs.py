@@ -33,7 +33,8 @@ def pairs_pay(monkeypatch):
     def traits_of(*cpu):
         traits = cpus.traits_of(*cpu)
         row = traits.pairs or Pairs(frozenset(), 1, 6)
-        return replace(traits, pairs=replace(row, units=traits.multiply_add_units))
+        row = replace(row, units=traits.multiply_add_units)
+        return replace(traits, pairs=row, tiles=None)
 
     monkeypatch.setattr("bngen.target.parse.traits_of", traits_of)
     monkeypatch.setattr("bngen.target.parse.corrected", lambda traits, target: traits)
@@ -238,5 +239,5 @@ def test_where_they_do_not_pay(monkeypatch):
     """Without pairs nothing lies in words, and the float32 nests multiply."""
     monkeypatch.setattr("bngen.target.parse.traits_of", cpus.traits_of)
     graph = all_directions((2, 16, 8, 8), (16, 16, 5, 5), padding=(2, 2, 2, 2))
-    target = Target.parse("llvm -mtriple=x86_64-linux-gnu -mcpu=sapphirerapids")
+    target = Target.parse("llvm -mtriple=x86_64-linux-gnu -mcpu=sapphirerapids -mattr=-amx-bf16")
     assert not any(f.pairs for _, f in chosen(Joint(graph, graph), target).values())

@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from bngen.target import cpus, llvm, measured
-from bngen.target.cpus import PAIRS, TRAITS, traits_of
+from bngen.target.cpus import PAIRS, TILES, TRAITS, traits_of
 from bngen.target.parse import Target
 
 NATIVE = Target.parse("llvm -mcpu=native")
@@ -18,7 +18,7 @@ def test_llvm_has_the_cpus_of_a_row_and_they_fit_it(row):
         llvm.check_cpu(cpu, triple)
         features = llvm.features_of(cpu, (), triple)
         assert row.needs <= features
-        assert replace(traits_of(row.arch, cpu, features), pairs=None) == row
+        assert replace(traits_of(row.arch, cpu, features), pairs=None, tiles=None) == row
 
 
 def test_each_row_is_reached():
@@ -93,3 +93,24 @@ def test_pairs_pay_where_they_are_done_faster_than_multiply_adds(cpu, attrs, pay
 @pytest.mark.skipif("avx512bf16" not in NATIVE.features, reason="needs AVX512-BF16")
 def test_what_is_measured_of_pairs_is_possible():
     assert measured.units_of_pairs(NATIVE.machine.traits, NATIVE.tvm()) in (0.5, 1, 2, 3, 4)
+
+
+# --- tiles --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cpu", "attrs", "there"),
+    [
+        ("sapphirerapids", "", True),
+        ("emeraldrapids", "", True),
+        ("graniterapids", "", True),
+        ("x86-64-v4", "+amx-bf16,+avx512bf16", True),  # a CPU that nobody has named
+        ("sapphirerapids", "-amx-bf16", False),
+        ("sapphirerapids", "-avx512bf16", False),
+        ("x86-64-v4", "+amx-int8,+avx512bf16", False),
+        ("znver5", "", False),
+    ],
+)
+def test_features_tell_of_tiles(cpu, attrs, there):
+    target = Target.parse(f"llvm -mtriple=x86_64-linux-gnu -mcpu={cpu}", mattr=attrs)
+    assert target.machine.traits.tiles in (TILES if there else (None,))

@@ -40,7 +40,8 @@ def test_a_program_for_another_cpu_is_compiled_and_refused_when_loaded(
         with pytest.raises(bg.TargetError) as caught:
             bg.load(source)
         assert f"f was compiled for {foreign}, and this machine lacks " in str(caught.value)
-        assert all(name in str(caught.value) for name in missing)
+        needed = (name for name in missing if not name.startswith("amx-"))  # No sums in tiles.
+        assert all(name in str(caught.value) for name in needed)
 
 
 def test_a_build_for_another_cpu_is_refused_before_it_is_compiled(foreign, monkeypatch):

@@ -27,6 +27,8 @@ TASK = {"chunks": 2, "out_blocks": 2, "in_blocks": 3}
 WGRAD = {"n": 2, "h": 6, "w": 6, "out_blocks": 4, "lanes": 8, **OPERAND, **STRIDES, "groups": 1}
 EXTENTS = {
     "conv": CONV,
+    "tiles": {**CONV, "lanes": 16, "pairs": 1},
+    "phased_tiles": {**MAP, **OPERAND, "lanes": 16, "pairs": 1, "spread_h": 2, "spread_w": 2},
     "phased": {**MAP, **OPERAND, "spread_h": 2, "spread_w": 2},
     "winograd": {**CONV, "h": 7, "groups": 1, "group_rows": 7},
     "depthwise": CONV,
