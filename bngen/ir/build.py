@@ -250,7 +250,8 @@ class GraphBuilder:
         stem = f"{name}:wide" if any(t.element.stored_only for t in types) else name
         results = self.emit(op, *wide, loc=loc, name=stem, **attrs)
         results = results if isinstance(results, tuple) else (results,)
-        parts = row.results or ("",)
+        several = map(str, range(len(types))) if len(types) > 1 else ("",)
+        parts = row.results or tuple(several)
         rounded = tuple(
             self.emit("cast", v, dtype=t.dtype, loc=loc, name=f"{name}_{part}" if part else name)
             if v.dtype != t.dtype
