@@ -168,9 +168,9 @@ PAIRS: tuple[Pairs, ...] = (
     # of another). Zen 4 does twice the products of its multiply-adds (pull request 15089 of IREE),
     # and so does Zen 5 (measured: 560 GFLOP/s a core). Cooper Lake's is as its maker claims.
     _pairs("avx512bf16 avx512fp16", 0.5, 8),
-    _pairs("avx512bf16", 1, 6, cpus="znver4"),
-    _pairs("avx512bf16", 2, 6, cpus="znver5 cooperlake"),
-    _pairs("avx512bf16", 1, 6),
+    _pairs("avx512bf16", 1.0, 6, cpus="znver4"),
+    _pairs("avx512bf16", 2.0, 6, cpus="znver5 cooperlake"),
+    _pairs("avx512bf16", 1.0, 6),
 )
 """In order of preference."""
 
@@ -179,7 +179,7 @@ TILES: tuple[Tiles, ...] = (
     # AMX-BF16: Sapphire Rapids, Emerald Rapids, Granite Rapids. Intel's manual, chapter 20: one
     # TDPBF16PS of 16 rows every 16 cycles, one TILELOADD every 8. Measured: of 7 rows every 9, of
     # 4 no faster. What rounds its operands is AVX512-BF16's.
-    Tiles(frozenset({"amx-tile", "amx-bf16", "avx512bf16"}), 1, 9, 0.5),
+    Tiles(frozenset({"amx-tile", "amx-bf16", "avx512bf16"}), 1.0, 9.0, 0.5),
 )
 """In order of preference."""
 
