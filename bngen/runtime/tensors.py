@@ -74,8 +74,8 @@ class Place:
     span: tuple[int, int]
 
     def array(self, tensor: Any) -> np.ndarray:
-        """The array of a tensor that lies here, which keeps it alive."""
-        return lying(tensor, self.interface, self.kind)
+        """The array of a tensor that lies here, whose memory it keeps alive."""
+        return lying(tensor.detach(), self.interface, self.kind)
 
 
 class Seen:

@@ -78,7 +78,7 @@ class Traits:
     vector_registers: int
     cpus: tuple[str, ...] = ()
     folds_broadcasts: bool = False
-    multiply_add_units: float = 2
+    multiply_add_units: float = 2.0
     multiply_add_latency: int = 4
     load_ports: int = 2
     pairs: Pairs | None = None
@@ -118,8 +118,8 @@ class Traits:
 def _row(arch: str, needs: str, *sizes: int, cpus: str = "", units: int = 2, latency: int = 4,
          loads: int = 2, folds: bool = False) -> Traits:  # fmt: skip
     return Traits(arch, frozenset(needs.split()), *sizes, cpus=tuple(cpus.split()),
-                  folds_broadcasts=folds, multiply_add_units=units, multiply_add_latency=latency,
-                  load_ports=loads)  # fmt: skip
+                  folds_broadcasts=folds, multiply_add_units=float(units),
+                  multiply_add_latency=latency, load_ports=loads)  # fmt: skip
 
 
 TRAITS: tuple[Traits, ...] = (

@@ -39,7 +39,8 @@ def corrected(traits: Traits, target: Any) -> Traits:
 
 
 def _corrected(traits: Traits, target: Any) -> Traits:
-    units = max(1, round(in_flight(traits, target) / traits.multiply_add_latency))
+    found = round(in_flight(traits, target) / traits.multiply_add_latency)
+    units = float(max(1, found))
     if units != traits.multiply_add_units:
         by_name = traits.multiply_add_units
         _LOG.info("%d multiply-adds start in a cycle; by the CPU's name, %d", units, by_name)

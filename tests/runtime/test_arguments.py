@@ -556,6 +556,15 @@ def test_nothing_of_a_call_is_kept_alive(torch):
     assert gone() is None
 
 
+def test_an_array_keeps_the_memory_that_its_tensor_gives_up(torch):
+    arguments, tensor = Arguments("net", [X], alignment=1), torch.full((4, 6), 2.0)
+    for _ in range(2):
+        ((array,), _) = arguments.prepared([tensor])
+    tensor.data = torch.zeros(4, 6)
+    others = [torch.zeros(4, 6) for _ in range(8)]  # would lie there if it were free
+    assert (array == 2).all() and len(others) == 8
+
+
 def test_an_update_that_moves_onto_another_argument_is_refused(torch):
     reader = ArgSpec("bias", (6,), "float32")
     arguments = Arguments("net", [STATE, reader], alignment=1)
