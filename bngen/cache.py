@@ -73,9 +73,10 @@ def key(
 ) -> str:
     """The digest of all that a bundle depends on; see `compiler.bundle`."""
     records = sorted(repr(record) for record in tuned.of.values())
-    features = sorted(machine.features)
+    # Not its repr: sets of features have another order in each process.
+    described = plain.dumps(Target, machine).decode()
     asked = (fusion, grad, None if wrt is None else tuple(wrt), str(formats))
-    return _digest(str(program), repr(machine), repr((features, asked, records)))
+    return _digest(str(program), described, repr((asked, records)))
 
 
 def find(key: str) -> Bundle | None:

@@ -359,6 +359,7 @@ def test_a_cpu_that_is_not_here_cannot_be_tuned_for(monkeypatch):
                 mcpu=None,
                 mattr=None,
                 fusion="icf",
+                dtype="float32",
                 batch=1,
                 image=16,
                 threads=None,
