@@ -28,7 +28,10 @@ pytestmark = pytest.mark.skipif(
     not guard_pages.SUPPORTED, reason="faults are read as Linux reports them on x86-64"
 )
 ROOT = Path(__file__).parents[2]
-EXAMPLES = settings.default.max_examples // 8
+THOROUGH = settings.default.max_examples > 100
+EXAMPLES = max(1, settings.default.max_examples // 8)
+LEVELS = FUSION_LEVELS if THOROUGH else ("none", "icf")
+"""All of them take minutes; the least and the most have every kind of kernel."""
 
 
 # --- the harness ------------------------------------------------------------------------------
@@ -143,7 +146,7 @@ def python_entry(kernel, size):
 # --- drawn programs ---------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", FUSION_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_kernels_touch_their_operands_only(level):
     """In a process of its own, which may die: its last words are what it was about to do."""
     number = 0 if settings.default.derandomize else secrets.randbelow(2**32)
