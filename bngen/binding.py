@@ -197,16 +197,22 @@ class Binding:
                 steps.append(self.kernel_step(self.compiled[kernel.name]))
 
     def due(self, call: Call) -> dict[int, list[int]]:
-        """Before which kernel each gradient is complete, and touched by none from there on."""
+        """Before which kernel each gradient is complete, and touched by none from there on.
+
+        Nor is what it is a gradient of: whoever is given it may change that at once, as optimizers
+        do that step in hooks.
+        """
         over = {wait.kernel: wait.before - 1 for wait in self.plan.waits}
         places, last = self.memory.places, {}
         for i, kernel in enumerate(self.plan.kernels):
             last |= {places[v].root: i for v in kernel.inputs}
             last |= {places[v].root: over.get(i, i) for v in kernel.outputs}
+        inputs = {name: v for v, name in self.inputs.items()}
         found: dict[int, list[int]] = {}
-        for i in range(len(self.joint.program.outputs), len(self.results)):
-            root = places[self.graph.outputs[i]].root
-            found.setdefault(max(last.get(root, -1) + 1, call.start), []).append(i)
+        for i, name in enumerate(self.joint.gradients, start=len(self.joint.program.outputs)):
+            touched = (self.graph.outputs[i], inputs[name])
+            over_at = max(last.get(places[v].root, -1) for v in touched) + 1
+            found.setdefault(max(over_at, call.start), []).append(i)
         return found
 
     def start_step(self, kernel: Kernel) -> StartStep:

@@ -17,6 +17,7 @@ from bngen.labels import handed_out
 from bngen.runtime import host, threads
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.arguments import Arguments
+from bngen.runtime.borrowed import Loan
 from bngen.runtime.exchange import Communicator, Exchanges
 from bngen.runtime.executor import Executor, Memory
 from bngen.runtime.given import Cotangents, check_labels, in_order
@@ -48,6 +49,7 @@ class Backward:
         frame: its memory.
         memory: what its steps read and write.
         step: the first of its steps.
+        loans: what they read of the caller's memory.
         as_torch: whether gradients go out as tensors.
 
     Attributes:
@@ -55,8 +57,16 @@ class Backward:
         step: the next of its steps.
     """
 
-    def __init__(self, pool: Pool, frame: Frame, memory: Memory, step: int, as_torch: bool):
-        self.memory, self.step, self.as_torch = memory, step, as_torch
+    def __init__(
+        self,
+        pool: Pool,
+        frame: Frame,
+        memory: Memory,
+        step: int,
+        loans: Sequence[Loan],
+        as_torch: bool,
+    ):
+        self.memory, self.step, self.loans, self.as_torch = memory, step, loans, as_torch
         self.gradients: dict[str, Any] = {}
         self._pool, self._frames = pool, [frame]
 
@@ -108,6 +118,7 @@ class Calls:
             FORWARD: _Given(self._program, built.signature.arguments),
             BACKWARD: _Given(self._program, built.signature.cotangents),
         }
+        self._steps = built.steps
         self._spans = {call.name: call for call in built.signature.calls}
 
     def forward(self, args: Sequence[Any], named: Mapping[str, Any]) -> Any:
@@ -168,12 +179,21 @@ class Calls:
             return
         start, begun.step = begun.step, stop
         try:
+            if start > span.start:
+                self._check_loans(begun, start, stop)
             self._run(begun.memory, start, stop)
         except BaseException:
             begun.end()
             raise
         if stop == span.stop:
             begun.end()
+
+    def _check_loans(self, begun: Backward, start: int, stop: int) -> None:
+        """Refuse what was changed since the steps before, where these read it."""
+        read = {o.slot for step in self._steps[start:stop] for o in step.operands}
+        for loan in begun.loans:
+            if input_slot(loan.name) in read:
+                loan.check(self._program)
 
     def _by_name(self, results: Sequence[Any]) -> dict[str, Any]:
         names = (spec.name for spec in self._signature.gradients)
@@ -194,13 +214,14 @@ class Calls:
         destinations = self._gradients.destinations(out)
         slots = {**kept.slots, **cotangents}
         slots |= self._gradients.memory(destinations, accumulate, list(slots.values()))
+        exchange = self._exchanges.begun(self.carriers, agree=False)
         # It writes over what it has read: a call that goes on waiting lends it a copy.
         frame = self.pending.twin(kept) if retain else self.pending.claim(call).frame
-        exchange = self._exchanges.begun(self.carriers, agree=False)
         memory = Memory(frame.arena, slots, exchange)
         as_torch = kept.as_torch or any(is_torch(v) for v in grad_outputs)
         start = self._spans[BACKWARD].start
-        return Backward(self.pending.pool, frame, memory, start, as_torch), destinations
+        begun = Backward(self.pending.pool, frame, memory, start, kept.loans, as_torch)
+        return begun, destinations
 
     def check_differentiated(self) -> None:
         """Refuse a program that has no ``backward``.

@@ -460,3 +460,48 @@ def test_steady_state_touches_no_fresh_pages(pending):
     assert frames(module) == pending - 1 + (
         module.last_call is None or not module.last_call.pending
     )
+
+
+# --- a backward in parts --------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def chain():
+    def net(x, w0, w1, w2):
+        for w in (w0, w1, w2):
+            x = bg.relu(x @ w)
+        return bg.sum(x * x)
+
+    weight = bg.Tensor[16, 16]
+    return bg.build(bg.trace(net, bg.Tensor[50, 16], weight, weight, weight), grad=True)
+
+
+def _links():
+    shapes = ((50, 16), *((16, 16),) * 3)
+    return [torch.from_numpy(normal(*s)).clone() for s in shapes]
+
+
+def test_what_a_complete_gradient_is_of_may_be_changed_at_once(chain):
+    chain(*_links())
+    expected = chain.backward()
+    tensors = dict(zip(("x", "w0", "w1", "w2"), _links(), strict=True))
+    begun = chain.begin_backward(call=chain.record(*tensors.values())[1])
+    found = {}
+    for spec in sorted(chain.signature.gradients, key=lambda spec: spec.done):
+        chain.advance(begun, spec.done)
+        found[spec.name] = begun.gradients[spec.name].clone()
+        tensors[spec.name].fill_(float("nan"))
+    for name, gradient in expected.items():
+        np.testing.assert_array_equal(found[name], gradient)
+
+
+def test_what_the_parts_that_follow_read_must_stay(chain):
+    tensors = _links()
+    begun = chain.begin_backward(call=chain.record(*tensors)[1])
+    first, *_, last = sorted(chain.signature.gradients, key=lambda spec: spec.done)
+    assert first.done < last.done
+    chain.advance(begun, first.done)
+    tensors[1].mul_(2)
+    with pytest.raises(CallError, match="'w0', which backward reads, was modified"):
+        chain.advance(begun)
+    assert begun.is_over
