@@ -21,6 +21,7 @@ from dataclasses import dataclass, replace
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import Value
 from bngen.passes.conversions import narrows, widens
+from bngen.passes.fusion.kernels import dependents
 from bngen.plan.kernel import Kernel
 
 
@@ -91,9 +92,8 @@ class Unconverted:
     ) -> Kernel:
         body = {original[n] for n in kernel.nodes}
         body |= {self.casts[v] for n in [*body] for v in n.outputs if v in self.casts}
-        body |= {self.casts[v] for n in [*body] for v in n.operands if v in self.casts} - {
-            n for n in self.casts.values() if narrows(n)
-        }
+        read = {self.casts[v] for n in body for v in n.operands if v in self.casts}
+        body |= {cast for cast in read if widens(cast)}
         nodes = sorted(body, key=order.__getitem__)
         if kernel.anchor is None:
             return replace(kernel, store=tuple(nodes))
@@ -112,11 +112,7 @@ def _stores_converted(made: Node) -> bool:
 
 def _after(anchor: Node, nodes: list[Node]) -> set[Node]:
     """What follows from an anchor's results, and the conversions that only this reads."""
-    made, found = set(anchor.outputs), set()
-    for node in nodes:
-        if node is not anchor and not made.isdisjoint(node.operands):
-            found.add(node)
-            made.update(node.outputs)
+    found = dependents(anchor, nodes)
     for node in nodes:
         readers = [n for n in nodes if node.out in n.operands]
         if widens(node) and readers and found.issuperset(readers):

@@ -19,7 +19,7 @@ def kernel_of(cut: Cut, draft: Draft) -> Kernel:
     body, inputs = _body(cut, draft.members, set(outputs))
     if is_pointwise(anchor):
         return Kernel(_sublayers(body), None, (), tuple(body), inputs, outputs)
-    after = _dependents(anchor, body)
+    after = dependents(anchor, body)
     load = tuple(n for n in body if n is not anchor and n not in after)
     store = tuple(n for n in body if n in after)
     return Kernel(_sublayers([*load, anchor, *store]), anchor, load, store, inputs, outputs)
@@ -44,7 +44,7 @@ def _body(cut: Cut, members: list[Node], own: set[Value]) -> tuple[list[Node], t
     return sorted(nodes, key=flow.order.__getitem__), tuple(inputs)
 
 
-def _dependents(anchor: Node, body: list[Node]) -> set[Node]:
+def dependents(anchor: Node, body: list[Node]) -> set[Node]:
     """Nodes of the body that read the anchor's result, directly or not."""
     tainted, found = set(anchor.outputs), set()
     for node in body:
