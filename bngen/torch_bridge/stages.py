@@ -8,6 +8,7 @@ DistributedDataParallel has the gradients of a stage, and sends them, before the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,10 @@ import torch
 import torch.distributed as dist
 from torch.autograd.function import once_differentiable
 
+from bngen.dtypes import DTYPES
 from bngen.runtime.calls import Backward
 from bngen.runtime.module import Module
-from bngen.runtime.signature import BACKWARD, Signature
+from bngen.runtime.signature import BACKWARD, OutputSpec, Signature
 
 PARTS = 10
 """Of all bytes of gradients, how many parts are handed over by themselves, at most."""
@@ -66,8 +68,8 @@ def stages_of(signature: Signature, names: Sequence[str]) -> tuple[Stage, ...]:
     return (*found, Stage(backward.stop, last.arguments))
 
 
-def _nbytes(spec: Any) -> int:
-    return int(torch.Size(spec.shape).numel()) * torch.finfo(getattr(torch, spec.dtype)).bits // 8
+def _nbytes(spec: OutputSpec) -> int:
+    return math.prod(spec.shape) * DTYPES[spec.dtype].nbytes
 
 
 def is_shared() -> bool:
