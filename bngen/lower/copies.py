@@ -17,6 +17,7 @@ from bngen.lower.coords import Lane, guard, guarded, logical, logical_coord, unr
 from bngen.lower.facts import Layouts
 from bngen.lower.lowered import Lowered, identifier
 from bngen.lower.opaque import Expr, dtype_of, holds
+from bngen.lower.packing import Order
 from bngen.lower.pairs import pair as pair_of
 from bngen.lower.pairs import word
 from bngen.lower.stored import narrowed
@@ -123,47 +124,17 @@ def _unravel(coord, node: Node):
 
 def _packed_element(body: Body, w: Value, layout: PackedWeight):
     """Gather a packed weight from ``[K,C/groups,R,S]``; zeros in padding lanes."""
-    rows, cols = w.shape[2:]
+    order = Order(layout, w.shape)
 
-    def tap(r, s):
-        return (rows - 1 - r, cols - 1 - s) if layout.flipped else (r, s)
-
-    def depthwise(kb, r, s, l):  # noqa: E741
-        lane = Lane(kb, l, layout.outer)
-        return _when([lane], body.at(w, (lane.logical(), 0, *tap(r, s))))
-
-    def shuffled(kb, j, r, s, l):  # noqa: E741
-        lane = Lane(kb, l, layout.outer)
-        o, per_group = lane.logical(), w.shape[1]
-        if not layout.flipped:
-            return _when([lane], body.at(w, (o, j, *tap(r, s))))
-        k = tirx.floordiv(o, per_group) * (w.shape[0] // layout.groups) + j
-        return _when([lane], body.at(w, (k, tirx.floormod(o, per_group), *tap(r, s))))
-
-    def blocked(ob, ib, r, s, il, ol):
-        outer = Lane(ob, ol, layout.outer)
-        if layout.by_channel:
-            inner = il
-        else:
-            inner = ib if layout.inner is None else Lane(ib, il, layout.inner)
-        o, i = outer.logical(), logical(inner)
-        lanes = [v for v in (outer, inner) if isinstance(v, Lane)]
-        if not layout.flipped:
-            return _when(lanes, body.at(w, (o, i, *tap(r, s))))
-        per_group = w.shape[1]
-        if layout.groups > 1:
-            # Channel o of dx, in group g, sums over that group's outputs i:
-            # w[g*K/groups + i, o mod C/groups].
-            group = tirx.floordiv(o, per_group)
-            i = group * (w.shape[0] // layout.groups) + i
-            o = tirx.floormod(o, per_group)
-        return _when(lanes, body.at(w, (i, o, *tap(r, s))))
+    def number(ob, ib, il, r, s, ol):
+        element = body.at(w, order.source(ob, ib, il, *order.tap(r, s), ol))
+        return _when(order.channels(ob, ib, il, r, s, ol), element)
 
     def paired(ob, ib, r, s, pair, ol):
         block, channel = (2 * ib, pair) if layout.inner is None else (ib, 2 * pair)
         step = (1, 0) if layout.inner is None else (0, 1)
-        low = blocked(ob, block, r, s, channel, ol)
-        high = blocked(ob, block + step[0], r, s, channel + step[1], ol)
+        low = number(ob, block, channel, r, s, ol)
+        high = number(ob, block + step[0], channel + step[1], r, s, ol)
         if odd:
             there = (block if layout.inner is None else channel) + 1 < channels
             high = guarded(holds(there), high)
@@ -174,11 +145,7 @@ def _packed_element(body: Body, w: Value, layout: PackedWeight):
     if layout.inner is not None:
         channels = layout.inner.channels // layout.groups if layout.by_channel else 0
     odd = channels % 2 == 1
-    if layout.shuffled:
-        return shuffled
-    if layout.paired:
-        return paired
-    return depthwise if layout.depthwise else blocked
+    return paired if layout.paired else lambda *index: number(*order.named(index))
 
 
 def _when(lanes: list[Lane], value):

@@ -33,7 +33,7 @@ def lower_packing(kernel: Kernel, layouts: Layouts) -> Lowered:
     """A weight in another order, for `bngen.scheduling.packing`."""
     w, out = kernel.anchor.inputs[0], kernel.anchor.out
     body = Body(kernel, layouts)
-    order = _Order(layouts[out], w.shape)
+    order = Order(layouts[out], w.shape)
 
     def element(ob, ib, il, r, s, ol):
         return body.at(w, order.source(ob, ib, il, r, s, ol))
@@ -59,7 +59,7 @@ def lower_packing(kernel: Kernel, layouts: Layouts) -> Lowered:
 
 
 @dataclass(frozen=True)
-class _Order:
+class Order:
     """What stands at an index of a packed weight.
 
     An index of any of its forms is (out block, in block, in lane, row, column, out lane), of which
