@@ -53,7 +53,6 @@ class Backward:
         as_torch: whether gradients go out as tensors.
 
     Attributes:
-        gradients: by input name; of each the memory, before it is complete.
         step: the next of its steps.
     """
 
@@ -67,7 +66,6 @@ class Backward:
         as_torch: bool,
     ):
         self.memory, self.step, self.loans, self.as_torch = memory, step, loans, as_torch
-        self.gradients: dict[str, Any] = {}
         self._pool, self._frames = pool, [frame]
 
     @property
@@ -164,12 +162,11 @@ class Calls:
 
     def begin_backward(
         self, grad_outputs: Sequence[Any], call: Call | None, retain: bool
-    ) -> Backward:
+    ) -> tuple[Backward, dict[str, Any]]:
         """Begin to run it; see `Module.begin_backward`."""
         begun, _ = self._begun(grad_outputs, call, None, False, retain)
         results = self._gradients.handed_out(begun.memory.slots, begun.as_torch)
-        begun.gradients = self._by_name(results)
-        return begun
+        return begun, self._by_name(results)
 
     def advance(self, begun: Backward, stop: int | None = None) -> None:
         """Run its steps up to one that is not to run yet; all of them by default."""

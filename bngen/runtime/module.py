@@ -228,11 +228,12 @@ class Module:
     @alone
     def begin_backward(
         self, *grad_outputs: Any, call: Call | None = None, retain: bool = False
-    ) -> Backward:
+    ) -> tuple[Backward, dict[str, Any]]:
         """Begin a ``backward`` that `advance` runs, part by part.
 
         Gradients are handed out at once; each is complete when all steps before its
-        `OutputSpec.done` have run, and nobody here reads or writes it any more.
+        `OutputSpec.done` have run, and nobody here reads or writes it any more. Nor does anybody
+        here hold them: whoever takes them has them alone.
 
         Args:
             *grad_outputs: see `backward`.
@@ -240,7 +241,7 @@ class Module:
             retain: see `backward`.
 
         Returns:
-            What is under way; its ``gradients`` are by input name.
+            What is under way, and gradients by input name.
 
         Raises:
             CallError: see `backward`.

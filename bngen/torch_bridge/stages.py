@@ -97,10 +97,15 @@ class UnderWay:
     def begin(
         self, cotangents: Sequence[Any], call: Any, retain: bool, *, whole: bool
     ) -> dict[str, torch.Tensor]:
-        """Run the first stage, or all; the gradients by name, complete as far as that goes."""
-        self._begun = self._built.begin_backward(*cotangents, call=call, retain=retain)
+        """Run the first stage, or all; the gradients by name, complete as far as that goes.
+
+        They are held nowhere else: of a gradient that others hold, too, PyTorch makes a copy for
+        ``.grad``.
+        """
+        begun, gradients = self._built.begin_backward(*cotangents, call=call, retain=retain)
+        self._begun = begun
         self.advance(None if whole else self.first)
-        return self._begun.gradients
+        return gradients
 
     def advance(self, stop: int | None) -> None:
         """Run what has not run of the steps before ``stop``."""

@@ -485,11 +485,11 @@ def test_what_a_complete_gradient_is_of_may_be_changed_at_once(chain):
     chain(*_links())
     expected = chain.backward()
     tensors = dict(zip(("x", "w0", "w1", "w2"), _links(), strict=True))
-    begun = chain.begin_backward(call=chain.record(*tensors.values())[1])
+    begun, gradients = chain.begin_backward(call=chain.record(*tensors.values())[1])
     found = {}
     for spec in sorted(chain.signature.gradients, key=lambda spec: spec.done):
         chain.advance(begun, spec.done)
-        found[spec.name] = begun.gradients[spec.name].clone()
+        found[spec.name] = gradients[spec.name].clone()
         tensors[spec.name].fill_(float("nan"))
     for name, gradient in expected.items():
         np.testing.assert_array_equal(found[name], gradient)
@@ -497,7 +497,7 @@ def test_what_a_complete_gradient_is_of_may_be_changed_at_once(chain):
 
 def test_what_the_parts_that_follow_read_must_stay(chain):
     tensors = _links()
-    begun = chain.begin_backward(call=chain.record(*tensors)[1])
+    begun, _ = chain.begin_backward(call=chain.record(*tensors)[1])
     first, *_, last = sorted(chain.signature.gradients, key=lambda spec: spec.done)
     assert first.done < last.done
     chain.advance(begun, first.done)

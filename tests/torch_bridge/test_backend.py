@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 import bngen
 from bngen.torch_bridge.backend import backend
+from bngen.torch_bridge.stages import UnderWay
 from tests.torch_bridge.eager import assert_as_eager, step
 from tests.torch_bridge.small import Net, images
 
@@ -313,6 +314,21 @@ def test_channels_last(weights, features):
         model.to(memory_format=torch.channels_last)
     x = images().to(memory_format=torch.channels_last).requires_grad_()
     assert_as_eager(model, (x,), regions=1)
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_gradients_are_handed_over_without_a_copy(memory_format, monkeypatch):
+    begin, made = UnderWay.begin, set()
+
+    def noting(*args, **named):
+        gradients = begin(*args, **named)
+        made.update(g.data_ptr() for g in gradients.values())
+        return gradients
+
+    monkeypatch.setattr(UnderWay, "begin", noting)
+    model = Net().to(memory_format=memory_format)
+    torch.compile(model, backend=backend)(images()).sum().backward()
+    assert {p.grad.data_ptr() for p in model.parameters()} <= made
 
 
 def test_state_is_the_models_own(tmp_path):
