@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from bngen.arrays import numpy_dtype
-from bngen.dtypes import DTYPES
+from bngen.dtypes import DTYPES, DType
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.formats import memory_axes, to_logical_order, to_memory_order
 from bngen.runtime.overlap import lying, memory_of, overlaps_itself
@@ -50,11 +50,21 @@ def array_of(tensor: Any) -> np.ndarray:
 
 def as_tensor(array: np.ndarray) -> Any:
     """A tensor over an array's memory; where PyTorch cannot be told its type, over its bits."""
-    torch, row = sys.modules["torch"], DTYPES[array.dtype.name]
+    torch, row = sys.modules["torch"], _row(array.dtype)
     if not row.stored_only:
-        return torch.from_dlpack(array)
-    bits = torch.from_dlpack(array.view(f"i{row.nbytes}"))
-    return bits.view(getattr(torch, row.torch))
+        return _over(array)
+    return _over(array.view(f"i{row.nbytes}")).view(getattr(torch, row.torch))
+
+
+@functools.cache
+def _row(dtype: np.dtype) -> DType:
+    """NumPy makes a type's name anew whenever it is asked, which takes microseconds."""
+    return DTYPES[dtype.name]
+
+
+def _over(array: np.ndarray) -> Any:
+    # Of `torch.from_numpy` PyTorch would know that the memory is NumPy's; see `borrowed`.
+    return sys.modules["torch"].utils.dlpack.from_dlpack(array.__dlpack__())
 
 
 @dataclass(frozen=True)
