@@ -128,6 +128,9 @@ class _Evaluation(FakeTensorProp):
         except Exception as error:
             what = f"{called(n)} cannot be evaluated on types: {type(error).__name__}: {error}"
             raise BngenError(what, loc=place_of(n), hint=AROUND) from error
+        if n.op == "get_attr" and isinstance(result, torch.Tensor):
+            # A call in place would change the tensor itself: what is not fake may be computed.
+            result = _fake(self._mode, result)
         tensors = list(tensors_of(result))
         n.meta["requires_grad"] = any(t.requires_grad for t in tensors)
         n.meta["writes"] = tuple(i for i, was in before.items() if _version(self.env[i]) != was)

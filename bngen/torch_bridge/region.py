@@ -189,6 +189,7 @@ class _Differentiated(torch.autograd.Function):
         return results
 
     @staticmethod
+    @torch.compiler.disable  # a step that is compiled as a whole would have Dynamo trace it
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[Any, ...]:
         if not torch.is_grad_enabled():
             return tuple(_Differentiated.gradients(ctx, *cotangents))

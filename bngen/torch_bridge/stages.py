@@ -140,6 +140,7 @@ class _Tap(torch.autograd.Function):
         return tensors
 
     @staticmethod
+    @torch.compiler.disable
     @once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[Any, ...]:
         ctx.under_way.advance(ctx.stop)

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bngen
+from bngen.torch_bridge.backend import backend
 from tests.torch_bridge.eager import assert_as_eager, step
 from tests.torch_bridge.small import Net, images
 
@@ -31,6 +32,32 @@ def test_optimizers():
         return results
 
     assert_as_eager(Net(), (images(),), script, regions=3)
+
+
+@pytest.mark.parametrize("what", ["the optimizer", "the whole step"])
+def test_more_than_the_model_is_compiled(what):
+    def losses(compiled):
+        torch.manual_seed(0)
+        model, x = Net(), images()
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+
+        def change():
+            optimizer.step()
+
+        def whole():
+            optimizer.zero_grad()
+            loss = model(x).square().mean()
+            loss.backward()
+            change()
+            return loss.detach()
+
+        if compiled and what == "the optimizer":
+            change = torch.compile(change, backend=backend)
+        if compiled and what == "the whole step":
+            whole = torch.compile(whole, backend=backend)
+        return torch.stack([whole() for _ in range(5)])
+
+    torch.testing.assert_close(losses(compiled=True), losses(compiled=False))
 
 
 def test_gradients_accumulate():
