@@ -9,6 +9,7 @@ import math
 import numbers
 
 from bngen.dtypes import BOOL, INDEX
+from bngen.ir.attributes import shown
 from bngen.lang.tensor import (
     SHAPE_HINT,
     Tensor,
@@ -26,7 +27,7 @@ from bngen.lang.tensor import (
     same_float_type,
 )
 from bngen.lang.trace import current_trace, error
-from bngen.lang.types import Scalar, flag, real, wrapped
+from bngen.lang.types import Scalar, flag, is_scalar, real, wrapped
 
 Operand = Tensor | Scalar
 
@@ -228,6 +229,8 @@ def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Scalar = 
 
 
 def _with_share(label: str, x: Tensor, more: Tensor, value: Scalar) -> Tensor:
+    if not is_scalar(value):
+        raise error(f"{label}: value is {shown(value)}", "it is a number")
     share = more if value == 1 else arithmetic("mul", more, value, label=label)
     return arithmetic("add", x, share, label=label)
 

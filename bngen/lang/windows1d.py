@@ -1,7 +1,7 @@
 """Convolution and pools over one axis: those of two, of maps that are one row high.
 
 Named and ordered as in ``torch.nn.functional``. ``[N, C, L]`` becomes ``[N, C, 1, L]``, which moves
-nothing, and back.
+nothing, and back; so does ``[C, L]``, which is one without a batch.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def conv1d(
     """1-D convolution (cross-correlation).
 
     Args:
-        input: ``[N, C, L]``.
+        input: ``[N, C, L]`` or ``[C, L]``.
         weight: ``[K, C / groups, S]``; ``groups == C`` is a depthwise convolution.
         bias: ``[K]``.
         stride: step of the window.
@@ -46,7 +46,7 @@ def conv1d(
     pads = padding if isinstance(padding, str) else (0, _one("conv1d", "padding", padding, 0))
     dilations = (1, _one("conv1d", "dilation", dilation))
     y = conv2d(row, weight.reshape(k, c, 1, s), bias, step, pads, dilations, groups)
-    return _line(y)
+    return _line(y, input)
 
 
 def max_pool1d(
@@ -61,7 +61,7 @@ def max_pool1d(
     label = "max_pool1d"
     sizes = _pool(label, kernel_size, stride, padding)
     dilations = (1, _one(label, "dilation", dilation))
-    return _line(max_pool2d(_row(label, input), *sizes, dilations, ceil_mode))
+    return _line(max_pool2d(_row(label, input), *sizes, dilations, ceil_mode), input)
 
 
 def avg_pool1d(
@@ -73,32 +73,35 @@ def avg_pool1d(
     count_include_pad: bool = True,
 ) -> Tensor:
     """Mean of each window of ``[N, C, L]``; ``stride`` is the window by default."""
-    sizes = _pool("avg_pool1d", kernel_size, stride, padding)
-    return _line(avg_pool2d(_row("avg_pool1d", input), *sizes, ceil_mode, count_include_pad))
+    label = "avg_pool1d"
+    sizes = _pool(label, kernel_size, stride, padding)
+    return _line(avg_pool2d(_row(label, input), *sizes, ceil_mode, count_include_pad), input)
 
 
 def adaptive_avg_pool1d(input: Tensor, output_size: One) -> Tensor:
     """Means of windows spread evenly so that the result has ``output_size``."""
     label = "adaptive_avg_pool1d"
     extent = _one(label, "output_size", output_size)
-    return _line(adaptive_avg_pool2d(_row(label, input), (1, extent)))
+    return _line(adaptive_avg_pool2d(_row(label, input), (1, extent)), input)
 
 
 def _row(label: str, x: Tensor) -> Tensor:
     check_tensor(label, "input", x)
-    if x.ndim != 3:
-        raise error(f"{label}: input is {x.type}", "input is [N,C,L]")
-    return x.reshape(*x.shape[:2], 1, x.shape[2])
+    if x.ndim not in (2, 3):
+        raise error(f"{label}: input is {x.type}", "input is [N,C,L] or [C,L]")
+    batch = x.shape[0] if x.ndim == 3 else 1
+    return x.reshape(batch, x.shape[-2], 1, x.shape[-1])
 
 
-def _line(y: Tensor) -> Tensor:
-    return y.reshape(*y.shape[:2], y.shape[3])
+def _line(y: Tensor, like: Tensor) -> Tensor:
+    n, c, _, extent = y.shape
+    return y.reshape((n, c, extent)[-like.ndim :])
 
 
 def _pool(label: str, kernel_size: One, stride: One | None, padding: One) -> tuple[Any, ...]:
     """Window, stride and padding of the pool over two axes."""
     kernel = _one(label, "kernel_size", kernel_size)
-    as_kernel = stride is None or stride == ()
+    as_kernel = stride is None or (isinstance(stride, tuple) and not stride)
     step = kernel if as_kernel else _one(label, "stride", stride)
     return (1, kernel), (1, step), (0, _one(label, "padding", padding, 0))
 

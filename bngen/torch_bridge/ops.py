@@ -207,6 +207,9 @@ _TABLE = (
     _row("resize_bilinear", m.resize_bilinear,
          why_not="F.interpolate of another mode, which the language's interpolate answers"),
     _row("resize_bilinear_grad", m.resize_bilinear_grad, why_not=_GRADIENT),
+    _row("resize_bicubic", m.resize_bicubic,
+         why_not="F.interpolate of another mode, which the language's interpolate answers"),
+    _row("resize_bicubic_grad", m.resize_bicubic_grad, why_not=_GRADIENT),
     _row(
         "reshape", lambda t, a: t[0].reshape(a["shape"]),
         Spelling("reshape", (torch.reshape,), ("reshape", "view")),

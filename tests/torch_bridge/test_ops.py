@@ -138,7 +138,8 @@ SAMPLES: Mapping[str, tuple[tuple[tuple[int, ...], ...], dict[str, Any]]] = {
     ),
     "max_pool1d": (((2, 3, 7),), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
     "avg_pool1d": (
-        ((2, 3, 7),), {"kernel_size": 3, "padding": 1, "ceil_mode": True, "count_include_pad": False},
+        ((2, 3, 7),),
+        {"kernel_size": 3, "padding": 1, "ceil_mode": True, "count_include_pad": False},
     ),
     "adaptive_avg_pool1d": (((2, 3, 7),), {"output_size": 3}),
     "matmul": (((3, 4), (4, 5)), {}),
@@ -243,7 +244,8 @@ def test_calls_of_modules(spelling):
         wanted = {"training"} | ({"groups"} if "groups" in options else set())
         made = {k: v for k, v in options.items() if k not in wanted}
         sizes = {
-            "Linear": (4, 5), "Conv1d": (4, 6, 3), "Conv2d": (4, 6, 3), "ConvTranspose2d": (4, 6, 3),
+            "Linear": (4, 5), "Conv1d": (4, 6, 3), "Conv2d": (4, 6, 3),
+            "ConvTranspose2d": (4, 6, 3),
             "BatchNorm1d": (3,), "BatchNorm2d": (3,), "BatchNorm3d": (3,),
         }.get(kind.__name__, ())  # fmt: skip
         made |= {"groups": 2} if "groups" in options else {}
