@@ -136,7 +136,7 @@ def run(names: Sequence[str], asked: Asked, parts: Mapping[str, Any], file: Path
     for name in names:
         row = report["models"].setdefault(name, {})
         row.pop("error", None)
-        for part in parts.keys() - row.keys():
+        for part in (p for p in parts if p not in row):
             try:
                 parts[part](row, asked, name, lambda text: print(text, file=sys.stderr, flush=True))
             except (BngenError, Unavailable) as error:
