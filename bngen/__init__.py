@@ -44,10 +44,11 @@ _HOMES = {
         "tanhshrink threshold"
     ),
     "lang.pointwise": (
-        "abs add bitwise_and bitwise_not bitwise_or bitwise_xor ceil cos detach div dropout equal "
-        "erf exp expm1 floor fmod greater greater_equal isfinite isinf isnan less less_equal log "
-        "log1p logical_and logical_not logical_or logical_xor maximum minimum mul neg not_equal "
-        "pow reciprocal round rsqrt sigmoid sign sin sqrt square stop_gradient sub tanh where"
+        "abs add addcdiv addcmul bitwise_and bitwise_not bitwise_or bitwise_xor ceil cos detach "
+        "div dropout equal erf exp expm1 floor fmod greater greater_equal isfinite isinf isnan "
+        "less less_equal log log1p logical_and logical_not logical_or logical_xor maximum minimum "
+        "mul neg not_equal pow reciprocal round rsqrt sigmoid sign sin sqrt square stop_gradient "
+        "sub tanh where"
     ),
     "lang.program": "Program program trace",
     "lang.places": "flip interpolate pad repeat roll",
@@ -67,6 +68,7 @@ _HOMES = {
         "adaptive_avg_pool2d adaptive_max_pool2d avg_pool2d conv2d conv_transpose2d linear matmul "
         "max_pool2d"
     ),
+    "lang.windows1d": "adaptive_avg_pool1d avg_pool1d conv1d max_pool1d",
     "runtime.bundle": "Bundle",
     "runtime.loading": "load",
     "torch_bridge.backend": "compile",

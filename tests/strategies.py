@@ -328,7 +328,8 @@ class Network:
 
     def resized(self, x: Value) -> Value:
         """Another height and width, or a transposed convolution."""
-        sides, op = x.shape[2:], self.pick("resize_nearest", "resize_bilinear", "transposed")
+        sides = x.shape[2:]
+        op = self.pick("resize_nearest", "resize_bilinear", "resize_bicubic", "transposed")
         if op == "transposed":
             weight = self.parameter("up.weight", x.shape[1], self.pick(3, 10), 3, 2)
             size = (x.shape[0], weight.shape[1], 2 * sides[0] + 1, 2 * sides[1])

@@ -1,14 +1,24 @@
 """Compiled index maps, sizes and normalizations, as networks use them, against PyTorch."""
 
+import itertools
+import math
+
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
 import bngen as bg
 from bngen.compiler import FUSION_LEVELS
+from bngen.ir.interp import run
 from bngen.passes.pipeline import plan_program
 from tests.compiled import check, compiled
 from tests.oracle import assert_same, torch_run
 from tests.strategies import random_args
+
+EXAMPLES = settings.default.max_examples // 2
 
 
 def traced(fn, *shapes, dtype="float32"):
@@ -26,10 +36,48 @@ def unet(x, w, up, v):
     risen = bg.conv_transpose2d(low, up, stride=2)
     near = bg.interpolate(low, scale_factor=2)
     smooth = bg.interpolate(low, (10, 14), mode="bilinear")
-    return norm(bg.conv2d(bg.cat([skip, risen + smooth, near], 1), v, padding=1))
+    sharp = bg.interpolate(low, (10, 14), mode="bicubic", align_corners=True)
+    return norm(bg.conv2d(bg.cat([skip, risen + smooth - sharp, near], 1), v, padding=1))
 
 
 UNET = (2, 3, 10, 14), (10, 3, 3, 3), (10, 10, 2, 2), (6, 30, 3, 3)
+
+
+SIDES = st.tuples(st.integers(1, 9), st.integers(1, 9))
+FACTORS = st.tuples(*(st.floats(0.4, 2.9) for _ in "hw"))
+
+
+@settings(max_examples=EXAMPLES)
+@given(SIDES, st.one_of(SIDES, FACTORS), st.sampled_from(["bilinear", "bicubic"]), st.booleans())
+def test_mixtures_of_any_size(sides, wanted, mode, aligned):
+    """Forward and gradient; larger, smaller, of single pixels, by extents and by factors."""
+    name = "size" if isinstance(wanted[0], int) else "scale_factor"
+    new = wanted
+    if name == "scale_factor":
+        new = [math.floor(s * f) for s, f in zip(sides, wanted, strict=True)]
+    assume(min(new) > 0 and tuple(new) != sides)
+    options = {name: wanted, "mode": mode, "align_corners": aligned}
+    graph = traced(lambda x: bg.interpolate(norm(x), **options), (2, 5, *sides))
+    x = random_args(graph, 0)["x"]
+    theirs = F.interpolate(torch.tensor(x), **options)
+    assert graph.outputs[0].shape == tuple(theirs.shape)
+    check(graph, {"x": x})
+
+
+def test_positions_are_pytorchs():
+    """The meaning that compiled mixtures are compared with is told sizes; this one is not."""
+    x = torch.randn(2, 3, 5, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for mode, aligned in itertools.product(("bilinear", "bicubic"), (False, True)):
+        for told in ({"size": (9, 4)}, {"scale_factor": (1.7, 0.6)}, {"scale_factor": (1.1, 2)}):
+            options = {**told, "mode": mode, "align_corners": aligned}
+            graph = traced(lambda x: bg.interpolate(x, **options), x.shape)  # noqa: B023
+            (ours,) = run(graph, {"x": x.numpy()}, "float64").outputs
+            np.testing.assert_allclose(ours, F.interpolate(x, **options), rtol=1e-6, atol=1e-6)
+
+
+def test_the_same_extents_by_a_scale_have_no_gradient_in_pytorch():
+    with pytest.raises(bg.ProgramError, match="bicubic to the same extents by a scale"):
+        traced(lambda x: bg.interpolate(x, scale_factor=1.1, mode="bicubic"), (1, 1, 5, 5))
 
 
 @pytest.mark.parametrize("level", ["none", "bnff", "icf"])

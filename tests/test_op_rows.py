@@ -67,8 +67,8 @@ def test_every_op_that_users_can_mean_is_spelled_by_the_language():
 
 
 ROOMS = [
-    "pointwise", "activations", "reductions", "windows", "shapes", "places", "image_norms", "loss",
-    "regression",
+    "pointwise", "activations", "reductions", "windows", "windows1d", "shapes", "places",
+    "image_norms", "loss", "regression",
 ]  # fmt: skip
 
 

@@ -35,6 +35,7 @@ class Share:
     Attributes:
         name: the model.
         kernels: how many have none, of how many.
+        unfused: how many kernels there would be without fusion.
         share: of the bytes that all kernels read and write.
         ops: the same by the ops that the kernels hold, the largest first.
         explanation: what bngen takes of the model.
@@ -42,6 +43,7 @@ class Share:
 
     name: str
     kernels: tuple[int, int]
+    unfused: int
     share: float
     ops: tuple[tuple[str, float], ...]
     explanation: Explanation
@@ -58,10 +60,11 @@ def shares(name: str, batch: int, image: int) -> Share:
     """Plan a model's training step for this machine."""
     image = max(image, zoo_models.LEAST_IMAGE.get(name, 0))
     target = Target.parse("llvm -mcpu=native")
-    slow, total, count, without = Counter(), 0, 0, 0
+    slow, total, count, without, unfused = Counter(), 0, 0, 0, 0
     graphs = cuts(name, batch, image)
     for taken in (t for c in graphs for t in c.taken):
         plan = planned(taken, target.channel_block).planned.plan
+        unfused += len(planned(taken, target.channel_block, "none").planned.plan.kernels)
         for kernel in plan.kernels:
             moved = sum(plan.nbytes(v) for v in (*kernel.inputs, *kernel.outputs))
             total, count = total + moved, count + 1
@@ -70,7 +73,7 @@ def shares(name: str, batch: int, image: int) -> Share:
                 slow[_named(kernel, plan)] += moved
     ops = tuple((op, moved / total) for op, moved in slow.most_common() if moved > 0.001 * total)
     share = sum(slow.values()) / max(total, 1)
-    return Share(name, (without, count), share, ops, explained(graphs))
+    return Share(name, (without, count), unfused, share, ops, explained(graphs))
 
 
 def _named(kernel: Kernel, plan: KernelPlan) -> str:
@@ -84,15 +87,15 @@ def _named(kernel: Kernel, plan: KernelPlan) -> str:
     return "copy of vectors" if len(values[0].shape) == 1 else "copy of maps"
 
 
-def planned(taken: Taken, block: int) -> Any:
-    """A region's kernels, as `bngen.build` plans them."""
+def planned(taken: Taken, block: int, level: str = "icf") -> Any:
+    """A region's kernels at a level of fusion, as `bngen.build` plans them."""
     options = asked_of(taken).options(taken.graph)
     formats = declared_formats(taken.graph, options["memory_format"])
     if "wrt" in options:
         joint = join_gradient(taken.graph, options["wrt"], formats)
     else:
         joint = Joint(taken.graph, taken.graph, formats=formats)
-    return prepare(joint, block, "icf")
+    return prepare(joint, block, level)
 
 
 def cuts(name: str, batch: int, image: int) -> list[Regions]:

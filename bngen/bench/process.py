@@ -52,7 +52,12 @@ class Process:
     Args:
         entry: who runs.
         variables: additions to the environment (folders of caches).
+
+    Attributes:
+        worker: the module that the process runs.
     """
+
+    worker = "bngen.bench.worker"
 
     def __init__(self, entry: Entry, variables: Mapping[str, str] | None = None):
         self._entry, self._variables = entry, dict(variables or {})
@@ -71,19 +76,23 @@ class Process:
         Raises:
             Unavailable: when it cannot take its first step.
         """
-        if reason := obstacle(self._entry.contender, self._entry.program):
+        if reason := self.obstacle():
             raise Unavailable(reason)
         inherited = {k: v for k, v in os.environ.items() if k not in _HOW_TO_WAIT}
         own = environment(self._entry.contender)
         begin = time.perf_counter()
         # In a session of its own, so that an interrupt is this process's alone to deal with.
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "bngen.bench.worker", json.dumps(asdict(self._entry))],
+            [sys.executable, "-m", self.worker, json.dumps(asdict(self._entry))],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._log, text=True,
             env={**inherited, **self._variables, **own}, start_new_session=True,
         )  # fmt: skip
         self._busy = True
         return {**self._answer(), "total": time.perf_counter() - begin}
+
+    def obstacle(self) -> str:
+        """Why it cannot be started here; "" where nothing is known."""
+        return obstacle(self._entry.contender, self._entry.program)
 
     def ask(self, what: str) -> dict[str, Any]:
         """See `Runner`.

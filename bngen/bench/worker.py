@@ -38,6 +38,8 @@ _CLEAR = Path("/proc/self/clear_refs")
 _IDLE_STEPS = 21
 _PR_SET_PDEATHSIG = 1
 
+Clock = Callable[[], float]
+
 
 def serve(
     entry: Entry,
@@ -45,6 +47,7 @@ def serve(
     answer: Callable[[dict[str, Any]], None],
     make: Callable[[Entry], Contender] = contender,
     rule: Rule = STEPS,
+    clock: Clock = time.perf_counter,
 ) -> None:
     """Prepare the contender and do what the lines say until they end.
 
@@ -54,6 +57,7 @@ def serve(
         answer: called with each answer.
         make: entry to contender.
         rule: when a turn is over.
+        clock: what times the steps of turns, in seconds.
 
     Raises:
         ValueError: for any other line.
@@ -79,7 +83,7 @@ def serve(
             case "overhead":
                 answer(_overhead(rival))
             case "turn":
-                answer(take_steps(lambda: timed_step(rival), rule))
+                answer(take_steps(lambda: timed_step(rival, clock), rule))
             case other:
                 raise ValueError(f"asked for {other!r}")
 
@@ -91,13 +95,13 @@ def _import_for(entry: Entry) -> None:
         import bngen.compiler  # noqa: F401
 
 
-def timed_step(rival: Contender) -> dict[str, float]:
+def timed_step(rival: Contender, clock: Clock = time.perf_counter) -> dict[str, float]:
     """Take a training step; seconds of its halves."""
-    start = time.perf_counter()
+    start = clock()
     rival.forward()
-    middle = time.perf_counter()
+    middle = clock()
     rival.backward()
-    return {"forward": middle - start, "backward": time.perf_counter() - middle}
+    return {"forward": middle - start, "backward": clock() - middle}
 
 
 def _peak(rival: Contender, before: int) -> dict[str, Any]:
@@ -152,8 +156,12 @@ def _die_with_parent() -> None:
         prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def main() -> None:
-    """The child process; its one argument is the entry as JSON."""
+def main(
+    make: Callable[[Entry], Contender] = contender,
+    rule: Rule = STEPS,
+    clock: Clock = time.perf_counter,
+) -> None:
+    """The child process; its one argument is the entry as JSON, the others are those of `serve`."""
     _die_with_parent()
     # Whatever a library prints must not end up among the answers.
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
@@ -163,7 +171,7 @@ def main() -> None:
         print(json.dumps(value), file=answers, flush=True)
 
     try:
-        serve(Entry(**json.loads(sys.argv[1])), sys.stdin, answer)
+        serve(Entry(**json.loads(sys.argv[1])), sys.stdin, answer, make, rule, clock)
     except Exception as error:  # the parent reports it; a rival that fails is not bngen's end
         answer({"error": " ".join(f"{type(error).__name__}: {error}".split())[:300]})
 

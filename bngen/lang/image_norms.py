@@ -11,7 +11,9 @@ from collections.abc import Sequence
 from bngen.lang.normalization import (
     HINT,
     as_map,
+    deviations,
     evaluate_running,
+    inverse_std,
     same_or_computed,
     update_running,
 )
@@ -39,8 +41,8 @@ def layer_norm(
         hint = "weight and bias have the shape that is normalized over, the last axes of x"
         raise error(f"layer_norm: {list(shape)} of {input.type}", hint)
     axes = tuple(range(input.ndim - len(shape), input.ndim))
-    centred, var = _deviations(input, axes)
-    y = centred * _inverse_std("layer_norm", var, eps)
+    _, centred, var = deviations(input, lambda v: reduction("mean", v, axes, True))
+    y = centred * inverse_std(var, real("layer_norm", "eps", eps, 0))
     y = y if weight is None else y * weight
     return y if bias is None else y + bias
 
@@ -139,16 +141,6 @@ def _check_channels(
         raise error(f"{label}: input {x.type}{', ' if given else ''}{given}", HINT)
 
 
-def _deviations(x: Tensor, axes: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Deviations from the mean over some axes, and the mean of their squares."""
-    centred = x - reduction("mean", x, axes, True)
-    return centred, reduction("mean", centred * centred, axes, True)
-
-
-def _inverse_std(label: str, var: Tensor, eps: float) -> Tensor:
-    return (var + real(label, "eps", eps, 0)).rsqrt()
-
-
 def _normalize_images(
     label: str,
     input: Tensor,
@@ -176,10 +168,8 @@ def _normalize_images(
     def means_of(v: Tensor) -> Tensor:
         return over_group(reduction("mean", v, (2, 3), True))
 
-    mean = means_of(x)
-    centred = x - mean
-    var = means_of(centred * centred)
-    scale = _inverse_std(label, var, eps)
+    mean, centred, var = deviations(x, means_of)
+    scale = inverse_std(var, real(label, "eps", eps, 0))
     scale = scale if weight is None else scale * weight.reshape((1, c, 1, 1))
     y = centred * scale
     y = y if bias is None else y + bias.reshape((1, c, 1, 1))

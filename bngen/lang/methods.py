@@ -23,10 +23,10 @@ _SAME_NAME = {
     activations: "clamp clamp_max clamp_min hardshrink prelu",
     places: "flip repeat roll",
     pointwise: (
-        "add bitwise_and bitwise_not bitwise_or bitwise_xor ceil cos div erf expm1 floor fmod "
-        "greater greater_equal isfinite isinf isnan less less_equal log1p logical_and logical_not "
-        "logical_or logical_xor maximum minimum mul neg not_equal reciprocal round sign sin square "
-        "sub"
+        "add addcdiv addcmul bitwise_and bitwise_not bitwise_or bitwise_xor ceil cos div erf expm1 "
+        "floor fmod greater greater_equal isfinite isinf isnan less less_equal log1p logical_and "
+        "logical_not logical_or logical_xor maximum minimum mul neg not_equal reciprocal round "
+        "sign sin square sub"
     ),
     reductions: "amin argmax argmin log_softmax logsumexp min norm prod softmax std var",
     shapes: (

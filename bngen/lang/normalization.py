@@ -7,7 +7,7 @@ In training mode `batch_norm` is one coarse node, which the compiler splits; `bn
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from bngen.lang.collectives import group_name
 from bngen.lang.tensor import (
@@ -16,6 +16,7 @@ from bngen.lang.tensor import (
     computed,
     emit,
     emit_all,
+    reduction,
     same_float_type,
     wrap,
 )
@@ -83,9 +84,13 @@ def batch_norm(
             f"batch_norm: {input.type} has a single value per channel, which has no variance",
             "train with a larger batch or feature map, or use training=False",
         )
-    operands = map(computed, (as_map(input), weight, bias))
-    if group is None:
+    by_rows = group is None and _are_rows(input, weight, bias)
+    operands = map(computed, (input if by_rows else as_map(input), weight, bias))
+    if by_rows:
+        y, mean, var = _of_rows(*operands, eps)
+    elif group is None:
         y, mean, var = emit_all("batch_norm", *operands, hint=HINT, eps=eps)
+    if group is None:
         count: int | Tensor = input.numel() // input.shape[1]
     else:
         y, mean, var, count = emit_all(
@@ -97,6 +102,53 @@ def batch_norm(
         factor = _momentum(trace, momentum, num_batches_tracked)
         update_running(trace, running_mean, running_var, mean, var, factor, count)
     return y
+
+
+def _are_rows(x: Tensor, *vectors: Tensor | None) -> bool:
+    """Whether `_of_rows` can take it."""
+    fit = all(v is None or v.shape == x.shape[1:2] for v in vectors)
+    return x.ndim == 3 and x.shape[0] == 1 and fit
+
+
+def _of_rows(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The normalized ``[1, C, L]``, mean and variance ``[C]``: weights, when they are standardized.
+
+    A channel lies in one piece. As a map's, channels would first be interleaved, and all of it
+    turned back for the convolution that packs it.
+    """
+    channels = x.shape[1]
+    rows = x.reshape(channels, x.shape[2])
+    mean, centred, var = deviations(rows, lambda v: reduction("mean", v, (1,), True))
+    scale = inverse_std(var, eps)
+    scale = scale if weight is None else scale * weight.reshape(channels, 1)
+    y = centred * scale
+    y = y if bias is None else y + bias.reshape(channels, 1)
+    return y.reshape(x.shape), mean.reshape(channels), var.reshape(channels)
+
+
+FEW = 16
+"""Elements of a mean below which its gradient goes every way there is: see `deviations`."""
+
+
+def deviations(x: Tensor, mean_of: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+    """Means, deviations from them, and means of their squares.
+
+    The last are stationary in the mean, as deviations add up to zero: no gradient need take that
+    way, which would be a sum of its own over what all others give. That sum also takes out what
+    rounding has left of a mean, and of few elements, where gradients nearly cancel, it is worth
+    having: without it the error was twice as large for 3, 1.04 times for 8, the same from 16 on.
+    """
+    mean = mean_of(x)
+    centred = x - mean
+    held = centred if x.numel() < FEW * mean.numel() else x - mean.detach()
+    return mean, centred, mean_of(held * held)
+
+
+def inverse_std(var: Tensor, eps: float) -> Tensor:
+    """One over the root of a variance."""
+    return (var + eps).rsqrt()
 
 
 def _layer_name(weight: Tensor | None) -> str | None:

@@ -147,8 +147,8 @@ def interpolate(
         input: a feature map.
         size: extents of the result.
         scale_factor: or how many times larger it is.
-        mode: ``nearest``, ``nearest-exact``, ``bilinear`` or ``area``; of rank 3 ``linear``,
-            ``area`` or, in float32, ``nearest``.
+        mode: ``nearest``, ``nearest-exact``, ``bilinear``, ``bicubic`` or ``area``; of rank 3
+            ``linear``, ``area`` or, in float32, ``nearest``.
         align_corners: whether corners are where corners were, else edges where edges were.
         recompute_scale_factor: whether positions follow from the extents alone, though a scale is
             given.
@@ -159,11 +159,11 @@ def interpolate(
     one_axis = mode in ("linear", "area") or (mode == "nearest" and input.dtype == FLOAT)
     fits = input.ndim == 4 and mode != "linear" or input.ndim == 3 and one_axis
     if mode not in _MODES or not fits:
-        modes = "nearest, nearest-exact, bilinear, area of [N,C,H,W]; linear, area of [N,C,L]"
+        modes = "nearest, nearest-exact, bilinear, bicubic, area of 4 axes; linear, area of 3"
         raise error(f"interpolate: mode {mode!r} of {input.type}", modes)
     if flag("interpolate", "antialias", antialias):
         raise error("interpolate: antialias is not supported", "leave it out")
-    if align_corners is not None and mode not in ("bilinear", "linear"):
+    if align_corners is not None and mode not in _MIXTURES:
         raise error(f"interpolate: align_corners has no meaning for mode {mode!r}", "leave it out")
     extents, factors = _sizes(input, size, scale_factor)
     factors = [None] * len(extents) if recompute_scale_factor else factors
@@ -176,7 +176,11 @@ def interpolate(
 
 _NEAREST = {"nearest": False, "nearest-exact": True}
 """Mode -> whether the nearest of centres is meant."""
-_MODES = (*_NEAREST, "bilinear", "linear", "area")
+_MIXTURES = {
+    "linear": "resize_bilinear", "bilinear": "resize_bilinear", "bicubic": "resize_bicubic",
+}  # fmt: skip
+"""Mode -> the op of it."""
+_MODES = (*_NEAREST, *_MIXTURES, "area")
 
 
 def _sizes(
@@ -204,6 +208,9 @@ def _resized(
     if mode == "area":
         return adaptive_avg_pool2d(x, tuple(extents))
     if tuple(extents) == x.shape[2:]:
+        if mode == "bicubic" and not aligned and any(f not in (None, 1) for f in factors):
+            # Where PyTorch's gradient is not that of what it computes.
+            raise error("interpolate: bicubic to the same extents by a scale", "give the size")
         return x
     if x.shape[2:] == (1, 1):  # All elements are one.
         return expand(x, (*x.shape[:2], *extents))
@@ -215,7 +222,7 @@ def _resized(
         return emit("resize_nearest", x, centred=_NEAREST[mode], **sizes)
     if not x.type.is_float:
         raise error(f"interpolate: {x.type} has no mixtures", "convert it first: x.float()")
-    return emit("resize_bilinear", x, align_corners=aligned, **sizes)
+    return emit(_MIXTURES[mode], x, align_corners=aligned, **sizes)
 
 
 def _step(size: int, out: int, factor: float | None, aligned: bool) -> float:

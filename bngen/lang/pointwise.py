@@ -9,6 +9,7 @@ import math
 import numbers
 
 from bngen.dtypes import BOOL, INDEX
+from bngen.ir.attributes import shown
 from bngen.lang.tensor import (
     SHAPE_HINT,
     Tensor,
@@ -22,10 +23,11 @@ from bngen.lang.tensor import (
     logical,
     power,
     quotient,
+    rounded_once,
     same_float_type,
 )
 from bngen.lang.trace import current_trace, error
-from bngen.lang.types import Scalar, flag, real, wrapped
+from bngen.lang.types import Scalar, flag, is_scalar, real, wrapped
 
 Operand = Tensor | Scalar
 
@@ -211,6 +213,26 @@ def square(input: Tensor) -> Tensor:
 def reciprocal(input: Tensor) -> Tensor:
     """``1 / input``; integers divide as float32."""
     return quotient(1.0, check_tensor("reciprocal", "input", input), label="reciprocal")
+
+
+@rounded_once
+def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Scalar = 1) -> Tensor:
+    """``input + value * tensor1 * tensor2``."""
+    product = arithmetic("mul", tensor1, tensor2, label="addcmul")
+    return _with_share("addcmul", input, product, value)
+
+
+@rounded_once
+def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Scalar = 1) -> Tensor:
+    """``input + value * tensor1 / tensor2``."""
+    return _with_share("addcdiv", input, quotient(tensor1, tensor2, label="addcdiv"), value)
+
+
+def _with_share(label: str, x: Tensor, more: Tensor, value: Scalar) -> Tensor:
+    if not is_scalar(value):
+        raise error(f"{label}: value is {shown(value)}", "it is a number")
+    share = more if value == 1 else arithmetic("mul", more, value, label=label)
+    return arithmetic("add", x, share, label=label)
 
 
 def isnan(input: Tensor) -> Tensor:

@@ -127,8 +127,10 @@ Formula = Callable[[Expr], Expr]
 def nearest_formulas(node: Node, shape: Sequence[int]) -> list[Formula]:
     """For h and w of an operand of ``shape``: the place of a result -> its nearest element."""
     return [
-        _formula(taps.first, scale)
-        for taps, scale in zip(taps_of(shape, node.attrs), node.attrs["scale"], strict=True)
+        _formula(taps.elements[0], scale)
+        for taps, scale in zip(
+            taps_of(node.op, shape, node.attrs), node.attrs["scale"], strict=True
+        )
     ]
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from tvm import te, tirx
 
 from bngen.ir.node import Node
-from bngen.ir.ops.resize import Taps, taps_of
+from bngen.ir.ops.resize import CUBIC, Taps, taps_of
 from bngen.lower.averages import define_narrowed, window_sum
 from bngen.lower.body import Body
 from bngen.lower.coords import Lane, zero
@@ -24,51 +24,89 @@ from bngen.lower.opaque import Expr
 from bngen.plan.layout import Blocked, physical_shape
 
 POSITION = "float64"
+MixtureTap = Callable[[Expr, Expr], tuple[Expr, Expr]]
+"""(place of a result, number of a tap) -> the element, and its share."""
+
 # --- mixtures -----------------------------------------------------------------------------------
 
 
-def _bilinear_formulas(node: Node, shape: Sequence[int]) -> list[Callable[[Expr], tuple]]:
-    """For each axis: the first element of the mixture at a place, and the second's share."""
-    aligned = node.attrs["align_corners"]
-
-    def along(size: int, out: int, scale: float) -> Callable[[Expr], tuple[Expr, Expr]]:
-        def mixed(o: Expr) -> tuple[Expr, Expr]:
-            if out == size:
-                return o, tirx.const(0, POSITION)
-            number = lambda v: tirx.const(v, POSITION)  # noqa: E731
-            at = tirx.Cast(POSITION, o)
-            at = at * number(scale) if aligned else (at + number(0.5)) * number(scale) - number(0.5)
-            at = tirx.max(at, number(0))
-            first = tirx.min(tirx.Cast("int32", at), size - 1)
-            share = at - tirx.Cast(POSITION, first)
-            return first, tirx.max(tirx.min(share, number(1)), number(0))
-
-        return mixed
-
-    return [along(*numbers) for numbers in zip(
-        shape[2:], node.attrs["output_size"], node.attrs["scale"], strict=True)]  # fmt: skip
+def _number(value: float) -> Expr:
+    return tirx.const(value, POSITION)
 
 
-def bilinear(body: Body, node: Node) -> None:
-    """Four elements, each with its share."""
+def _bilinear(size: int, out: int, scale: float, aligned: bool) -> MixtureTap:
+    """`bngen.ir.ops.resize.bilinear_taps`, as expressions."""
+
+    def mixed(o: Expr) -> tuple[Expr, Expr]:
+        if out == size:
+            return o, _number(0)
+        at = tirx.max(_position(o, scale, aligned), _number(0))
+        first = tirx.min(tirx.Cast("int32", at), size - 1)
+        return first, _fraction(at, first)
+
+    def tap(o: Expr, k: Expr) -> tuple[Expr, Expr]:
+        first, share = mixed(o)
+        return tirx.min(first + k, size - 1), tirx.Select(k == 0, _number(1) - share, share)
+
+    return tap
+
+
+def _bicubic(size: int, out: int, scale: float, aligned: bool) -> MixtureTap:
+    """`bngen.ir.ops.resize.bicubic_taps`, as expressions."""
+
+    def tap(o: Expr, k: Expr) -> tuple[Expr, Expr]:
+        at = _position(o, scale, aligned)
+        second = tirx.min(tirx.Cast("int32", tirx.floor(at)), size - 1)
+        distance = tirx.abs(_fraction(at, second) - tirx.Cast(POSITION, k - 1))
+        element = tirx.max(tirx.min(second + (k - 1), size - 1), 0)
+        return element, _cubic(distance)
+
+    return tap
+
+
+def _position(o: Expr, scale: float, aligned: bool) -> Expr:
+    at = tirx.Cast(POSITION, o)
+    if aligned:
+        return at * _number(scale)
+    return (at + _number(0.5)) * _number(scale) - _number(0.5)
+
+
+def _fraction(at: Expr, whole: Expr) -> Expr:
+    share = at - tirx.Cast(POSITION, whole)
+    return tirx.max(tirx.min(share, _number(1)), _number(0))
+
+
+def _cubic(d: Expr) -> Expr:
+    """`bngen.ir.ops.resize.cubic`, as an expression."""
+    a = CUBIC
+    near = (_number(a + 2) * d - _number(a + 3)) * d * d + _number(1)
+    far = ((_number(a) * d - _number(5 * a)) * d + _number(8 * a)) * d - _number(4 * a)
+    return tirx.Select(d <= _number(1), near, far)
+
+
+_MIXTURES = {"resize_bilinear": (_bilinear, 2), "resize_bicubic": (_bicubic, 4)}
+"""Op -> its taps along an axis, and how many there are."""
+
+
+def _taps(node: Node, shape: Sequence[int]) -> tuple[list[MixtureTap], int]:
+    """The taps along h and w of an operand of ``shape``, and how many there are."""
+    mode, count = _MIXTURES[node.op.removesuffix("_grad")]
+    a = node.attrs
+    numbers = zip(shape[2:], a["output_size"], a["scale"], strict=True)
+    return [mode(*of, a["align_corners"]) for of in numbers], count
+
+
+def mixture(body: Body, node: Node) -> None:
+    """Elements within reach, each with its share."""
     x, out = node.inputs[0], node.out
     layout: Blocked = body.layouts[x]
-    axes = [te.reduce_axis((0, 2), name) for name in "rs"]
-
-    def tap(mixed: tuple[Expr, Expr], k: te.IterVar, size: int) -> tuple[Expr, Expr]:
-        first, share = mixed
-        one = tirx.const(1, POSITION)
-        return tirx.min(first + k.var, size - 1), tirx.Select(k.var == 0, one - share, share)
-
-    formulas = _bilinear_formulas(node, x.shape)
+    taps, count = _taps(node, x.shape)
+    r, s = (te.reduce_axis((0, count), name) for name in "rs")
 
     def element(cb, n, h, w, lane):
-        (y, by_h), (z, by_w) = (
-            tap(formula(o), k, size)
-            for formula, o, k, size in zip(formulas, (h, w), axes, x.shape[2:], strict=True)
-        )
+        (y, by_h), (z, by_w) = taps[0](h, r.var), taps[1](w, s.var)
         share = tirx.Cast(out.dtype, by_h * by_w)
-        return window_sum(body.at(x, (n, Lane(cb, lane, layout), y, z)) * share, axes)
+        return window_sum(body.at(x, (n, Lane(cb, lane, layout), y, z)) * share, [r, s])
 
     total = te.compute(physical_shape(out.type, layout), element, name="window")
     define_narrowed(body, out, total)
@@ -85,22 +123,22 @@ def nearest_grad(body: Body, node: Node) -> None:
     ])  # fmt: skip
 
 
-def bilinear_grad(body: Body, node: Node) -> None:
+def mixture_grad(body: Body, node: Node) -> None:
     """The sum over the results that an element has a share in."""
+    taps, count = _taps(node, node.attrs["shape"])
 
-    def weight(mixed: Callable[[Expr], tuple[Expr, Expr]], size: int):
+    def weight(tap: MixtureTap) -> Callable[[Expr, Expr], tuple[Expr, Expr]]:
         def of(o: Expr, p: Expr) -> tuple[Expr, Expr]:
-            first, share = mixed(o)
-            none, one = (tirx.const(v, POSITION) for v in (0, 1))
-            own = tirx.Select(tirx.EQ(first, p), one - share, none)
-            second = tirx.Select(tirx.EQ(tirx.min(first + 1, size - 1), p), share, none)
-            return tirx.const(1, "bool"), own + second
+            total = None
+            for k in range(count):  # At a border several taps are one element.
+                element, share = tap(o, tirx.const(k, "int32"))
+                own = tirx.Select(tirx.EQ(element, p), share, _number(0))
+                total = own if total is None else total + own
+            return tirx.const(1, "bool"), total
 
         return of
 
-    shape = node.attrs["shape"]
-    formulas = _bilinear_formulas(node, shape)
-    _gather(body, node, [weight(f, s) for f, s in zip(formulas, shape[2:], strict=True)])
+    _gather(body, node, [weight(tap) for tap in taps])
 
 
 def _gather(body: Body, node: Node, weights: list[Callable[[Any, Any], tuple]]) -> None:
@@ -108,7 +146,7 @@ def _gather(body: Body, node: Node, weights: list[Callable[[Any, Any], tuple]]) 
     (dy,), out = node.inputs, node.out
     layout: Blocked = body.layouts[out]
     reaches = [_reach(taps, size) for taps, size in zip(
-        taps_of(out.shape, node.attrs), out.shape[2:], strict=True)]  # fmt: skip
+        taps_of(node.op, out.shape, node.attrs), out.shape[2:], strict=True)]  # fmt: skip
     axes = [te.reduce_axis((0, count), name) for (_, _, count), name in zip(
         reaches, "rs", strict=True)]  # fmt: skip
 
@@ -134,10 +172,10 @@ def _reach(taps: Taps, size: int) -> tuple[int, int, int]:
 
     Those of element p are among the ``count`` from ``p * out // size - ahead`` on.
     """
-    out = len(taps.share)
+    out = taps.shares.shape[1]
     guess = np.arange(size) * out // size
     first, last = np.full(size, out), np.full(size, -1)
-    for places in (taps.first, taps.second):
+    for places in taps.elements:
         np.minimum.at(first, places, np.arange(out))
         np.maximum.at(last, places, np.arange(out))
     used = last >= 0

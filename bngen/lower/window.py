@@ -22,7 +22,7 @@ from bngen.lower.lowered import Lowered, identifier
 from bngen.lower.opaque import Expr, dtype_of
 from bngen.lower.pointwise import maximum_over
 from bngen.lower.pool_gradients import adaptive_grad, avg_pool_grad, max_pool_grad
-from bngen.lower.resize import bilinear, bilinear_grad, nearest_grad
+from bngen.lower.resize import mixture, mixture_grad, nearest_grad
 from bngen.lower.stored import computed
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import Blocked, physical_shape
@@ -184,7 +184,9 @@ POOLS: dict[str, Callable[[Body, Node], None]] = {
     "avg_pool2d_grad": avg_pool_grad,
     "adaptive_avg_pool2d_grad": adaptive_grad,
     "resize_nearest_grad": nearest_grad,
-    "resize_bilinear": bilinear,
-    "resize_bilinear_grad": bilinear_grad,
+    "resize_bilinear": mixture,
+    "resize_bilinear_grad": mixture_grad,
+    "resize_bicubic": mixture,
+    "resize_bicubic_grad": mixture_grad,
 }
 """Op -> its stages, up to the one that defines its result."""

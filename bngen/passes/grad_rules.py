@@ -272,6 +272,7 @@ GRAD_RULES: dict[str, Rule] = {
     "mean": _mean,
     "rearrange": _rearrange,
     "reshape": _reshape,
+    "resize_bicubic": _window_grad("resize_bicubic_grad"),
     "resize_bilinear": _window_grad("resize_bilinear_grad"),
     "resize_nearest": _window_grad("resize_nearest_grad"),
     "slice": _slice,

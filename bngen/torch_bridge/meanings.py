@@ -211,15 +211,30 @@ def resize_nearest_grad(t: Tensors, a: Attributes) -> Tensor:
 
 
 def resize_bilinear(t: Tensors, a: Attributes) -> Tensor:
-    """PyTorch's, which is told the scale only where corners are not aligned."""
-    scales = [None if a["align_corners"] or not s else 1 / s for s in a["scale"]]
-    aligned = a["align_corners"]
-    return torch.ops.aten.upsample_bilinear2d(t[0], a["output_size"], aligned, *scales)
+    """PyTorch's."""
+    return _mixture(torch.ops.aten.upsample_bilinear2d, t[0], a)
 
 
 def resize_bilinear_grad(t: Tensors, a: Attributes) -> Tensor:
     """Autograd's."""
     return _pullback(lambda x: resize_bilinear((x,), a), _blank(a, t[0]), t[0])
+
+
+def resize_bicubic(t: Tensors, a: Attributes) -> Tensor:
+    """PyTorch's."""
+    return _mixture(torch.ops.aten.upsample_bicubic2d, t[0], a)
+
+
+def resize_bicubic_grad(t: Tensors, a: Attributes) -> Tensor:
+    """Autograd's."""
+    return _pullback(lambda x: resize_bicubic((x,), a), _blank(a, t[0]), t[0])
+
+
+def _mixture(function: Callable[..., Tensor], x: Tensor, a: Attributes) -> Tensor:
+    """A function that is told the scale only where corners are not aligned."""
+    aligned = a["align_corners"]
+    scales = [None if aligned or not s else 1 / s for s in a["scale"]]
+    return function(x, a["output_size"], aligned, *scales)
 
 
 # --- parts of a reduction, one a group of rows --------------------------------------------------

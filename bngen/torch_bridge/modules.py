@@ -278,14 +278,15 @@ def _max_pool2d(w: _Writer, node: Node, operands: list) -> fx.Node:
     return w.call(F.max_pool2d, *operands, *sizes)
 
 
-def _resize_bilinear(w: _Writer, node: Node, operands: list) -> fx.Node:
+def _mixture(w: _Writer, node: Node, operands: list) -> fx.Node:
     """By the extents alone, where a scale says nothing else."""
     (x,), a = node.inputs, node.attrs
     aligned, size = a["align_corners"], a["output_size"]
     told = [s for s, old, new in zip(a["scale"], x.shape[2:], size, strict=True) if s != old / new]
     if told and not aligned:
         return _by_meaning(w, node, operands)
-    return w.call(F.interpolate, *operands, size=size, mode="bilinear", align_corners=aligned)
+    mode = node.op.removeprefix("resize_")
+    return w.call(F.interpolate, *operands, size=size, mode=mode, align_corners=aligned)
 
 
 def _gather(w: _Writer, node: Node, operands: list) -> fx.Node:
@@ -325,7 +326,8 @@ _CALLS: Mapping[str, _Call] = {
         F.adaptive_avg_pool2d, *operands, node.attrs["output_size"]
     ),
     "gather": _gather,
-    "resize_bilinear": _resize_bilinear,
+    "resize_bilinear": _mixture,
+    "resize_bicubic": _mixture,
     "mean": _mean,
     "cat": lambda w, node, operands: w.call(torch.cat, operands, node.attrs["axis"]),
     "reshape": lambda w, node, operands: w.calls.call_method(

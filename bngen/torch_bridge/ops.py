@@ -207,6 +207,9 @@ _TABLE = (
     _row("resize_bilinear", m.resize_bilinear,
          why_not="F.interpolate of another mode, which the language's interpolate answers"),
     _row("resize_bilinear_grad", m.resize_bilinear_grad, why_not=_GRADIENT),
+    _row("resize_bicubic", m.resize_bicubic,
+         why_not="F.interpolate of another mode, which the language's interpolate answers"),
+    _row("resize_bicubic_grad", m.resize_bicubic_grad, why_not=_GRADIENT),
     _row(
         "reshape", lambda t, a: t[0].reshape(a["shape"]),
         Spelling("reshape", (torch.reshape,), ("reshape", "view")),
@@ -223,6 +226,13 @@ _REDUCED = {"size_average": None, "reduce": None}
 
 COMPOSED = (
     *COMPOSED_ACTIVATIONS,
+    Spelling("addcmul", (torch.addcmul,), ("addcmul",), only=OUT),
+    Spelling("addcdiv", (torch.addcdiv,), ("addcdiv",), only=OUT),
+    Spelling("conv1d", (F.conv1d,), modules=(nn.Conv1d,), only={"padding_mode": "zeros"}),
+    Spelling("max_pool1d", (F.max_pool1d, torch.max_pool1d), modules=(nn.MaxPool1d,),
+             only={"return_indices": False}),
+    Spelling("avg_pool1d", (F.avg_pool1d,), modules=(nn.AvgPool1d,)),
+    Spelling("adaptive_avg_pool1d", (F.adaptive_avg_pool1d,), modules=(nn.AdaptiveAvgPool1d,)),
     Spelling("adaptive_max_pool2d", (F.adaptive_max_pool2d,), modules=(nn.AdaptiveMaxPool2d,)),
     Spelling("group_norm", (F.group_norm,), modules=(nn.GroupNorm,)),
     Spelling("layer_norm", (F.layer_norm,), modules=(nn.LayerNorm,)),

@@ -28,6 +28,7 @@ from bngen.lang import (
     shapes,
     tensor,
     windows,
+    windows1d,
 )
 from bngen.lang.tensor import Tensor
 from bngen.torch_bridge import masks
@@ -129,7 +130,7 @@ def _spelled(spelling: Spelling, target: Any, *args: Any, **kwargs: Any) -> Any:
 
 _LANGUAGE = (
     pointwise, activations, normalization, image_norms, windows, reductions, shapes, places, loss,
-    regression, tensor,
+    regression, tensor, windows1d,
 )  # fmt: skip
 
 

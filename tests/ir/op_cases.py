@@ -328,7 +328,9 @@ INDEX_MAPS = [
          shape=(2, 2, 2, 6)),
     *(
         case(f"resize_{mode}", normal(*MAP), output_size=size, scale=scale, **attrs)
-        for mode, flag in (("nearest", "centred"), ("bilinear", "align_corners"))
+        for mode, flag in (
+            ("nearest", "centred"), ("bilinear", "align_corners"), ("bicubic", "align_corners"),
+        )
         for size, scale, attrs in (
             ((10, 8), (0.5, 0.5), {}),
             ((3, 9), (5 / 3, 4 / 9), {}),
@@ -338,8 +340,13 @@ INDEX_MAPS = [
     ),
     case("resize_nearest_grad", normal(2, 3, 9, 8), output_size=(9, 8), scale=(5 / 9, 0.5),
          shape=MAP, centred=True),
-    case("resize_bilinear_grad", normal(2, 3, 9, 8), output_size=(9, 8), scale=(0.5, 3 / 7),
-         shape=MAP, align_corners=True),
+    *(
+        case(f"resize_{mode}_grad", normal(2, 3, 9, 8), output_size=(9, 8), scale=(0.5, 3 / 7),
+             shape=MAP, align_corners=True)
+        for mode in ("bilinear", "bicubic")
+    ),
+    case("resize_bicubic_grad", normal(2, 3, 2, 9), output_size=(2, 9), scale=(2.5, 4 / 9),
+         shape=MAP),
 ]  # fmt: skip
 
 CASES = [*POINTWISE, *BATCH_NORM, *REDUCTIONS, *STRUCTURE, *INDEX_MAPS]

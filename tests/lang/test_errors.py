@@ -404,7 +404,7 @@ CASES = [
         "tensors)",
     ),
     (lambda x: {1: x}, (MATRIX,), "f: returns a dict with keys that are no text"),
-    (lambda x: bg.conv(x), (X,), "bngen has no 'conv' (did you mean conv2d?)"),
+    (lambda x: bg.conv(x), (X,), "bngen has no 'conv' (did you mean conv2d or conv1d?)"),
     (lambda x: bg.vmap(x), (X,), "bngen has no 'vmap' (see bngen.__all__)"),
     (lambda x: undefined(x), (X,), "f: NameError: name 'undefined' is not defined"),  # noqa: F821
     (

@@ -1,5 +1,7 @@
 """Index maps of the language against PyTorch: orders of axes, parts, borders, other sizes."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -103,9 +105,9 @@ def test_interpolate(kwargs):
 
     for mode in ("nearest", "nearest-exact", "area"):
         both({"mode": mode})
-    for aligned in (False, True):
+    for mode, aligned in itertools.product(("bilinear", "bicubic"), (False, True)):
         # PyTorch's positions are those of float32's scales, even in double precision.
-        options = {**kwargs, "mode": "bilinear", "align_corners": aligned}
+        options = {**kwargs, "mode": mode, "align_corners": aligned}
         ours = bg.trace(lambda t: bg.interpolate(t, **options), bg.Tensor[2, 3, 5, 4]).graph  # noqa: B023
         assert ours.outputs[0].shape == tuple(F.interpolate(torch.tensor(x), **options).shape)
         agree(

@@ -23,6 +23,7 @@ def conv(x, w=W):
 CALLS = {
     "a convolution": lambda x: conv(x),
     "one without a bias, twice": lambda x: conv(conv(x)),
+    "one of one axis": lambda x: F.conv1d(x.flatten(2), W[:, :, 0]),
     "a transposed one": lambda x: F.conv_transpose2d(x, W),
     "a linear layer": lambda x: F.linear(x.flatten(1), W.reshape(1, -1)),
     "a product": lambda x: x.flatten(1) @ W.reshape(-1, 1),
@@ -34,6 +35,7 @@ CALLS = {
     "an activation": lambda x: F.gelu(conv(x)),
     "prelu": lambda x: F.prelu(x, W[:, 0, 0, 0]),
     "pools": lambda x: F.adaptive_avg_pool2d(F.max_pool2d(conv(x), 2), 1),
+    "bicubic interpolation": lambda x: F.interpolate(conv(x), scale_factor=2, mode="bicubic"),
     "interpolation": lambda x: F.interpolate(conv(x), scale_factor=2, mode="bilinear"),
     "cross entropy": lambda x: F.cross_entropy(conv(x).mean((2, 3)), LABELS),
     "soft labels": lambda x: F.cross_entropy(conv(x).mean((2, 3)), conv(x).amax((2, 3)).float()),

@@ -67,8 +67,8 @@ OTHERS = {
 
 def test_every_function_of_the_language_is_in_the_table():
     rooms = (
-        "pointwise", "activations", "reductions", "shapes", "places", "windows", "normalization",
-        "image_norms", "loss", "regression",
+        "pointwise", "activations", "reductions", "shapes", "places", "windows", "windows1d",
+        "normalization", "image_norms", "loss", "regression",
     )  # fmt: skip
     named = {name for room in rooms for name in bg._HOMES[f"lang.{room}"].split()}
     spelled = {s.language for s in SPELLINGS if "." not in s.language}
@@ -131,6 +131,17 @@ SAMPLES: Mapping[str, tuple[tuple[tuple[int, ...], ...], dict[str, Any]]] = {
         ((2, 4, 7, 6), (6, 2, 3, 3), (6,)),
         {"stride": (2, 1), "padding": (1, 2), "dilation": (1, 2), "groups": 2},
     ),
+    "addcmul": (((2, 3), (3,), (2, 1)), {"value": 0.5}),
+    "addcdiv": (((2, 3), (3,), (2, 1)), {"value": 0.5}),
+    "conv1d": (
+        ((2, 4, 7), (6, 2, 3), (6,)), {"stride": 2, "padding": 1, "dilation": 2, "groups": 2},
+    ),
+    "max_pool1d": (((2, 3, 7),), {"kernel_size": 3, "stride": 2, "padding": 1, "ceil_mode": True}),
+    "avg_pool1d": (
+        ((2, 3, 7),),
+        {"kernel_size": 3, "padding": 1, "ceil_mode": True, "count_include_pad": False},
+    ),
+    "adaptive_avg_pool1d": (((2, 3, 7),), {"output_size": 3}),
     "matmul": (((3, 4), (4, 5)), {}),
     "linear": (((2, 3, 4), (5, 4), (5,)), {}),
     "max_pool2d": (
@@ -233,7 +244,8 @@ def test_calls_of_modules(spelling):
         wanted = {"training"} | ({"groups"} if "groups" in options else set())
         made = {k: v for k, v in options.items() if k not in wanted}
         sizes = {
-            "Linear": (4, 5), "Conv2d": (4, 6, 3), "ConvTranspose2d": (4, 6, 3),
+            "Linear": (4, 5), "Conv1d": (4, 6, 3), "Conv2d": (4, 6, 3),
+            "ConvTranspose2d": (4, 6, 3),
             "BatchNorm1d": (3,), "BatchNorm2d": (3,), "BatchNorm3d": (3,),
         }.get(kind.__name__, ())  # fmt: skip
         made |= {"groups": 2} if "groups" in options else {}

@@ -62,7 +62,7 @@ LEFT = {
     "div.floor_rounding", "div.trunc_rounding", "round.decimals_3", "round.decimals_neg_3",
     "softmax.with_dtype", "log_softmax.with_dtype", "norm.nuc", "matmul", "to",
     "nn.functional.adaptive_max_pool2d", "nn.functional.pad.replicate_negative",
-    "nn.functional.interpolate.bicubic", "nn.functional.interpolate.trilinear",
+    "nn.functional.interpolate.trilinear",
 }  # fmt: skip
 """Of these samples bngen takes none: options that it lacks, products that PyTorch is faster at."""
 
