@@ -24,7 +24,7 @@ from pathlib import Path
 
 from tests.racing_rank import Crew, RankError, work
 
-NETWORKS = ("densenet121", "resnet50", "mobilenet_v2", "resnet18")
+NETWORKS = ("densenet121", "resnet50", "mobilenet_v2", "resnet18", "small")
 ETHERNET = 125.0
 """MB/s of a network of 1 Gbit/s."""
 

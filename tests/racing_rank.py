@@ -101,12 +101,14 @@ def trainer(
     import torch.nn.functional as F
 
     from bngen.torch_bridge import region
+    from tests.torch_bridge.small_networks import dense
     from tests.zoo_models import torchvision
 
     torch.set_num_threads(job["threads"] // job["ranks"])
     torch.manual_seed(0)
     share = job["batch"] // job["ranks"]
-    model = getattr(torchvision().models, job["network"])(weights=None).train()
+    small = job["network"] == "small"
+    model = dense() if small else getattr(torchvision().models, job["network"])(weights=None)
     x = torch.randn(share, 3, job["image"], job["image"])
     if not job["bngen"]:
         x = x.contiguous(memory_format=torch.channels_last)
