@@ -11,7 +11,7 @@ import torch
 from bngen.compiler import build
 from bngen.ir.interp import run
 from bngen.ir.node import Graph
-from bngen.runtime.exchange import Alone
+from bngen.runtime.communicator import Alone
 from bngen.runtime.formats import memory_shape, to_logical_order, to_memory_order
 from bngen.runtime.module import Module
 from tests.oracle import assert_close, torch_run, torch_runs

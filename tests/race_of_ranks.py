@@ -1,11 +1,13 @@
-"""Two ranks of one thread against one process of two: ``python -m tests.race_of_ranks``.
+"""Ranks of one thread against one process of as many: ``python -m tests.race_of_ranks``.
 
 One process trains with a batch on all threads; its rivals share the same batch out to ranks of one
-thread each, under DistributedDataParallel. All take turns of a few steps, in one run. ``--delay``
-makes each collective of synchronized batch normalization take at least so many milliseconds, as a
-network would; the last column is the time of a step that a rank has waited for such collectives.
+thread each, under DistributedDataParallel. All take turns of a few steps, in one run.
 
-One machine is all that this can see: ranks share its memory bandwidth, and gloo its loopback.
+A network between machines is imagined: a collective of synchronized batch normalization then takes
+at least ``delay`` milliseconds, and gradients travel at so many MB/s, one bucket after another. One
+machine is all that is measured: ranks share its memory bandwidth, and gloo its loopback.
+
+The race is in ``ranks.json``; ``python docs/scaling.py`` makes of it what it says of more machines.
 """
 
 from __future__ import annotations
@@ -14,187 +16,235 @@ import argparse
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
-NETWORKS = ("densenet121", "resnet50", "mobilenet_v2", "resnet18")
+from tests.racing_rank import Crew, RankError, work
+
+NETWORKS = ("densenet121", "resnet50", "mobilenet_v2", "resnet18", "small")
+ETHERNET = 125.0
+"""MB/s of a network of 1 Gbit/s."""
 
 
 @dataclass(frozen=True)
-class Contender:
-    """A way to train.
+class Way:
+    """A way to train, which processes are started for.
 
     Attributes:
         name: as it is shown.
-        ranks: processes; the threads are shared out to them.
+        ranks: processes; the threads are shared out to them. None for as many as were asked for.
         bngen: whether bngen compiles the model, or PyTorch runs it, channels-last.
         sync: whether batch normalization is synchronized.
-        delay: milliseconds that a collective of that takes at least.
+        split: whether Dynamo cuts the model at the borders of DistributedDataParallel's buckets.
     """
 
     name: str
-    ranks: int = 2
+    ranks: int | None = None
     bngen: bool = True
     sync: bool = False
+    split: bool = False
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What a way is tried under, in the same processes.
+
+    Attributes:
+        delay: milliseconds that a collective of batch normalization takes at least.
+        bandwidth: MB/s at which gradients travel; 0 for what there is.
+        stages: whether a region hands its gradients over in stages.
+    """
+
     delay: float = 0.0
+    bandwidth: float = 0.0
+    stages: bool = True
+
+    def __str__(self) -> str:
+        words = [f"{self.delay:g} ms a collective"] if self.delay else []
+        words += [f"{self.bandwidth:g} MB/s"] if self.bandwidth else []
+        return ", ".join([*words, *([] if self.stages else ["no stages"])])
 
 
-def contenders(delays: list[float]) -> list[Contender]:
+def entries(delays: list[float]) -> dict[Way, list[Setting]]:
     """All that take part."""
-    return [
-        Contender("one process", ranks=1),
-        Contender("two ranks"),
-        Contender("two ranks, SyncBN", sync=True),
-        *(Contender(f"two ranks, SyncBN, {ms:g} ms", sync=True, delay=ms) for ms in delays),
-        Contender("PyTorch, one process", ranks=1, bngen=False),
-        Contender("PyTorch, two ranks", bngen=False),
-    ]
+    plain, slow = Setting(), Setting(bandwidth=ETHERNET)
+    return {
+        Way("one process", ranks=1): [plain],
+        Way("ranks"): [
+            plain, Setting(stages=False), slow, Setting(bandwidth=ETHERNET, stages=False)
+        ],
+        Way("ranks, cut by Dynamo", split=True): [plain, slow],
+        Way("ranks, SyncBN", sync=True): [plain, *(Setting(delay=ms) for ms in delays)],
+        Way("PyTorch, one process", ranks=1, bngen=False): [plain],
+        Way("PyTorch, ranks", bngen=False): [plain, slow],
+    }  # fmt: skip
 
 
-# --- a rank -----------------------------------------------------------------------------------
+class Contender:
+    """A way under a setting, and how long it has taken."""
 
+    def __init__(self, way: Way, setting: Setting):
+        self.way, self.setting, self.reason = way, setting, ""
+        self.seconds: list[float] = []
+        self.waited: list[float] = []
+        self.collectives = 0
+        self.gradient_bytes = 0
 
-def work(rank: int, folder: str, job: dict) -> None:
-    """Train for as many steps as each line of the standard input says; tell how long that took."""
-    import torch
-    import torch.distributed as dist
-    import torch.nn.functional as F
-    from torch.nn.parallel import DistributedDataParallel
-
-    import bngen
-    from tests.zoo_models import torchvision
-
-    contender = Contender(**job["contender"])
-    torch.set_num_threads(job["threads"] // contender.ranks)
-    torch.manual_seed(0)
-    share = job["batch"] // contender.ranks
-    model = getattr(torchvision().models, job["network"])(weights=None).train()
-    x = torch.randn(share, 3, job["image"], job["image"])
-    if not contender.bngen:
-        x = x.contiguous(memory_format=torch.channels_last)
-        model = model.to(memory_format=torch.channels_last)
-    waited = [0.0]
-    if contender.ranks > 1:
-        store = f"file://{folder}/store"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=contender.ranks)
-        watch(waited, contender.delay / 1000)
-    if contender.bngen:
-        bngen.compile(model, sync_bn=contender.sync)
-    if contender.ranks > 1:
-        model = DistributedDataParallel(model)
-    labels = torch.zeros(share, dtype=torch.int64)
-    optimizer = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        F.cross_entropy(model(x), labels).backward()
-        optimizer.step()
-
-    step()
-    for line in sys.stdin:
-        waited[0], start = 0.0, time.perf_counter()
-        for _ in range(int(line)):
-            step()
-        print(json.dumps([time.perf_counter() - start, waited[0]]), flush=True)
-
-
-def watch(waited: list[float], delay: float) -> None:
-    """Count the time that is waited for synchronized layers, and make it at least so long."""
-    from bngen.torch_bridge import distributed
-
-    class Work(distributed._Work):
-        def __init__(self, work, array):
-            super().__init__(work, array)
-            self._over = time.perf_counter() + delay
-
-        def result(self):
-            start = time.perf_counter()
-            found = super().result()
-            time.sleep(max(0.0, self._over - time.perf_counter()))
-            waited[0] += time.perf_counter() - start
-            return found
-
-    distributed._Work = Work
-
-
-# --- the race ---------------------------------------------------------------------------------
-
-
-class Running:
-    """The processes of a contender."""
-
-    def __init__(self, contender: Contender, options: argparse.Namespace, folder: str):
-        job = {
-            "contender": contender.__dict__, "threads": options.threads, "batch": options.batch,
-            "image": options.image, "network": options.network,
-        }  # fmt: skip
-        self.times: list[float] = []
-        self.waits: list[float] = []
-        command = [sys.executable, "-m", "tests.race_of_ranks", "--rank"]
-        self._ranks = [
-            subprocess.Popen(
-                [*command, json.dumps([rank, folder, job])], stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE, text=True, env={**os.environ, "GLOO_SOCKET_IFNAME": "lo"},
-            )
-            for rank in range(contender.ranks)
-        ]  # fmt: skip
-
-    def turn(self, steps: int) -> None:
+    def turn(self, crew: Crew, steps: int) -> None:
         """So many steps; the slowest rank counts."""
-        for p in self._ranks:
-            p.stdin.write(f"{steps}\n")
-            p.stdin.flush()
-        rows = [json.loads(p.stdout.readline()) for p in self._ranks]
-        self.times.append(max(seconds for seconds, _ in rows) / steps)
-        self.waits.append(max(waited for _, waited in rows) / steps)
+        rows = crew.turn({**asdict(self.setting), "steps": steps})
+        self.seconds.append(max(r["seconds"] for r in rows) / steps)
+        self.waited.append(max(r["waited"] for r in rows) / steps)
+        self.collectives = rows[0]["collectives"] // steps
+        self.gradient_bytes = rows[0]["gradient_bytes"]
 
-    def stop(self) -> None:
-        """End them."""
-        for p in self._ranks:
-            p.kill()
-            p.wait()
+    def row(self) -> dict:
+        """As data."""
+        found = {
+            "name": self.way.name, **asdict(self.way), "setting": asdict(self.setting),
+            "shown": ", ".join(filter(None, (self.way.name, str(self.setting)))),
+            "status": "unavailable" if self.reason else "ok", "reason": self.reason,
+        }  # fmt: skip
+        if self.reason or not self.seconds:
+            return found
+        for name, values in (("step", self.seconds), ("waited", self.waited)):
+            low, middle, high = quartiles(values)
+            found[name] = {"median": middle, "low": low, "high": high, "samples": values}
+        return found | {
+            "collectives": self.collectives, "gradient_bytes": self.gradient_bytes
+        }  # fmt: skip
+
+
+def quartiles(values: list[float]) -> tuple[float, float, float]:
+    """Lower quartile, median, upper quartile."""
+    if len(values) < 2:
+        return (values[0],) * 3
+    return tuple(statistics.quantiles(values, n=4, method="inclusive"))  # type: ignore[return-value]
+
+
+def race(network: str, options: argparse.Namespace) -> dict:
+    """All contenders with one network."""
+    crews: dict[Way, Crew] = {}
+    contenders = [Contender(w, s) for w, ways in entries(options.delay).items() for s in ways]
+    deadline = time.monotonic() + 60 * options.minutes
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            for number, way in enumerate(dict.fromkeys(c.way for c in contenders)):
+                note(f"{network}: {way.name} begins")
+                crews[way] = started(way, network, options, Path(folder) / str(number))
+            rounds = 0
+            while rounds < options.rounds and (not rounds or time.monotonic() < deadline):
+                note(f"{network}: round {rounds + 1} of {options.rounds}")
+                for contender in contenders[:: 1 - 2 * (rounds % 2)]:
+                    take_turn(contender, crews, options.steps)
+                rounds += 1
+        finally:
+            for crew in crews.values():
+                crew.stop()
+    return {
+        "network": network, "batch": options.batch, "image": options.image,
+        "threads": options.threads, "ranks": options.ranks, "steps": options.steps,
+        "rounds": rounds, "contenders": [c.row() for c in contenders],
+    }  # fmt: skip
+
+
+def started(way: Way, network: str, options: argparse.Namespace, folder: Path) -> Crew:
+    """Processes of a way, which have compiled and made their first steps."""
+    folder.mkdir()
+    job = {
+        **asdict(way), "ranks": way.ranks or options.ranks, "threads": options.threads,
+        "batch": options.batch, "image": options.image, "network": network,
+    }  # fmt: skip
+    return Crew(job, folder, first=60 * options.first, later=60 * options.patience)
+
+
+def take_turn(contender: Contender, crews: dict[Way, Crew], steps: int) -> None:
+    """A turn, unless its processes have failed: that is told, and the others go on."""
+    if contender.reason:
+        return
+    try:
+        contender.turn(crews[contender.way], steps)
+    except RankError as error:
+        contender.reason = str(error)
+        note(f"{contender.way.name}: {error}")
+
+
+def note(text: str) -> None:
+    """Tell how far it is."""
+    print(text, file=sys.stderr, flush=True)
+
+
+# --- what is shown ----------------------------------------------------------------------------
+
+
+def table(race_: dict) -> str:
+    """Markdown, as it is in the documentation."""
+    rows = [c for c in race_["contenders"] if "step" in c]
+    size = f"{race_['image']}x{race_['image']}"
+    lines = [
+        f"{race_['network']}, batch {race_['batch']}, {size}: {race_['ranks']} ranks, "
+        f"{race_['threads']} threads together; medians of {race_['rounds']} turns of "
+        f"{race_['steps']} steps",
+        "",
+        "| | ms a step | speed | ms waited | collectives | of their delay hidden |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    for row in rows:
+        step, waited = (1000 * row[name]["median"] for name in ("step", "waited"))
+        speed = rows[0]["step"]["median"] / row["step"]["median"]
+        share = hidden(row, rows)
+        meets = f"{waited:.1f} | {row['collectives']}" if row["sync"] else "|"
+        shown = "" if share is None else f"{100 * share:.0f} %"
+        lines.append(f"| {row['shown']} | {step:.1f} | {speed:.2f} | {meets} | {shown} |")
+    lines += [f"\n{c['shown']}: {c['reason']}" for c in race_["contenders"] if c["reason"]]
+    return "\n".join(lines)
+
+
+def hidden(row: dict, rows: list[dict]) -> float | None:
+    """Of the delay of all its collectives, the share by which a step did not become longer."""
+    delay = row["setting"]["delay"] / 1000 * row["collectives"]
+    if not delay:
+        return None
+    same = {**row["setting"], "delay": 0.0}
+    base = next(r for r in rows if r["name"] == row["name"] and r["setting"] == same)
+    return 1 - (row["step"]["median"] - base["step"]["median"]) / delay
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--network", choices=NETWORKS, default="resnet50")
+    parser.add_argument("--network", choices=NETWORKS, nargs="+", default=["resnet50"])
     parser.add_argument("--batch", type=int, default=16, help="images of all ranks together")
     parser.add_argument("--image", type=int, default=224)
+    parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--threads", type=int, default=2, help="of all ranks together")
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=3, help="of a turn")
+    parser.add_argument("--steps", type=int, default=3, help="of a turn, after one that is not")
     parser.add_argument("--delay", type=float, nargs="*", default=[0.1, 1.0, 5.0])
+    parser.add_argument("--minutes", type=float, default=15, help="no round begins later")
+    parser.add_argument("--first", type=float, default=10, help="minutes that compiling may take")
+    parser.add_argument("--patience", type=float, default=3, help="minutes that a turn may take")
+    parser.add_argument("--json", type=Path, help="the file that the race is written to")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.rank:
         work(*json.loads(options.rank))
         return
-    running: dict[Contender, Running] = {}
-    with tempfile.TemporaryDirectory() as folder:
-        try:
-            for i, contender in enumerate(contenders(options.delay)):
-                own = os.path.join(folder, str(i))
-                os.mkdir(own)
-                running[contender] = Running(contender, options, own)
-                running[contender].turn(1)  # built, and warm
-            for round_ in range(options.rounds):
-                for contender in list(running)[:: 1 - 2 * (round_ % 2)]:
-                    running[contender].turn(options.steps)
-        finally:
-            for each in running.values():
-                each.stop()
-    fastest = next(iter(running.values()))
-    print(f"{options.network}, batch {options.batch}, {options.image}x{options.image}, "
-          f"{options.threads} threads; ms a step, medians of {options.rounds} turns")  # fmt: skip
-    print("| | ms | speed | ms waited |\n|---|--:|--:|--:|")
-    base = statistics.median(fastest.times[1:])
-    for contender, each in running.items():
-        middle, waited = (statistics.median(v[1:]) for v in (each.times, each.waits))
-        row = f"{1000 * middle:.1f} | {base / middle:.2f} | {1000 * waited:.1f}"
-        print(f"| {contender.name} | {row} |")
+    if options.batch % options.ranks or options.threads % options.ranks:
+        parser.error("--ranks: batch and threads are to be multiples of it")
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+    from bngen import cache
+    from bngen.bench.machine import describe
+
+    found = {"schema": 1, "machine": describe(cache.target("llvm -mcpu=native")), "races": []}
+    for network in options.network:
+        found["races"].append(race(network, options))
+        print(table(found["races"][-1]) + "\n", flush=True)
+        if options.json:
+            options.json.parent.mkdir(parents=True, exist_ok=True)
+            options.json.write_text(json.dumps(found, indent=1) + "\n")
 
 
 if __name__ == "__main__":

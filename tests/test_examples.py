@@ -11,9 +11,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from tests.torch_bridge.installed import write_entry_points
 
+THOROUGH = settings.default.max_examples > 100
+SECONDS = 300 if THOROUGH else 60
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUN = """
 import runpy, sys
@@ -77,39 +80,46 @@ def test_train_digits():
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"]
 
 
-def distributed(start, out, *words, **env):
-    small = ["--growth", "2", "--layers", "1", "1", "--size", "8", "--batch", "600"]
-    command = [*start, str(EXAMPLES / "train_distributed.py"), *small, "--backend", "eager"]
+def distributed(start, out, backend, *words, **env):
+    small = ["--growth", "2", "--layers", "1", "1", "--size", "8", "--batch", "673"]
+    command = [*start, str(EXAMPLES / "train_distributed.py"), *small, "--backend", backend]
     command += ["--sync-bn", "--out", str(out), *words]
     env = {**os.environ, "GLOO_SOCKET_IFNAME": "lo", **env}
+    env.pop("BNGEN_NO_CACHE", None)
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env)
 
 
-def losses(out):
-    epochs = json.loads((out / "distributed-eager.json").read_text())["loss"]
+def losses(out, backend):
+    epochs = json.loads((out / f"distributed-{backend}.json").read_text())["loss"]
     return [loss for epoch in epochs for loss in epoch]
 
 
-def test_train_distributed(tmp_path):
-    """Two ranks with statistics of the whole batch are one process; killed, they go on."""
-    killed = distributed([*TORCHRUN, "2"], tmp_path / "two", "--epochs", "1000")
+@pytest.mark.parametrize("backend", ["eager", "bngen"] if THOROUGH else ["eager"])
+def test_train_distributed(tmp_path, backend):
+    """Two ranks with statistics of the whole batch are one process; killed, they go on.
+
+    The last batch is of one image, so that the second rank has none.
+    """
+    cache = {"BNGEN_CACHE_DIR": str(tmp_path / "cache")}
+    two, one = tmp_path / "two", tmp_path / "one"
+    killed = distributed([*TORCHRUN, "2"], two, backend, "--epochs", "1000", **cache)
     try:
         assert killed.stdout.readline().startswith("epoch 0: loss ")
         ranks = Path(f"/proc/{killed.pid}/task/{killed.pid}/children").read_text().split()
         os.kill(int(ranks[-1]), signal.SIGKILL)
-        assert killed.wait(60) != 0
+        assert killed.wait(SECONDS) != 0
     finally:
         killed.kill()
         killed.wait()
-    done = len(torch.load(tmp_path / "two/distributed-eager.pt")["log"]["accuracy"])
-    words = "--epochs", str(done + 2)
+    done = len(torch.load(two / f"distributed-{backend}.pt")["log"]["accuracy"])
+    words = backend, "--epochs", str(done + 2)
     alone = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
     runs = [
-        distributed([*TORCHRUN, "2"], tmp_path / "two", *words),
-        distributed([sys.executable], tmp_path / "one", *words, **alone),
+        distributed([*TORCHRUN, "2"], two, *words, **cache),
+        distributed([sys.executable], one, *words, **alone, **cache),
     ]
-    assert [process.wait(60) for process in runs] == [0, 0]
-    np.testing.assert_allclose(losses(tmp_path / "two"), losses(tmp_path / "one"), rtol=1e-3)
+    assert [process.wait(SECONDS) for process in runs] == [0, 0]
+    np.testing.assert_allclose(losses(two, backend), losses(one, backend), rtol=1e-3)
 
 
 def test_train_torch(tmp_path):

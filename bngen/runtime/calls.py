@@ -18,7 +18,8 @@ from bngen.runtime import host, threads
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.arguments import Arguments
 from bngen.runtime.borrowed import Loan
-from bngen.runtime.exchange import Communicator, Exchanges
+from bngen.runtime.communicator import Communicator
+from bngen.runtime.exchange import Exchanges
 from bngen.runtime.executor import Executor, Memory
 from bngen.runtime.given import Cotangents, check_labels, in_order
 from bngen.runtime.native import Entry
@@ -97,6 +98,7 @@ class Calls:
         pending: the calls that wait for their ``backward``.
         executor: runs the steps.
         carriers: who exchanges values with other processes, by group.
+        followers: of the last ``forward``, by group the ranks that had no part of its batch.
     """
 
     def __init__(
@@ -106,8 +108,9 @@ class Calls:
         self._program = built.signature.program
         fixed = {input_slot(name): array for name, array in state.arrays.items()}
         self.executor = Executor(built.steps, entries, fixed)
-        self._exchanges = Exchanges.of(self._program, built.steps)
+        self._exchanges = Exchanges.of(self._program, built.steps, built.signature.calls)
         self.carriers: Mapping[str, Communicator] = {}
+        self.followers: Mapping[str, tuple[int, ...]] = {}
         self.pending = Pending(built.signature, built.nbytes)
         self._outputs = Results(self._program, built.signature.outputs, USER_ALIGNMENT)
         self._gradients = Results(self._program, built.signature.gradients, USER_ALIGNMENT)
@@ -131,6 +134,7 @@ class Calls:
             exchange = self._exchanges.begun(self.carriers, agree=True)
             span = self._spans[FORWARD]
             self._run(Memory(kept.frame.arena, slots, exchange), span.start, span.stop)
+            self.followers = exchange.followers if exchange else {}
             results = self._outputs.handed_out(slots, as_torch)
             for write_back in write_backs:
                 write_back()

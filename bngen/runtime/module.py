@@ -16,8 +16,8 @@ import numpy as np
 from bngen.errors import CallError
 from bngen.runtime.bundle import Bundle, check_text
 from bngen.runtime.calls import Backward, Calls
+from bngen.runtime.communicator import Communicator
 from bngen.runtime.entries import entries
-from bngen.runtime.exchange import Communicator
 from bngen.runtime.executor import Note
 from bngen.runtime.native import Entry
 from bngen.runtime.pending import Call
@@ -261,6 +261,11 @@ class Module:
     def groups(self) -> tuple[str, ...]:
         """The names of the groups of ranks that the program exchanges values in."""
         return self._calls.groups
+
+    @property
+    def followers(self) -> Mapping[str, tuple[int, ...]]:
+        """By group, ranks that had nothing of the last ``forward``'s batch and followed it."""
+        return self._calls.followers
 
     @alone
     def connect(self, carriers: Mapping[str, Communicator]) -> Module:

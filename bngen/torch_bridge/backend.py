@@ -33,7 +33,12 @@ from bngen.torch_bridge.partition import MAPS
 from bngen.torch_bridge.places import AROUND, CALLS
 from bngen.torch_bridge.region import Region, asked_of
 from bngen.torch_bridge.regions import Regions, cut
-from bngen.torch_bridge.sync_batch_norm import SyncBatchNorm, sync_batch_norm, synchronize
+from bngen.torch_bridge.sync_batch_norm import (
+    SyncBatchNorm,
+    sync_batch_norm,
+    synchronize,
+    without_images,
+)
 
 Function = Callable[..., Any]
 
@@ -248,7 +253,7 @@ def _cut(captured: fx.GraphModule, inputs: Sequence[Any]) -> Regions:
     return regions
 
 
-def finished(regions: Regions) -> fx.GraphModule:
+def finished(regions: Regions) -> Function:
     """A cut graph whose regions are built and loaded.
 
     Raises:
@@ -269,7 +274,7 @@ def finished(regions: Regions) -> fx.GraphModule:
             what = f"{taken.calls} calls, this the first, cannot be built: {_named(error)}"
             raise BngenError(what, loc=taken.loc, hint=AROUND) from error
         setattr(regions.module, taken.name, region)
-    return regions.module
+    return without_images(regions.module)
 
 
 def groups_of(graph: Graph) -> tuple[str, ...]:

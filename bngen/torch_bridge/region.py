@@ -22,6 +22,8 @@ from bngen.runtime.module import Module
 from bngen.runtime.signature import BACKWARD
 from bngen.runtime.threads import default_threads
 from bngen.torch_bridge.asked import Asked
+from bngen.torch_bridge.distributed import carrier_named
+from bngen.torch_bridge.empty_shares import Layer, told
 from bngen.torch_bridge.reference import evaluate
 from bngen.torch_bridge.regions import Taken
 from bngen.torch_bridge.stages import UnderWay, is_shared, stages_of, tapped
@@ -81,11 +83,15 @@ class Region(torch.nn.Module):
         reads = set(backward.reads) - self.updated if backward else set()
         self.read = tuple(i for i, name in enumerate(self.names) if name in reads)
         self.stages = stages_of(built.signature, self.names)
+        self.layers = taken.layers
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """The region's results."""
         if not any(self.wanted):
-            return self.as_eager(self.built.forward(*self.arguments(tensors)))
+            arguments = self.arguments(tensors)
+            results = self.built.forward(*arguments)
+            self.lead(arguments)
+            return self.as_eager(results)
         # A region may lie on both sides of a switch of gradients, which it has in its program.
         with torch.enable_grad():
             under_way = UnderWay(self.built)
@@ -103,6 +109,17 @@ class Region(torch.nn.Module):
             t.data if name in self.updated else t.detach()
             for name, t in zip(self.names, tensors, strict=True)
         ]
+
+    def lead(self, arguments: Sequence[torch.Tensor]) -> None:
+        """Tell ranks without images, if there are some, what the forward has left in buffers."""
+        for group, followers in self.built.followers.items():
+            if followers:
+                layers = [
+                    Layer(name, tuple(arguments[i] for i in kept))
+                    for of, name, kept in self.layers
+                    if of == group
+                ]
+                told(carrier_named(group), followers, layers)
 
     def as_eager(self, results: Sequence[torch.Tensor]) -> tuple[torch.Tensor, ...]:
         """Results in the order of memory that eager leaves them in, which may be any."""
@@ -178,6 +195,7 @@ class _Differentiated(torch.autograd.Function):
     ) -> tuple[torch.Tensor, ...]:
         arguments = region.arguments(tensors)
         results, call = region.built.record(*arguments)
+        region.lead(arguments)
         results = region.as_eager(results)
         ctx.region, ctx.call, ctx.rest = region, call, _Rest.of(region, arguments)
         ctx.under_way = under_way

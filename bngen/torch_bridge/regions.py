@@ -25,7 +25,7 @@ from bngen.torch_bridge.masks import draw_masks
 from bngen.torch_bridge.partition import Partition
 from bngen.torch_bridge.places import CALLS, called, place_of
 from bngen.torch_bridge.support import COUNTS, reasons
-from bngen.torch_bridge.sync_batch_norm import name_layers
+from bngen.torch_bridge.sync_batch_norm import layers_of, name_layers
 from bngen.torch_bridge.translate import trace_region
 
 PREFIX = "bngen_"
@@ -53,6 +53,8 @@ class Taken:
         reached: of each result, by number the arguments that its gradient flows to.
         calls: how many of the model's calls it holds.
         loc: the model's line of the first of them.
+        layers: its synchronized layers: the name of the process group, the name, and by number the
+            arguments that are running statistics.
     """
 
     name: str
@@ -62,6 +64,7 @@ class Taken:
     reached: tuple[frozenset[int], ...]
     calls: int
     loc: SourceLoc | None
+    layers: tuple[tuple[str, str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -133,7 +136,7 @@ def _taken(name: str, nodes: Sequence[fx.Node]) -> Taken:
         raise BngenError(what, loc=place_of(nodes[0])) from error
     reached = _reached(nodes, inputs, outputs)
     loc = next(filter(None, map(place_of, nodes)), None)
-    return Taken(name, program, inputs, outputs, reached, len(nodes), loc)
+    return Taken(name, program, inputs, outputs, reached, len(nodes), loc, layers_of(nodes, inputs))
 
 
 def _reached(

@@ -9,6 +9,7 @@ PyTorch's layer on GPUs.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,12 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from bngen.errors import BngenError
 from bngen.moments import merged
-from bngen.runtime.exchange import Exchange, Exchanges, failed
+from bngen.runtime.agreement import Agreement, Planned
+from bngen.runtime.communicator import failed
+from bngen.runtime.signature import BACKWARD, FORWARD
+from bngen.runtime.steps import MOMENTS, SUM
 from bngen.torch_bridge.distributed import Carrier, carrier_named
+from bngen.torch_bridge.empty_shares import Follower, Layer, told
 
 
 @torch._dynamo.allow_in_graph
@@ -57,8 +62,12 @@ def sync_batch_norm(
     if isinstance(input, FakeTensor):
         given = input, weight, bias, running_mean, running_var
         return torch.batch_norm(*given, training, momentum, eps, False)
+    if not input.numel():
+        running = running_mean, running_var
+        return Follower().normalized(input, running, weight, bias, group, layer)
     given = weight, bias, running_mean, running_var, momentum, eps
-    return _Synchronized.apply(input, *given, carrier_named(group), layer)
+    followed = torch.is_grad_enabled() and input.requires_grad
+    return _Synchronized.apply(input, *given, carrier_named(group), layer, followed)
 
 
 class _Synchronized(torch.autograd.Function):
@@ -68,30 +77,33 @@ class _Synchronized(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None,
         running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float,
-        carrier: Carrier, layer: str,
+        carrier: Carrier, layer: str, followed: bool,
     ) -> Tensor:  # fmt: skip
         # A rank whose layer is in a region says other things here, and both are told.
-        exchange = Exchange(Exchanges(f"{layer or 'a layer'} in PyTorch", {}), {"": carrier})
-        exchange.tell("", f"statistics of {x.shape[1]} channels in PyTorch ({layer})".encode())
-        exchange.agree("")
+        planned = [Planned(FORWARD, MOMENTS, 2 * x.shape[1], "float64", layer, "in PyTorch")]
+        if followed:
+            dtype = str(x.dtype).removeprefix("torch.")
+            planned.append(Planned(BACKWARD, SUM, 2 * x.shape[1], dtype, layer, "in PyTorch"))
+        _, followers = Agreement(f"{layer or 'a layer'}: ", carrier, planned).settled()
         count = x.numel() // x.shape[1]
         axes = (0, *range(2, x.ndim))
-        if count:
-            var, mean = torch.var_mean(x.double(), axes, correction=0)
-        else:
-            mean = var = torch.zeros(x.shape[1], dtype=torch.double)
+        var, mean = torch.var_mean(x.double(), axes, correction=0)
         head = np.array([count], "<f8")
         sent = np.concatenate([head, mean.numpy(), var.numpy()]).view(np.uint8)
         found = _waited(carrier.gather(sent), "batch statistics", layer, carrier).view("<f8")
         mean, var, total = merged(found[:, 0].astype(int), *np.split(found[:, 1:], 2, axis=1))
         mean, var = (torch.from_numpy(v).to(x.dtype) for v in (mean, var))
-        if running_mean is not None:
+        kept: tuple[Tensor, ...] = ()
+        if running_mean is not None and running_var is not None:
+            kept = running_mean, running_var
             unbiased = var * (total / (total - 1)) if total > 1 else var * torch.nan
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+        if followers:
+            told(carrier, followers, [Layer(layer, kept)])
         ctx.save_for_backward(x, weight, mean, var)
         ctx.rest = eps, total, carrier, layer
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps) if count else x.clone()
+        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
     @once_differentiable
@@ -108,7 +120,7 @@ class _Synchronized(torch.autograd.Function):
             sums = torch.from_numpy(_waited(work, "sums of gradients", layer, carrier)) / total
             inner = dy - sums[0].reshape(shape) - xhat * sums[1].reshape(shape)
             dx = inner * (inv if weight is None else inv * weight).reshape(shape)
-        return dx, own[1] if weight is not None else None, own[0], *(None,) * 6
+        return dx, own[1] if weight is not None else None, own[0], *(None,) * 7
 
 
 def _waited(work: Any, what: str, layer: str, carrier: Carrier) -> np.ndarray:
@@ -210,3 +222,66 @@ def name_layers(graph: fx.Graph) -> None:
             words = ["".join(found) for found in _STEP.findall(path)]
             words = [w for w in words if w not in ("L", "self", "_modules", "_orig_mod", "module")]
             node.kwargs = {**node.kwargs, "layer": ".".join(words)}
+
+
+def layers_of(
+    nodes: Sequence[fx.Node], inputs: Sequence[fx.Node]
+) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """Of each synchronized layer among calls its process group, its name, its running statistics.
+
+    Args:
+        nodes: the calls.
+        inputs: what they read from elsewhere; of which running statistics are told by number.
+    """
+    found = []
+    for node in nodes:
+        if node.target is sync_batch_norm:
+            kept = tuple(inputs.index(n) for n in node.args[1:3] if n is not None)
+            found.append((node.kwargs["group"], node.kwargs["layer"], kept))
+    return tuple(found)
+
+
+# --- without images ---------------------------------------------------------------------------
+
+
+def without_images(module: fx.GraphModule) -> fx.GraphModule | _WithoutImages:
+    """A cut graph, ready to run on a rank that has no image for some of its layers.
+
+    Args:
+        module: whose calls of `sync_batch_norm` are those that no region has taken.
+    """
+    calls = [n for n in module.graph.nodes if n.target is sync_batch_norm and _is_empty(n)]
+    return _WithoutImages(module, calls) if calls else module
+
+
+def _is_empty(call: fx.Node) -> bool:
+    value = call.args[0].meta.get("val")  # type: ignore[union-attr]
+    return isinstance(value, Tensor) and not value.numel()
+
+
+class _WithoutImages:
+    """A graph some of whose layers follow those of the other ranks."""
+
+    def __init__(self, module: fx.GraphModule, calls: list[fx.Node]):
+        self._module, self._layers = module, _FollowingLayers()
+        module.add_submodule("bngen_following", self._layers)
+        for node in calls:
+            node.op, node.target = "call_module", "bngen_following"
+        module.recompile()
+
+    def __call__(self, *inputs: Any) -> Any:
+        self._layers.follower = Follower()
+        return self._module(*inputs)
+
+
+class _FollowingLayers(nn.Module):
+    """All of them: `sync_batch_norm`, of one forward."""
+
+    follower: Follower
+
+    def forward(
+        self, input: Tensor, running_mean: Tensor | None, running_var: Tensor | None,
+        weight: Tensor | None, bias: Tensor | None, *_: Any, group: str, layer: str,
+    ) -> Tensor:  # fmt: skip
+        running = running_mean, running_var
+        return self.follower.normalized(input, running, weight, bias, group, layer)

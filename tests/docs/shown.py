@@ -9,12 +9,16 @@ In: a page, the names that its snippets have defined. Out: the page with what it
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bngen.explain.gather import explained
 from bngen.explain.report import ANCHOR, LOAD, STORE
+from bngen.options import FUSION_CHOICES
+from bngen.passes.prepare import join_gradient, prepare
+from bngen.plan.calls import BACKWARD, FORWARD, collectives_of
 from bngen.target.parse import Target
 
 _MARK = re.compile(
@@ -27,7 +31,9 @@ def with_shown(page: str, names: Mapping[str, Any]) -> str:
     """A page with what its marks ask for."""
 
     def made(found: re.Match) -> str:
-        text = eval(found["what"], {"stage": stage, "kernels": kernels, **names})
+        text = eval(
+            found["what"], {"stage": stage, "kernels": kernels, "exchanged": exchanged, **names}
+        )
         return f"{found[1]}```text\n{text.strip()}\n```\n{found[3]}"
 
     return _MARK.sub(made, page)
@@ -59,9 +65,25 @@ def kernels(
         load, anchor, store = slots
         maps = f"{row.traffic.sweeps_read} read, {row.traffic.sweeps_written} written"
         rows.append((load, anchor or "", store, maps))
-    heads = ("load slots", "anchor", "store slots", "feature maps")
+    return _table(("load slots", "anchor", "store slots", "feature maps"), rows)
+
+
+def exchanged(program: Any) -> str:
+    """How many collectives there are at each level, and how many numbers each call's give."""
+    joint, rows = join_gradient(program.graph), []
+    for level in FUSION_CHOICES:
+        plan, cells = prepare(joint, 8, level).planned.plan, []
+        for call in (FORWARD, BACKWARD):
+            found = collectives_of(plan, call)
+            numbers = sum(math.prod(v.shape) for kernel in found for v in kernel.outputs)
+            cells.append(f"{len(found)}, of {numbers} numbers")
+        rows.append((level, *cells))
+    return _table(("level", "forward", "backward"), rows)
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     table = [heads, *rows]
-    widths = [max(len(r[i]) for r in table) for i in range(4)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
     return "\n".join(
         " | ".join(cell.ljust(w) for cell, w in zip(r, widths, strict=True)).rstrip() for r in table
     )

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -57,6 +59,19 @@ def test_how_many_there_are(golden):
             found = counts(plan_of(name, level))
             lines.append(f"  {level}: forward {found[FORWARD]}, backward {found[BACKWARD]}")
     golden("\n".join(lines) + "\n")
+
+
+def test_of_a_densenet_most_is_exchanged_once_at_icf():
+    """``docs/distributed.md`` says so."""
+    joint = join_gradient(network("densenet121"))
+    page = (Path(__file__).parents[2] / "docs" / "distributed.md").read_text()
+    sent = []
+    for level in ("none", "icf"):
+        found = collectives_of(prepare(joint, 8, level).planned.plan, BACKWARD)
+        sent.append(f"{sum(math.prod(v.shape) for k in found for v in k.outputs):,}")
+    first, last = sent
+    words = f"Of DenseNet-121's {len(found)} collectives backward, {first} numbers become {last}."
+    assert words in page
 
 
 @pytest.mark.parametrize("name", NETWORKS)

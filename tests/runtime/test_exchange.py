@@ -13,8 +13,8 @@ import bngen as bg
 from bngen.errors import CallError
 from bngen.ir.interp import run
 from bngen.passes.autodiff import differentiate
-from bngen.runtime import bundle_form, exchange
-from bngen.runtime.exchange import Alone
+from bngen.runtime import bundle_form
+from bngen.runtime.communicator import Alone, failed
 from bngen.runtime.plain import PlainError
 from tests.compiled import compiled
 from tests.oracle import assert_close, torch_runs
@@ -189,5 +189,5 @@ def test_a_damaged_bundle_is_refused(modules, words):
 
 
 def test_messages_of_carriers_lose_where_in_their_source_they_are_from():
-    said = exchange.failed("net: ", "it", Alone(), RuntimeError("[a/b.cc:3] Closed [x]:1. Sorry."))
+    said = failed("net: ", "it", Alone(), RuntimeError("[a/b.cc:3] Closed [x]:1. Sorry."))
     assert "rank 0 of 1 waited for it, and it failed: Closed [x]:1 (another" in str(said)

@@ -1,0 +1,76 @@
+"""Who carries what ranks exchange, as the runtime sees them.
+
+In: nothing; a `Communicator` for each group of ranks is given by whoever knows one. Out: what it
+has to do, and the error of a rank for which it has failed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+
+from bngen.errors import CallError
+
+
+class Work(Protocol):
+    """Something under way."""
+
+    def result(self) -> np.ndarray:
+        """What it gives, when it is over.
+
+        Raises:
+            RuntimeError: when it fails, or takes longer than the group of ranks allows.
+        """
+
+
+class Communicator(Protocol):
+    """Ranks that exchange arrays; all of them make the same calls in the same order.
+
+    Attributes:
+        size: the number of ranks.
+        rank: which of them this process is.
+    """
+
+    size: int
+    rank: int
+
+    def sum(self, array: np.ndarray) -> Work:
+        """Begin to add up an array of all ranks, which is this work's from now on."""
+
+    def gather(self, array: np.ndarray) -> Work:
+        """Begin to gather bytes, as many of each rank: ``[ranks, bytes]``."""
+
+
+@dataclass(frozen=True)
+class Alone:
+    """One rank alone, which has nobody to exchange anything with."""
+
+    size: int = 1
+    rank: int = 0
+
+    def sum(self, array: np.ndarray) -> Work:
+        """Never asked for."""
+        raise AssertionError("one rank alone exchanges nothing")
+
+    gather = sum
+
+
+def failed(who: str, what: str, carrier: Communicator, error: Exception) -> CallError:
+    """The error of a rank whose collective has failed.
+
+    Args:
+        who: begins the message.
+        what: was waited for.
+        carrier: the ranks.
+        error: of who carries.
+    """
+    said = " ".join(str(error).split()) or type(error).__name__
+    if said.startswith("["):  # where in its source
+        said = said.partition("] ")[2]
+    return CallError(
+        f"{who}rank {carrier.rank} of {carrier.size} waited for {what}, and it failed: "
+        f"{said.partition('. ')[0]:.200}",
+        hint="another rank has ended, hangs or does something else: see what it says",
+    )
