@@ -29,7 +29,7 @@ from bngen.compiler import bundle
 from bngen.errors import UsageError
 from bngen.explain.gather import explained
 from bngen.explain.report import KernelRow, Report
-from bngen.options import FUSION_CHOICES
+from bngen.options import FUSION_CHOICES, PRECISIONS
 from bngen.programs import step_program, trained
 from bngen.runtime import host
 from bngen.target.parse import Target
@@ -67,6 +67,7 @@ class Asked:
         rounds: turns of each level.
         scarce: whether to race once more beside a process that streams through memory.
         traffic: whether to measure traffic, too.
+        dtype: the precision, see `options.PRECISIONS`.
     """
 
     programs: Sequence[str]
@@ -79,13 +80,14 @@ class Asked:
     rounds: int
     scarce: bool
     traffic: bool
+    dtype: str = PRECISIONS[0]
 
     def entry(self, program: str, level: str, threads: int | None) -> Entry:
         """A level as a contender; the last one is what the others are compared with."""
         name = OURS if level == FUSION_CHOICES[-1] else level
         return Entry(
             program, name, self.batch, self.image, FUSION_CHOICES[-1], str(self.target), threads,
-            self.schedules, self.seed,
+            self.schedules, self.seed, self.dtype,
         )  # fmt: skip
 
 
@@ -199,7 +201,7 @@ def _simulated(asked: Asked, program: str, tell: Told) -> Json:
     caches = simulated.Caches()
     batch = min(asked.batch or SMALL_BATCH, SMALL_BATCH)
     image = min(asked.image or SMALL_IMAGE, SMALL_IMAGE)
-    graph = step_program(program, batch, image).graph
+    graph = step_program(program, batch, image, asked.dtype).graph
     target, levels = Target.parse(simulated.TARGET), {}
     for level in FUSION_CHOICES:
         tell(f"{program} at {level}: simulating a step, batch {batch}, {image} pixels")

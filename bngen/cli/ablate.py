@@ -52,6 +52,7 @@ def run(request: AblateRequest) -> int:
     asked = Asked(
         request.program, target, request.batch or 8, request.image, request.threads,
         request.schedules, request.seed, request.rounds, request.scarce, request.traffic,
+        request.dtype,
     )  # fmt: skip
     with console.progress(request.quiet) as progress:
         report = ablate(asked, progress.stage)

@@ -34,6 +34,15 @@ def test_json_is_the_report(bngen):
         assert kernel["intensity"] == kernel["operations"] / max(nbytes, 1)
 
 
+def test_bfloat16_is_explained(bngen):
+    asked = ("explain", *SMALL, "--dtype", "bfloat16")
+    found = bngen(*asked, "--json").json
+    assert max(found["map_bytes_by_type"], key=found["map_bytes_by_type"].get) == "bf16"
+    cast = next(s for k in found["kernels"] for s in k["sublayers"] if s["op"] == "cast")
+    assert cast["dtype"] in ("bf16", "f32")
+    assert "maps lie in memory as" in bngen(*asked).out
+
+
 NET = """
 import bngen as bg
 

@@ -32,6 +32,7 @@ function amount(n) {
     if (n >= factor) return `${(n / factor).toFixed(1)} ${unit}`;
   return String(Math.round(n));
 }
+const label = (s) => (s.op === "cast" ? `to ${s.dtype}` : s.op);
 const mapBytes = (t) => t.map_bytes_read + t.map_bytes_written;
 const allBytes = (t) => mapBytes(t) + t.other_bytes;
 const bound = (k) => (allBytes(k.traffic) <= state.data.small ? "small"
@@ -90,7 +91,7 @@ class Plan {
     this.readers = this.kernels.map(() => []);
     this.kernels.forEach((k, i) => k.sources.forEach((s) => this.readers[s].push(i)));
     this.words = this.kernels.map((k) => [k.name, k.layer, k.work, k.strategy, k.call,
-      ...k.sublayers.flatMap((s) => [s.op, s.result, s.line, s.layer])].join(" ").toLowerCase());
+      ...k.sublayers.flatMap((s) => [s.op, label(s), s.result, s.line, s.layer])].join(" ").toLowerCase());
     this.view = { x: 0, y: 0, scale: 1 };
     const caption = el("figcaption", {}, el("b", {}, this.name), ` ${this.summary()}`);
     this.canvas = el("canvas", { tabindex: 0, role: "application",
@@ -290,7 +291,7 @@ class Plan {
     c.font = "11px system-ui, sans-serif";
     const key = $("colour").value === "work" ? k.work : bound(k);
     c.fillStyle = ["compute", "CONV", "pool"].includes(key) ? "#ffffff" : "#14171b";
-    c.fillText(`${k.name.slice(0, 4)} ${anchor ? anchor.op : ""}`, b.x + 3, b.y + 12);
+    c.fillText(`${k.name.slice(0, 4)} ${anchor ? label(anchor) : ""}`, b.x + 3, b.y + 12);
     if (b.h > 27) c.fillText(k.layer, b.x + 3, b.y + 25);
     c.restore();
   }
@@ -426,7 +427,7 @@ function slots(k) {
   return [["load", "load slots"], ["anchor", "built around"], ["store", "store slots"]].flatMap(([slot, name]) => {
     const held = k.sublayers.filter((s) => s.slot === slot);
     if (!held.length) return [];
-    return [el("h3", {}, name), el("table", {}, ...held.map((s) => el("tr", {}, el("th", {}, s.op),
+    return [el("h3", {}, name), el("table", {}, ...held.map((s) => el("tr", {}, el("th", {}, label(s)),
       el("td", {}, s.layer ? link(s.layer, () => chooseLayer(s.layer)) : "",
         s.line ? el("div", { class: "soft", title: s.line }, s.line.split("/").slice(-2).join("/")) : ""))))];
   });
