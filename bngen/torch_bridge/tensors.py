@@ -17,7 +17,9 @@ from bngen.runtime.tensors import as_tensor
 
 
 def to_torch(arrays: Any) -> Any:
-    """Arrays as tensors over the same memory, bfloat16 included::
+    """Make tensors of arrays, over the same memory and bfloat16 included.
+
+    Of a module that PyTorch is to have a checkpoint of::
 
         torch.save(bngen.to_torch(mod.state_dict()), "checkpoint.pt")
         network.load_state_dict(bngen.to_torch(mod.state_dict()))

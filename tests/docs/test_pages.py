@@ -1,19 +1,20 @@
-"""The documentation: snippets run, what is shown is so, commands are understood, links lead on."""
+"""The documentation: snippets run, what is shown is so, tables are the sources', links lead on."""
 
 from __future__ import annotations
 
 import contextlib
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from bngen.cli.main import cli
+from bngen import models, options
+from tests.docs.after import AFTER
 from tests.docs.shown import with_shown
+from tests.readme import page as measured
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -41,31 +42,9 @@ def test_snippets_run_and_what_is_shown_is_so(page, tmp_path, pytestconfig):
     if pytestconfig.getoption("--update-golden"):
         page.write_text(made)
     assert page.read_text() == made
-
-
-LINES = [
-    (name, line)
-    for name, page in zip(NAMES, PAGES, strict=True)
-    for block in blocks(page, "sh")
-    for line in block.splitlines()
-]
-
-
-@pytest.mark.parametrize(("page", "line"), LINES)
-def test_every_command_is_understood(page, line):
-    _, name, *words = shlex.split(line, comments=True)
-    with cli.make_context("bngen", [name, *words]) as context:
-        cli.get_command(context, name).make_context(name, words)
-
-
-def test_a_command_that_compiles_nothing_runs():
-    """Those that compile are run by the README's tests, and by `tests/cli` on small programs."""
-    line = "bngen explain resnet18 --emit graph,plan --json"
-    assert line in {line for _, line in LINES}
-    command = [sys.executable, "-m", "bngen", *shlex.split(line)[1:], "--image", "32"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["program"] == "resnet18"
+    after = AFTER.get(str(page.relative_to(DOCS)))
+    if after:
+        after(names)
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=[*NAMES, "README.md"])
@@ -83,6 +62,49 @@ def test_links_lead_somewhere(page):
 def headings(page: Path) -> set[str]:
     found = re.findall(r"^#+ (.*)$", page.read_text(), re.MULTILINE)
     return {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in found}
+
+
+# --- tables that are made ---------------------------------------------------------------------
+
+
+def between(page: str, start: str, end: str) -> str:
+    return (DOCS / page).read_text().split(f"<!-- {start} -->\n", 1)[1].split(f"<!-- {end} -->")[0]
+
+
+def test_the_option_table_is_the_sources():
+    shown = between("command.md", "options: generated from bngen/options.py", "end of options")
+    assert shown == options.markdown_table()
+
+
+def test_the_debug_ladder_is_the_sources():
+    marks = "debug ladder: generated from bngen/options.py", "end of debug ladder"
+    assert between("command.md", *marks) == options.debug_table()
+
+
+def test_every_fusion_level_is_named_in_order():
+    section = (DOCS / "how" / "fusion.md").read_text().split("## Fusion levels")[1]
+    levels = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert tuple(levels) == options.FUSION_CHOICES
+
+
+def test_the_networks_are_listed():
+    page = (DOCS / "command.md").read_text()
+    rows = re.findall(r"^\| (?:images|each pixel) \| (.*) \|$", page, re.MULTILINE)
+    assert ", ".join(rows).split(", ") == list(models.PUBLIC)
+
+
+def test_the_measurements_are_those_of_the_files(pytestconfig):
+    """``pytest --update-golden`` writes them anew after ``make bench``."""
+    names = ("latest.json", "batch32.json", "kernels.json", "startup.json")
+    paths = [p for p in (ROOT / "benchmarks" / name for name in names) if p.exists()]
+    text = measured.measured({p.name: json.loads(p.read_text()) for p in paths})
+    path = DOCS / "performance.md"
+    if pytestconfig.getoption("--update-golden"):
+        path.write_text(measured.with_section(path.read_text(), text))
+    assert measured.section(path.read_text()) == text
+
+
+# --- the site ---------------------------------------------------------------------------------
 
 
 def test_every_page_is_in_the_navigation():
