@@ -1,8 +1,8 @@
 """THE option table: one row makes a command-line flag, a ``BNGEN_*`` variable and a line of docs.
 
 In: nothing. Out: `OPTIONS`, read by `cli` (flags), by `environment` (the Python interface) and by
-`markdown_table` (the documentation). Nothing else in bngen reads a ``BNGEN_*`` variable by hand. Imports
-the standard library only, so that ``bngen --help`` stays instant.
+`markdown_table` (the documentation). Nothing else in bngen reads a ``BNGEN_*`` variable by hand.
+Imports the standard library only, so that ``bngen --help`` stays instant.
 """
 
 from __future__ import annotations

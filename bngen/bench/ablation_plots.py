@@ -60,7 +60,7 @@ def _time(report: Json) -> Any:
         names = _bars(axis, report, rows)
         steps = [1e3 * row["step"]["median"] for row in part["levels"].values()]
         axis.plot(names, steps, "k_", markersize=26, label="whole step")
-        axis.set_title(f"{part['program']}, batch {part['batch']}")
+        axis.set_title(_titled(part["program"], part["batch"], part["image"]))
         axis.set_ylabel("ms a training step")
     axes[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
     return figure
@@ -71,16 +71,17 @@ def _traffic(report: Json) -> Any:
     panels: list[tuple[str, dict[str, dict[str, float]]]] = []
     for part in report["programs"]:
         rows = {level: row["bytes_by_work"] for level, row in part["levels"].items()}
-        panels.append((f"{part['program']}, batch {part['batch']}: counted", _mib(rows)))
+        title = _titled(part["program"], part["batch"], part["image"])
+        panels.append((f"{title}\ncounted from the plan", _mib(rows)))
         found = part["measured"]
         if "levels" in found and all("by_work" in row for row in found["levels"].values()):
-            size = f"batch {found['batch']}, {found['image']} pixels"
+            title = _titled(part["program"], found["batch"], found["image"])
             for kind, what in (("fetched", "counted"), ("measured", "measured")):
                 rows = {
                     level: {w: b[kind] for w, b in row["by_work"].items()}
                     for level, row in found["levels"].items()
                 }
-                panels.append((f"{part['program']}, {size}: brought in, {what}", _mib(rows)))
+                panels.append((f"{title}\nbrought into a small cache, {what}", _mib(rows)))
     figure, axes = _panels(len(panels))
     for axis, (title, rows) in zip(axes, panels, strict=True):
         _bars(axis, report, rows)
@@ -90,13 +91,19 @@ def _traffic(report: Json) -> Any:
     return figure
 
 
+def _titled(program: str, batch: int | None, image: int | None) -> str:
+    name = Path(program.partition(":")[0]).stem
+    sizes = (f"batch {batch}" if batch else "", f"{image}x{image}" if image else "")
+    return ", ".join(filter(None, (name, *sizes)))
+
+
 def _mib(rows: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:
     return {level: {w: b / 2**20 for w, b in row.items()} for level, row in rows.items()}
 
 
 def _panels(count: int) -> tuple[Any, Any]:
     figure, axes = plt.subplots(
-        1, count, figsize=(1.6 + 4.0 * count, 4), squeeze=False, layout="constrained"
+        1, count, figsize=(1.6 + 4.0 * count, 4.2), squeeze=False, layout="constrained"
     )
     return figure, axes[0]
 

@@ -9,6 +9,7 @@ import importlib.util
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,14 +51,12 @@ def run(request: AblateRequest) -> int:
     from bngen.bench.ablation import Asked, ablate
 
     asked = Asked(
-        request.program, target, request.batch or 8, request.image, request.threads,
+        request.program, target, request.batch, request.image, request.threads,
         request.schedules, request.seed, request.rounds, request.scarce, request.traffic,
         request.dtype,
     )  # fmt: skip
     with console.progress(request.quiet) as progress:
-        report = ablate(asked, progress.stage)
-    if request.json_file:
-        _write(Path(request.json_file), report)
+        report = ablate(asked, progress.stage, partial(_keep, request.json_file))
     if request.plot:
         from bngen.bench.ablation_plots import draw
 
@@ -69,8 +68,10 @@ def run(request: AblateRequest) -> int:
 
 def lines(report: Json, part: Json) -> Iterator[str]:
     """The tables of one program."""
+    batch = f", batch {part['batch']}" if part["batch"] else ""
     image = f", {part['image']}x{part['image']}" if part["image"] else ""
-    yield f"{part['program']}, batch {part['batch']}{image}, {report['threads']} threads"
+    threads = f"{report['threads']} thread{'' if report['threads'] == 1 else 's'}"
+    yield f"{part['program']}{batch}{image}, {threads}"
     gflops, gbytes = report["limits"]["gflops"], report["limits"]["gbytes"]
     yield (
         f"  this machine: {gflops:.0f} GFLOP/s, {gbytes:.1f} GB/s from memory, "
@@ -120,11 +121,14 @@ def _measured(report: Json, found: Json) -> Iterator[str]:
     if "why_not" in found:
         yield f"  traffic was not measured: {found['why_not']}"
         return
-    cache = found.get("last_level_cache", 0) >> 20
-    size = f"batch {found['batch']}" + (f", {found['image']} pixels" if found["image"] else "")
+    cache = found.get("last_level_cache", 0) / 2**20
+    size = ", ".join(
+        [f"batch {found['batch']}"] * bool(found["batch"])
+        + [f"{found['image']} pixels"] * bool(found["image"])
+    )
     yield (
         f"  traffic measured by {found['tool']}, {found['target']} code, {size}"
-        + (f", a last level of {cache} MiB" if cache else "")
+        + (f", a last level of {cache:g} MiB" if cache else "")
     )
     heads = ("", "counted MiB", "brought in MiB", "measured MiB")
     agree = ("kernels beyond the cache that agree within 25 %",) if cache else ()
@@ -146,7 +150,10 @@ def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.1f}"
 
 
-def _write(path: Path, report: Json) -> None:
+def _keep(json_file: str | None, report: Json) -> None:
+    if json_file is None:
+        return
+    path = Path(json_file)
     try:
         files.write_whole(path, (json.dumps(report, indent=1) + "\n").encode())
     except OSError as error:
