@@ -94,7 +94,7 @@ def _totals(report: Report) -> Iterator[str]:
     types = report.map_bytes_by_type()
     if set(types) - {"f32"}:
         listed = ", ".join(f"{size(nbytes)} {name}" for name, nbytes in types.items())
-        yield f"  maps lie in memory as {listed}"
+        yield f"  bytes of maps at {report.fusion} by type: {listed}"
 
 
 def _total(name: str, total: Total) -> str:

@@ -104,6 +104,39 @@ def test_the_measurements_are_those_of_the_files(pytestconfig):
     assert measured.section(path.read_text()) == text
 
 
+@pytest.fixture
+def ablation():
+    sys.path.insert(0, str(DOCS))
+    try:
+        import ablation
+    finally:
+        sys.path.remove(str(DOCS))
+    return ablation
+
+
+def test_the_ablation_is_the_files(ablation, pytestconfig):
+    """``python docs/ablation.py`` writes it, and draws its plots."""
+    page = DOCS / "see.md"
+    made = ablation.with_section(page.read_text(), ablation.section(ablation.recorded()))
+    if pytestconfig.getoption("--update-golden"):
+        page.write_text(made)
+    assert page.read_text() == made
+    if ablation.recorded():
+        assert all((DOCS / "pictures" / f"ablation-{x}.png").exists() for x in ("time", "traffic"))
+
+
+def test_an_ablation_is_shown_beside_the_paper(ablation):
+    """Of the file that is recorded for its traffic."""
+    report = json.loads((ROOT / "benchmarks" / "traffic.json").read_text())
+    text = ablation.section(report)
+    for word in ("25.7 %", "operations a byte", "+ICF", "| CONV |", "cachegrind", "2 MiB"):
+        assert word in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows and all(row.endswith("|") for row in rows)
+    page = ablation.with_section(f"a\n{ablation.BEGIN}old{ablation.END}\nb", text)
+    assert page == f"a\n{ablation.BEGIN}{text}{ablation.END}\nb"
+
+
 # --- the site ---------------------------------------------------------------------------------
 
 

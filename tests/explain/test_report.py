@@ -219,9 +219,9 @@ def test_casts_say_what_they_make():
     assert "load    to f32 ; bn_apply ; to bf16 ; relu" in shown
     assert not re.search(r"; cast\b|\bcast ;", shown)
     assert types["bf16"] > 0
-    assert " bf16" in shown.split("maps lie in memory as ")[1].split("\n")[0]
+    assert " bf16" in shown.split("by type: ")[1].split("\n")[0]
     assert sum(types.values()) == sum(t.traffic.map_bytes for t in found.totals.values())
-    assert "maps lie in memory" not in text(report(small))
+    assert "by type: " not in text(report(small))
 
 
 def test_stages_that_change_no_counts_share_a_line():

@@ -291,7 +291,8 @@ class Plan {
     c.font = "11px system-ui, sans-serif";
     const key = $("colour").value === "work" ? k.work : bound(k);
     c.fillStyle = ["compute", "CONV", "pool"].includes(key) ? "#ffffff" : "#14171b";
-    c.fillText(`${k.name.slice(0, 4)} ${anchor ? label(anchor) : ""}`, b.x + 3, b.y + 12);
+    const number = k.name.slice(0, 4), whole = `${number} ${anchor ? label(anchor) : ""}`;
+    c.fillText(c.measureText(whole).width + 6 <= b.w ? whole : number, b.x + 3, b.y + 12);
     if (b.h > 27) c.fillText(k.layer, b.x + 3, b.y + 25);
     c.restore();
   }
@@ -392,7 +393,9 @@ function chooseLayer(layer) {
 
 const kernelList = (plan, pairs) => el("ul", {}, ...pairs.map(([k, i]) => el("li", {},
   link(k.name, () => choose(plan, i, true)), ` ${size(allBytes(k.traffic))}`)));
-const link = (text, onclick) => el("button", { class: "link", type: "button", onclick }, text);
+// Long names break where their words end.
+const broken = (name) => name.split(/(?<=[_.])/).flatMap((word) => [el("wbr"), word]);
+const link = (text, onclick) => el("button", { class: "link", type: "button", onclick }, ...broken(text));
 
 function fill(label, ...content) {
   $("details").setAttribute("aria-label", label);
@@ -417,7 +420,7 @@ function details(plan, i) {
     ...(knobs ? d("knobs", knobs) : []),
     ...(k.record ? d("record", k.record) : []),
   ];
-  fill(`Kernel ${k.name}`, el("h2", {}, k.name), el("dl", {}, ...rows), ...slots(k),
+  fill(`Kernel ${k.name}`, el("h2", {}, ...broken(k.name)), el("dl", {}, ...rows), ...slots(k),
     maps("reads", k.reads), maps("writes", k.writes),
     el("h3", {}, "waits for"), kernelList(plan, k.sources.map((s) => [plan.kernels[s], s])),
     ...code(k));
