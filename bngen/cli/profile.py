@@ -58,7 +58,9 @@ def run(request: ProfileRequest) -> int:
         ridge = found.limits["gflops"] / found.limits["gbytes"]
         _write(request.html, page(found.explained, {}, seconds, ridge), "--html")
     if request.json:
-        console.json_result(found.data())
+        from bngen.bench.machine import describe
+
+        console.json_result({"machine": describe(target), **found.data()})
     else:
         console.result("\n".join(lines(found.data())))
     return 0

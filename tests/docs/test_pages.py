@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -104,14 +106,18 @@ def test_the_measurements_are_those_of_the_files(pytestconfig):
     assert measured.section(path.read_text()) == text
 
 
-@pytest.fixture
-def ablation():
+def of_docs(name: str) -> ModuleType:
+    """A module that makes parts of the documentation."""
     sys.path.insert(0, str(DOCS))
     try:
-        import ablation
+        return importlib.import_module(name)
     finally:
         sys.path.remove(str(DOCS))
-    return ablation
+
+
+@pytest.fixture
+def ablation():
+    return of_docs("ablation")
 
 
 def test_the_ablation_is_the_files(ablation, pytestconfig):
@@ -137,6 +143,42 @@ def test_an_ablation_is_shown_beside_the_paper(ablation):
     assert page == f"a\n{ablation.BEGIN}{text}{ablation.END}\nb"
 
 
+PROFILE = {
+    "program": "densenet121", "fusion": "icf", "threads": 2,
+    "machine": {"cpus": 2, "model": "EPYC", "cpu": "znver4"},
+    "limits": {"gflops": 240.0, "gbytes": 44.0}, "step": {"step": 0.5},
+    "kernels": [
+        {"call": call, "work": work, "seconds": 0.1, "nbytes": nbytes, "operations": operations}
+        for call, work, nbytes, operations in (
+            ("forward", "CONV", 1 << 20, 10**9), ("backward", "BN", 1 << 20, 10**6),
+            ("backward", "copy", 0, 0),
+        )
+    ],
+}  # fmt: skip
+
+
+def test_profiles_are_the_files(pytestconfig):
+    """``python docs/profiles.py`` writes them, and draws their pictures."""
+    profiles, page = of_docs("profiles"), DOCS / "see.md"
+    made = profiles.with_section(page.read_text(), profiles.section(profiles.recorded()))
+    if pytestconfig.getoption("--update-golden"):
+        page.write_text(made)
+    assert page.read_text() == made
+    if profiles.recorded():
+        pictures = (DOCS / "pictures" / f"{x}-measured.png" for x in ("roofline", "timeline"))
+        assert all(p.exists() for p in pictures)
+
+
+def test_profiles_are_drawn_and_told(tmp_path):
+    profiles = of_docs("profiles")
+    both = [{**PROFILE, "fusion": "none", "step": {"step": 0.6}}, PROFILE]
+    text = profiles.section(both)
+    assert "600 ms at `none` and 500 ms at `icf`" in text and "240 GFLOP/s, 44.0 GB/s" in text
+    for draw in (profiles.roofline, profiles.timeline):
+        draw(both, tmp_path / "x.png")
+        assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
 # --- the site ---------------------------------------------------------------------------------
 
 
@@ -147,13 +189,9 @@ def test_every_page_is_in_the_navigation():
 
 def test_the_reference_tells_of_every_public_function():
     """Built with the site; here its text alone."""
-    sys.path.insert(0, str(DOCS))
-    try:
-        import reference
-    finally:
-        sys.path.remove(str(DOCS))
     import bngen
 
+    reference = of_docs("reference")
     text = reference.page()
     for names in reference.homes().values():
         for name in names:
