@@ -89,16 +89,20 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     slowest = sorted(found["kernels"], key=lambda k: -k["seconds"])[:_KERNELS]
     yield console.columns([
-        ("slowest kernels", "ms", "MiB", "GB/s", "GFLOP/s", "of the roofline"),
+        ("slowest kernels", "call", "layer", "ms", "MiB", "GB/s", "GFLOP/s", "of the roofline"),
         *map(_kernel, slowest),
     ])  # fmt: skip
+    more = len(found["kernels"]) - len(slowest)
+    if more > 0:
+        yield f"  and {more} more; all with --json, in the plan with --html, in time with --trace"
 
 
 def _kernel(row: Mapping[str, Any]) -> tuple[str, ...]:
     seconds = max(row["seconds"], 1e-9)
     share = f"{100 * row['share']:.0f} % ({row['bound']})" if row["bound"] else ""
     return (
-        row["name"][:48], _ms(seconds), f"{row['nbytes'] / 2**20:.1f}",
+        f"{row['name'].partition('_')[0]} {row['work']}", row["call"], row["layer"],
+        _ms(seconds), f"{row['nbytes'] / 2**20:.1f}",
         f"{row['nbytes'] / seconds / 1e9:.1f}", f"{row['operations'] / seconds / 1e9:.0f}", share,
     )  # fmt: skip
 

@@ -148,7 +148,7 @@ def _maps(values: Sequence[Map]) -> str:
     shown = [_shown(m) for m in values if m.is_map]
     rest = [m.nbytes for m in values if not m.is_map]
     if rest:
-        shown.append(f"{len(rest)} without pixels, {size(sum(rest))}")
+        shown.append(f"and {len(rest)} without pixels, {size(sum(rest))} in all")
     return ", ".join(shown)
 
 
