@@ -2,7 +2,7 @@
 
 In: an `ExplainRequest`. Out: text or JSON on standard output, a page where one is asked for. The
 program is planned as ``bngen build`` plans it; it is compiled only where the texts of kernels are
-asked for (``--emit tir,ll,asm``) that no folder holds, and taken from the cache where it is there.
+asked for (``--emit tir,ll,asm``) that no folder holds: the cache keeps code, and no texts.
 """
 
 from __future__ import annotations

@@ -75,3 +75,14 @@ def test_a_page_that_cannot_be_written_is_refused_at_once(bngen, tmp_path):
     (tmp_path / "taken").write_text("")
     outcome = bngen("explain", *SMALL, "--html", "taken/page.html")
     assert outcome.status == 2 and "--html" in outcome.error_line
+
+
+def test_a_folder_has_a_page_with_layers_and_edges(bngen, tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    assert bngen("build", "net.py", "--grad", "--out", "built").status == 0
+    found = bngen("explain", "built", "--json", "--html", "built.html").json
+    assert any(kernel["sources"] for kernel in found["kernels"])
+    lines = {s["line"] for kernel in found["kernels"] for s in kernel["sublayers"]}
+    assert any(line.endswith("net.py:6") for line in lines)
+    assert all(kernel["layer"] and kernel["work"] for kernel in found["kernels"])
+    assert (tmp_path / "built.html").stat().st_size > 50_000
