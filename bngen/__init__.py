@@ -75,6 +75,7 @@ _HOMES = {
     "torch_bridge.distributed": "connect",
     "torch_bridge.explain": "explain_model",
     "torch_bridge.sync_batch_norm": "synchronize",
+    "torch_bridge.tensors": "to_torch",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}
 _MODULES = {"layers": "bngen.lang.layers", "models": "bngen.models"}

@@ -6,18 +6,20 @@ In: a plan, its compiled kernels, what a module runs. Out: plain data, the conte
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from bngen.codegen.compile import CompiledKernel
 from bngen.codegen.nests import BY_KIND
 from bngen.codegen.object_files import imports_of
 from bngen.codegen.operations import operations
-from bngen.ir.node import Graph
+from bngen.ir.node import Graph, Node
 from bngen.ir.types import Value
 from bngen.passes.pipeline import Planned
 from bngen.plan.calls import BACKWARD, FORWARD, collectives_of, kernels_of
-from bngen.plan.kernel import KernelPlan
+from bngen.plan.kernel import Kernel, KernelPlan
+from bngen.plan.layers import layer_of_kernel, layers_of_plan, work_of_kernel
+from bngen.plan.sources import sources_of
 from bngen.plan.traffic import feature_maps
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.signature import Signature
@@ -65,10 +67,16 @@ def manifest(
     """What was built, as data: the contents of manifest.json.
 
     Of a kernel ``slots`` says how many of its sub-layers are in load slots, and whether the next
-    one is what it is built around; ``operations`` are counted as `bngen.codegen.operations` says.
+    one is what it is built around; ``ops`` are these sub-layers, each with its result, its layer
+    and the user's line; ``sources`` are positions of the kernels that write what it reads;
+    ``operations`` are counted as `bngen.codegen.operations` says.
     """
     plan = planned.plan
     maps = feature_maps(plan.graph)
+    layers = layers_of_plan(plan, [s.name for s in signature.gradients], maps)
+    waited = {k.name: s for k, s in zip(plan.kernels, sources_of(plan), strict=True)}
+    computed = [i for i, k in enumerate(plan.kernels) if not k.is_collective]
+    position = {i: at for at, i in enumerate(computed)}
     calls = (
         call.name
         for call in plan.calls
@@ -103,8 +111,12 @@ def manifest(
                 "name": c.kernel.name,
                 "symbol": c.code.symbol,
                 "call": call,
+                "layer": layer_of_kernel(c.kernel, layers),
+                "work": work_of_kernel(c.kernel),
                 "sublayers": list(c.kernel.sublayers),
                 "slots": [len(c.kernel.load), int(c.kernel.anchor is not None)],
+                "ops": [_told(n, c.kernel, layers) for n in c.kernel.nodes],
+                "sources": [position[s] for s in waited[c.kernel.name] if s in position],
                 "rule": c.code.rule,
                 "knobs": dict(c.code.knobs),
                 "declined": dict(c.code.declined),
@@ -149,6 +161,17 @@ def described_refusals(plan: KernelPlan) -> list[dict[str, Any]]:
 def _described(spec: ArgSpec) -> dict[str, Any]:
     return {"name": spec.name, "shape": list(spec.shape), "dtype": spec.dtype,
             "memory_format": spec.memory_format, "updated": spec.inplace}  # fmt: skip
+
+
+def _told(node: Node, kernel: Kernel, layers: Mapping[Node, str]) -> dict[str, str]:
+    """An op that a kernel holds; a number is everybody's, and has the layer of its kernel."""
+    return {
+        "result": node.out.name,
+        "dtype": node.out.type.element.short,
+        "layer": layer_of_kernel(kernel, layers) if node.row.literal else layers[node],
+        "line": str(node.loc or ""),
+        "text": str(node),
+    }
 
 
 def _placed(v: Value, plan: KernelPlan, maps: Set[Value]) -> dict[str, Any]:

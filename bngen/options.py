@@ -1,8 +1,8 @@
 """THE option table: one row makes a command-line flag, a ``BNGEN_*`` variable and a line of docs.
 
 In: nothing. Out: `OPTIONS`, read by `cli` (flags), by `environment` (the Python interface) and by
-`markdown_table` (the README). Nothing else in bngen reads a ``BNGEN_*`` variable by hand. Imports
-the standard library only, so that ``bngen --help`` stays instant.
+`markdown_table` (the documentation). Nothing else in bngen reads a ``BNGEN_*`` variable by hand.
+Imports the standard library only, so that ``bngen --help`` stays instant.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Option:
         name: the parameter's name in Python.
         kind: ``text``, ``int``, ``choice``, ``list`` (of choices, comma separated), ``flag``,
             ``count`` (repeatable flag) or ``path``.
-        help: one clause for ``--help`` and the README.
+        help: one clause for ``--help`` and the documentation.
         default: what holds when neither flag nor variable is given; ``None`` when it depends.
         default_text: how the default is shown when ``default`` does not say it.
         env: the environment variable; ``""`` for none.
@@ -261,7 +261,7 @@ def debug_level() -> int:
 
 
 def markdown_table() -> str:
-    """The README's table of options."""
+    """The documentation's table of options."""
     lines = ["| flag | variable | default | meaning |", "|---|---|---|---|"]
     for row in OPTIONS:
         listed = ", ".join(f"`{c}`" for c in row.commands)
@@ -278,7 +278,7 @@ def _code(text: str) -> str:
 
 
 def debug_table() -> str:
-    """The README's table of the ``BNGEN_DEBUG`` ladder."""
+    """The documentation's table of the ``BNGEN_DEBUG`` ladder."""
     head = ("| `BNGEN_DEBUG` | prints, besides what stands above |", "|---|---|")
     rows = (f"| {level} | {text} |" for level, text in enumerate(DEBUG_LADDER))
     return "\n".join((*head, *rows)) + "\n"

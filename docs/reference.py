@@ -36,6 +36,7 @@ TITLES = {
     "bngen.lang.clipping": "Clipping",
     "bngen.torch_bridge.backend": "PyTorch",
     "bngen.torch_bridge.explain": "PyTorch, explained",
+    "bngen.torch_bridge.tensors": "PyTorch's tensors",
     "bngen.errors": "Errors",
 }
 """Home of public names -> title of its section; homes that are not here come last."""

@@ -13,32 +13,11 @@ import pytest
 from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 
-from bngen import options
 from bngen.version import __version__
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 README = (ROOT / "README.md").read_text()
-
-
-def between(start: str, end: str) -> str:
-    return README.split(f"<!-- {start} -->\n", 1)[1].split(f"<!-- {end} -->", 1)[0]
-
-
-def test_readme_holds_the_generated_option_table():
-    shown = between("options: generated from bngen/options.py", "end of options")
-    assert shown == options.markdown_table()
-
-
-def test_readme_holds_the_generated_debug_ladder():
-    shown = between("debug ladder: generated from bngen/options.py", "end of debug ladder")
-    assert shown == options.debug_table()
-
-
-def test_readme_names_every_fusion_level_in_order():
-    section = README.split("## Fusion levels")[1].split("\n## ")[0]
-    levels = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
-    assert tuple(levels) == options.FUSION_CHOICES
 
 
 def test_readme_links_exist():

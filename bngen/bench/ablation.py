@@ -15,8 +15,11 @@ stated, and the step has the other CPUs, which is what it has in both races then
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from bngen.bench import counters, machine, simulated
@@ -26,10 +29,11 @@ from bngen.bench.profile import profile
 from bngen.bench.race import race
 from bngen.bench.streaming import Streaming
 from bngen.compiler import bundle
-from bngen.errors import UsageError
+from bngen.errors import ToolchainError, UsageError
 from bngen.explain.gather import explained
 from bngen.explain.report import KernelRow, Report
-from bngen.options import FUSION_CHOICES
+from bngen.models import MODELS
+from bngen.options import FUSION_CHOICES, PRECISIONS
 from bngen.programs import step_program, trained
 from bngen.runtime import host
 from bngen.target.parse import Target
@@ -45,8 +49,13 @@ PAPER = {
 }
 WITHIN = 0.25
 """How far measured traffic may lie from what is counted for the two to agree."""
-SMALL_BATCH, SMALL_IMAGE = 2, 112
-"""The largest size that is simulated: a step of DenseNet-121 takes some minutes there."""
+BATCH = 8
+"""Images in a batch of a built-in network, where nothing else is asked for."""
+SIZES = ((2, 112), (1, 112), (1, 64), (1, 32))
+"""Batches and images that are simulated, the largest first."""
+MOST_OPERATIONS = 9e9
+"""Of a step that is simulated, by the plan: about 20 million are simulated in a second, so that a
+level takes at most some eight minutes, on a CPU of its own."""
 
 Json = dict[str, Any]
 Told = Callable[[str], None]
@@ -67,6 +76,7 @@ class Asked:
         rounds: turns of each level.
         scarce: whether to race once more beside a process that streams through memory.
         traffic: whether to measure traffic, too.
+        dtype: the precision, see `options.PRECISIONS`.
     """
 
     programs: Sequence[str]
@@ -79,18 +89,24 @@ class Asked:
     rounds: int
     scarce: bool
     traffic: bool
+    dtype: str = PRECISIONS[0]
 
     def entry(self, program: str, level: str, threads: int | None) -> Entry:
         """A level as a contender; the last one is what the others are compared with."""
         name = OURS if level == FUSION_CHOICES[-1] else level
         return Entry(
             program, name, self.batch, self.image, FUSION_CHOICES[-1], str(self.target), threads,
-            self.schedules, self.seed,
+            self.schedules, self.seed, self.dtype,
         )  # fmt: skip
 
 
-def ablate(asked: Asked, tell: Told) -> Json:
+def ablate(asked: Asked, tell: Told, keep: Callable[[Json], None] = lambda report: None) -> Json:
     """Measure everything.
+
+    Args:
+        asked: what.
+        tell: called with what is going on.
+        keep: called with the report after each program, which is an hour's work for large ones.
 
     Raises:
         BngenError: for a program that cannot be measured.
@@ -108,7 +124,16 @@ def ablate(asked: Asked, tell: Told) -> Json:
     report["limits"] = measure_limits(asked.target, threads)
     for program in asked.programs:
         report["programs"].append(_program(asked, program, threads, report["limits"], tell))
+        keep(report)
     return report
+
+
+def size_of(asked: Asked, program: str) -> tuple[int | None, int | None]:
+    """Batch and image of a program; None where one of the user's own decides."""
+    network = MODELS.get(program)
+    if network is None:
+        return asked.batch, asked.image
+    return asked.batch or BATCH, asked.image or network.image
 
 
 def _program(asked: Asked, program: str, threads: int | None, limits: Json, tell: Told) -> Json:
@@ -130,14 +155,10 @@ def _program(asked: Asked, program: str, threads: int | None, limits: Json, tell
         levels[level] = {
             **times[level], "work": found.by_work(), **counted(found.explained.report),
         }  # fmt: skip
-    measured: Json = {"why_not": "not asked for"}
-    if asked.traffic and counters.obstacle() is None:
-        measured = _by_counters(entries, levels, tell)
-    elif asked.traffic:
-        measured = _simulated(asked, program, tell)
+    batch, image = size_of(asked, program)
     return {
-        "program": program, "batch": asked.batch, "image": asked.image, "levels": levels,
-        "scarce": scarce, "measured": measured,
+        "program": program, "batch": batch, "image": image, "levels": levels, "scarce": scarce,
+        "measured": _traffic(asked, program, entries, levels, tell),
     }  # fmt: skip
 
 
@@ -157,6 +178,20 @@ def _race(entries: Sequence[Entry], rounds: int, tell: Told) -> Json:
 
 
 # --- traffic ----------------------------------------------------------------------------------
+
+
+def _traffic(
+    asked: Asked, program: str, entries: Sequence[Entry], levels: Json, tell: Told
+) -> Json:
+    """What was measured, or why not: times that are there are not lost for it."""
+    if not asked.traffic:
+        return {"why_not": "not asked for"}
+    try:
+        if counters.obstacle() is None:
+            return _by_counters(entries, levels, tell)
+        return _simulated(asked, program, tell)
+    except ToolchainError as error:
+        return {"why_not": str(error)}
 
 
 def counted(report: Report) -> Json:
@@ -193,26 +228,60 @@ def _by_counters(entries: Sequence[Entry], levels: Json, tell: Told) -> Json:
 
 
 def _simulated(asked: Asked, program: str, tell: Told) -> Json:
-    """Traffic of each level at a reduced size, counted and measured."""
+    """Traffic of each level at a reduced size, counted and measured; two and more at once."""
     if why_not := simulated.obstacle():
         return {"why_not": why_not}
-    caches = simulated.Caches()
-    batch = min(asked.batch or SMALL_BATCH, SMALL_BATCH)
-    image = min(asked.image or SMALL_IMAGE, SMALL_IMAGE)
-    graph = step_program(program, batch, image).graph
-    target, levels = Target.parse(simulated.TARGET), {}
-    for level in FUSION_CHOICES:
-        tell(f"{program} at {level}: simulating a step, batch {batch}, {image} pixels")
-        given = {"fusion": level, "grad": True, "wrt": trained(graph)}
-        compiled = bundle(graph, target=target, **given)
-        rows = explained(graph, target, **given).report.kernels
-        symbols = [k["symbol"] for k in compiled.manifest()["kernels"]]
-        missed = simulated.simulate(compiled, caches)
-        levels[level] = compared(rows, symbols, missed, caches.last)
+    target = Target.parse(simulated.TARGET)
+    size = reduced(asked, program, target)
+    if size is None:
+        return {"why_not": "even a small step of it takes too long to be simulated"}
+    batch, image = size
+    meant = size_of(asked, program)[1]
+    caches = simulated.Caches().for_maps(image or 1, meant or 1)
+    graph = step_program(program, batch, image, asked.dtype).graph
+    levels: Json = {}
+    waiting: deque[tuple[str, Callable[[], Json]]] = deque()
+    with ExitStack() as stack:
+        shown = "".join(f", {name} {n}" for name, n in (("batch", batch), ("image", image)) if n)
+        for level in FUSION_CHOICES:
+            tell(f"{program} at {level}: simulating a step{shown}")
+            given = {"fusion": level, "grad": True, "wrt": trained(graph)}
+            compiled = bundle(graph, target=target, **given)
+            rows = explained(graph, target, **given).report.kernels
+            symbols = [k["symbol"] for k in compiled.manifest()["kernels"]]
+            running = stack.enter_context(simulated.Simulation(compiled, caches))
+            waiting.append((level, partial(_of_simulation, running, rows, symbols, caches.last)))
+            while len(waiting) >= host.cpu_count() or level == FUSION_CHOICES[-1] and waiting:
+                done, result = waiting.popleft()
+                levels[done] = result()
     return {
         "tool": "valgrind cachegrind", "target": target.cpu, "batch": batch,
         "image": image, "last_level_cache": caches.last, "levels": levels,
     }  # fmt: skip
+
+
+def _of_simulation(
+    running: simulated.Simulation, rows: Sequence[KernelRow], symbols: Sequence[str], cache: int
+) -> Json:
+    return compared(rows, symbols, running.missed(), cache)
+
+
+def reduced(asked: Asked, program: str, target: Target) -> tuple[int | None, int | None] | None:
+    """Batch and image at which a step is simulated: the largest of `SIZES` that is bearable.
+
+    Sizes that a program of the user's own is not asked to take stay its own. None where nothing is
+    bearable.
+    """
+    own_batch, own_image = size_of(asked, program)
+    least = MODELS[program].smallest(training=True) if program in MODELS else 1
+    for small_batch, small_image in SIZES:
+        batch = own_batch and min(own_batch, small_batch)
+        image = own_image and min(own_image, max(least, small_image))
+        graph = step_program(program, batch, image, asked.dtype).graph
+        found = explained(graph, target, fusion="none", grad=True, wrt=trained(graph)).report
+        if sum(total.operations for total in found.totals.values()) <= MOST_OPERATIONS:
+            return batch, image
+    return None
 
 
 def compared(

@@ -51,8 +51,8 @@ def _save(figure: Any, path: Path) -> Path:
 
 def _time(report: Json) -> Any:
     """Milliseconds of each kind of work; the whole step, measured by itself, as a mark."""
-    figure, axes = _panels(len(report["programs"]))
-    for axis, part in zip(axes, report["programs"], strict=True):
+    figure, axes = _panels(1, len(report["programs"]))
+    for axis, part in zip(axes[0], report["programs"], strict=True):
         rows = {
             level: {work: 1e3 * sum(calls.values()) for work, calls in row["work"].items()}
             for level, row in part["levels"].items()
@@ -60,45 +60,81 @@ def _time(report: Json) -> Any:
         names = _bars(axis, report, rows)
         steps = [1e3 * row["step"]["median"] for row in part["levels"].values()]
         axis.plot(names, steps, "k_", markersize=26, label="whole step")
-        axis.set_title(f"{part['program']}, batch {part['batch']}")
+        axis.set_title(_titled(part["program"], part["batch"], part["image"]))
         axis.set_ylabel("ms a training step")
-    axes[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+        axis.set_ylim(0.0, 1.06 * axis.dataLim.ymax)
+    _legend(figure)
     return figure
 
 
 def _traffic(report: Json) -> Any:
-    """MiB that kernels of each kind of work read and write: counted, and measured where it was."""
-    panels: list[tuple[str, dict[str, dict[str, float]]]] = []
-    for part in report["programs"]:
-        rows = {level: row["bytes_by_work"] for level, row in part["levels"].items()}
-        panels.append((f"{part['program']}, batch {part['batch']}: counted", _mib(rows)))
-        found = part["measured"]
-        if "levels" in found and all("by_work" in row for row in found["levels"].values()):
-            size = f"batch {found['batch']}, {found['image']} pixels"
-            for kind, what in (("fetched", "counted"), ("measured", "measured")):
-                rows = {
-                    level: {w: b[kind] for w, b in row["by_work"].items()}
-                    for level, row in found["levels"].items()
-                }
-                panels.append((f"{part['program']}, {size}: brought in, {what}", _mib(rows)))
-    figure, axes = _panels(len(panels))
-    for axis, (title, rows) in zip(axes, panels, strict=True):
-        _bars(axis, report, rows)
-        axis.set_title(title, fontsize="medium")
-        axis.set_ylabel("MiB a training step")
-    axes[-1].legend(fontsize="small", loc="upper left", bbox_to_anchor=(1.0, 1.0))
+    """MiB that kernels of each kind of work read and write: counted, and measured where it was.
+
+    A row a program.
+    """
+    rows = [_traffic_panels(part) for part in report["programs"]]
+    figure, axes = _panels(len(rows), max(map(len, rows)))
+    for line, panels in zip(axes, rows, strict=True):
+        for axis, (title, bars) in zip(line, panels, strict=False):
+            _bars(axis, report, bars)
+            axis.set_title(title, fontsize="medium")
+            axis.set_ylabel("MiB a training step")
+        for axis in line[len(panels) :]:
+            axis.set_visible(False)
+        top = max((1.06 * axis.dataLim.ymax for axis in line[1 : len(panels)]), default=0.0)
+        for axis in line[1 : len(panels)]:  # these two are to be compared
+            axis.set_ylim(0.0, top)
+    _legend(figure)
     return figure
+
+
+def _traffic_panels(part: Json) -> list[tuple[str, dict[str, dict[str, float]]]]:
+    """Titles and bars of a program."""
+    counted = {level: row["bytes_by_work"] for level, row in part["levels"].items()}
+    title = _titled(part["program"], part["batch"], part["image"])
+    panels = [(f"{title}\ncounted from the plan", _mib(counted))]
+    found = part["measured"]
+    if "levels" not in found or not all("by_work" in row for row in found["levels"].values()):
+        return panels
+    title = _titled(part["program"], found["batch"], found["image"])
+    for kind, what in (("fetched", "counted"), ("measured", "measured")):
+        rows = {
+            level: {w: b[kind] for w, b in row["by_work"].items()}
+            for level, row in found["levels"].items()
+        }
+        panels.append((f"{title}\nbrought into a small cache, {what}", _mib(rows)))
+    return panels
+
+
+def _titled(program: str, batch: int | None, image: int | None) -> str:
+    name = Path(program.partition(":")[0]).stem
+    sizes = (f"batch {batch}" if batch else "", f"{image}x{image}" if image else "")
+    return ", ".join(filter(None, (name, *sizes)))
 
 
 def _mib(rows: Mapping[str, Mapping[str, int]]) -> dict[str, dict[str, float]]:
     return {level: {w: b / 2**20 for w, b in row.items()} for level, row in rows.items()}
 
 
-def _panels(count: int) -> tuple[Any, Any]:
-    figure, axes = plt.subplots(
-        1, count, figsize=(1.6 + 4.0 * count, 4), squeeze=False, layout="constrained"
+def _panels(lines: int, columns: int) -> tuple[Any, Any]:
+    size = 1.6 + 3.8 * columns, 3.9 * lines
+    return plt.subplots(lines, columns, figsize=size, squeeze=False, layout="constrained")
+
+
+def _legend(figure: Any) -> None:
+    """One for all panels, in the order of `COLOURS`."""
+    handles = {}
+    for axis in figure.axes:
+        shown, names = axis.get_legend_handles_labels()
+        handles |= dict(zip(names, shown, strict=True))
+    order = [name for name in (*reversed(COLOURS), "whole step") if name in handles]
+    figure.legend(
+        [handles[name] for name in order],
+        order,
+        fontsize="small",
+        loc="outside right upper",
+        markerscale=0.4,
     )
-    return figure, axes[0]
 
 
 def _bars(axis: Any, report: Json, rows: Mapping[str, Mapping[str, float]]) -> list[str]:

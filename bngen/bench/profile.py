@@ -20,8 +20,8 @@ from bngen.bench.samples import roofline
 from bngen.bench.turns import take_steps
 from bngen.bench.worker import timed_step
 from bngen.explain.gather import Explained, explained
-from bngen.explain.layers import COPY, WORKS
 from bngen.explain.report import KernelRow
+from bngen.plan.layers import COPY, WORKS
 from bngen.programs import step_program, trained
 from bngen.runtime.steps import KernelStep
 from bngen.target.parse import Target
@@ -163,7 +163,7 @@ def profile(
         limits: what the machine can do; measured when missing.
     """
     tell(f"planning {entry.program}")
-    program = step_program(entry.program, entry.batch, entry.image)
+    program = step_program(entry.program, entry.batch, entry.image, entry.dtype)
     plan = explained(
         program, target, fusion=entry.fusion, grad=True, wrt=trained(program.graph),
         schedules=entry.schedules,

@@ -18,7 +18,8 @@ import struct
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ from bngen.runtime.native import load_file
 TARGET = "llvm -mcpu=x86-64-v3"
 """What is simulated; valgrind 3.19 does not know AVX-512."""
 LINE = 64
-_LIBRARY = "kernels.so"
+LEAST = 512 << 10
+"""Bytes of the smallest last level: weights of a kernel and its scratch have to have room."""
+_LIBRARY, _COUNTS, _TOLD = "kernels.so", "counts", "told"
+"""Files of a simulation."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,15 @@ class Caches:
 
     l1: int = 32 << 10
     last: int = 2 << 20
+
+    def for_maps(self, image: int, meant: int) -> Caches:
+        """The last level as much smaller as maps are where images are; its working sets are not.
+
+        Args:
+            image: height and width that are simulated.
+            meant: those that they stand for.
+        """
+        return replace(self, last=max(LEAST, int(self.last * min(1.0, (image / meant) ** 2))))
 
     def flags(self) -> tuple[str, ...]:
         """As cachegrind's options."""
@@ -85,26 +98,66 @@ def simulate(bundle: Bundle, caches: Caches) -> dict[str, Missed]:
     Raises:
         ToolchainError: when valgrind fails.
     """
-    if bundle.library is None:
-        raise ToolchainError("the simulation needs a C compiler", hint="install gcc")
-    with folders.scratch() as folder:
-        bundle.save(folder / "bundle")
-        (folder / _LIBRARY).write_bytes(widened(bundle.library))
-        counts = folder / "counts"
-        command = [
-            "valgrind", "--tool=cachegrind", "--cache-sim=yes", *caches.flags(), "-q",
-            f"--cachegrind-out-file={counts}", sys.executable, "-m", __name__, str(folder),
+    with Simulation(bundle, caches) as running:
+        return running.missed()
+
+
+class Simulation:
+    """One training step that is being simulated, from `__enter__` to `__exit__`.
+
+    Simulations do not disturb each other: what they count is no time.
+
+    Args:
+        bundle: see `simulate`.
+        caches: see `simulate`.
+    """
+
+    def __init__(self, bundle: Bundle, caches: Caches):
+        if bundle.library is None:
+            raise ToolchainError("the simulation needs a C compiler", hint="install gcc")
+        self._bundle, self._caches, self._stack = bundle, caches, ExitStack()
+
+    def __enter__(self) -> Simulation:
+        with ExitStack() as stack:
+            self._folder = folder = stack.enter_context(folders.scratch())
+            self._bundle.save(folder / "bundle")
+            (folder / _LIBRARY).write_bytes(widened(self._bundle.library))
+            told = stack.enter_context((folder / _TOLD).open("w"))
+            self._process = subprocess.Popen(
+                self._command(), stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=told
+            )
+            stack.callback(self._process.wait)
+            stack.callback(self._process.kill)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        self._stack.close()
+
+    def _command(self) -> list[str]:
+        return [
+            "valgrind", "--tool=cachegrind", "--cache-sim=yes", *self._caches.flags(), "-q",
+            f"--cachegrind-out-file={self._folder / _COUNTS}", sys.executable, "-m", __name__,
+            str(self._folder),
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode or not counts.exists():
-            last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-            raise ToolchainError(f"valgrind ended with status {done.returncode}: {last}")
+
+    def missed(self) -> dict[str, Missed]:
+        """Wait for the step's end; what its kernels missed, by symbol.
+
+        Raises:
+            ToolchainError: when valgrind fails.
+        """
+        status, counts = self._process.wait(), self._folder / _COUNTS
+        if status or not counts.exists():
+            told = (self._folder / _TOLD).read_text().strip().splitlines()
+            last = (told or ["no message"])[-1]
+            raise ToolchainError(f"valgrind ended with status {status}: {last}")
         with counts.open() as lines:
             missed = by_function(lines)
-    return {
-        symbol: sum_of(missed, (f"__tvm_ffi_{symbol}", f"{symbol}_compute_"))
-        for symbol in bundle.objects
-    }
+        return {
+            symbol: sum_of(missed, (f"__tvm_ffi_{symbol}", f"{symbol}_compute_"))
+            for symbol in self._bundle.objects
+        }
 
 
 def sum_of(missed: Mapping[str, Missed], names: tuple[str, ...]) -> Missed:

@@ -8,6 +8,7 @@ everything has been.
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bngen import options
 from bngen.cli import console, ladder
 from bngen.cli.request import Request
+from bngen.explain.text import size
 from bngen.programs import load_program
 from bngen.runtime import artifact
 
@@ -116,19 +118,27 @@ def _asked_target(request: BuildRequest) -> str:
 
 
 def _text(summary: dict[str, Any], seconds: str) -> str:
-    counts = summary["kernels"]
+    counts, out = summary["kernels"], summary["out"]
     kernels = (
-        f"{counts['before']} before fusion, {counts['after']} after "
+        f"{counts['before']} ops before fusion, {counts['after']} kernels after "
         f"(fusion {summary['fusion']}; {counts['distinct']} distinct)"
     )
-    moved = " + ".join(f"{nbytes / 2**20:,.1f}" for nbytes in summary["moved"].values())
+    moved = ", ".join(f"{call} {size(nbytes)}" for call, nbytes in summary["moved"].items())
     native = "native" in summary["target"]["asked"]
     rows = [
-        ("CPU", f"{'native is ' if native else ''}{summary['target']['cpu']}"),
+        ("for", f"{'native, which is ' if native else ''}{summary['target']['cpu']}"),
         ("kernels", kernels),
-        ("moved", f"{moved} MiB of feature maps a run"),
-        ("output", summary["out"]),
+        ("moves", f"{moved} of feature maps, read and written in a call"),
+        ("output", f"{out}: {_listed(summary['files'])}"),
         ("time", seconds),
-        ("next", f"bngen explain {shlex.quote(summary['out'])}   (what is in it, and why)"),
+        ("next", f"bngen explain {shlex.quote(out)}   (what is in it, and why)"),
+        ("", f'mod = bngen.load("{out}")   (in Python)'),
     ]
     return f"{summary['program']}\n{console.columns(rows)}"
+
+
+def _listed(files: Sequence[str]) -> str:
+    """Files by name, those in folders counted."""
+    folders = Counter(str(Path(f).parent) for f in files if "/" in f)
+    own = [f for f in files if "/" not in f]
+    return ", ".join((*own, *(f"{count} in {name}" for name, count in folders.items())))

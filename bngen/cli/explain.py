@@ -2,7 +2,7 @@
 
 In: an `ExplainRequest`. Out: text or JSON on standard output, a page where one is asked for. The
 program is planned as ``bngen build`` plans it; it is compiled only where the texts of kernels are
-asked for (``--emit tir,ll,asm``) that no folder holds, and taken from the cache where it is there.
+asked for (``--emit tir,ll,asm``) that no folder holds: the cache keeps code, and no texts.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def explained(request: ExplainRequest, progress: console.Progress) -> tuple[Any,
     if (Path(request.program) / MANIFEST).is_file():
         return _of_folder(request)
     progress.stage(f"tracing {request.program}")
-    program = load_program(request.program, request.batch, request.image)
+    program = load_program(request.program, request.batch, request.image, request.dtype)
     target = request.parsed_target(cached=True)
     from bngen.explain.gather import explained as explain
 
@@ -70,7 +70,7 @@ def explained(request: ExplainRequest, progress: console.Progress) -> tuple[Any,
 
         progress.stage("loading the compiler")
         compiled = bundle(program, target=target, emit=kinds, progress=progress.kernel, **asked)
-        found = found.with_symbols([k["symbol"] for k in compiled.manifest()["kernels"]])
+        found = found.with_symbols({k["name"]: k["symbol"] for k in compiled.manifest()["kernels"]})
         texts = {kind: compiled.emit(kind) for kind in kinds}
     return found, _with_plan(request, found, texts)
 

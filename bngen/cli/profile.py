@@ -44,7 +44,7 @@ def run(request: ProfileRequest) -> int:
 
     entry = Entry(
         request.program, OURS, request.batch, request.image, request.fusion, str(target),
-        request.threads, request.schedules, request.seed,
+        request.threads, request.schedules, request.seed, request.dtype,
     )  # fmt: skip
     with console.progress(request.quiet) as progress:
         found = profile(entry, target, request.rounds, progress.stage)
@@ -58,7 +58,9 @@ def run(request: ProfileRequest) -> int:
         ridge = found.limits["gflops"] / found.limits["gbytes"]
         _write(request.html, page(found.explained, {}, seconds, ridge), "--html")
     if request.json:
-        console.json_result(found.data())
+        from bngen.bench.machine import describe
+
+        console.json_result({"machine": describe(target), **found.data()})
     else:
         console.result("\n".join(lines(found.data())))
     return 0
@@ -87,16 +89,20 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     yield ""
     slowest = sorted(found["kernels"], key=lambda k: -k["seconds"])[:_KERNELS]
     yield console.columns([
-        ("slowest kernels", "ms", "MiB", "GB/s", "GFLOP/s", "of the roofline"),
+        ("slowest kernels", "call", "layer", "ms", "MiB", "GB/s", "GFLOP/s", "of the roofline"),
         *map(_kernel, slowest),
     ])  # fmt: skip
+    more = len(found["kernels"]) - len(slowest)
+    if more > 0:
+        yield f"  and {more} more; all with --json, in the plan with --html, in time with --trace"
 
 
 def _kernel(row: Mapping[str, Any]) -> tuple[str, ...]:
     seconds = max(row["seconds"], 1e-9)
     share = f"{100 * row['share']:.0f} % ({row['bound']})" if row["bound"] else ""
     return (
-        row["name"][:48], _ms(seconds), f"{row['nbytes'] / 2**20:.1f}",
+        f"{row['name'].partition('_')[0]} {row['work']}", row["call"], row["layer"],
+        _ms(seconds), f"{row['nbytes'] / 2**20:.1f}",
         f"{row['nbytes'] / seconds / 1e9:.1f}", f"{row['operations'] / seconds / 1e9:.0f}", share,
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from bngen.errors import ToolchainError
 from bngen.programs import load_program
 from bngen.verification.judge import Finding, instrument
 from bngen.verification.run import verify
+from bngen.verification.tolerance import FEW_ULPS, TIMES_TORCH
 
 _ROWS_SHOWN = 40
 
@@ -96,13 +97,27 @@ def _text(name: str, findings: Sequence[Finding]) -> str:
     wrong = [f for f in findings if not f.ok]
     cases = len({f.case for f in findings})
     if not wrong:
-        return f"{name} agrees with PyTorch and float64: {len(findings)} tensors in {cases} cases"
+        found = f"{len(findings)} tensors in {cases} cases"
+        return f"{name} agrees with PyTorch and float64: {found}{_closest(findings)}"
     head = ("case", "tensor", "kind", "error", "PyTorch's", "allowed", "")
     rows = [head, *(_row(f) for f in wrong[:_ROWS_SHOWN])]
     more = len(wrong) - _ROWS_SHOWN
     tail = f"\n  and {more} more; see them all with --json" if more > 0 else ""
     title = f"{name} differs from PyTorch and float64 in {len(wrong)} of {len(findings)} tensors"
     return f"{title}\n{console.columns(rows)}{tail}"
+
+
+def _closest(findings: Sequence[Finding]) -> str:
+    """What came nearest to being too far off."""
+    judged = [f for f in findings if f.allowed > 0]
+    if not judged:
+        return ""
+    worst = max(judged, key=lambda f: f.error / f.allowed)
+    share = 100 * worst.error / worst.allowed
+    return (
+        f"\n  an error may be {TIMES_TORCH:g} times PyTorch's and {FEW_ULPS:g} units in the last "
+        f"place; the nearest to that, {share:.0f} % of it, is {worst.tensor.name} ({worst.case})"
+    )
 
 
 def _row(f: Finding) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """The report that a bundle's manifest holds: what was built, without its program.
 
-In: a manifest as `bngen.manifest` writes it. Out: a `Report`. Stages, layers, user's lines of the
-sub-layers and the plan at level ``none`` are not in a manifest, and so not in the report.
+In: a manifest as `bngen.manifest` writes it. Out: a `Report`. Stages and the plan at level ``none``
+are not in a manifest, and so not in the report.
 """
 
 from __future__ import annotations
@@ -54,13 +54,13 @@ def _row(kernel: Mapping[str, Any]) -> KernelRow:
     loads, anchors = kernel["slots"]
     reads, writes = (tuple(map(_map, kernel[side])) for side in ("inputs", "outputs"))
     slots = chain([LOAD] * loads, [ANCHOR] * anchors, *[[STORE] * len(kernel["sublayers"])])
-    held = zip(kernel["sublayers"], slots, strict=False)
+    held = zip(kernel["sublayers"], slots, kernel["ops"], strict=False)
     return KernelRow(
         name=kernel["name"],
         call=kernel["call"],
-        layer="",
-        work="",
-        sublayers=tuple(SubLayer(op, slot, "", "", "", op) for op, slot in held),
+        layer=kernel["layer"],
+        work=kernel["work"],
+        sublayers=tuple(SubLayer(op, slot, **told) for op, slot, told in held),
         reads=reads,
         writes=writes,
         traffic=traffic(reads, writes),
@@ -69,6 +69,7 @@ def _row(kernel: Mapping[str, Any]) -> KernelRow:
         strategy=kernel["rule"],
         declined=dict(kernel["declined"]),
         knobs=dict(kernel["knobs"]),
+        sources=tuple(kernel["sources"]),
         symbol=kernel["symbol"],
     )
 

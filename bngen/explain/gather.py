@@ -43,10 +43,9 @@ class Explained:
     graphs: Mapping[str, str] = field(default_factory=dict)
     before: tuple[KernelRow, ...] = ()
 
-    def with_symbols(self, symbols: Sequence[str]) -> Explained:
-        """The same, once each kernel has been compiled: the name of its code, in order."""
-        rows = zip(self.report.kernels, symbols, strict=True)
-        kernels = tuple(replace(row, symbol=symbol) for row, symbol in rows)
+    def with_symbols(self, symbols: Mapping[str, str]) -> Explained:
+        """The same, once kernels have been compiled: by name, that of each one's code."""
+        kernels = tuple(replace(k, symbol=symbols.get(k.name, "")) for k in self.report.kernels)
         return replace(self, report=replace(self.report, kernels=kernels))
 
 

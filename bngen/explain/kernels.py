@@ -14,13 +14,14 @@ from bngen.codegen.nests import choose
 from bngen.codegen.operations import operations
 from bngen.codegen.signature import overwritten, signature
 from bngen.explain import moved
-from bngen.explain.layers import layer_of_kernel, layers_of, work_of_kernel
 from bngen.explain.report import ANCHOR, LOAD, STORE, KernelRow, Refused, SubLayer
 from bngen.ir.node import Node
 from bngen.ir.types import Value
 from bngen.manifest import described_refusals
 from bngen.passes.prepare import Prepared
 from bngen.plan.kernel import Kernel, KernelPlan
+from bngen.plan.layers import layer_of_kernel, layers_of_plan, work_of_kernel
+from bngen.plan.sources import sources_of
 from bngen.plan.traffic import feature_maps
 from bngen.scheduling.knobs import Knobs
 from bngen.target.machine import Machine
@@ -41,13 +42,11 @@ def rows(
         prepared: the plan.
         machine: what strategies and knobs are chosen for.
         tuned: the records.
-        names: see `bngen.explain.layers.layers_of`.
+        names: see `bngen.plan.layers.layers_of`.
     """
     plan, joint, places = prepared.planned.plan, prepared.joint, prepared.planned.memory.places
     maps = feature_maps(plan.graph)
-    last = len(joint.gradients)
-    outputs = plan.graph.outputs[-last:] if last else ()
-    layers = layers_of(plan.graph, dict(zip(outputs, joint.gradients, strict=True)), maps, names)
+    layers = layers_of_plan(plan, joint.gradients, maps, names)
     sources = sources_of(plan)
     calls = (call.name for call in plan.calls for _ in range(call.start, call.stop))
     parts = zip(plan.kernels, calls, sources, strict=True)
@@ -116,29 +115,9 @@ def sublayers(kernel: Kernel, layers: Mapping[Node, str]) -> Iterator[SubLayer]:
         for node in nodes:
             line = str(node.loc) if node.loc else ""
             layer = own if node.row.literal else layers[node]  # a number is everybody's
-            yield SubLayer(node.op, slot, node.out.name, layer, line, str(node))
-
-
-def sources_of(plan: KernelPlan) -> list[tuple[int, ...]]:
-    """Of each kernel, the positions of those that write what it reads; views are looked through."""
-    views = {v: n for n in plan.views for v in n.outputs}
-    writer = {v: i for i, k in enumerate(plan.kernels) for v in k.outputs}
-    origins: dict[Value, frozenset[int]] = {}
-
-    def origin(v: Value) -> frozenset[int]:
-        if v not in origins:
-            through = views[v].operands if v in views else ()
-            own = {writer[v]} if v in writer else set()
-            origins[v] = frozenset(own.union(*(origin(x) for x in through)))
-        return origins[v]
-
-    for node in plan.views:  # in the order of the graph, so that no recursion is deep
-        for v in node.outputs:
-            origin(v)
-    return [
-        tuple(sorted(frozenset().union(*map(origin, k.inputs)) - {i}))
-        for i, k in enumerate(plan.kernels)
-    ]
+            yield SubLayer(
+                node.op, slot, node.out.name, layer, line, str(node), node.out.type.element.short
+            )
 
 
 def refused(plan: KernelPlan) -> tuple[Refused, ...]:

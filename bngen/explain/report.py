@@ -15,6 +15,9 @@ LOAD, ANCHOR, STORE = "load", "anchor", "store"
 """Where an op stands in a kernel: computed as its operand is loaded, around what the loops are, as
 its operand is stored."""
 
+_SHOWN_BY_TYPE = frozenset({"cast"})
+"""Ops that say more by the type of their result than by their name."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -42,6 +45,7 @@ class SubLayer:
         layer: the layer of the program that it belongs to.
         line: the user's file and line; empty where nobody knows.
         text: its line of the graph's text form.
+        dtype: the element type of that result, as the text form writes it.
     """
 
     op: str
@@ -50,6 +54,12 @@ class SubLayer:
     layer: str
     line: str
     text: str
+    dtype: str
+
+    @property
+    def label(self) -> str:
+        """What it is in a few letters: of a cast, the type that it makes."""
+        return f"to {self.dtype}" if self.op in _SHOWN_BY_TYPE else self.op
 
 
 @dataclass(frozen=True)
@@ -69,6 +79,11 @@ class Map:
     layout: str
     nbytes: int
     is_map: bool
+
+    @property
+    def dtype(self) -> str:
+        """Its element type, as the text form writes it."""
+        return self.type.partition("[")[0]
 
 
 @dataclass(frozen=True)
@@ -112,7 +127,7 @@ class KernelRow:
         name: unique; begins with its number in the order of execution.
         call: ``forward`` or ``backward``.
         layer: the layer that it is built around.
-        work: what kind of work that is, a word of `bngen.explain.layers`.
+        work: what kind of work that is, a word of `bngen.plan.layers`.
         sublayers: the ops it holds, load slots first.
         reads: what it reads from memory.
         writes: what it writes to memory.
@@ -190,6 +205,13 @@ class Total:
     operations: int = 0
     traffic: Traffic = Traffic()
 
+    def __add__(self, other: Total) -> Total:
+        return Total(
+            self.kernels + other.kernels,
+            self.operations + other.operations,
+            self.traffic + other.traffic,
+        )
+
 
 @dataclass(frozen=True)
 class Report:
@@ -217,9 +239,16 @@ class Report:
     unfused: Mapping[str, Total] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
 
+    def map_bytes_by_type(self) -> dict[str, int]:
+        """Bytes of feature maps read and written, by the element type that they lie in."""
+        found: dict[str, int] = {}
+        for m in (m for row in self.kernels for m in (*row.reads, *row.writes) if m.is_map):
+            found[m.dtype] = found.get(m.dtype, 0) + m.nbytes
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
     def data(self) -> dict[str, Any]:
         """The report as JSON takes it; of each kernel its intensity, too."""
-        found = asdict(self)
+        found = {**asdict(self), "map_bytes_by_type": self.map_bytes_by_type()}
         for row, shown in zip(self.kernels, found["kernels"], strict=True):
             shown["intensity"] = row.intensity
         return found
@@ -229,8 +258,5 @@ def totals_of(rows: tuple[KernelRow, ...]) -> dict[str, Total]:
     """Totals by call, in the order in which the calls run."""
     found: dict[str, Total] = {}
     for row in rows:
-        t = found.get(row.call, Total())
-        found[row.call] = Total(
-            t.kernels + 1, t.operations + row.operations, t.traffic + row.traffic
-        )
+        found[row.call] = found.get(row.call, Total()) + Total(1, row.operations, row.traffic)
     return found

@@ -15,12 +15,21 @@ from bngen.explain.report import (
     Map,
     Refused,
     Report,
+    SubLayer,
     Total,
     Traffic,
 )
 
 _MOST_PAIRS = 4
 """Places of a refusal that are named, before it only says how many more there are."""
+
+_LEGEND = (
+    "kernels, in the order in which they run",
+    "  load: ops that are computed as their operand is read; anchor: what the loops are; store:",
+    "  ops before the result goes to memory; by: the strategy, and why those before it declined",
+)
+_UNTOLD = frozenset({"constant"})
+"""Ops of which nothing is to be told: numbers."""
 
 
 def text(report: Report) -> str:
@@ -29,8 +38,9 @@ def text(report: Report) -> str:
         [f"{report.program} at {report.fusion} for {report.target.get('cpu', 'unknown')}"],
         _stages(report),
         _totals(report),
-        ["kernels", *(line for row in report.kernels for line in kernel_lines(row))],
+        [*_LEGEND, *(line for row in report.kernels for line in kernel_lines(row))],
         _refused(report.refused),
+        _in_short(report),
     )
     return "\n\n".join("\n".join(lines) for lines in map(list, parts) if lines)
 
@@ -52,28 +62,58 @@ def plan_text(report: Report) -> str:
 
 
 def _stages(report: Report) -> Iterator[str]:
-    if report.stages:
-        yield "stages, and how many ops the program has after each"
-        width = max(len(s.name) for s in report.stages)
-        for stage in report.stages:
-            most = sorted(stage.counts.items(), key=lambda item: -item[1])[:5]
-            listed = ", ".join(f"{count} {op}" for op, count in most)
-            yield f"  {stage.name.ljust(width)}  {stage.ops:>6}  {listed}"
+    if not report.stages:
+        return
+    yield "stages, how many ops the program has after each, and the most frequent of them"
+    width = max(len(s.name) for s in report.stages)
+    idle: list[str] = []
+    before = None
+    for stage in report.stages:
+        if stage.counts == before:
+            idle.append(stage.name)
+            continue
+        yield from _idle(idle)
+        before, idle = stage.counts, []
+        most = sorted(stage.counts.items(), key=lambda item: -item[1])[:5]
+        listed = ", ".join(f"{count} {op}" for op, count in most)
+        yield f"  {stage.name.ljust(width)}  {stage.ops:>6}  {listed}"
+    yield from _idle(idle)
+
+
+def _idle(names: Sequence[str]) -> Iterator[str]:
+    if names:
+        yield f"  (as many after {', '.join(dict.fromkeys(names))})"
 
 
 def _totals(report: Report) -> Iterator[str]:
-    yield f"{'':18}  kernels  maps read  written     of maps      of all  operations"
+    yield (f"{'':18}  kernels  maps read  maps written  bytes of maps   all bytes  operations")
     for call, total in report.totals.items():
         if call in report.unfused and report.fusion != "none":
             yield _total(f"{call} none", report.unfused[call])
         yield _total(f"{call} {report.fusion}", total)
+    types = report.map_bytes_by_type()
+    if set(types) - {"f32"}:
+        listed = ", ".join(f"{size(nbytes)} {name}" for name, nbytes in types.items())
+        yield f"  bytes of maps at {report.fusion} by type: {listed}"
 
 
 def _total(name: str, total: Total) -> str:
     t = total.traffic
     return (
-        f"  {name:16}  {total.kernels:>7}  {t.sweeps_read:>9}  {t.sweeps_written:>7}  "
-        f"{size(t.map_bytes):>10}  {size(t.nbytes):>10}  {amount(total.operations):>10}"
+        f"  {name:16}  {total.kernels:>7}  {t.sweeps_read:>9}  {t.sweeps_written:>12}  "
+        f"{size(t.map_bytes):>13}  {size(t.nbytes):>10}  {amount(total.operations):>10}"
+    )
+
+
+def _in_short(report: Report) -> Iterator[str]:
+    """What a reader of the last screen wants to know."""
+    now, then = (sum(parts.values(), Total()) for parts in (report.totals, report.unfused))
+    if not then.kernels or report.fusion == "none":
+        return
+    yield (
+        f"in short: {report.fusion} makes {now.kernels} kernels of {then.kernels}, which move "
+        f"{size(now.traffic.map_bytes)} of feature maps instead of "
+        f"{size(then.traffic.map_bytes)}"
     )
 
 
@@ -84,15 +124,15 @@ def kernel_lines(row: KernelRow) -> Iterator[str]:
     """One kernel: what it holds, reads and writes, and how it is computed."""
     head = f"  {row.name}  {', '.join(filter(None, (row.call, row.layer, row.work)))}"
     if not row.traffic.sweeps_read + row.traffic.sweeps_written:
-        held = " ; ".join(s.op for s in row.sublayers)
+        held = _held(row.sublayers)
         yield f"{head}: {held}, {size(row.traffic.nbytes)}, by {row.strategy}"
         return
     yield head
     for slot in (LOAD, ANCHOR, STORE):
-        if held := row.of_slot(slot):
+        if held := [s for s in row.of_slot(slot) if s.op not in _UNTOLD]:
             lines = dict.fromkeys(s.line for s in held if s.line)
             where = f"   {', '.join(lines)}" if lines else ""
-            yield f"    {slot:7} {' ; '.join(s.op for s in held)}{where}"
+            yield f"    {slot:7} {_held(held)}{where}"
     yield f"    reads   {_maps(row.reads)}"
     yield f"    writes  {_maps(row.writes)}"
     yield f"    moves   {_moved(row.traffic, row.traffic_alone)}"
@@ -100,11 +140,15 @@ def kernel_lines(row: KernelRow) -> Iterator[str]:
     yield f"    by      {_computed(row)}"
 
 
+def _held(sublayers: Iterable[SubLayer]) -> str:
+    return " ; ".join(s.label for s in sublayers if s.op not in _UNTOLD)
+
+
 def _maps(values: Sequence[Map]) -> str:
     shown = [_shown(m) for m in values if m.is_map]
     rest = [m.nbytes for m in values if not m.is_map]
     if rest:
-        shown.append(f"{len(rest)} without pixels, {size(sum(rest))}")
+        shown.append(f"and {len(rest)} without pixels, {size(sum(rest))} in all")
     return ", ".join(shown)
 
 

@@ -251,14 +251,71 @@ def test_a_step_is_simulated(compiled, monkeypatch):
     """The process that valgrind runs, without valgrind: it takes the step."""
     taken = []
 
-    def run(command, **asked):
-        folder = Path(command[-1])
-        simulated.one_step(folder)
-        (folder / "counts").write_text(COUNTS)
-        taken.append(command)
-        return type("Done", (), {"returncode": 0, "stderr": ""})()
+    class Done:
+        def __init__(self, command, **asked):
+            folder = Path(command[-1])
+            simulated.one_step(folder)
+            (folder / "counts").write_text(COUNTS)
+            taken.append(command)
 
-    monkeypatch.setattr(simulated.subprocess, "run", run)
+        def wait(self):
+            return 0
+
+        kill = wait
+
+    monkeypatch.setattr(simulated.subprocess, "Popen", Done)
     missed = simulated.simulate(compiled, Caches(last=1 << 20))
     assert set(missed) == set(compiled.objects)
     assert "--LL=1048576,16,64" in taken[0]
+
+
+# --- at what size -----------------------------------------------------------------------------
+
+
+def test_what_is_simulated_is_bearable():
+    sizes = {name: ablation.reduced(asked(batch=8, image=None), name, TARGET) for name in
+             ("mobilenet_v2", "resnet50", "vgg16_bn")}  # fmt: skip
+    assert sizes == {"mobilenet_v2": (2, 112), "resnet50": (1, 112), "vgg16_bn": (1, 64)}
+
+
+def test_a_network_is_not_asked_for_an_image_that_it_cannot_take(monkeypatch):
+    monkeypatch.setattr(ablation, "MOST_OPERATIONS", 0)
+    taken = []
+    network = ablation.MODELS["inception_v3"]
+    monkeypatch.setattr(ablation, "step_program", lambda name, *sizes: taken.append(sizes) or net)
+    assert ablation.reduced(asked(batch=8, image=None), "inception_v3", TARGET) is None
+    least = network.smallest(training=True)
+    assert min(image for _, image, _ in taken) == least and {b for b, *_ in taken} == {1, 2}
+
+
+def test_a_program_of_ones_own_keeps_its_size(monkeypatch):
+    taken = []
+    monkeypatch.setattr(ablation, "step_program", lambda name, *sizes: taken.append(sizes) or net)
+    assert ablation.reduced(asked(batch=None, image=None), "net.py", TARGET) == (None, None)
+    assert ablation.reduced(asked(batch=4, image=64), "net.py", TARGET) == (2, 64)
+    assert [sizes[:2] for sizes in taken] == [(None, None), (2, 64)]
+
+
+def test_the_cache_is_smaller_as_maps_are():
+    whole = Caches()
+    assert whole.for_maps(56, 56) == whole
+    assert whole.for_maps(112, 224).last == 512 << 10
+    assert whole.for_maps(32, 224).last == simulated.LEAST
+
+
+def test_times_are_not_lost_for_traffic(monkeypatch):
+    def fail(*given):
+        raise ToolchainError("valgrind ended with status 1: out of memory")
+
+    monkeypatch.setattr(ablation.counters, "obstacle", lambda: "perf cannot count")
+    monkeypatch.setattr(ablation, "_simulated", fail)
+    found = ablation._traffic(asked(traffic=True), "net", (), {}, print)
+    assert "out of memory" in found["why_not"]
+
+
+def test_a_report_is_kept_after_each_program(monkeypatch, tmp_path):
+    kept = []
+    monkeypatch.setattr(ablation, "measure_limits", lambda *given: {})
+    monkeypatch.setattr(ablation, "_program", lambda a, program, *given: {"program": program})
+    ablate(asked(programs=("one", "two")), print, lambda r: kept.append(len(r["programs"])))
+    assert kept == [1, 2]

@@ -71,8 +71,13 @@ def test_densenet121_is_the_default(bngen, compiler):
 
 def test_summary_on_stdout_progress_on_stderr(bngen, compiler, tmp_path):
     outcome = bngen("build", *SMALL)
-    told = "native is x86-64-v3", "9 before fusion, 4 after", "4.0 MiB of feature maps a run"
-    for fact in (TINY, *told, f"bngen explain bngen-out/{TINY}"):
+    told = (
+        "native, which is x86-64-v3", "9 ops before fusion, 4 kernels after",
+        "forward 4.0 MiB of feature maps, read and written in a call",
+        f"bngen-out/{TINY}: bundle.json, manifest.json, 1 in kernels",
+        f"bngen explain bngen-out/{TINY}", f'bngen.load("bngen-out/{TINY}")',
+    )  # fmt: skip
+    for fact in (TINY, *told):
         assert fact in outcome.out
     assert "[2/2] conv2d;bn_stats" in outcome.err.splitlines()
     assert "[" not in outcome.out

@@ -34,6 +34,15 @@ def test_json_is_the_report(bngen):
         assert kernel["intensity"] == kernel["operations"] / max(nbytes, 1)
 
 
+def test_bfloat16_is_explained(bngen):
+    asked = ("explain", *SMALL, "--dtype", "bfloat16")
+    found = bngen(*asked, "--json").json
+    assert max(found["map_bytes_by_type"], key=found["map_bytes_by_type"].get) == "bf16"
+    cast = next(s for k in found["kernels"] for s in k["sublayers"] if s["op"] == "cast")
+    assert cast["dtype"] in ("bf16", "f32")
+    assert "by type: " in bngen(*asked).out
+
+
 NET = """
 import bngen as bg
 
@@ -66,3 +75,14 @@ def test_a_page_that_cannot_be_written_is_refused_at_once(bngen, tmp_path):
     (tmp_path / "taken").write_text("")
     outcome = bngen("explain", *SMALL, "--html", "taken/page.html")
     assert outcome.status == 2 and "--html" in outcome.error_line
+
+
+def test_a_folder_has_a_page_with_layers_and_edges(bngen, tmp_path):
+    (tmp_path / "net.py").write_text(NET)
+    assert bngen("build", "net.py", "--grad", "--out", "built").status == 0
+    found = bngen("explain", "built", "--json", "--html", "built.html").json
+    assert any(kernel["sources"] for kernel in found["kernels"])
+    lines = {s["line"] for kernel in found["kernels"] for s in kernel["sublayers"]}
+    assert any(line.endswith("net.py:6") for line in lines)
+    assert all(kernel["layer"] and kernel["work"] for kernel in found["kernels"])
+    assert (tmp_path / "built.html").stat().st_size > 50_000

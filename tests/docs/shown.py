@@ -60,7 +60,7 @@ def kernels(
     for row in found.report.kernels:
         if row.call != call or not row.traffic.map_bytes or row.sublayers[0].op == "copy":
             continue
-        slots = ("; ".join(s.op for s in row.of_slot(slot) if s.op != "constant")
+        slots = ("; ".join(s.label for s in row.of_slot(slot) if s.op != "constant")
                  for slot in (LOAD, ANCHOR, STORE))  # fmt: skip
         load, anchor, store = slots
         maps = f"{row.traffic.sweeps_read} read, {row.traffic.sweeps_written} written"

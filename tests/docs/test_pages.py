@@ -1,19 +1,22 @@
-"""The documentation: snippets run, what is shown is so, commands are understood, links lead on."""
+"""The documentation: snippets run, what is shown is so, tables are the sources', links lead on."""
 
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
-from bngen.cli.main import cli
+from bngen import models, options
+from tests.docs.after import AFTER
 from tests.docs.shown import with_shown
+from tests.readme import page as measured
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -41,31 +44,9 @@ def test_snippets_run_and_what_is_shown_is_so(page, tmp_path, pytestconfig):
     if pytestconfig.getoption("--update-golden"):
         page.write_text(made)
     assert page.read_text() == made
-
-
-LINES = [
-    (name, line)
-    for name, page in zip(NAMES, PAGES, strict=True)
-    for block in blocks(page, "sh")
-    for line in block.splitlines()
-]
-
-
-@pytest.mark.parametrize(("page", "line"), LINES)
-def test_every_command_is_understood(page, line):
-    _, name, *words = shlex.split(line, comments=True)
-    with cli.make_context("bngen", [name, *words]) as context:
-        cli.get_command(context, name).make_context(name, words)
-
-
-def test_a_command_that_compiles_nothing_runs():
-    """Those that compile are run by the README's tests, and by `tests/cli` on small programs."""
-    line = "bngen explain resnet18 --emit graph,plan --json"
-    assert line in {line for _, line in LINES}
-    command = [sys.executable, "-m", "bngen", *shlex.split(line)[1:], "--image", "32"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["program"] == "resnet18"
+    after = AFTER.get(str(page.relative_to(DOCS)))
+    if after:
+        after(names)
 
 
 @pytest.mark.parametrize("page", [*PAGES, ROOT / "README.md"], ids=[*NAMES, "README.md"])
@@ -85,6 +66,122 @@ def headings(page: Path) -> set[str]:
     return {re.sub(r"[^\w -]", "", h).strip().lower().replace(" ", "-") for h in found}
 
 
+# --- tables that are made ---------------------------------------------------------------------
+
+
+def between(page: str, start: str, end: str) -> str:
+    return (DOCS / page).read_text().split(f"<!-- {start} -->\n", 1)[1].split(f"<!-- {end} -->")[0]
+
+
+def test_the_option_table_is_the_sources():
+    shown = between("command.md", "options: generated from bngen/options.py", "end of options")
+    assert shown == options.markdown_table()
+
+
+def test_the_debug_ladder_is_the_sources():
+    marks = "debug ladder: generated from bngen/options.py", "end of debug ladder"
+    assert between("command.md", *marks) == options.debug_table()
+
+
+def test_every_fusion_level_is_named_in_order():
+    section = (DOCS / "how" / "fusion.md").read_text().split("## Fusion levels")[1]
+    levels = re.findall(r"^\| `(\w+)` \|", section, re.MULTILINE)
+    assert tuple(levels) == options.FUSION_CHOICES
+
+
+def test_the_networks_are_listed():
+    page = (DOCS / "command.md").read_text()
+    rows = re.findall(r"^\| (?:images|each pixel) \| (.*) \|$", page, re.MULTILINE)
+    assert ", ".join(rows).split(", ") == list(models.PUBLIC)
+
+
+def test_the_measurements_are_those_of_the_files(pytestconfig):
+    """``pytest --update-golden`` writes them anew after ``make bench``."""
+    names = ("latest.json", "batch32.json", "kernels.json", "startup.json")
+    paths = [p for p in (ROOT / "benchmarks" / name for name in names) if p.exists()]
+    text = measured.measured({p.name: json.loads(p.read_text()) for p in paths})
+    path = DOCS / "performance.md"
+    if pytestconfig.getoption("--update-golden"):
+        path.write_text(measured.with_section(path.read_text(), text))
+    assert measured.section(path.read_text()) == text
+
+
+def of_docs(name: str) -> ModuleType:
+    """A module that makes parts of the documentation."""
+    sys.path.insert(0, str(DOCS))
+    try:
+        return importlib.import_module(name)
+    finally:
+        sys.path.remove(str(DOCS))
+
+
+@pytest.fixture
+def ablation():
+    return of_docs("ablation")
+
+
+def test_the_ablation_is_the_files(ablation, pytestconfig):
+    """``python docs/ablation.py`` writes it, and draws its plots."""
+    page = DOCS / "see.md"
+    made = ablation.with_section(page.read_text(), ablation.section(ablation.recorded()))
+    if pytestconfig.getoption("--update-golden"):
+        page.write_text(made)
+    assert page.read_text() == made
+    if ablation.recorded():
+        assert all((DOCS / "pictures" / f"ablation-{x}.png").exists() for x in ("time", "traffic"))
+
+
+def test_an_ablation_is_shown_beside_the_paper(ablation):
+    """Of the file that is recorded for its traffic."""
+    report = json.loads((ROOT / "benchmarks" / "traffic.json").read_text())
+    text = ablation.section(report)
+    for word in ("25.7 %", "operations a byte", "+ICF", "| CONV |", "cachegrind", "2 MiB"):
+        assert word in text
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    assert rows and all(row.endswith("|") for row in rows)
+    page = ablation.with_section(f"a\n{ablation.BEGIN}old{ablation.END}\nb", text)
+    assert page == f"a\n{ablation.BEGIN}{text}{ablation.END}\nb"
+
+
+PROFILE = {
+    "program": "densenet121", "fusion": "icf", "threads": 2,
+    "machine": {"cpus": 2, "model": "EPYC", "cpu": "znver4"},
+    "limits": {"gflops": 240.0, "gbytes": 44.0}, "step": {"step": 0.5},
+    "kernels": [
+        {"call": call, "work": work, "seconds": 0.1, "nbytes": nbytes, "operations": operations}
+        for call, work, nbytes, operations in (
+            ("forward", "CONV", 1 << 20, 10**9), ("backward", "BN", 1 << 20, 10**6),
+            ("backward", "copy", 0, 0),
+        )
+    ],
+}  # fmt: skip
+
+
+def test_profiles_are_the_files(pytestconfig):
+    """``python docs/profiles.py`` writes them, and draws their pictures."""
+    profiles, page = of_docs("profiles"), DOCS / "see.md"
+    made = profiles.with_section(page.read_text(), profiles.section(profiles.recorded()))
+    if pytestconfig.getoption("--update-golden"):
+        page.write_text(made)
+    assert page.read_text() == made
+    if profiles.recorded():
+        pictures = (DOCS / "pictures" / f"{x}-measured.png" for x in ("roofline", "timeline"))
+        assert all(p.exists() for p in pictures)
+
+
+def test_profiles_are_drawn_and_told(tmp_path):
+    profiles = of_docs("profiles")
+    both = [{**PROFILE, "fusion": "none", "step": {"step": 0.6}}, PROFILE]
+    text = profiles.section(both)
+    assert "600 ms at `none` and 500 ms at `icf`" in text and "240 GFLOP/s, 44.0 GB/s" in text
+    for draw in (profiles.roofline, profiles.timeline):
+        draw(both, tmp_path / "x.png")
+        assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
+
+
+# --- the site ---------------------------------------------------------------------------------
+
+
 def test_every_page_is_in_the_navigation():
     listed = re.findall(r"[\w/]+\.md", (ROOT / "mkdocs.yml").read_text())
     assert sorted(listed) == sorted([*NAMES, *GENERATED])
@@ -92,13 +189,9 @@ def test_every_page_is_in_the_navigation():
 
 def test_the_reference_tells_of_every_public_function():
     """Built with the site; here its text alone."""
-    sys.path.insert(0, str(DOCS))
-    try:
-        import reference
-    finally:
-        sys.path.remove(str(DOCS))
     import bngen
 
+    reference = of_docs("reference")
     text = reference.page()
     for names in reference.homes().values():
         for name in names:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections import Counter
 
@@ -186,10 +187,55 @@ def test_a_manifest_tells_of_the_same_kernels():
         assert (one.reads, one.writes, one.traffic) == (other.reads, other.writes, other.traffic)
         assert one.operations == other.operations and one.knobs == other.knobs
         assert one.symbol in bundle.objects
-        slots = [[s.op for s in row.of_slot(slot)] for row in (one, other) for slot in
-                 (LOAD, ANCHOR, STORE)]  # fmt: skip
-        assert slots[:3] == slots[3:]
+        assert (one.layer, one.work, one.sources) == (other.layer, other.work, other.sources)
+        assert one.sublayers == other.sublayers
     assert text(read)
+
+
+def test_symbols_are_found_where_values_are_exchanged():
+    """A collective has no code, and no row among a manifest's kernels."""
+
+    @bg.program
+    def synchronized(x: bg.Tensor[2, 16, 8, 8]):
+        return bg.relu(bg.batch_norm(x, None, None, training=True, group="all"))
+
+    manifest = bg.bundle(synchronized, grad=True, target=TARGET).manifest()
+    symbols = {k["name"]: k["symbol"] for k in manifest["kernels"]}
+    shown = explained(synchronized, TARGET, grad=True).with_symbols(symbols).report.kernels
+    assert all((k.strategy == COLLECTIVE) == (not k.symbol) for k in shown)
+    for told, kernel in zip(manifest["kernels"], report_of_manifest(manifest).kernels, strict=True):
+        assert told["name"] == kernel.name
+        assert all(s < len(symbols) for s in kernel.sources)
+
+
+def test_casts_say_what_they_make():
+    half = bg.autocast(small)
+    found = report(half, grad=True, wrt=["conv.weight", "bn.weight", "second.weight"])
+    second = next(k for k in found.kernels if (k.layer, k.call) == ("second", "forward")
+                  and k.of_slot(ANCHOR) and k.work == "CONV")  # fmt: skip
+    assert [s.label for s in second.of_slot(LOAD)] == ["to f32", "bn_apply", "to bf16", "relu"]
+    assert {m.dtype for m in second.reads if m.is_map} == {"bf16"}
+    shown, types = text(found), found.map_bytes_by_type()
+    assert "load    to f32 ; bn_apply ; to bf16 ; relu" in shown
+    assert not re.search(r"; cast\b|\bcast ;", shown)
+    assert types["bf16"] > 0
+    assert " bf16" in shown.split("by type: ")[1].split("\n")[0]
+    assert sum(types.values()) == sum(t.traffic.map_bytes for t in found.totals.values())
+    assert "by type: " not in text(report(small))
+
+
+def test_stages_that_change_no_counts_share_a_line():
+    found = report(small)
+    shown = text(found).split("\n\n")[1].splitlines()
+    assert len(shown) < len(found.stages)
+    assert all(any(stage.name in line for line in shown) for stage in found.stages)
+
+
+def test_the_last_line_says_what_fusion_has_saved():
+    shown = text(report(small, grad=True)).rstrip().splitlines()[-1]
+    assert shown.startswith("in short: icf makes ") and "in short" not in text(
+        report(small, fusion="none")
+    )
 
 
 def test_a_manifest_of_something_else_is_refused():

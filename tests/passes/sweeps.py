@@ -1,4 +1,4 @@
-"""The counts of the README's section "Feature-map sweeps", and the text of its tables."""
+"""The counts of the page `docs/how/sweeps.md`, and the text of its tables."""
 
 from __future__ import annotations
 
@@ -96,10 +96,10 @@ def network_table(name: str) -> str:
     return "\n".join(lines + [network_row(name, level) for level in LEVELS])
 
 
-SECTION = """## Feature-map sweeps
+PAGE = """# Feature-map sweeps
 
 What fusion saves is passes over feature maps in memory. A *sweep* is one kernel reading or writing
-one feature map once; these numbers are counted in the plan, and a test holds this section to it.
+one feature map once; these numbers are counted in the plan, and a test holds this page to it.
 One composite layer, of a DenseNet (BN-ReLU-CONV1x1-BN-ReLU-CONV3x3 over the concatenation of all
 maps before it) and of a ResNet (a bottleneck with its sum), inside a block:
 
@@ -115,9 +115,9 @@ rectified; a ResNet also its residual sums, since each is an operand of the next
 """
 
 
-def readme_section() -> str:
-    """The section as it must stand in the README."""
-    return SECTION.format(
+def page_of_sweeps() -> str:
+    """The page as it must stand in `docs/how`."""
+    return PAGE.format(
         layers="\n\n".join(map(layer_table, LAYERS)),
         networks="\n\n".join(map(network_table, NETWORKS)),
     )

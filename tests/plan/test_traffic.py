@@ -1,8 +1,7 @@
-"""Sweeps over feature maps: definitions, golden counts, what is kept for backward, the README."""
+"""Sweeps over feature maps: definitions, golden counts, what is kept for backward, the page."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 import pytest
@@ -25,12 +24,12 @@ from tests.passes.sweeps import (
     NETWORKS,
     layer_table,
     network_table,
+    page_of_sweeps,
     planned,
-    readme_section,
     rows_of,
 )
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs" / "how" / "sweeps.md"
 
 
 # --- definitions ----------------------------------------------------------------------------------
@@ -152,14 +151,11 @@ def test_training_step(name, golden):
     golden(network_table(name) + "\n")
 
 
-def test_readme(request):
-    """The section is made by `readme_section`; ``--update-golden`` puts it there anew."""
-    text, section = README.read_text(), readme_section()
+def test_the_page(request):
+    """The page is made by `page_of_sweeps`; ``--update-golden`` writes it anew."""
     if request.config.getoption("--update-golden"):
-        old = re.compile(r"## Feature-map sweeps\n.*?(?=\n## )", re.DOTALL)
-        text = old.sub(lambda _: section, text)
-        README.write_text(text)
-    assert f"\n{section}\n## " in text
+        PAGE.write_text(page_of_sweeps())
+    assert PAGE.read_text() == page_of_sweeps()
 
 
 # --- nothing extra is kept ------------------------------------------------------------------------

@@ -1,6 +1,6 @@
-"""The measurements as Markdown, for the README.
+"""The measurements as Markdown, for `docs/performance.md`.
 
-In: the bench's JSON files. Out: the text between two marks of the README, which a test holds to the
+In: the bench's JSON files. Out: the text between two marks of that page, which a test holds to the
 files in ``benchmarks/``.
 """
 
@@ -21,14 +21,14 @@ END = "<!-- end of measured -->"
 _VERDICTS = {"aim": "the aim, too", "reached": "reached", "missed": "**not reached**"}
 
 
-def section(readme: str) -> str:
+def section(page: str) -> str:
     """What stands between the marks."""
-    return re.search(f"{re.escape(BEGIN)}(.*?){re.escape(END)}", readme, re.DOTALL)[1]
+    return re.search(f"{re.escape(BEGIN)}(.*?){re.escape(END)}", page, re.DOTALL)[1]
 
 
-def with_section(readme: str, text: str) -> str:
-    """The README with another text between the marks."""
-    return readme.replace(f"{BEGIN}{section(readme)}{END}", f"{BEGIN}{text}{END}")
+def with_section(page: str, text: str) -> str:
+    """The page with another text between the marks."""
+    return page.replace(f"{BEGIN}{section(page)}{END}", f"{BEGIN}{text}{END}")
 
 
 def measured(files: Mapping[str, Json]) -> str:
@@ -44,7 +44,7 @@ def measured(files: Mapping[str, Json]) -> str:
     versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items())
     parts = [f"{machine['cpus']} CPUs of {machine['model']} ({machine['cpu']}); {versions}."]
     for name, report in files.items():
-        parts.append(f"[{name}](benchmarks/{name}), {_rounds(report)}:")
+        parts.append(f"`benchmarks/{name}`, {_rounds(report)}:")
         parts += [_steps(race) for race in report["races"] if len(race["contenders"]) > 1]
         parts += map(_kernels, report["kernels"])
     goals = ["| goal | reach | aim | here | |", "|---|--:|--:|--:|---|"]

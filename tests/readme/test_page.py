@@ -1,4 +1,4 @@
-"""The README's measurements: the section, and what its tables say."""
+"""The measurements' page: the section, and what its tables say."""
 
 from bngen.bench.samples import ratios, summary
 from bngen.bench.turns import PHASES
@@ -31,7 +31,7 @@ def test_a_page():
     text = page.measured({"latest.json": first, "batch32.json": second})
     lines = text.splitlines()
     assert lines[0] == "2 CPUs of EPYC (znver3); bngen 1, torch 2."
-    assert lines[2] == "[latest.json](benchmarks/latest.json), medians of 2 turns:"
+    assert lines[2] == "`benchmarks/latest.json`, medians of 2 turns:"
     assert (
         "| bngen `icf` | 1000 ms | 1000 ms | 1000 ms | 1.00x (1.00-1.00) | 3 MiB "
         "| 80 s, then 2.3 s |" in lines

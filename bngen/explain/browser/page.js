@@ -32,6 +32,7 @@ function amount(n) {
     if (n >= factor) return `${(n / factor).toFixed(1)} ${unit}`;
   return String(Math.round(n));
 }
+const label = (s) => (s.op === "cast" ? `to ${s.dtype}` : s.op);
 const mapBytes = (t) => t.map_bytes_read + t.map_bytes_written;
 const allBytes = (t) => mapBytes(t) + t.other_bytes;
 const bound = (k) => (allBytes(k.traffic) <= state.data.small ? "small"
@@ -90,7 +91,7 @@ class Plan {
     this.readers = this.kernels.map(() => []);
     this.kernels.forEach((k, i) => k.sources.forEach((s) => this.readers[s].push(i)));
     this.words = this.kernels.map((k) => [k.name, k.layer, k.work, k.strategy, k.call,
-      ...k.sublayers.flatMap((s) => [s.op, s.result, s.line, s.layer])].join(" ").toLowerCase());
+      ...k.sublayers.flatMap((s) => [s.op, label(s), s.result, s.line, s.layer])].join(" ").toLowerCase());
     this.view = { x: 0, y: 0, scale: 1 };
     const caption = el("figcaption", {}, el("b", {}, this.name), ` ${this.summary()}`);
     this.canvas = el("canvas", { tabindex: 0, role: "application",
@@ -290,7 +291,8 @@ class Plan {
     c.font = "11px system-ui, sans-serif";
     const key = $("colour").value === "work" ? k.work : bound(k);
     c.fillStyle = ["compute", "CONV", "pool"].includes(key) ? "#ffffff" : "#14171b";
-    c.fillText(`${k.name.slice(0, 4)} ${anchor ? anchor.op : ""}`, b.x + 3, b.y + 12);
+    const number = k.name.slice(0, 4), whole = `${number} ${anchor ? label(anchor) : ""}`;
+    c.fillText(c.measureText(whole).width + 6 <= b.w ? whole : number, b.x + 3, b.y + 12);
     if (b.h > 27) c.fillText(k.layer, b.x + 3, b.y + 25);
     c.restore();
   }
@@ -391,7 +393,9 @@ function chooseLayer(layer) {
 
 const kernelList = (plan, pairs) => el("ul", {}, ...pairs.map(([k, i]) => el("li", {},
   link(k.name, () => choose(plan, i, true)), ` ${size(allBytes(k.traffic))}`)));
-const link = (text, onclick) => el("button", { class: "link", type: "button", onclick }, text);
+// Long names break where their words end.
+const broken = (name) => name.split(/(?<=[_.])/).flatMap((word) => [el("wbr"), word]);
+const link = (text, onclick) => el("button", { class: "link", type: "button", onclick }, ...broken(text));
 
 function fill(label, ...content) {
   $("details").setAttribute("aria-label", label);
@@ -416,7 +420,7 @@ function details(plan, i) {
     ...(knobs ? d("knobs", knobs) : []),
     ...(k.record ? d("record", k.record) : []),
   ];
-  fill(`Kernel ${k.name}`, el("h2", {}, k.name), el("dl", {}, ...rows), ...slots(k),
+  fill(`Kernel ${k.name}`, el("h2", {}, ...broken(k.name)), el("dl", {}, ...rows), ...slots(k),
     maps("reads", k.reads), maps("writes", k.writes),
     el("h3", {}, "waits for"), kernelList(plan, k.sources.map((s) => [plan.kernels[s], s])),
     ...code(k));
@@ -426,7 +430,7 @@ function slots(k) {
   return [["load", "load slots"], ["anchor", "built around"], ["store", "store slots"]].flatMap(([slot, name]) => {
     const held = k.sublayers.filter((s) => s.slot === slot);
     if (!held.length) return [];
-    return [el("h3", {}, name), el("table", {}, ...held.map((s) => el("tr", {}, el("th", {}, s.op),
+    return [el("h3", {}, name), el("table", {}, ...held.map((s) => el("tr", {}, el("th", {}, label(s)),
       el("td", {}, s.layer ? link(s.layer, () => chooseLayer(s.layer)) : "",
         s.line ? el("div", { class: "soft", title: s.line }, s.line.split("/").slice(-2).join("/")) : ""))))];
   });

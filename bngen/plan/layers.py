@@ -8,12 +8,13 @@ left has no parameters: it goes by its own name, after the layer that it reads f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
+from types import MappingProxyType
 
 from bngen.ir.node import Graph, Node
 from bngen.ir.ops import ACTIVATIONS, BATCH_NORM, BATCH_NORM_GRAD, CONTRACT, WINDOW
 from bngen.ir.types import Value
-from bngen.plan.kernel import Kernel
+from bngen.plan.kernel import Kernel, KernelPlan
 
 CONV, BN, RELU, SUM, POOL, COPY, OTHER = "CONV", "BN", "ReLU", "sum", "pool", "copy", "other"
 WORKS = (CONV, BN, RELU, SUM, POOL, COPY, OTHER)
@@ -78,6 +79,24 @@ def layers_of(
     _hand_up(graph, found, maps)
     _hand_down(graph, found)
     return found
+
+
+def layers_of_plan(
+    plan: KernelPlan,
+    gradients: Sequence[str],
+    maps: Set[Value],
+    names: Mapping[str, str] = MappingProxyType({}),
+) -> dict[Node, str]:
+    """The layer of each op of a plan.
+
+    Args:
+        plan: the plan.
+        gradients: the parameters whose gradients are the last results, in order.
+        maps: its feature maps.
+        names: see `layers_of`.
+    """
+    outputs = plan.graph.outputs[-len(gradients) :] if gradients else ()
+    return layers_of(plan.graph, dict(zip(outputs, gradients, strict=True)), maps, names)
 
 
 def _layer(parameter: str) -> str:
