@@ -163,7 +163,7 @@ def profile(
         limits: what the machine can do; measured when missing.
     """
     tell(f"planning {entry.program}")
-    program = step_program(entry.program, entry.batch, entry.image)
+    program = step_program(entry.program, entry.batch, entry.image, entry.dtype)
     plan = explained(
         program, target, fusion=entry.fusion, grad=True, wrt=trained(program.graph),
         schedules=entry.schedules,

@@ -53,7 +53,7 @@ def explained(request: ExplainRequest, progress: console.Progress) -> tuple[Any,
     if (Path(request.program) / MANIFEST).is_file():
         return _of_folder(request)
     progress.stage(f"tracing {request.program}")
-    program = load_program(request.program, request.batch, request.image)
+    program = load_program(request.program, request.batch, request.image, request.dtype)
     target = request.parsed_target(cached=True)
     from bngen.explain.gather import explained as explain
 

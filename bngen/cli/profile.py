@@ -44,7 +44,7 @@ def run(request: ProfileRequest) -> int:
 
     entry = Entry(
         request.program, OURS, request.batch, request.image, request.fusion, str(target),
-        request.threads, request.schedules, request.seed,
+        request.threads, request.schedules, request.seed, request.dtype,
     )  # fmt: skip
     with console.progress(request.quiet) as progress:
         found = profile(entry, target, request.rounds, progress.stage)
