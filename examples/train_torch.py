@@ -1,8 +1,9 @@
 """An ordinary PyTorch training on scikit-learn's digits; ``--backend bngen`` is all of bngen in it.
 
 ``--backend eager`` is PyTorch as it is, ``inductor`` its own compiler. From one seed all three see
-the same batches from the same weights. Each epoch ends with validation and a checkpoint; a run that
-was interrupted goes on with ``--resume``. ``--plot`` draws the runs that a folder holds.
+the same batches from the same weights. ``--dtype bfloat16`` trains under PyTorch's autocast. Each
+epoch ends with validation and a checkpoint; a run that was interrupted goes on with ``--resume``.
+``--plot`` draws the runs that a folder holds.
 """
 
 import argparse
@@ -78,12 +79,13 @@ def loaders(batch, size):
     )
 
 
-def train(model, batches, optimizer, log):
+def train(model, batches, optimizer, precision, log):
     """One epoch; a loss and a time for each step."""
     model.train()
     for x, labels in batches:
         start = time.perf_counter()
-        loss = F.cross_entropy(model(x), labels)
+        with precision:
+            loss = F.cross_entropy(model(x), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -92,9 +94,10 @@ def train(model, batches, optimizer, log):
 
 
 @torch.no_grad()
-def accuracy(model, batches):
+def accuracy(model, batches, precision):
     model.eval()
-    right = sum((model(x).argmax(1) == labels).sum().item() for x, labels in batches)
+    with precision:
+        right = sum((model(x).argmax(1) == labels).sum().item() for x, labels in batches)
     return right / len(batches.dataset)
 
 
@@ -107,9 +110,12 @@ def run(options):
     )
     scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs)
     log = {"loss": [], "seconds": [], "accuracy": []}
+    narrow = options.dtype == "bfloat16"
+    precision = torch.autocast("cpu", torch.bfloat16, enabled=narrow)
 
     options.out.mkdir(parents=True, exist_ok=True)
-    checkpoint = options.out / f"{options.backend}.pt"
+    name = options.backend + "-bfloat16" * narrow
+    checkpoint = options.out / f"{name}.pt"
     if options.resume and checkpoint.exists():
         saved = torch.load(checkpoint)
         model.load_state_dict(saved["model"])
@@ -122,15 +128,15 @@ def run(options):
         model.compile(backend=options.backend)  # in place: the keys of state_dict() stay
 
     first = len(log["accuracy"])
-    for _ in track(range(first, options.epochs), options.backend):
-        train(model, training, optimizer, log)
+    for _ in track(range(first, options.epochs), name):
+        train(model, training, optimizer, precision, log)
         scheduler.step()
-        log["accuracy"].append(accuracy(model, validation))
+        log["accuracy"].append(accuracy(model, validation, precision))
         saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "log": log}
         saved |= {"scheduler": scheduler.state_dict(), "order": training.generator.get_state()}
         torch.save(saved, checkpoint)
-    (options.out / f"{options.backend}.json").write_text(json.dumps(log))
-    print(f"{options.backend}: test accuracy {log['accuracy'][-1]:.2%}, loss {log['loss'][-1]:.4f}")
+    (options.out / f"{name}.json").write_text(json.dumps(log))
+    print(f"{name}: test accuracy {log['accuracy'][-1]:.2%}, loss {log['loss'][-1]:.4f}")
 
 
 def plot(folder):
@@ -152,6 +158,7 @@ def plot(folder):
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--backend", choices=("eager", "inductor", "bngen"), default="bngen")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--size", type=int, default=16, help="height and width of the images")

@@ -81,15 +81,23 @@ class _Found:
         return tirx.call_pure_extern(dtype_of(product), DOT, sums, *operands)
 
     def made(self, call: Call, mutator: tvm_ffi.StructuralMutator) -> Expr:
-        call = mutator.default_mutate(call)
         named = next(
             (n for op, n in ((pairs.pair, PACK), (pairs.half, NARROW)) if _is(call, op)), ""
         )
-        if not named or not self.can(call):
-            return call
-        size = "int32" if named == PACK else "int16"
-        made = tirx.call_pure_extern(f"{size}x{_lanes(call)}", named, *map(_unrounded, call.args))
-        return tirx.reinterpret(dtype_of(call), made)
+        if named and self.can(call):
+            numbers = [mutator.mutate(_unrounded(a)) for a in call.args]
+            size = "int32" if named == PACK else "int16"
+            made = tirx.call_pure_extern(f"{size}x{_lanes(call)}", named, *numbers)
+            return tirx.reinterpret(dtype_of(call), made)
+        call = mutator.default_mutate(call)
+        return self.rounded(call) if _is(call, ROUNDED) and self.can(call) else call
+
+    def rounded(self, call: Call) -> Expr:
+        """Numbers rounded by what narrows them; of those that are then stored, LLVM takes that."""
+        lanes = _lanes(call)
+        half = tirx.call_pure_extern(f"int16x{lanes}", NARROW, *call.args)
+        word = tirx.Cast(f"uint32x{lanes}", tirx.reinterpret(f"uint16x{lanes}", half))
+        return pairs.low(word)
 
 
 def _lanes(value: Expr) -> int:

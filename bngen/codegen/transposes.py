@@ -12,13 +12,16 @@ of vectors as there were gathers, and ``log2`` of the lanes times as many shuffl
 
 A gather is as many loads as it has lanes. Where elements are wanted in the other order of axes
 (weights as a matrix product reads them, maps into channel blocks), a schedule writes out as many
-of them as there are lanes, or an even part of that; this is for all of those.
+of them as there are lanes, or an even part of that; this is for all of those. What is done to an
+element on its way, such as rounding, is then done to the vector that is stored.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
+import tvm_ffi
 from tvm import tirx
 from tvm.ir import Expr, TensorLoad
 from tvm.sym import Analyzer
@@ -58,8 +61,8 @@ def _is_gather(statement: tirx.Stmt) -> bool:
     """Whether a statement stores a vector, in place, of elements from places of another buffer."""
     if not isinstance(statement, tirx.BufferStore):
         return False
-    load = statement.value
-    if not isinstance(load, TensorLoad) or len(load.indices) != 1:
+    load = _load_in(statement)
+    if load is None or len(load.indices) != 1:
         return False
     lanes, (place, *_) = _lanes(statement), statement.indices
     return (
@@ -74,6 +77,19 @@ def _is_gather(statement: tirx.Stmt) -> bool:
     )
 
 
+def _load_in(store: tirx.BufferStore) -> TensorLoad | None:
+    """The one vector of memory that what is stored is made of, lane by lane."""
+    if isinstance(store.value, TensorLoad):
+        return store.value
+    found: list[Any] = []
+    tvm_ffi.structural_walk(store.value, ((TensorLoad, tirx.Shuffle, tirx.Let), found.append))
+    first = found[0] if found else None
+    alone = isinstance(first, TensorLoad) and all(
+        tvm_ffi.structural_equal(first, other) for other in found[1:]
+    )
+    return first if alone and _lanes_of(first) == _lanes(store) else None
+
+
 def _is_row(index: Expr) -> bool:
     return isinstance(index, tirx.Ramp) and isinstance(index.stride, tirx.IntImm) and (
         int(index.stride) == 1
@@ -81,14 +97,18 @@ def _is_row(index: Expr) -> bool:
 
 
 def _lanes(store: tirx.BufferStore) -> int:
-    return int(dtype_of(store.value).partition("x")[2] or 1)
+    return _lanes_of(store.value)
+
+
+def _lanes_of(value: Expr) -> int:
+    return int(dtype_of(value).partition("x")[2] or 1)
 
 
 def _is_beside(
     first: tirx.BufferStore, other: tirx.BufferStore, distance: int, analyzer: Analyzer
 ) -> bool:
     """Whether a gather reads, in every lane, the element so far behind what the first one reads."""
-    a, b = first.value, other.value
+    a, b = _load_in(first), _load_in(other)
     same = a.source.same_as(b.source) and _lanes(first) == _lanes(other)
     if not same or not first.buffer.same_as(other.buffer):
         return False
@@ -124,7 +144,7 @@ def _of_lane(index: Expr, lane: int) -> Expr:
 def _turned(run: Sequence[tirx.BufferStore]) -> list[tirx.Stmt]:
     """Loads of rows, shuffles, and the stores of a run."""
     side, lanes = len(run), _lanes(run[0])
-    load = run[0].value
+    load = _load_in(run[0])
     done: list[tirx.Stmt] = []
 
     def named(value: Expr) -> Expr:
@@ -155,8 +175,15 @@ def _turned(run: Sequence[tirx.BufferStore]) -> list[tirx.Stmt]:
                 i + distance if not i & distance else lanes + i for i in range(lanes)
             ]))  # fmt: skip
         distance *= 2
-    stores = [tirx.BufferStore(s.buffer, r, s.indices) for s, r in zip(run, rows, strict=True)]
-    return done + stores
+    return done + [_with_load(s, r) for s, r in zip(run, rows, strict=True)]
+
+
+def _with_load(store: tirx.BufferStore, row: Expr) -> tirx.BufferStore:
+    """A store of what is made of a row instead of its own load."""
+    if isinstance(store.value, TensorLoad):
+        return tirx.BufferStore(store.buffer, row, store.indices)
+    value = tvm_ffi.structural_mutate(store.value, (TensorLoad, lambda load, mutator: row))
+    return tirx.BufferStore(store.buffer, value, store.indices)
 
 
 def _shuffled(vectors: Sequence[Expr], lanes: Sequence[int]) -> Expr:

@@ -18,6 +18,7 @@ from bngen.lower.lowered import Argument, Lowered, identifier
 from bngen.lower.opaque import Expr, chooses, dtype_of
 from bngen.lower.pairs import WORD
 from bngen.lower.recompute import element_of
+from bngen.lower.roundings import not_rounded
 from bngen.lower.stored import Widened, in_memory, is_narrow, narrowed, widened
 from bngen.lower.sums import sums_of_rows
 from bngen.plan.kernel import Kernel
@@ -48,6 +49,7 @@ class Body:
         self.kernel, self.layouts, self.bits = kernel, layouts, bits
         self.lowered = Lowered(kernel.name)
         self.producer: dict[Value, Node] = {v: n for n in kernel.nodes for v in n.outputs}
+        self.not_rounded = not_rounded(kernel)
         self.stages: dict[Value, Callable[[Coord], Expr]] = {}
         self.results: dict[Value, te.Tensor] = {}
         self.from_main: set[Value] = set()
@@ -60,7 +62,16 @@ class Body:
 
     def at(self, v: Value, coord: Coord) -> Expr:
         """The element of ``v`` at a logical coordinate (channels may be a `Lane`)."""
-        return element_of(v, coord, self.producer, self.stored)
+        return element_of(
+            v, coord, self.producer, self.stored, lambda node: node.out not in self.not_rounded
+        )
+
+    def factor(self, v: Value, coord: Coord) -> Expr:
+        """The element of ``v`` as a factor of floats: what is recomputed for it is not rounded.
+
+        A multiply-add takes any float, and rounding takes as long as six of them.
+        """
+        return element_of(v, coord, self.producer, self.stored, lambda node: False)
 
     def stored(self, v: Value, coord: Coord) -> Expr | None:
         """The element of ``v`` from a stage or from memory; None where it is to be recomputed."""

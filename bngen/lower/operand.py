@@ -37,6 +37,10 @@ class Form:
     images: Callable[[int], int] = lambda n: n
 
 
+def _number(body: Body, x: Value, coord: Coord) -> Expr:
+    return body.masked(x, coord, at=body.factor)
+
+
 def _half(body: Body, x: Value, coord: Coord) -> Expr:
     if body.lies_narrow(x):
         return body.masked(x, coord, at=body.lying_at)
@@ -64,7 +68,7 @@ def _or_zero(body: Body, x: Value, coord: Coord) -> Expr:
     return guarded(holds(coord[0] < x.shape[0]), number) if x.shape[0] % 2 else number
 
 
-NUMBERS = Form(Body.masked)
+NUMBERS = Form(_number)
 HALVES = Form(_half)
 CHANNELS = Form(_of_two(1), channels=2)
 IMAGES = Form(_of_two(0), images=lambda n: -(-n // 2))
@@ -172,7 +176,7 @@ def gradient(body: Body, dy: Value, geo: Geometry, form: Form = NUMBERS) -> te.T
     def element(*index):
         coord = logical_coord(dy.type, layout, index)
         # Sums of a lane are its own: where it holds no channel, it may hold anything.
-        value = body.at(dy, coord) if form is NUMBERS else form.element(body, dy, coord)
+        value = body.factor(dy, coord) if form is NUMBERS else form.element(body, dy, coord)
         return value if whole else guarded(tirx.all(index[2] < h, index[3] < w), value)
 
     return _scratch(body, (blocks, form.images(n), *geo.out, lanes), element, "grad")

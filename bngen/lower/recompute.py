@@ -25,12 +25,19 @@ from bngen.lower.coords import Coord, Lane, broadcast_coord
 from bngen.lower.gather import SOURCES
 from bngen.lower.opaque import Expr, dtype_of, is_atom
 from bngen.lower.pointwise import EXPRESSIONS, Element
+from bngen.lower.roundings import only_rounds
 
 Stored = Callable[[Value, Coord], Expr | None]
 """The element of a value at a coordinate, or None for a value that is to be recomputed."""
 
 
-def element_of(v: Value, coord: Coord, producer: Mapping[Value, Node], stored: Stored) -> Expr:
+def element_of(
+    v: Value,
+    coord: Coord,
+    producer: Mapping[Value, Node],
+    stored: Stored,
+    rounds: Callable[[Node], bool] = lambda node: True,
+) -> Expr:
     """The element of ``v`` at a coordinate.
 
     Args:
@@ -38,6 +45,8 @@ def element_of(v: Value, coord: Coord, producer: Mapping[Value, Node], stored: S
         coord: logical coordinate (channels may be a `Lane`).
         producer: the kernel's node that computes each value which is not stored.
         stored: reads what is stored.
+        rounds: whether a node that makes of numbers what is only stored does so, though its result
+            is not.
     """
     direct = stored(v, coord)
     if direct is not None:
@@ -74,11 +83,15 @@ def element_of(v: Value, coord: Coord, producer: Mapping[Value, Node], stored: S
         if missing:
             work += missing
             continue
-        row = EXPRESSIONS[node.op]
+        row = _unrounded if only_rounds(node) and not rounds(node) else EXPRESSIONS[node.op]
         elements = row(Element(node, at), *(o and known[_key(*o)] for o in operands))
         elements = elements if isinstance(elements, tuple) else (elements,)
         known |= {_key(o, at): named(e, node) for o, e in zip(node.outputs, elements, strict=True)}
     return _in_scope(bound, known[_key(v, coord)])
+
+
+def _unrounded(_: Element, number: Expr) -> Expr:
+    return number
 
 
 def _number(value: int) -> Expr:

@@ -219,7 +219,7 @@ class _Layouts:
             x, inner = self.conv_operand(x) if groups == 1 else self.feature(x)
             outer = self.block(node.out)
         packed = self.packing(w, inner, outer, groups, flipped=False)
-        return (x, self.want(w, packed)), packed.outer
+        return self.multiplied(x, w, packed), packed.outer
 
     def of_groups(self, node: Node) -> tuple[Blocked, Blocked] | None:
         """Layouts of a grouped convolution's maps; None for a dense one, or a depthwise one."""
@@ -254,7 +254,27 @@ class _Layouts:
             known = self.of.get(self.b.resolve(x)) if x is not None else None
             outer = known if isinstance(known, Blocked) else self.block(node.out)
         packed = self.packing(w, inner, outer, node.attrs["groups"], flipped=True)
-        return (dy, self.want(w, packed)), packed.outer
+        return self.multiplied(dy, w, packed), packed.outer
+
+    def multiplied(self, x: Value, w: Value, packed: PackedWeight) -> tuple[Value, Value]:
+        """A map and a weight as operands of a nest: what it does not multiply in pairs is widened.
+
+        A packed weight lies in memory as the floats that it stands for: a nest reads each of its
+        vectors once for a few pixels, and would widen it as often.
+        """
+        if packed.paired or not w.type.element.stored_only:
+            return x, self.want(w, packed)
+        x, w = self.wide(x), self.wide(self.b.resolve(w))
+        if (w, packed) not in self.copies:
+            self.copies[w, packed] = self.b.emit("copy", w)
+            self.of[self.copies[w, packed]] = packed
+        return x, self.copies[w, packed]
+
+    def wide(self, v: Value) -> Value:
+        """A value in the type it is computed in, laid out as it is."""
+        wide = self.b.widened(v)
+        self.of.setdefault(wide, self.of[v])
+        return wide
 
     def conv2d_grad_weight(self, node: Node):
         x, dy = node.inputs

@@ -10,7 +10,7 @@ from tvm import IRModule, s_tir, te
 
 from bngen.codegen.pipeline import compile_module
 from bngen.lower import pairs
-from bngen.lower.stored import rounded
+from bngen.lower.stored import narrowed, rounded
 from bngen.target.parse import Target
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
@@ -94,6 +94,46 @@ def test_words_and_halves_of_numbers(lanes):
     if "avx512bf16" in NATIVE.features:
         assert instructions(words) == {"vcvtne2ps2bf16"}
         assert instructions(halves) == {"vcvtneps2bf16"}
+
+
+@pytest.mark.parametrize("lanes", [4, 8, 16])
+def test_what_is_rounded_for_memory_and_for_more(lanes):
+    """By the instruction that narrows: a number that is stored is taken from it as it is."""
+    x, shape = te.placeholder((64, lanes), "float32", "x"), (64, lanes)
+    near = te.compute(shape, lambda i, j: rounded(x(i, j), "bfloat16"), name="near")
+    half = te.compute(shape, lambda i, j: narrowed(rounded(x(i, j), "bfloat16"), "bfloat16"),
+                      name="half")  # fmt: skip
+    bits = np.random.default_rng(1).integers(0, 1 << 32, shape, np.uint32)
+    bits[::3] = bits[::3] & 0xFFFF0000 | 0x8000
+    number = bits.view(np.float32)
+    with np.errstate(invalid="ignore"):
+        want = number.astype(BF16)
+    function, text = compiled([x, near], ["near"])
+    compare(called(function, number, out=(shape, "float32")), want)
+    function, stored = compiled([x, half], ["half"])
+    compare(called(function, number, out=(shape, "uint16")).view(BF16), want)
+    if "avx512bf16" in NATIVE.features:
+        assert instructions(text) == instructions(stored) == {"vcvtneps2bf16"}
+        assert not re.search(r"vpslld|vpmovzxwd|vpmovdw", stored)
+
+
+@pytest.mark.parametrize("lanes", [8, 16])
+def test_gathers_are_rounded_as_vectors(lanes):
+    """What is turned over on its way from memory is loaded in rows all the same."""
+    x = te.placeholder((lanes, lanes), "float32", "x")
+    turned = te.compute((lanes, lanes), lambda i, j: rounded(x(j, i), "bfloat16"), name="turned")
+    function = te.create_prim_func([x, turned]).with_attr("global_symbol", "main")
+    sch = s_tir.Schedule(IRModule({"main": function}))
+    row, lane = sch.get_loops(sch.get_sblock("turned"))
+    sch.unroll(row)
+    sch.vectorize(lane)
+    library = compile_module(sch.mod, NATIVE.tvm())
+    text = library.mod.inspect_source("s")
+    given = np.random.default_rng(0).standard_normal((lanes, lanes)).astype("f4")
+    compare(called(library["main"], given, out=((lanes, lanes), "float32")), given.T.astype(BF16))
+    if "avx512bf16" in NATIVE.features:
+        assert len(re.findall(r"vcvtneps2bf16", text)) == lanes
+        assert not re.search(r"vinsertps|vgather|vpinsr|vcvtneps2bf16\s+%xmm\d+, %xmm", text)
 
 
 def compare(got, want):

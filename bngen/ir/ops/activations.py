@@ -124,12 +124,12 @@ ACTIVATIONS = (
     # The gradient at a bound is zero,
     _activation(
         "hardtanh", ("x",), lambda a, at: (_clamped(a[0], at["lo"], at["hi"]),), _infer_hardtanh,
-        defaults={"lo": -1.0, "hi": 1.0},
+        defaults={"lo": -1.0, "hi": 1.0}, rounds=False,
     ),
     # and here it is the whole; and where the bounds cross, all is ``hi``.
     _activation(
         "clamp", ("x",), lambda a, at: (_clamped(a[0], at["lo"], at["hi"]),), infer_float,
-        defaults={"lo": -math.inf, "hi": math.inf},
+        defaults={"lo": -math.inf, "hi": math.inf}, rounds=False,
     ),
     _activation("hardsigmoid", ("x",), unary(_hardsigmoid), infer_float),
     _activation("hardswish", ("x",), unary(lambda x: x * _hardsigmoid(x)), infer_float),
