@@ -54,7 +54,7 @@ BATCH = 8
 SIZES = ((2, 112), (1, 112), (1, 64), (1, 32))
 """Batches and images that are simulated, the largest first."""
 MOST_OPERATIONS = 9e9
-"""Of a step that is simulated, by the plan: about 20 million are simulated in a second, so that a
+"""Of a step that is simulated, by the plan: 20 to 35 million are simulated in a second, so that a
 level takes at most some eight minutes, on a CPU of its own."""
 
 Json = dict[str, Any]
