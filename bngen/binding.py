@@ -223,12 +223,12 @@ class Binding:
             combine = AVERAGE
         pieces = tuple(p for v in node.operands for p in self.pieces(v))
         count = node.attrs.get("count", 0)
-        return StartStep(_layer(node), node.attrs["group"], combine, count, pieces)
+        return StartStep(layer_of(node), node.attrs["group"], combine, count, pieces)
 
     def wait_step(self, kernel: Kernel, start: int) -> WaitStep:
         """Its end."""
         pieces = tuple(p for v in kernel.anchor.outputs for p in self.pieces(v))
-        return WaitStep(_layer(kernel.anchor), start, pieces)
+        return WaitStep(layer_of(kernel.anchor), start, pieces)
 
     def pieces(self, v: Value) -> tuple[Operand, ...]:
         """Where a value's elements lie, in order: those of a vector without its padding."""
@@ -289,7 +289,7 @@ class Binding:
         return ArgSpec(item.name, v.shape, v.dtype, v in self.updated, memory_format)
 
 
-def _layer(node: Node) -> str:
+def layer_of(node: Node) -> str:
     """What users call a collective: the layer that it belongs to, if that has a name."""
     return node.out.name.partition(":")[0]
 

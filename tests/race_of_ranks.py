@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import sys
 import tempfile
@@ -129,13 +128,12 @@ def race(network: str, options: argparse.Namespace) -> dict:
     """All contenders with one network."""
     crews: dict[Way, Crew] = {}
     contenders = [Contender(w, s) for w, ways in entries(options.delay).items() for s in ways]
-    deadline = time.monotonic() + 60 * options.minutes
     with tempfile.TemporaryDirectory() as folder:
         try:
             for number, way in enumerate(dict.fromkeys(c.way for c in contenders)):
                 note(f"{network}: {way.name} begins")
                 crews[way] = started(way, network, options, Path(folder) / str(number))
-            rounds = 0
+            rounds, deadline = 0, time.monotonic() + 60 * options.minutes
             while rounds < options.rounds and (not rounds or time.monotonic() < deadline):
                 note(f"{network}: round {rounds + 1} of {options.rounds}")
                 for contender in contenders[:: 1 - 2 * (rounds % 2)]:
@@ -223,7 +221,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="of a turn, after one that is not")
     parser.add_argument("--delay", type=float, nargs="*", default=[0.1, 1.0, 5.0])
-    parser.add_argument("--minutes", type=float, default=15, help="no round begins later")
+    parser.add_argument("--minutes", type=float, default=10, help="after which no round begins")
     parser.add_argument("--first", type=float, default=10, help="minutes that compiling may take")
     parser.add_argument("--patience", type=float, default=3, help="minutes that a turn may take")
     parser.add_argument("--json", type=Path, help="the file that the race is written to")
@@ -234,7 +232,6 @@ def main() -> None:
         return
     if options.batch % options.ranks or options.threads % options.ranks:
         parser.error("--ranks: batch and threads are to be multiples of it")
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from bngen import cache
     from bngen.bench.machine import describe
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 
 import numpy as np
 
@@ -40,7 +40,7 @@ class Planned:
         combine: see `StartStep`.
         count: elements that each rank sends.
         dtype: their type.
-        name: the value that it gives, which may be called otherwise on another rank.
+        name: the layer or the value that it is of.
         where: what else ranks have in common that exchange it; "" of compiled programs.
     """
 
@@ -53,12 +53,7 @@ class Planned:
 
     def __str__(self) -> str:
         words = f"{SHOWN[self.combine]} of {self.count} {self.dtype}"
-        return f"{words} in {self.call}{self.where and ' ' + self.where} ({self.name})"
-
-    @property
-    def common(self) -> tuple[str, ...]:
-        """What is the same on all ranks."""
-        return self.call, self.combine, str(self.count), self.dtype, self.where
+        return f"{words} in {self.call}{self.where and ' ' + self.where} ({self.name or 'a layer'})"
 
     def answered(self, carrier: Communicator, who: str) -> None:
         """Take part with nothing, and wait until it is over.
@@ -85,14 +80,14 @@ _BETWEEN = "\x1f"
 
 
 def _said(planned: Sequence[Planned]) -> bytes:
-    return "\n".join(_BETWEEN.join((*p.common, p.name)) for p in planned).encode()
+    return "\n".join(_BETWEEN.join(map(str, astuple(p))) for p in planned).encode()
 
 
 def _heard(text: bytes) -> tuple[Planned, ...]:
     rows = [line.split(_BETWEEN) for line in text.decode().rstrip(" ").split("\n")]
     return tuple(
         Planned(call, combine, int(count), dtype, name, where)
-        for call, combine, count, dtype, where, name in rows
+        for call, combine, count, dtype, name, where in rows
     )
 
 
@@ -109,8 +104,7 @@ class Agreement:
         self._who, self._carrier, self._planned = who, carrier, planned
         self._text, head = _said(planned), _NOTHING
         if planned:
-            plain = "\n".join(_BETWEEN.join(p.common) for p in planned).encode()
-            digest = hashlib.sha256(plain).digest()[:_DIGEST]
+            digest = hashlib.sha256(self._text).digest()[:_DIGEST]
             head = digest + len(self._text).to_bytes(_HEAD - _DIGEST, "little")
         self._work = carrier.gather(np.frombuffer(head, np.uint8).copy())
 
@@ -129,7 +123,8 @@ class Agreement:
         Raises:
             CallError: when they plan different things, or none of them anything.
         """
-        heads = self._waited(self._work, "what ranks are going to exchange")
+        first = f", first {self._planned[0]}" if self._planned else ""
+        heads = self._waited(self._work, f"what ranks are going to exchange{first}")
         leads = heads.any(axis=1)
         if not leads.any():
             raise CallError(
@@ -137,7 +132,7 @@ class Agreement:
                 hint="leave out a batch that is empty on all ranks",
             )
         digests = [bytes(head[:_DIGEST]) for head in heads]
-        first = int(np.argmax(leads))
+        leader = int(np.argmax(leads))
         followers = tuple(int(rank) for rank in np.flatnonzero(~leads))
         same = len({d for d, lead in zip(digests, leads, strict=True) if lead}) == 1
         if same and not followers:
@@ -149,7 +144,7 @@ class Agreement:
         plans = {i: _heard(bytes(texts[i])) for i in range(len(heads)) if leads[i]}
         if not same:
             self._refuse(plans, digests)
-        return plans[first], followers
+        return plans[leader], followers
 
     def _refuse(self, plans: dict[int, tuple[Planned, ...]], digests: Sequence[bytes]) -> None:
         own = self._carrier.rank if self._carrier.rank in plans else min(plans)
@@ -162,7 +157,7 @@ class Agreement:
 
 def _first_difference(own: Sequence[Planned], others: Sequence[Planned]) -> str:
     for mine, theirs in zip(own, others, strict=False):
-        if mine.common != theirs.common:
+        if mine != theirs:
             return f"{mine}, where another exchanges {theirs}"
     longer = own if len(own) > len(others) else others
     extra = longer[min(len(own), len(others))]

@@ -155,8 +155,10 @@ def _forward(self: SyncBatchNorm, input: Tensor) -> Tensor:
         if self.momentum is None:
             momentum = 1.0 / self.num_batches_tracked.item()
     kept = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
-    affine = self.weight, self.bias
-    return sync_batch_norm(input, *kept, *affine, True, momentum, self.eps, group=group)
+    given = input, *kept, self.weight, self.bias, True, momentum, self.eps
+    if torch.compiler.is_compiling():  # then it is named by its place; see `name_layers`
+        return sync_batch_norm(*given, group=group)
+    return sync_batch_norm(*given, group=group, layer=self.layer_name)
 
 
 class SyncBatchNorm(_BatchNorm):
@@ -167,9 +169,11 @@ class SyncBatchNorm(_BatchNorm):
 
     Attributes:
         process_group: who takes part; all ranks for None.
+        layer_name: in its model, for messages.
     """
 
     process_group: Any = None
+    layer_name: str = ""
     forward = _forward
     _check_input_dim = nn.SyncBatchNorm._check_input_dim
     _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
@@ -207,9 +211,12 @@ def synchronize(model: nn.Module, process_group: Any = None, *, local: bool = Tr
                 "know what it does besides",
                 hint="write it as a torch.nn.BatchNorm2d and what follows it",
             )
+        if isinstance(module, SyncBatchNorm):
+            module.layer_name = name
     return model
 
 
+_NO_NAMES = {"L", "self", "__self__", "call", "_modules", "_orig_mod", "module"}
 _STEP = re.compile(r"\['?([^'\]]+)'?\]|\.?([^.\[\]]+)")
 
 
@@ -220,7 +227,7 @@ def name_layers(graph: fx.Graph) -> None:
             stack = node.meta.get("nn_module_stack") or {}
             path = str(list(stack.values())[-1][0]) if stack else ""
             words = ["".join(found) for found in _STEP.findall(path)]
-            words = [w for w in words if w not in ("L", "self", "_modules", "_orig_mod", "module")]
+            words = [w for w in words if w not in _NO_NAMES]
             node.kwargs = {**node.kwargs, "layer": ".".join(words)}
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bngen.binding import layer_of
 from bngen.ir.interp import run_ranks
 from bngen.models import make
 from bngen.passes.autodiff import differentiate
@@ -95,7 +96,8 @@ def test_at_icf_there_is_one_for_each_feature_map(name):
 def test_ranks_with_other_batches_exchange_the_same_in_the_same_order(name, level):
     def exchanged(**options):
         plan = plan_of(name, level, **options)
-        return [[(k.anchor.op, [v.type for v in k.outputs]) for k in collectives_of(plan, call)]
+        return [[(layer_of(k.anchor), k.anchor.op, [v.type for v in k.outputs])
+                 for k in collectives_of(plan, call)]
                 for call in (FORWARD, BACKWARD)]  # fmt: skip
 
     assert exchanged(batch=1) == exchanged(batch=7) == exchanged(batch=2, image=48)

@@ -110,26 +110,42 @@ def test_a_module_that_nobody_connected_says_so(modules):
         loaded.connect({"another": Alone()})
 
 
-def test_ranks_that_would_do_other_things_are_all_told():
+def layers(channels=3, dtype="float32", first="a", second="b"):
+    """Two normalizations, one of them over a concatenation."""
+
+    @bg.program
+    def net(x: bg.Tensor[2, channels, 4, 4, getattr(bg, dtype)]):
+        y = bg.batch_norm(x, None, None, training=True, group=GROUP, layer=first)
+        z = bg.cat([y, bg.relu(y)], 1)
+        return bg.batch_norm(z, None, None, training=True, group=GROUP, layer=second)
+
+    return net.graph
+
+
+OTHERS = {
+    "channels": ((layers(5), "icf"), "10 float32 in forward (a)"),
+    "a type": ((layers(dtype="float64"), "icf"), "6 float64 in forward (a)"),
+    "a level": ((layers(), "none"), "12 float32 in forward (b)"),
+    "an order": ((layers(first="b", second="a"), "icf"), "6 float32 in forward (b)"),
+}
+
+
+@pytest.mark.parametrize("what", OTHERS)
+def test_ranks_that_would_do_other_things_are_all_told(what):
     """Before anything is exchanged that one of them does not wait for."""
-
-    def program(channels):
-        @bg.program
-        def net(x: bg.Tensor[2, channels, 4, 4]):
-            return bg.batch_norm(x, None, None, training=True, group=GROUP)
-
-        return net.graph
-
-    modules = [compiled(program(c), grad=False) for c in (3, 5)]
+    programs, words = ((layers(), "icf"), OTHERS[what][0]), OTHERS[what][1]
+    modules = [compiled(graph, level, grad=False) for graph, level in programs]
     ranks = connected(modules)
-    found = ranks.run(lambda r: modules[r].forward(np.ones((2, (3, 5)[r], 4, 4), "float32")))
+    args = [
+        np.ones(m.signature.arguments[0].shape, m.signature.arguments[0].dtype) for m in modules
+    ]
+    found = ranks.run(lambda r: modules[r].forward(args[r]))
     for rank, error in enumerate(found):
         assert isinstance(error, CallError)
-        own, other = (6, 10)[:: 1 - 2 * rank]
-        assert f"rank {rank} exchanges the batch statistics of all ranks of {own} " in str(error)
-        assert f"where another exchanges the batch statistics of all ranks of {other} " in str(
-            error
-        )
+        assert f"net: rank {rank} exchanges the batch statistics of all ranks of " in str(error)
+        assert "where another exchanges the batch statistics of all ranks of " in str(error)
+        assert words in str(error)
+        assert f"(rank {1 - rank} has another model or another part of a batch" in str(error)
 
 
 def test_a_rank_that_is_left_alone_names_what_it_waits_for(modules):

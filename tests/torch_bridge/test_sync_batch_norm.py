@@ -47,6 +47,7 @@ def test_groups_of_one_rank_and_of_all(tmp_path):
 # --- faults -----------------------------------------------------------------------------------
 
 SECONDS = 8.0
+THOROUGH = settings.default.max_examples > 100
 
 
 @bngen.program
@@ -77,7 +78,7 @@ def faulty_process(rank, how, folder):
     module.backward()
 
 
-@pytest.mark.parametrize("how", FAULTS if settings.default.max_examples > 100 else ["kill"])
+@pytest.mark.parametrize("how", FAULTS if THOROUGH else ["kill"])
 def test_a_rank_that_fails_ends_the_others_with_one_line(tmp_path_factory, tmp_path, how):
     module = "tests.torch_bridge.test_sync_batch_norm"
     job = f"import {module} as t; t.faulty_process({{}}, {how!r}, {str(tmp_path)!r})"
@@ -89,6 +90,76 @@ def test_a_rank_that_fails_ends_the_others_with_one_line(tmp_path_factory, tmp_p
         assert "faulty: rank 0 of 2 waited for the sum over ranks of 'features.norm0'" in last, text
         assert "and it failed: " in last
         assert ("Timed out" if how == "hang" else "eer") in last
+
+
+class Fault:
+    """What the second rank does instead of the second step, and what the first one then says."""
+
+    def __init__(self, words, do):
+        self.words, self.do = words, do
+
+
+def _evaluates(model, net, x):
+    net.eval()
+    model(x)
+    time.sleep(300)
+
+
+def _differs(model, net, x):
+    net.conv1.weight.requires_grad_(False)
+    step(model, x)
+
+
+def _raises(model, net, x):
+    model(x)
+    raise ValueError("the user's own")
+
+
+def _dies_of_no_image(model, net, x):
+    model(x[:0])
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+SUM = "waited for the sum over ranks of 'bn2', and it failed: "
+HOSTILE = {
+    "evaluates": Fault(
+        "waited for what ranks are going to exchange, first the batch statistics of all ranks of "
+        "16 float32 in forward (bn1), and it failed: ", _evaluates,
+    ),
+    "differs": Fault(
+        "rank 0 exchanges 4 values, where another exchanges 3; one more is the sum over ranks of "
+        "16 float32 in backward (bn1) (rank 1 has another model", _differs,
+    ),
+    "raises": Fault(SUM, _raises),
+    "dies without an image": Fault(SUM, _dies_of_no_image),
+}  # fmt: skip
+
+
+def step(model, x):
+    model(x).square().sum().backward()
+
+
+def hostile_process(rank, how, folder):
+    """One step together; then the second rank does something else."""
+    joined(rank, 2, folder, SECONDS if how == "evaluates" else 60.0)
+    torch.manual_seed(0)
+    net, x = Net(), torch.randn(3, 3, 8, 8)
+    model = bngen.compile(net, sync_bn=True)
+    step(model, x)
+    if rank == 1:
+        HOSTILE[how].do(model, net, x)
+    else:
+        step(model, x)
+
+
+@pytest.mark.skipif(not THOROUGH, reason="takes long; HYPOTHESIS_PROFILE=thorough runs it")
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_compiled_model_says_what_it_waited_for(tmp_path_factory, tmp_path, how):
+    job = f"import {__name__} as t; t.hostile_process({{}}, {how!r}, {str(tmp_path)!r})"
+    with Started(job, 2, tmp_path_factory.getbasetemp() / "hostile") as started:
+        text = started.text(0)
+        assert started.ranks[0].returncode == 1, text
+        assert HOSTILE[how].words in text.strip().splitlines()[-1], text
 
 
 # --- what is refused --------------------------------------------------------------------------
