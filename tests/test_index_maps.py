@@ -14,6 +14,7 @@ import bngen as bg
 from bngen.compiler import FUSION_LEVELS
 from bngen.ir.interp import run
 from bngen.passes.pipeline import plan_program
+from bngen.passes.prepare import join_gradient, prepare
 from tests.compiled import check, compiled
 from tests.oracle import assert_same, torch_run
 from tests.strategies import random_args
@@ -157,6 +158,38 @@ def normalized(x, w, gamma, beta):
 def test_normalizations(level):
     graph = traced(normalized, (2, 5, 7, 5), (20, 5, 3, 3), (20,), (20,))
     check(graph, random_args(graph, 0), level)
+
+
+def standardized(w, gain):
+    """Weights as they are normalized before they are used (Qiao et al. 2019)."""
+    return bg.batch_norm(w.reshape(1, w.shape[0], -1), None, None, gain, training=True)
+
+
+def test_standardized_weights():
+    graph = traced(standardized, (20, 10, 3, 3), (20,))
+    check(graph, random_args(graph, 0))
+
+
+@pytest.mark.parametrize(
+    ("fn", "shapes"),
+    [
+        (standardized, ((32, 16, 3, 3), (32,))),
+        (lambda x, w: bg.layer_norm(x, 64, w), ((32, 64), (64,))),
+    ],
+)
+def test_rows_are_normalized_where_they_lie_in_ten_sweeps(fn, shapes):
+    """Forward they are read three times and written once, backward read five times, written once.
+
+    That is what the formulas need, summed row by row: no gradient is stored between kernels.
+    """
+    graph = traced(fn, *shapes)
+    plan = prepare(join_gradient(graph), 16).planned.plan
+    size = math.prod(shapes[0])
+    moved = [v for k in plan.kernels for v in (*k.inputs, *k.outputs) if v.type.size == size]
+    ops = {op for k in plan.kernels for op in k.sublayers}
+    assert "copy" not in ops
+    weight_sum = 2 * (fn is not standardized)  # of all rows, in a kernel of its own
+    assert len(moved) == 4 + 6 + weight_sum
 
 
 @pytest.mark.parametrize("shape", [(6, 20), (4, 20, 9), (2, 10, 3, 4, 5)], ids=str)
