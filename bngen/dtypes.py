@@ -151,6 +151,8 @@ INDEX = "int64"
 """What integers are that come out of nothing, and what counts and labels are computed in."""
 PAIRED = "bfloat16"
 """What some CPUs have an instruction for that adds the products of two pairs to a float."""
+TILES = "tiles"
+"""Of convolutions that multiply such pairs: those alone whose sums fill a matrix unit's tiles."""
 EXACT = "float64"
 """What is computed once a step, and for all of it, in."""
 NAMES = ", ".join(sorted(DTYPES, key=lambda n: (not DTYPES[n].is_float, n == "bool", n)))

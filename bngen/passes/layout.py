@@ -14,8 +14,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 
-from bngen.dtypes import PAIRED
+from bngen.dtypes import PAIRED, TILES
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
 from bngen.ir.ops import OPS
@@ -44,7 +45,7 @@ MOST_PADDED = 1.25
 
 
 def assign_layouts(
-    graph: Graph, lanes: int, formats: Formats = C_ORDER, *, pairs: bool = False
+    graph: Graph, lanes: int, formats: Formats = C_ORDER, *, pairs: str = ""
 ) -> tuple[Graph, dict[Value, Layout]]:
     """Choose a layout for every value; see the module's text.
 
@@ -52,7 +53,7 @@ def assign_layouts(
         graph: after fission.
         lanes: float32 elements of a vector register.
         formats: the users' arrays that are channels-last.
-        pairs: whether convolutions of bfloat16 multiply pairs of channels.
+        pairs: which convolutions of bfloat16 multiply pairs of channels, see `Target.pairs`.
     """
     return _Layouts(graph, lanes, formats, pairs).run()
 
@@ -60,7 +61,7 @@ def assign_layouts(
 class _Layouts:
     """One walk in execution order; ``of`` is the growing table over the new graph's values."""
 
-    def __init__(self, graph: Graph, lanes: int, formats: Formats, pairs: bool):
+    def __init__(self, graph: Graph, lanes: int, formats: Formats, pairs: str):
         self.graph, self.lanes, self.pairs = graph, lanes, pairs
         self.b = GraphBuilder.rewriting(graph)
         self.of: dict[Value, Layout] = {
@@ -233,15 +234,15 @@ class _Layouts:
 
     def packing(self, w, inner, outer, groups, *, flipped) -> PackedWeight:
         """How the weight is packed."""
-        paired = self.pairs and w.dtype == PAIRED
+        paired = bool(self.pairs) and w.dtype == PAIRED
         if groups == 1:
             return PackedWeight(outer, inner, 1, flipped, paired=paired)
         if w.shape[1] == 1 and w.shape[0] == groups:
             return PackedWeight(inner, inner, groups, flipped, depthwise=True)
         whole = holds_whole(inner, groups) and holds_whole(outer, groups)
-        return PackedWeight(
-            outer, inner, groups, flipped, shuffled=not whole, paired=paired and whole
-        )
+        packed = PackedWeight(outer, inner, groups, flipped, shuffled=not whole)
+        fills_tiles = whole and (self.pairs != TILES or not packed.by_channel)
+        return replace(packed, paired=paired and fills_tiles)
 
     def conv2d_grad_input(self, node: Node):
         dy, w = node.inputs

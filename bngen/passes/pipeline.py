@@ -86,7 +86,7 @@ def plan_program(
     dump: Dump | None = None,
     formats: Formats = C_ORDER,
     *,
-    pairs: bool = False,
+    pairs: str = "",
 ) -> Planned:
     """Run every pass.
 
@@ -98,7 +98,7 @@ def plan_program(
         keep: values that must survive the last kernel.
         dump: called with each stage's name and graph.
         formats: the users' arrays that are channels-last.
-        pairs: whether convolutions of bfloat16 multiply pairs of channels.
+        pairs: which convolutions of bfloat16 multiply pairs of channels, see `Target.pairs`.
     """
     rules = LEVELS[level]
     for name, run in graph_passes(rules):

@@ -83,7 +83,7 @@ def prepare(
     fusion: str = "icf",
     dump: Dump | None = None,
     *,
-    pairs: bool = False,
+    pairs: str = "",
 ) -> Prepared:
     """Plan a program.
 
@@ -92,7 +92,7 @@ def prepare(
         lanes: float32 lanes of a vector.
         fusion: a fusion level.
         dump: called after each pass with its name and the graph.
-        pairs: whether convolutions of bfloat16 multiply pairs of channels.
+        pairs: which convolutions of bfloat16 multiply pairs of channels, see `Target.pairs`.
     """
     graph = keep_old_values(joint.graph, joint.cotangents or ())
     planned = plan_program(

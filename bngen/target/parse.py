@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bngen.dtypes import FLOAT
+from bngen.dtypes import FLOAT, TILES
 from bngen.errors import TargetError
 from bngen.runtime import host
 from bngen.runtime.compiled_for import CompiledFor
@@ -111,9 +111,13 @@ class Target:
         return self.machine.lanes(FLOAT)
 
     @property
-    def pairs(self) -> bool:
-        """Whether convolutions of bfloat16 multiply pairs of channels."""
-        return self.machine.traits.pairs_pay or self.machine.traits.tiles is not None
+    def pairs(self) -> str:
+        """Which convolutions of bfloat16 multiply pairs of channels: ``all``, `TILES`, or none.
+
+        A CPU may have a matrix unit for them, and an instruction that is slower than multiply-adds.
+        """
+        traits = self.machine.traits
+        return "all" if traits.pairs_pay else TILES if traits.tiles else ""
 
     def tvm(self) -> Any:
         """This target as a ``tvm.target.Target``."""
