@@ -6,11 +6,12 @@ LLVM IR, which the function brings along (`bngen.target.pairs`)::
     sums + product(Broadcast(a), b)              DOT(sums, Broadcast(a), b)
     pair(rounded(x), rounded(y))         ->      PACK(x, y)
     half(rounded(x))                             NARROW(x)
+    rounded(x)                                   the 16 bits of NARROW(x), as floats
     Broadcast(word(m[i], m[i + 1]))              Broadcast(the 32 bits at m[i])
 
 For other targets, and vectors of other lanes, they stay what they mean (`bngen.lower.pairs`).
 
-The last of the four is for LLVM, which would make one load of the two itself, but then no longer
+The last of the five is for LLVM, which would make one load of the two itself, but then no longer
 knows that nothing else points there: sums that lie in memory are stored in every step.
 """
 

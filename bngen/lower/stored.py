@@ -9,6 +9,8 @@ to be rounded was rounded by a ``cast`` of the program, and storing drops zeros.
 ``rounded(number)``    the nearest number that the stored type holds, ties to even; NaN stays NaN
 ``narrowed(number)``   the bits of such a number
 ====================== ==============================================================
+
+Where an instruction rounds (`bngen.codegen.pairs`), subnormal numbers become zero.
 """
 
 from __future__ import annotations

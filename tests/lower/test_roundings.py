@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 
 import bngen as bg
+from bngen.codegen.compile import compile_plan
 from bngen.ir.interp import run
 from bngen.lower.roundings import not_rounded, only_rounds
 from bngen.passes.prepare import join_gradient, prepare
+from bngen.plan.layout import PackedWeight
 from bngen.target.parse import Target
 
 LANES = Target.parse().channel_block
@@ -100,3 +104,22 @@ def test_results_are_nearer_to_exact_ones():
 
 def distance(a, b):
     return np.linalg.norm(np.asarray(a, float) - np.asarray(b, float))
+
+
+def test_where_pairs_are_slow_floats_are_multiplied():
+    """Weights are packed as such, once, and numbers are converted as vectors alone."""
+    target = Target.parse("llvm -mtriple=x86_64-linux-gnu -mcpu=emeraldrapids -mattr=-amx-bf16")
+
+    def net(x, w, v):
+        return bg.conv2d(bg.relu(bg.conv2d(x, w, padding=1)), v)
+
+    shapes = (2, 32, 8, 8), (32, 32, 3, 3), (48, 32, 1, 1)
+    graph = bg.autocast(bg.trace(net, *(bg.Tensor(s) for s in shapes))).graph
+    plan = prepare(join_gradient(graph), target.channel_block, pairs=target.pairs).planned.plan
+    packed = [v for v, layout in plan.layouts.items() if isinstance(layout, PackedWeight)]
+    assert packed and {v.dtype for v in packed} == {"float32"}
+    texts = [c.code.text("asm") for c in compile_plan(plan, target)]
+    assert any("vcvtneps2bf16" in text for text in texts)
+    for text in texts:
+        assert "vdpbf16ps" not in text
+        assert not re.search(r"vcvtneps2bf16\s+%xmm|vpinsrw|vpextrw", text)
