@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 import bngen
 from bngen.torch_bridge.region import Region
 from bngen.torch_bridge.sync_batch_norm import synchronize
-from tests.torch_bridge.eager import compare, nudge
+from tests.torch_bridge.eager import compare, nudge, summed
 from tests.torch_bridge.processes import Started, joined
 from tests.torch_bridge.small_networks import NETWORKS, batches, dense, mobile, residual, trained
 
@@ -82,11 +82,10 @@ def synchronized_process(rank, name, folder):
         steps = [(x, labels, len(x)) for x, labels in whole]
         plain = trained(copy.deepcopy(net), steps)
         nudged = [trained(nudged_copy(net), steps) for _ in range(2)]
-        doubles = [(x.double(), labels, n) for x, labels, n in steps]
-        exact = trained(copy.deepcopy(net).double(), doubles)
+        exact, sums = exactly(copy.deepcopy(net).double(), steps)
         own = copy.deepcopy(net)
         found = trained(wrap(own, **options), shared(whole, shares, rank), ranks)
-        compare(summed(found), plain, exact, nudged)
+        compare(with_whole_losses(found), plain, exact, nudged, sums)
         here = sum(bool(sizes[rank]) for sizes in shares)
         # One region, or several, each once a step; none where there is no image.
         met = [c for c in calls if c.built.groups]
@@ -103,7 +102,19 @@ def nudged_copy(net):
     return other
 
 
-def summed(found):
+def exactly(model, steps):
+    """What a training gives in double precision, and what each step's gradients are summed from."""
+    running, sums = summed(model), {}
+
+    def after(i):
+        sums.update({f"{i}.{name}": total for name, total in running.items()})
+        running.clear()
+
+    doubles = [(x.double(), labels, n) for x, labels, n in steps]
+    return trained(model, doubles, after=after), sums
+
+
+def with_whole_losses(found):
     """The losses of all ranks together."""
     for name, value in found.items():
         if name.endswith(".loss"):
