@@ -76,6 +76,7 @@ def synchronized_process(rank, name, folder):
     calls, forward = [], Region.forward
     Region.forward = lambda region, *args: calls.append(region) or forward(region, *args)
     for network, wrap, options in (*CASES, *(MORE if THOROUGH else ())):
+        torch._dynamo.reset()  # which counts versions by code, and has its limit
         torch.manual_seed(0)
         net = network()
         whole = [batches(1, sum(sizes))[0] for sizes in shares]
@@ -128,6 +129,7 @@ def local_process(rank, name, folder):
     joined(rank, ranks, folder)
     shares = (tuple(range(2, 2 + ranks)),) * 5
     for network in NETWORKS:
+        torch._dynamo.reset()
         torch.manual_seed(0)
         net = network()
         steps = shared(batches(5, sum(shares[0])), shares, rank)
