@@ -4,6 +4,8 @@ All kinds of layers of theirs are there; what ranks could get wrong besides is, 
 weights, one that averages all batches, one of another momentum.
 """
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -40,7 +42,8 @@ def dense() -> nn.Module:
     """Two layers of a block, a transition, and a normalization over all of it."""
     densenet = torchvision().models.densenet
     block = densenet._DenseBlock(2, 8, bn_size=2, growth_rate=4, drop_rate=0.0)
-    return Network(_stem(8), [block, densenet._Transition(16, 8), nn.BatchNorm2d(8)], 8)
+    end = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(inplace=True))
+    return Network(_stem(8), [block, densenet._Transition(16, 8), end], 8)
 
 
 def residual() -> nn.Module:
@@ -71,13 +74,16 @@ def batches(steps: int, count: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     ]  # fmt: skip
 
 
-def trained(model: nn.Module, steps: list, ranks: int = 1) -> dict:
+def trained(
+    model: nn.Module, steps: list, ranks: int = 1, after: Callable[[int], None] | None = None
+) -> dict:
     """Losses and gradients of each step of a training, and the state it leaves.
 
     Args:
         model: may be in a DistributedDataParallel, which takes the mean of the ranks' gradients.
         steps: of each the images, the labels, and how many images all ranks have together.
         ranks: how many there are.
+        after: called after each backward with the number of its step.
     """
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     plain = getattr(model, "module", model)
@@ -86,6 +92,8 @@ def trained(model: nn.Module, steps: list, ranks: int = 1) -> dict:
         loss = F.cross_entropy(model(x), labels, reduction="sum") / total
         optimizer.zero_grad()
         (loss * ranks).backward()
+        if after:
+            after(i)
         found[f"{i}.loss"] = loss.detach().clone()
         for name, p in plain.named_parameters():
             found[f"{i}.{name}.grad"] = p.grad.detach().clone()
