@@ -50,7 +50,7 @@ run: $(FOR_RUN)
 # Two test processes share the cores, so idle OpenMP threads must sleep, not spin.
 test: $(FOR_TEST)
 	@$(BIN)/ruff check . || lint=1; \
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 $(TESTS) && exit $${lint:-0}
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS) && exit $${lint:-0}
 
 bench: $(FOR_BENCH)
 	mkdir -p $(BENCH_OUT)

@@ -11,12 +11,11 @@ import torch
 import torch.nn.functional as F
 
 import bngen as bg
-from bngen.compiler import FUSION_LEVELS
 from bngen.ir.interp import run
 from bngen.verification.tolerance import allowed
 from tests.oracle import assert_few_ulps
+from tests.profiles import LEVELS, some
 
-LEVELS = ("none", "icf")
 FLOATS = ("float32", "float64")
 nan, inf = np.nan, np.inf
 
@@ -82,7 +81,7 @@ def test_a_windows_winner_is_no_padding():
 # --- statistics ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", FUSION_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize(
     ("shape", "dtype"),
     [((4, 6, 20, 20), "float32"), ((2, 6, 8, 8), "float64"), ((8, 6), "float32")],
@@ -126,7 +125,7 @@ def network(lib, x, w, v, depthwise, gamma, beta, fc, labels):
     return lib.cross_entropy(lib.linear(z.mean((2, 3)), fc), labels, label_smoothing=0.1)
 
 
-@pytest.mark.parametrize("level", FUSION_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_a_network_in_double_precision(level):
     """No kernel of any kind rounds to float32 on the way."""
     rng = np.random.default_rng(0)
@@ -182,7 +181,7 @@ LONG = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", some(["icf", "none"], 1))
 @pytest.mark.parametrize("name", LONG)
 def test_long_sums_lose_no_more_digits_than_pytorchs(name, level):
     """Four times PyTorch's error and a few roundings, as everywhere."""

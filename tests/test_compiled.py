@@ -27,6 +27,7 @@ from tests.compiled import (
     forward,
 )
 from tests.oracle import assert_close, kink_margin, torch_runs
+from tests.profiles import LEVELS
 from tests.strategies import formats_of, memory_format_of, programs, random_args
 
 NATIVE, AVX2 = "llvm -mcpu=native", "llvm -mcpu=x86-64-v3"
@@ -85,7 +86,7 @@ def composite(channels, shape=(4, 6, 5, 7)):
     return bg.trace(net, bg.Tensor[shape], w, per_channel, per_channel, v).graph
 
 
-@pytest.mark.parametrize("level", FUSION_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_channels_of_very_different_variance(level, channels=40):
     """Channels 16 and up, and every odd one, live on other scales than the first vector."""
     graph = composite(channels)
@@ -122,7 +123,7 @@ def _backward(module, graph, args):
     return module.backward(*cotangents_for(graph))
 
 
-@pytest.mark.parametrize("level", FUSION_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_variance_far_from_zero(level):
     """Mean / deviation of 1e4 over 376,320 samples: E[x^2] - E[x]^2 has no digit left there."""
 
@@ -141,7 +142,7 @@ def test_variance_far_from_zero(level):
     np.testing.assert_allclose(mean, exact_mean, rtol=1e-7)
 
 
-@pytest.mark.parametrize("level", FUSION_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_nan_passes_through_as_in_pytorch(level):
     """One NaN spoils its image in a convolution, and its channels in training-mode BN."""
 
@@ -246,7 +247,7 @@ def test_weights_that_are_computed_for_groups_that_cut_blocks(memory_format):
 # --- sharing ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("level", FUSION_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_a_map_with_eight_consumers(level):
     def net(x, w, v):
         y = bg.conv2d(x, w, padding=1)
@@ -324,7 +325,7 @@ def dense_and_residual():
     return bg.trace(net, bg.Tensor[4, 3, 16, 16], bg.Tensor[4, bg.int64])
 
 
-@pytest.mark.parametrize("level", FUSION_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_a_small_network(level):
     graph = dense_and_residual().graph
     module = check(graph, random_args(graph, 1), level, target=AVX2)

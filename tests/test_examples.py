@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
 
+from tests.profiles import THOROUGH
 from tests.torch_bridge.installed import write_entry_points
 
-THOROUGH = settings.default.max_examples > 100
 SECONDS = 300 if THOROUGH else 60
 EXAMPLES = Path(__file__).parents[1] / "examples"
 RUN = """

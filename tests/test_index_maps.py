@@ -11,12 +11,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 import bngen as bg
-from bngen.compiler import FUSION_LEVELS
 from bngen.ir.interp import run
 from bngen.passes.pipeline import plan_program
 from bngen.passes.prepare import join_gradient, prepare
 from tests.compiled import check, compiled
 from tests.oracle import assert_same, torch_run
+from tests.profiles import LEVELS
 from tests.strategies import random_args
 
 EXAMPLES = settings.default.max_examples // 2
@@ -81,7 +81,7 @@ def test_the_same_extents_by_a_scale_have_no_gradient_in_pytorch():
         traced(lambda x: bg.interpolate(x, scale_factor=1.1, mode="bicubic"), (1, 1, 5, 5))
 
 
-@pytest.mark.parametrize("level", ["none", "bnff", "icf"])
+@pytest.mark.parametrize("level", LEVELS)
 def test_decoder(level):
     graph = traced(unet, *UNET)
     check(graph, random_args(graph, 0), level)
@@ -208,7 +208,7 @@ def test_double_precision():
     assert_same(compiled(graph, grad=False)(*args.values()), theirs, "decoder")
 
 
-@pytest.mark.parametrize("level", FUSION_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_elements_that_no_lane_holds_are_not_read(level):
     """Channels that fill no vector, read in another order: by gathers that stay inside."""
 

@@ -4,13 +4,15 @@ import numpy as np
 import pytest
 
 from tests import whole_network
+from tests.profiles import takes_long
 from tests.whole_network import compare, findings, main, median, table
 
 
 @pytest.mark.parametrize(
     ("name", "batch", "image"),
     [
-        ("resnet18", 2, 48), ("tiny_densenet", 3, 32), ("tiny_mobilenet", 3, 32),
+        pytest.param("resnet18", 2, 48, marks=takes_long("takes half a minute")),
+        ("tiny_densenet", 3, 32), ("tiny_mobilenet", 3, 32),
         ("tiny_mobilenet_v3", 4, 32), ("tiny_unet_bilinear", 2, 22), ("tiny_vgg", 3, 32),
     ],
 )  # fmt: skip

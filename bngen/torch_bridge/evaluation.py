@@ -32,7 +32,7 @@ from torch._subclasses.fake_tensor import (
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
 from bngen.errors import BngenError
-from bngen.torch_bridge.places import AROUND, CALLS, FUNCTION, METHOD, called, place_of
+from bngen.torch_bridge.places import AROUND, ATTRIBUTE, CALLS, FUNCTION, METHOD, called, place_of
 from bngen.torch_bridge.sync_batch_norm import sync_batch_norm
 
 _ONLY_AT_RUN_TIME = (
@@ -128,7 +128,7 @@ class _Evaluation(FakeTensorProp):
         except Exception as error:
             what = f"{called(n)} cannot be evaluated on types: {type(error).__name__}: {error}"
             raise BngenError(what, loc=place_of(n), hint=AROUND) from error
-        if n.op == "get_attr" and isinstance(result, torch.Tensor):
+        if n.op == ATTRIBUTE and isinstance(result, torch.Tensor):
             # A call in place would change the tensor itself: what is not fake may be computed.
             result = _fake(self._mode, result)
         tensors = list(tensors_of(result))

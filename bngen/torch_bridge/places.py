@@ -19,6 +19,9 @@ AROUND = "BNGEN_FALLBACK=1 runs this part of the model in PyTorch"
 CALLS = METHOD, FUNCTION, MODULE = "call_method", "call_function", "call_module"
 """Kinds of nodes, as `torch.fx` has them; the others are arguments and the result."""
 
+ATTRIBUTE = "get_attr"
+"""The kind of those that are a tensor which the graph itself holds."""
+
 _OWN = f"{Path(__file__).parent}{os.sep}"
 """Where layers of bngen's own are, which no model has written."""
 _LINE = re.compile(r'\s*File "(.*)", line (\d+)')

@@ -33,7 +33,7 @@ LINES = list(dict.fromkeys(line for page in PAGES for line in lines_of(page)))
 SMALL = {"BNGEN_BATCH": "2", "BNGEN_IMAGE": "64", "BNGEN_ROUNDS": "1"}
 """What a line does not say itself; networks are as deep as ever, images small."""
 
-LONG = "takes many minutes; HYPOTHESIS_PROFILE=thorough runs it"
+LONG = "takes half a minute or many; HYPOTHESIS_PROFILE=thorough runs it"
 EXAMPLE = "the example is run in tests/test_examples.py"
 MEASURES = "measures at full size; the commands that it runs are run here, too"
 
@@ -50,6 +50,8 @@ NOT_RUN = {
     "bngen bench densenet121 --against none,channels-last --rounds 3": LONG,
     "bngen bench densenet121 --dtype bfloat16 --against backend-bf16,bf16,jemalloc-bf16": LONG,
     "bngen profile densenet121": LONG,
+    "bngen profile resnet18 --trace trace.json --html profile.html": LONG,
+    "bngen explain built": LONG,
     "bngen ablate densenet121 resnet50 --batch 8 --scarce --traffic --json ablation.json "
     "--plot plots": LONG,
 }

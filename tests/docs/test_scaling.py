@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 
+from tests.profiles import THOROUGH
 from tests.race_of_ranks import Contender, entries, table
 from tests.racing_rank import Crew, RankError
 
 ROOT = Path(__file__).parents[2]
-THOROUGH = settings.default.max_examples > 100
 
 
 @pytest.fixture

@@ -16,21 +16,20 @@ import pytest
 from hypothesis import settings
 
 import bngen as bg
-from bngen.compiler import FUSION_LEVELS
 from bngen.runtime import native
 from bngen.runtime.dispatch import run_in_python
 from bngen.runtime.native import Entry
 from tests import guard_pages
 from tests.guard_pages import NANS, Block, watching
 from tests.guarded import RUNS, guarded
+from tests.profiles import some
 
 pytestmark = pytest.mark.skipif(
     not guard_pages.SUPPORTED, reason="faults are read as Linux reports them on x86-64"
 )
 ROOT = Path(__file__).parents[2]
-THOROUGH = settings.default.max_examples > 100
 EXAMPLES = max(1, settings.default.max_examples // 8)
-LEVELS = FUSION_LEVELS if THOROUGH else ("none", "icf")
+LEVELS = some(("icf", "none", "rcf", "mvf", "bnff"), 1)
 """All of them take minutes; the least and the most have every kind of kernel."""
 
 

@@ -1,4 +1,4 @@
-"""A DenseNet, a ResNet and a MobileNet of torchvision's own blocks, small enough for ranks.
+"""A DenseNet, a ResNet and a MobileNet, of blocks as torchvision's are, small enough for ranks.
 
 All kinds of layers of theirs are there; what ranks could get wrong besides is, too: a layer without
 weights, one that averages all batches, one of another momentum.
@@ -9,8 +9,6 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import nn
-
-from tests.zoo_models import torchvision
 
 CLASSES = 3
 
@@ -38,26 +36,70 @@ def _stem(width: int) -> nn.Sequential:
     return nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
 
 
+def _conv(inside: int, outside: int, size: int, **options) -> nn.Conv2d:
+    return nn.Conv2d(inside, outside, size, padding=size // 2, bias=False, **options)
+
+
+class _DenseLayer(nn.Sequential):
+    """Normalizations before their convolutions; the result goes beside what it is made of."""
+
+    def __init__(self, width: int, growth: int = 4, bottleneck: int = 8):
+        super().__init__(
+            nn.BatchNorm2d(width), nn.ReLU(inplace=True), _conv(width, bottleneck, 1),
+            nn.BatchNorm2d(bottleneck), nn.ReLU(inplace=True), _conv(bottleneck, growth, 3),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return torch.cat([x, super().forward(x)], 1)
+
+
+class _BasicBlock(nn.Module):
+    def __init__(self, width: int, wider: int):
+        super().__init__()
+        self.way = nn.Sequential(
+            _conv(width, wider, 3, stride=2), nn.BatchNorm2d(wider), nn.ReLU(inplace=True),
+            _conv(wider, wider, 3), nn.BatchNorm2d(wider),
+        )  # fmt: skip
+        self.shortcut = nn.Sequential(_conv(width, wider, 1, stride=2), nn.BatchNorm2d(wider))
+
+    def forward(self, x):
+        return F.relu(self.way(x) + self.shortcut(x), inplace=True)
+
+
+class _InvertedResidual(nn.Module):
+    """It ends in a normalization without weights, which averages all batches."""
+
+    def __init__(self, width: int, between: int):
+        super().__init__()
+        self.conv = nn.Sequential(
+            _conv(width, between, 1), nn.BatchNorm2d(between), nn.ReLU6(inplace=True),
+            _conv(between, between, 3, groups=between), nn.BatchNorm2d(between),
+            nn.ReLU6(inplace=True),
+            _conv(between, width, 1), nn.BatchNorm2d(width, affine=False, momentum=None),
+        )  # fmt: skip
+
+    def forward(self, x):
+        return x + self.conv(x)
+
+
 def dense() -> nn.Module:
     """Two layers of a block, a transition, and a normalization over all of it."""
-    densenet = torchvision().models.densenet
-    block = densenet._DenseBlock(2, 8, bn_size=2, growth_rate=4, drop_rate=0.0)
+    transition = nn.Sequential(
+        nn.BatchNorm2d(16), nn.ReLU(inplace=True), _conv(16, 8, 1), nn.AvgPool2d(2)
+    )
     end = nn.Sequential(nn.BatchNorm2d(8), nn.ReLU(inplace=True))
-    return Network(_stem(8), [block, densenet._Transition(16, 8), end], 8)
+    return Network(_stem(8), [_DenseLayer(8), _DenseLayer(12), transition, end], 8)
 
 
 def residual() -> nn.Module:
     """A block with a shortcut that is normalized, too."""
-    shortcut = nn.Sequential(nn.Conv2d(8, 12, 1, stride=2, bias=False), nn.BatchNorm2d(12))
-    return Network(_stem(8), [torchvision().models.resnet.BasicBlock(8, 12, 2, shortcut)], 12)
+    return Network(_stem(8), [_BasicBlock(8, 12)], 12)
 
 
 def mobile() -> nn.Module:
-    """Inverted residuals."""
-    block = torchvision().models.mobilenetv2.InvertedResidual(8, 8, stride=1, expand_ratio=2)
-    net = Network(_stem(8), [block], 8)
+    """Inverted residuals, after a layer of another momentum."""
+    net = Network(_stem(8), [_InvertedResidual(8, 16)], 8)
     net.stem[1].momentum = 0.3
-    net.blocks[0].conv[3] = nn.BatchNorm2d(8, affine=False, momentum=None)
     return net
 
 

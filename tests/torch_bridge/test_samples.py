@@ -12,14 +12,13 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
 
 from bngen.torch_bridge.ops import SPELLINGS
 from bngen.torch_bridge.vocabulary import OWN
 from bngen.verification.tolerance import allowed
+from tests.profiles import THOROUGH
 from tests.torch_bridge.single import single
 
-THOROUGH = settings.default.max_examples > 100
 MOST = 4
 """Samples of a call in a quick run; there are hundreds of some."""
 TYPES = torch.float32, torch.bool, torch.int64

@@ -9,18 +9,16 @@ import copy
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import settings
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 import bngen
 from bngen.torch_bridge.region import Region
 from bngen.torch_bridge.sync_batch_norm import synchronize
+from tests.profiles import THOROUGH
 from tests.torch_bridge.eager import compare, nudge, summed
 from tests.torch_bridge.processes import Started, joined
 from tests.torch_bridge.small_networks import NETWORKS, batches, dense, mobile, residual, trained
-
-THOROUGH = settings.default.max_examples > 100
 
 # Of each step, images by rank. Sizes that a rank has had are not compiled again. Of one image alone
 # a normalized map has the mean that its bias says: nothing before it has a gradient.

@@ -8,12 +8,12 @@ import time
 import pytest
 import torch
 import torch.distributed as dist
-from hypothesis import settings
 from torch import nn
 
 import bngen
 from bngen.torch_bridge.explain import explain_model
 from bngen.torch_bridge.sync_batch_norm import SyncBatchNorm, synchronize
+from tests.profiles import THOROUGH
 from tests.torch_bridge.processes import Started, joined
 from tests.torch_bridge.small import Net
 
@@ -47,7 +47,6 @@ def test_groups_of_one_rank_and_of_all(tmp_path):
 # --- faults -----------------------------------------------------------------------------------
 
 SECONDS = 8.0
-THOROUGH = settings.default.max_examples > 100
 
 
 @bngen.program
