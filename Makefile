@@ -47,10 +47,10 @@ run: $(FOR_RUN)
 	$(BIN)/bngen verify
 
 # HYPOTHESIS_PROFILE=thorough make test draws many more, and new, examples.
-# Two test processes share the cores, so idle OpenMP threads must sleep, not spin.
+# Three test processes share the cores, since some wait; idle OpenMP threads must sleep, not spin.
 test: $(FOR_TEST)
 	@$(BIN)/ruff check . || lint=1; \
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 2 --dist worksteal $(TESTS) && exit $${lint:-0}
+	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist worksteal $(TESTS) && exit $${lint:-0}
 
 bench: $(FOR_BENCH)
 	mkdir -p $(BENCH_OUT)

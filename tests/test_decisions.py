@@ -14,6 +14,7 @@ import bngen as bg
 from bngen.models import make
 from tests.decided_programs import PROGRAMS
 from tests.decisions import table
+from tests.profiles import takes_long
 
 NETWORKS = {
     "densenet121": (16,), "mobilenet_v2": (4, 8, 16), "resnet18": (8,), "resnet50": (16,),
@@ -25,7 +26,13 @@ OTHER_WIDTHS = {
 """Lanes of machines for which a network is planned when there is time."""
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[takes_long("has three widths")] if len(lanes) > 1 else [])
+        for name, lanes in NETWORKS.items()
+    ],
+)
 def test_network(name, golden):
     """Forward and backward at batch 8, 224x224, gradients of images included."""
     golden(table(make(name).graph, NETWORKS[name]))

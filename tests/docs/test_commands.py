@@ -52,6 +52,8 @@ NOT_RUN = {
     "bngen profile densenet121": LONG,
     "bngen profile resnet18 --trace trace.json --html profile.html": LONG,
     "bngen explain built": LONG,
+    "bngen build resnet50 --batch 4 -mcpu znver4 --emit tir,ll,asm": LONG,
+    "bngen build resnet18 --dtype bfloat16 --out half": LONG,
     "bngen ablate densenet121 resnet50 --batch 8 --scarce --traffic --json ablation.json "
     "--plot plots": LONG,
 }

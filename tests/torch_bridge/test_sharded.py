@@ -9,6 +9,7 @@ from torch.distributed.fsdp import fully_shard
 import bngen
 from bngen.torch_bridge.region import Region
 from bngen.torch_bridge.sync_batch_norm import synchronize
+from tests.profiles import takes_long
 from tests.torch_bridge.eager import compare
 from tests.torch_bridge.processes import Started, joined
 from tests.torch_bridge.small import Net
@@ -71,6 +72,7 @@ def process(rank, folder):
     dist.destroy_process_group()
 
 
+@takes_long("compiles models for two ranks")
 def test_as_in_eager(tmp_path):
     job = f"import {__name__} as t; t.process({{}}, {str(tmp_path)!r})"
     with Started(job, 2, tmp_path / "cache") as started:
