@@ -17,6 +17,7 @@ from bngen.errors import BngenError, TargetError
 from bngen.runtime import store, toolchain
 from bngen.target.parse import Target
 from bngen.tuning.lone import fill
+from tests.profiles import THOROUGH
 
 CHANNELS = 16
 
@@ -222,7 +223,7 @@ def test_an_entry_in_the_place_of_another_is_not_taken(compiled, folder):
     assert len(compiled) == 3
 
 
-FUZZ = 400 if os.environ.get("HYPOTHESIS_PROFILE") == "thorough" else 60
+FUZZ = 400 if THOROUGH else 60
 """Damaged entries that are tried."""
 
 

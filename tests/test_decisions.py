@@ -6,15 +6,13 @@ these files by ``pytest --update-golden``, and reads the difference.
 
 from __future__ import annotations
 
-import os
-
 import pytest
 
 import bngen as bg
 from bngen.models import make
 from tests.decided_programs import PROGRAMS
 from tests.decisions import table
-from tests.profiles import takes_long
+from tests.profiles import THOROUGH, takes_long
 
 NETWORKS = {
     "densenet121": (16,), "mobilenet_v2": (4, 8, 16), "resnet18": (8,), "resnet50": (16,),
@@ -46,7 +44,7 @@ def test_network_in_mixed_precision(golden):
 @pytest.mark.parametrize("name", OTHER_WIDTHS)
 def test_network_at_other_widths(name, golden, request):
     updating = request.config.getoption("--update-golden")
-    if not updating and os.environ.get("HYPOTHESIS_PROFILE") != "thorough":
+    if not updating and not THOROUGH:
         pytest.skip("takes a minute: HYPOTHESIS_PROFILE=thorough")
     golden(table(make(name).graph, OTHER_WIDTHS[name]))
 

@@ -17,6 +17,7 @@ import pytest
 
 from bngen.cli.main import cli
 from bngen.target.parse import Target
+from tests.profiles import THOROUGH
 
 ROOT = Path(__file__).parents[2]
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
@@ -119,9 +120,8 @@ def test_every_target_of_make_is_there(line):
 
 @pytest.mark.parametrize("line", [x for x in LINES if x not in NEEDS.values()])
 def test_every_line_runs(line, tmp_path):
-    thorough = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
     reason = NOT_RUN.get(line)
-    if reason and not (reason == LONG and thorough):
+    if reason and not (reason == LONG and THOROUGH):
         pytest.skip(reason)
     if "-mcpu znver4" in line and Target.parse("llvm -mcpu=native").channel_block < 16:
         pytest.skip("compiles for a CPU with AVX-512, which this machine does not have")

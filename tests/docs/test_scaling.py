@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.profiles import THOROUGH
+from tests.profiles import takes_long
 from tests.race_of_ranks import Contender, entries, table
 from tests.racing_rank import Crew, RankError
 
@@ -92,7 +92,7 @@ def test_a_rank_that_fails_or_hangs_says_so(tmp_path):
         crew.turn({})
 
 
-@pytest.mark.skipif(not THOROUGH, reason="takes minutes; HYPOTHESIS_PROFILE=thorough runs it")
+@takes_long("takes minutes")
 def test_the_race_runs_whole(tmp_path):
     command = [sys.executable, "-m", "tests.race_of_ranks", "--network", "small", "--image", "8",
                "--batch", "4", "--rounds", "2", "--steps", "2", "--json",

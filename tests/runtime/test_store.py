@@ -13,6 +13,7 @@ import pytest
 from bngen import files
 from bngen.runtime import store as store_module
 from bngen.runtime.store import Store
+from tests.profiles import THOROUGH
 
 FILES = {"a.bin": b"\x00\x01" * 500, "b.txt": b"text"}
 
@@ -293,9 +294,6 @@ def test_too_many_open_files_gives_nothing_up(entry, store, monkeypatch):
 
 
 # --- every byte -------------------------------------------------------------------------------
-
-
-THOROUGH = os.environ.get("HYPOTHESIS_PROFILE") == "thorough"
 
 
 def test_no_flipped_bit_and_no_cut_goes_unnoticed(entry, store):

@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 import bngen
 from bngen.torch_bridge.region import Region
 from bngen.torch_bridge.sync_batch_norm import synchronize
-from tests.profiles import THOROUGH
+from tests.profiles import THOROUGH, takes_long
 from tests.torch_bridge.eager import compare, nudge, summed
 from tests.torch_bridge.processes import Started, joined
 from tests.torch_bridge.small_networks import NETWORKS, batches, dense, mobile, residual, trained
@@ -163,7 +163,7 @@ def test_shares_of_a_batch_are_that_batch(tmp_path, cache, name):
     all_well(synchronized_process, name, tmp_path, cache)
 
 
-@pytest.mark.skipif(not THOROUGH, reason="test_distributed has a smaller one")
+@takes_long("test_distributed has a smaller one")
 @pytest.mark.parametrize("name", ["two, and none", "three"])
 def test_without_synchronization_it_is_pytorchs(tmp_path, cache, name):
     all_well(local_process, name, tmp_path, cache)
