@@ -18,7 +18,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from bngen.errors import CallError
-from bngen.runtime.communicator import Communicator, Work, failed
+from bngen.runtime.communicator import Communicator, Work, waiting_for
 from bngen.runtime.steps import AVERAGE, MOMENTS, SUM
 
 SHOWN = {
@@ -61,14 +61,12 @@ class Planned:
         Raises:
             CallError: when it fails, naming it.
         """
-        try:
+        with waiting_for(f"{SHOWN[self.combine]} of {self.name!r}", carrier, who):
             if self.combine == MOMENTS:
                 nbytes = 8 + self.count * np.dtype(self.dtype).itemsize
                 carrier.gather(np.zeros(nbytes, np.uint8)).result()
             else:
                 carrier.sum(np.zeros(self.count, summed_in(np.dtype(self.dtype)))).result()
-        except RuntimeError as error:
-            raise failed(who, f"{SHOWN[self.combine]} of {self.name!r}", carrier, error) from None
 
 
 def summed_in(dtype: np.dtype) -> np.dtype:
@@ -109,10 +107,8 @@ class Agreement:
         self._work = carrier.gather(np.frombuffer(head, np.uint8).copy())
 
     def _waited(self, work: Work, what: str) -> np.ndarray:
-        try:
+        with waiting_for(what, self._carrier, self._who):
             return work.result()
-        except RuntimeError as error:
-            raise failed(self._who, what, self._carrier, error) from None
 
     def settled(self) -> tuple[tuple[Planned, ...], tuple[int, ...]]:
         """Wait until all ranks have said what they plan.

@@ -1,11 +1,13 @@
 """Who carries what ranks exchange, as the runtime sees them.
 
 In: nothing; a `Communicator` for each group of ranks is given by whoever knows one. Out: what it
-has to do, and the error of a rank for which it has failed.
+has to do, and the error of a rank for which it fails.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -57,20 +59,26 @@ class Alone:
     gather = sum
 
 
-def failed(who: str, what: str, carrier: Communicator, error: Exception) -> CallError:
-    """The error of a rank whose collective has failed.
+@contextlib.contextmanager
+def waiting_for(what: str, carrier: Communicator, who: str = "") -> Iterator[None]:
+    """What a rank begins or waits for; when that fails, the error names it.
 
     Args:
-        who: begins the message.
-        what: was waited for.
+        what: as the message is to call it.
         carrier: the ranks.
-        error: of who carries.
+        who: begins the message.
+
+    Raises:
+        CallError: in the place of what the carrier raises.
     """
-    said = " ".join(str(error).split()) or type(error).__name__
-    if said.startswith("["):  # where in its source
-        said = said.partition("] ")[2]
-    return CallError(
-        f"{who}rank {carrier.rank} of {carrier.size} waited for {what}, and it failed: "
-        f"{said.partition('. ')[0]:.200}",
-        hint="another rank has ended, hangs or does something else: see what it says",
-    )
+    try:
+        yield
+    except RuntimeError as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        if said.startswith("["):  # where in its source
+            said = said.partition("] ")[2]
+        raise CallError(
+            f"{who}rank {carrier.rank} of {carrier.size} waited for {what}, and it failed: "
+            f"{said.partition('. ')[0]:.200}",
+            hint="another rank has ended, hangs or does something else: see what it says",
+        ) from None

@@ -19,7 +19,7 @@ import numpy as np
 from bngen.errors import CallError
 from bngen.moments import merged
 from bngen.runtime.agreement import SHOWN, Agreement, Planned, summed_in
-from bngen.runtime.communicator import Communicator, Work, failed
+from bngen.runtime.communicator import Communicator, Work, waiting_for
 from bngen.runtime.signature import BACKWARD, FORWARD, CallSpec
 from bngen.runtime.steps import AVERAGE, MOMENTS, StartStep, Step
 
@@ -132,16 +132,14 @@ class Exchange:
             self._open[number] = sent
             return
         self.agree(step.group)
-        try:
+        what = f"{SHOWN[step.combine]} of {step.name!r} to begin"
+        with waiting_for(what, carrier, f"{self._of.program}: "):
             if step.combine == MOMENTS:
                 head = np.array([step.count], "<i8").view(np.uint8)
                 self._open[number] = carrier.gather(np.concatenate([head, sent.view(np.uint8)]))
             else:
                 wide = sent.astype(summed_in(sent.dtype), copy=False)
                 self._open[number] = carrier.sum(wide)
-        except RuntimeError as error:
-            what = f"{SHOWN[step.combine]} of {step.name!r} to begin"
-            raise failed(f"{self._of.program}: ", what, carrier, error) from None
 
     def finish(self, number: int) -> list[np.ndarray]:
         """Wait for a collective; its results, flat, in order.
@@ -173,8 +171,5 @@ class Exchange:
             return [mean.astype(dtype), var.astype(dtype), np.array([total], dtype)]
 
     def _result(self, work: Work, what: str, group: str) -> np.ndarray:
-        try:
+        with waiting_for(what, self._given[group], f"{self._of.program}: "):
             return work.result()
-        except RuntimeError as error:
-            carrier = self._given[group]
-            raise failed(f"{self._of.program}: ", what, carrier, error) from None

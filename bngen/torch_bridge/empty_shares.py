@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from bngen.runtime.agreement import Agreement, Planned
-from bngen.runtime.communicator import Communicator, Work, failed
+from bngen.runtime.communicator import Communicator, Work, waiting_for
 from bngen.runtime.signature import FORWARD
+from bngen.torch_bridge.derivatives import first_derivatives
 from bngen.torch_bridge.distributed import carrier_named
 
 
@@ -75,11 +75,8 @@ def told(
 
 
 def _waited(carrier: Communicator, work: Work) -> np.ndarray:
-    try:
+    with waiting_for("the running statistics for ranks without images", carrier):
         return work.result()
-    except RuntimeError as error:
-        what = "the running statistics for ranks without images"
-        raise failed("", what, carrier, error) from None
 
 
 class Follower:
@@ -140,7 +137,7 @@ class _Followed(torch.autograd.Function):
         return x.clone()
 
     @staticmethod
-    @once_differentiable
+    @first_derivatives
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         late, carrier, who = ctx.rest
         for each in late:

@@ -22,6 +22,7 @@ from bngen.runtime.module import Module
 from bngen.runtime.signature import BACKWARD
 from bngen.runtime.threads import default_threads
 from bngen.torch_bridge.asked import Asked
+from bngen.torch_bridge.derivatives import first_derivatives
 from bngen.torch_bridge.distributed import carrier_named
 from bngen.torch_bridge.empty_shares import Layer, told
 from bngen.torch_bridge.reference import evaluate
@@ -207,24 +208,8 @@ class _Differentiated(torch.autograd.Function):
         return results
 
     @staticmethod
-    @torch.compiler.disable  # a step that is compiled as a whole would have Dynamo trace it
+    @first_derivatives
     def backward(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[Any, ...]:
-        if not torch.is_grad_enabled():
-            return tuple(_Differentiated.gradients(ctx, *cotangents))
-        # What was asked to be differentiated once more depends on the arguments in any case:
-        # `once_differentiable` would see that of cotangents alone, and the rest would be dropped.
-        with torch.no_grad():
-            found = _Differentiated.gradients(ctx, *cotangents)
-        there = [i for i, gradient in enumerate(found) if gradient is not None]
-        leaf = torch.empty(0, requires_grad=True)
-        once = _Once.apply(leaf, *(found[i] for i in there))
-        for i, gradient in zip(there, once, strict=True):
-            found[i] = gradient
-        return tuple(found)
-
-    @staticmethod
-    def gradients(ctx: Any, *cotangents: torch.Tensor | None) -> list[Any]:
-        """What `backward` returns."""
         region: Region = ctx.region
         # Raises where one of them was changed in place, or where the graph was not retained.
         _ = ctx.saved_tensors
@@ -241,24 +226,9 @@ class _Differentiated(torch.autograd.Function):
             ctx.call = ctx.rest = None
         flows = region.flows(cotangents)
         names = enumerate(zip(region.names, region.wanted, strict=True))
-        return [
+        return (
             *(None, None),
             *(gradients[name] if wanted and i in flows else None for i, (name, wanted) in names),
-        ]
-
-
-class _Once(torch.autograd.Function):
-    """Gradients that cannot be differentiated again."""
-
-    @staticmethod
-    def forward(ctx: Any, leaf: torch.Tensor, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return gradients
-
-    @staticmethod
-    def backward(ctx: Any, *cotangents: torch.Tensor) -> tuple[Any, ...]:
-        raise RuntimeError(
-            "trying to differentiate twice a function that was marked with @once_differentiable: "
-            "bngen compiles first derivatives"
         )
 
 

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.autograd.function import once_differentiable
 
 from bngen.dtypes import DTYPES
 from bngen.runtime.calls import Backward
 from bngen.runtime.module import Module
 from bngen.runtime.signature import BACKWARD, OutputSpec, Signature
+from bngen.torch_bridge.derivatives import first_derivatives
 
 PARTS = 10
 """Of all bytes of gradients, how many parts are handed over by themselves, at most."""
@@ -140,8 +140,7 @@ class _Tap(torch.autograd.Function):
         return tensors
 
     @staticmethod
-    @torch.compiler.disable
-    @once_differentiable
+    @first_derivatives
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[Any, ...]:
         ctx.under_way.advance(ctx.stop)
         return None, None, *gradients

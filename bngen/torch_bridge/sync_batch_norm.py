@@ -18,15 +18,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensor
-from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from bngen.errors import BngenError
 from bngen.moments import merged
 from bngen.runtime.agreement import Agreement, Planned
-from bngen.runtime.communicator import failed
+from bngen.runtime.communicator import waiting_for
 from bngen.runtime.signature import BACKWARD, FORWARD
 from bngen.runtime.steps import MOMENTS, SUM
+from bngen.torch_bridge.derivatives import first_derivatives
 from bngen.torch_bridge.distributed import Carrier, carrier_named
 from bngen.torch_bridge.empty_shares import Follower, Layer, told
 
@@ -106,7 +106,7 @@ class _Synchronized(torch.autograd.Function):
         return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
 
     @staticmethod
-    @once_differentiable
+    @first_derivatives
     def backward(ctx: Any, dy: Tensor) -> tuple[Any, ...]:
         x, weight, mean, var = ctx.saved_tensors
         eps, total, carrier, layer = ctx.rest
@@ -124,10 +124,8 @@ class _Synchronized(torch.autograd.Function):
 
 
 def _waited(work: Any, what: str, layer: str, carrier: Carrier) -> np.ndarray:
-    try:
+    with waiting_for(f"{what} of {layer or 'a layer'}", carrier):
         return work.result()
-    except RuntimeError as error:
-        raise failed("", f"{what} of {layer or 'a layer'}", carrier, error) from None
 
 
 # --- the layer --------------------------------------------------------------------------------

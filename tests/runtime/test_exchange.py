@@ -14,7 +14,7 @@ from bngen.errors import CallError
 from bngen.ir.interp import run
 from bngen.passes.autodiff import differentiate
 from bngen.runtime import bundle_form
-from bngen.runtime.communicator import Alone, failed
+from bngen.runtime.communicator import Alone, waiting_for
 from bngen.runtime.plain import PlainError
 from tests.compiled import compiled
 from tests.oracle import assert_close, torch_runs
@@ -205,5 +205,7 @@ def test_a_damaged_bundle_is_refused(modules, words):
 
 
 def test_messages_of_carriers_lose_where_in_their_source_they_are_from():
-    said = failed("net: ", "it", Alone(), RuntimeError("[a/b.cc:3] Closed [x]:1. Sorry."))
-    assert "rank 0 of 1 waited for it, and it failed: Closed [x]:1 (another" in str(said)
+    with pytest.raises(CallError) as said, waiting_for("it", Alone(), "net: "):
+        raise RuntimeError("[a/b.cc:3] Closed [x]:1. Sorry.")
+    expected = "net: rank 0 of 1 waited for it, and it failed: Closed [x]:1 (another"
+    assert expected in str(said.value)

@@ -13,7 +13,7 @@ from torch import nn
 import bngen
 from bngen.torch_bridge.explain import explain_model
 from bngen.torch_bridge.sync_batch_norm import SyncBatchNorm, synchronize
-from tests.profiles import THOROUGH
+from tests.profiles import THOROUGH, takes_long
 from tests.torch_bridge.processes import Started, joined
 from tests.torch_bridge.small import Net
 
@@ -151,7 +151,7 @@ def hostile_process(rank, how, folder):
         step(model, x)
 
 
-@pytest.mark.skipif(not THOROUGH, reason="takes long; HYPOTHESIS_PROFILE=thorough runs it")
+@takes_long("takes minutes")
 @pytest.mark.parametrize("how", HOSTILE)
 def test_a_compiled_model_says_what_it_waited_for(tmp_path_factory, tmp_path, how):
     job = f"import {__name__} as t; t.hostile_process({{}}, {how!r}, {str(tmp_path)!r})"
