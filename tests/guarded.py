@@ -35,6 +35,7 @@ from bngen.plan.formats import C_ORDER, Formats
 from bngen.plan.kernel import KernelPlan
 from bngen.plan.layout import Blocked, Layout, PackedWeight
 from bngen.runtime import native, threads
+from bngen.runtime.buffers import buffer
 from bngen.runtime.bundle import Bundle
 from bngen.runtime.dispatch import CallTable
 from bngen.runtime.executor import Executor, Memory
@@ -198,7 +199,7 @@ class GuardedExecutor(Executor):
         # Each place is a buffer of its own.
         named = {place: f"{place[0]} {place[1]}" for place in blocks}
         operands = [Operand(named[o.slot, o.offset], 0, o.shape, o.dtype) for o in step.operands]
-        buffers = {named[place]: block.data for place, block in blocks.items()}
+        buffers = {named[place]: buffer(block.data) for place, block in blocks.items()}
         table = CallTable([(self._entries[step.symbol], operands)], buffers)
         self._scratch.owner = step.name
         with watching() as faults:

@@ -17,6 +17,7 @@ from typing import Any
 
 from bngen.codegen.nests import choose
 from bngen.codegen.signature import overwritten, signature
+from bngen.dtypes import PAIRED
 from bngen.errors import ProgramError, SourceLoc, ToolchainError
 from bngen.ir.node import Node
 from bngen.ir.types import Value
@@ -268,7 +269,8 @@ def _compile(
         module = tvm.IRModule({low.name: function})
         if strategy.in_tiles:
             module = in_tiles(module)
-        library = compile_module(module, tvm_target)
+        paired = any(v.dtype == PAIRED for n in kernel.nodes for v in (*n.outputs, *n.operands))
+        library = compile_module(module, tvm_target, paired=paired)
     return Code(
         symbol=low.name,
         module=module,

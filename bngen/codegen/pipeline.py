@@ -17,6 +17,7 @@ In: a scheduled IRModule. Out: a library.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import tvm
@@ -37,13 +38,20 @@ STACK_LIMIT = 1 << 16
 """Bytes of an allocation in local scope that stays on the stack, which a thread has 8 MiB of."""
 
 
-def compile_module(module: tvm.IRModule, target: Any) -> Any:
-    """Machine code of scheduled kernels for a target."""
-    tirx.register_tir_pipeline(NAME, _pipeline)
+def compile_module(module: tvm.IRModule, target: Any, *, paired: bool = True) -> Any:
+    """Machine code of scheduled kernels for a target.
+
+    Args:
+        module: the kernels.
+        target: TVM's.
+        paired: whether they may hold numbers of a type that comes in pairs.
+    """
+    name = f"{NAME}_pairs" if paired else NAME
+    tirx.register_tir_pipeline(name, functools.partial(_pipeline, paired))
     if "riscv64" in str(target.attrs.get("mtriple", "")):
         module = _with_fixed_vectors(module, target)
     with PassContext(config={"tirx.disable_cse_tir": True}):
-        return tvm.compile(module, target=target, tir_pipeline=NAME)
+        return tvm.compile(module, target=target, tir_pipeline=name)
 
 
 def _with_fixed_vectors(module: tvm.IRModule, target: Any) -> tvm.IRModule:
@@ -59,11 +67,11 @@ def _with_fixed_vectors(module: tvm.IRModule, target: Any) -> tvm.IRModule:
     return tvm.IRModule(functions, attrs=module.attrs)
 
 
-def _pipeline() -> tuple[Any, Any, Any]:
+def _pipeline(paired: bool) -> tuple[Any, Any, Any]:
     passes, finish_host, finish_device = tirx.get_tir_pipeline("s_tir")
 
     def finish() -> Sequential:
-        last = [sum_pairs(), _reveal()]
+        last = [*([sum_pairs()] if paired else ()), _reveal()]
         return Sequential([_tiles_on_stack(), tirx.transform.SkipAssert(), finish_host(), *last])
 
     return passes, finish, finish_device

@@ -24,20 +24,22 @@ from bngen.lower.opaque import Expr, dtype_of
 MOST_VECTORS = 4
 """Whole vectors that lanes are taken from; of more, loads one by one are no slower."""
 
-_LANEWISE = (
+_LANEWISE = {
     tirx.Add, tirx.Sub, tirx.Mul, tirx.Div, tirx.Mod, tirx.FloorDiv, tirx.FloorMod,
     tirx.Min, tirx.Max,
-)  # fmt: skip
+}  # fmt: skip
 
 
 def shuffled(load: TensorLoad) -> Expr:
     """A load of scattered lanes as a shuffle of vectors, where it can be; else the load itself."""
-    if len(load.indices) != 1 or isinstance(load.indices[0], tirx.Ramp | tirx.Broadcast):
+    if len(load.indices) != 1 or type(load.indices[0]) in (tirx.Ramp, tirx.Broadcast):
         return load
     index = load.indices[0]
     lanes = int(dtype_of(index).partition("x")[2] or 1)
+    if lanes == 1:
+        return load
     places = [_lane(index, i) for i in range(lanes)]
-    if lanes == 1 or None in places:
+    if None in places:
         return load
     analyzer = Analyzer()
     first = analyzer.simplify(places[0])
@@ -94,11 +96,12 @@ def _shuffle(parts: list[Expr], chosen: list[int]) -> Expr:
 
 def _lane(index: Expr, i: int) -> Any:
     """One lane of a vector of integers, as a scalar; None where it is not known how to."""
-    if isinstance(index, tirx.Ramp):
+    kind = type(index)
+    if kind is tirx.Ramp:
         return index.base + index.stride * i
-    if isinstance(index, tirx.Broadcast):
+    if kind is tirx.Broadcast:
         return index.value
-    if not isinstance(index, _LANEWISE):
+    if kind not in _LANEWISE:
         return None
     a, b = _lane(index.a, i), _lane(index.b, i)
-    return None if a is None or b is None else type(index)(a, b)
+    return None if a is None or b is None else kind(a, b)

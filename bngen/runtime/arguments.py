@@ -1,11 +1,11 @@
 """Users' arrays as compiled kernels take them, and results as users expect them.
 
 In: NumPy arrays, PyTorch tensors, lists and numbers, and what the program declares (`ArgSpec`).
-Out: C-contiguous NumPy arrays in memory order (see `runtime.formats`) that share the caller's
-memory wherever a kernel can use it as it lies: dense in the declared memory format, aligned, in
-native byte order. Everything else is copied, and copied back for arguments that the program updates
-in place. A wrong dtype, shape or device is a `CallError`, since
-converting it silently would hide a mistake, and kernels themselves check nothing.
+Out: C-contiguous buffers in memory order (see `runtime.formats`) that share the caller's memory
+wherever a kernel can use it as it lies: dense in the declared memory format, aligned, in native
+byte order. Everything else is copied, and copied back for arguments that the program updates in
+place. A wrong dtype, shape or device is a `CallError`, since converting it silently would hide a
+mistake, and kernels themselves check nothing.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 from bngen.arrays import letter_of
 from bngen.errors import CallError
 from bngen.runtime.argspec import ArgSpec
+from bngen.runtime.buffers import Buffer, buffer
 from bngen.runtime.formats import to_logical_order, to_memory_order
 from bngen.runtime.memory import ALIGNMENT, empty_aligned
 from bngen.runtime.overlap import are_apart, check_overlap, memory_of, overlaps_itself, span_of
@@ -47,44 +48,49 @@ class Arguments:
         self._program, self._specs, self._alignment = program, tuple(specs), alignment
         self._seen = Seen(len(self._specs))
         self._updates = any(spec.inplace for spec in specs)
+        self._apart: list[tuple[int, int]] = []
 
-    def prepared(self, values: Iterable[object]) -> tuple[list[np.ndarray], list[WriteBack]]:
+    def prepared(self, values: Iterable[object]) -> tuple[list[Buffer], list[WriteBack]]:
         """All arguments of a call.
 
         Args:
             values: what the caller gave, one for each declaration.
 
         Returns:
-            The arrays to pass, and functions to call once the kernels have run.
+            The memory to pass, and functions to call once the kernels have run.
 
         Raises:
             CallError: for an argument that cannot be used, or memory that is both updated in place
                 and passed as another argument.
         """
         values = list(values)
-        arrays, write_backs, spans, updated = [], [], [], []
+        buffers, write_backs, spans, updated = [], [], [], []
         for number, (spec, value) in enumerate(zip(self._specs, values, strict=True)):
-            place = self._seen.again(number, value) if is_torch(value) else None
+            place = self._seen.again(number, value)
             if place is None:
-                array, write_back = self._looked_over(number, value)
-                spans += self._span(array, value, spec)
+                found, write_back = self._looked_over(number, value)
+                spans += self._span(value, spec)
                 write_backs += [write_back] if write_back is not None else []
             else:
-                array = place.array(value)
+                found = place.buffer(value)
                 spans.append(place.span)
                 updated += [value] if spec.inplace else []
-            arrays.append(array)
-        if self._updates and not are_apart(spans):
-            check_overlap(self._program, self._specs, values)
-        return arrays, [*write_backs, *([written(updated)] if updated else ())]
+            buffers.append(found)
+        if self._updates and spans != self._apart:
+            if are_apart(spans):
+                self._apart = spans
+            else:
+                check_overlap(self._program, self._specs, values)
+        return buffers, [*write_backs, *([written(updated)] if updated else ())]
 
-    def _looked_over(self, number: int, value: Any) -> tuple[np.ndarray, WriteBack | None]:
+    def _looked_over(self, number: int, value: Any) -> tuple[Buffer, WriteBack | None]:
         array, write_back = prepare(value, self._specs[number], self._alignment, self._program)
-        if is_torch(value) and value.data_ptr() == array.ctypes.data:
-            self._seen.note(number, value, array)
-        return array, write_back
+        found = buffer(array)
+        if is_torch(value) and value.data_ptr() == found.address:
+            self._seen.note(number, value, array, found.address)
+        return found, write_back
 
-    def _span(self, array: np.ndarray, value: Any, spec: ArgSpec) -> list[tuple[int, int]]:
+    def _span(self, value: Any, spec: ArgSpec) -> list[tuple[int, int]]:
         """Where the caller's memory lies, which may be another than the kernels'."""
         there = memory_of(value, spec) if self._updates else None
         return [] if there is None or not there.size else [span_of(there)]

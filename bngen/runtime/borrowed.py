@@ -12,17 +12,16 @@ from __future__ import annotations
 
 import numbers
 import sys
-from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from bngen.errors import CallError
+from bngen.runtime.buffers import Buffer
 from bngen.runtime.tensors import is_torch
 
 
-@dataclass(frozen=True)
-class Loan:
+class Loan(NamedTuple):
     """A tensor's memory, while a call waits for its ``backward``.
 
     Attributes:
@@ -40,7 +39,7 @@ class Loan:
     def renewed(self) -> Loan:
         """The same after ``forward`` has written to other arguments, perhaps beside it."""
         version = self.tensor._version
-        return self if version == self.version else replace(self, version=version)
+        return self if version == self.version else self._replace(version=version)
 
     def check(self, program: str) -> None:
         """Refuse to read what is no longer what ``forward`` read.
@@ -64,7 +63,7 @@ class Loan:
             )
 
 
-def borrow(name: str, value: Any, array: np.ndarray) -> Loan | None:
+def borrow(name: str, value: Any, there: Buffer) -> Loan | None:
     """A loan of an argument; None where its changes would go unnoticed.
 
     That is so in inference mode, and where something that PyTorch does not know shares the memory:
@@ -73,7 +72,7 @@ def borrow(name: str, value: Any, array: np.ndarray) -> Loan | None:
     Args:
         name: of the argument.
         value: as the caller gave it.
-        array: what kernels read.
+        there: what kernels read.
     """
     if not is_torch(value):
         return None
@@ -82,13 +81,13 @@ def borrow(name: str, value: Any, array: np.ndarray) -> Loan | None:
     if tensor.is_inference() or not tensor.untyped_storage().resizable():
         return None
     address = tensor.data_ptr()
-    return Loan(name, tensor, address, tensor._version) if address == array.ctypes.data else None
+    return Loan(name, tensor, address, tensor._version) if address == there.address else None
 
 
-def is_own(value: Any, array: np.ndarray) -> bool:
-    """Whether the array is a copy made for this call: no memory that the caller has."""
+def is_own(value: Any, there: Buffer) -> bool:
+    """Whether kernels read a copy made for this call: no memory that the caller has."""
     if isinstance(value, np.ndarray):
-        return not np.may_share_memory(value, array)
+        return not np.may_share_memory(value, there.array)
     if is_torch(value):
-        return value.data_ptr() != array.ctypes.data
+        return value.data_ptr() != there.address
     return isinstance(value, list | tuple | numbers.Number)

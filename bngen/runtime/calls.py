@@ -10,14 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from bngen.errors import CallError
 from bngen.labels import handed_out
 from bngen.runtime import host, threads
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.arguments import Arguments
 from bngen.runtime.borrowed import Loan
+from bngen.runtime.buffers import Buffer
 from bngen.runtime.communicator import Communicator
 from bngen.runtime.exchange import Exchanges
 from bngen.runtime.executor import Executor, Memory
@@ -127,8 +126,8 @@ class Calls:
         values = in_order(self._signature, args, named)
         slots, write_backs = self._prepare(FORWARD, values)
         check_labels(self._signature, slots)
-        slots |= self._outputs.memory()
         as_torch = any(is_torch(v) for v in values)
+        slots |= self._outputs.memory(as_torch)
         kept = self.pending.begin(values, slots, self._state.changes, as_torch)
         try:
             exchange = self._exchanges.begun(self.carriers, agree=True)
@@ -213,13 +212,13 @@ class Calls:
         given = self._cotangents.in_order(grad_outputs)
         cotangents, _ = self._prepare(BACKWARD, given)
         destinations = self._gradients.destinations(out)
+        as_torch = kept.as_torch or any(is_torch(v) for v in grad_outputs)
         slots = {**kept.slots, **cotangents}
-        slots |= self._gradients.memory(destinations, accumulate, list(slots.values()))
+        slots |= self._gradients.memory(as_torch, destinations, accumulate, slots.values())
         exchange = self._exchanges.begun(self.carriers, agree=False)
         # It writes over what it has read: a call that goes on waiting lends it a copy.
         frame = self.pending.twin(kept) if retain else self.pending.claim(call).frame
         memory = Memory(frame.arena, slots, exchange)
-        as_torch = kept.as_torch or any(is_torch(v) for v in grad_outputs)
         start = self._spans[BACKWARD].start
         begun = Backward(self.pending.pool, frame, memory, start, kept.loans, as_torch)
         return begun, destinations
@@ -254,10 +253,10 @@ class Calls:
 
     def _prepare(
         self, name: str, values: Sequence[Any]
-    ) -> tuple[dict[str, np.ndarray], list[WriteBack]]:
+    ) -> tuple[dict[str, Buffer], list[WriteBack]]:
         given = self._given[name]
-        arrays, write_backs = given.arguments.prepared(values)
-        return dict(zip(given.slots, arrays, strict=True)), write_backs
+        buffers, write_backs = given.arguments.prepared(values)
+        return dict(zip(given.slots, buffers, strict=True)), write_backs
 
     def _packed(self, results: list[Any]) -> Any:
         named = self._signature.named_outputs

@@ -18,6 +18,7 @@ import numpy as np
 from bngen.dtypes import DTYPES
 from bngen.errors import ToolchainError
 from bngen.runtime import toolchain
+from bngen.runtime.buffers import Buffer
 from bngen.runtime.memory import Arena
 from bngen.runtime.native import Entry
 from bngen.runtime.steps import Operand
@@ -45,7 +46,7 @@ class CallTable:
     def __init__(
         self,
         calls: Sequence[tuple[Entry, Sequence[Operand]]],
-        fixed: Mapping[str, np.ndarray],
+        fixed: Mapping[str, Buffer],
     ):
         operands = list(dict.fromkeys(o for _, given in calls for o in given))
         self._tensors, self._extents = _tensors(operands)
@@ -53,7 +54,7 @@ class CallTable:
         self._arena = _Group([(i, o) for i, o in rows if o.slot is None])
         self._open = _Group([(i, o) for i, o in rows if o.slot is not None and o.slot not in fixed])
         held = _Group([(i, o) for i, o in rows if o.slot in fixed])
-        held.fill(self._tensors, {name: array.ctypes.data for name, array in fixed.items()})
+        held.fill(self._tensors, {slot: there.address for slot, there in fixed.items()})
         self._base: int | None = None
         place = dict(zip(operands, _addresses(self._tensors), strict=True))
         counts = [len(given) for _, given in calls]
@@ -68,17 +69,17 @@ class CallTable:
         self._calls["arguments"] = _addresses(self._arguments, firsts)
         self._owners = [entry.owner for entry, _ in calls]
 
-    def bind(self, arena: Arena, slots: Mapping[str, np.ndarray]) -> None:
+    def bind(self, arena: Arena, slots: Mapping[str, Buffer]) -> None:
         """Fill in where the memory of a call lies.
 
         Args:
             arena: the call's; what was last filled in stays when it is the same.
-            slots: C-contiguous arrays by slot; only calls that are not made may lack one.
+            slots: memory by slot; only calls that are not made may lack one.
         """
         if arena.address != self._base:
             self._arena.fill(self._tensors, {None: arena.address})
             self._base = arena.address
-        self._open.fill(self._tensors, {n: slots[n].ctypes.data for n in self._open.names(slots)})
+        self._open.fill(self._tensors, {n: slots[n].address for n in self._open.names(slots)})
 
     def run(self, start: int, stop: int) -> int:
         """Make calls [start, stop).
@@ -108,7 +109,7 @@ class _Group:
         self._slots = np.array([number[o.slot] for _, o in operands], np.intp)
         self._offsets = np.array([o.offset for _, o in operands], np.uint64)
 
-    def names(self, slots: Mapping[str, np.ndarray]) -> list[str]:
+    def names(self, slots: Mapping[str, Buffer]) -> list[str]:
         """The slots of these operands that there are."""
         return [name for name in self._names if name in slots]
 

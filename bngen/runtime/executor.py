@@ -20,6 +20,7 @@ import numpy as np
 
 from bngen.errors import BngenError
 from bngen.runtime import native
+from bngen.runtime.buffers import Buffer, buffer
 from bngen.runtime.dispatch import NO_STACK, CallTable
 from bngen.runtime.exchange import Exchange
 from bngen.runtime.memory import Arena
@@ -36,19 +37,19 @@ class Memory:
 
     Attributes:
         arena: what operands without a slot lie in.
-        slots: C-contiguous arrays by slot; only steps that are not run may lack one.
+        slots: memory by slot; only steps that are not run may lack one.
         exchange: its collectives; None where it has none.
     """
 
     arena: Arena
-    slots: Mapping[str, np.ndarray]
+    slots: Mapping[str, Buffer]
     exchange: Exchange | None = None
 
     def array(self, operand: Operand) -> np.ndarray:
         """A view of what an operand names."""
         if operand.slot is None:
             return self.arena.view(operand.offset, operand.shape, operand.dtype)
-        return view(self.slots[operand.slot], operand.offset, operand.shape, operand.dtype)
+        return view(self.slots[operand.slot].array, operand.offset, operand.shape, operand.dtype)
 
 
 class Action(Protocol):
@@ -77,9 +78,10 @@ class Executor:
         entries: Mapping[str, Entry],
         fixed: Mapping[str, np.ndarray],
     ):
-        self._steps, self._fixed = tuple(steps), dict(fixed)
+        self._steps = tuple(steps)
+        self._fixed = {slot: buffer(array) for slot, array in fixed.items()}
         kernels = [s for s in steps if isinstance(s, KernelStep)]
-        self._table = CallTable([(entries[s.symbol], s.operands) for s in kernels], fixed)
+        self._table = CallTable([(entries[s.symbol], s.operands) for s in kernels], self._fixed)
         self._actions: dict[tuple[int, int], tuple[Action, ...]] = {}
         self._note: Note | None = None
 
@@ -163,7 +165,7 @@ class _Copy:
 
     step: CopyStep
     number: int
-    fixed: Mapping[str, np.ndarray]
+    fixed: Mapping[str, Buffer]
 
     def run(self, memory: Memory) -> None:
         target, source = (
@@ -178,7 +180,7 @@ class _Start:
 
     step: StartStep
     number: int
-    fixed: Mapping[str, np.ndarray]
+    fixed: Mapping[str, Buffer]
 
     def run(self, memory: Memory) -> None:
         sent = [_array(operand, memory, self.fixed) for operand in self.step.operands]
@@ -191,7 +193,7 @@ class _Wait:
 
     step: WaitStep
     number: int
-    fixed: Mapping[str, np.ndarray]
+    fixed: Mapping[str, Buffer]
 
     def run(self, memory: Memory) -> None:
         found, first = np.concatenate(memory.exchange.finish(self.step.start)), 0
@@ -204,7 +206,7 @@ class _Wait:
 _ACTIONS = {CopyStep: _Copy, StartStep: _Start, WaitStep: _Wait}
 
 
-def _array(operand: Operand, memory: Memory, fixed: Mapping[str, np.ndarray]) -> np.ndarray:
+def _array(operand: Operand, memory: Memory, fixed: Mapping[str, Buffer]) -> np.ndarray:
     if operand.slot in fixed:
         return Memory(memory.arena, fixed).array(operand)
     return memory.array(operand)

@@ -32,6 +32,11 @@ def to_memory_order(array: np.ndarray, memory_format: str) -> np.ndarray:
     return array.transpose(_OUTERMOST_FIRST) if memory_format == CHANNELS_LAST else array
 
 
+def logical_axes(rank: int, memory_format: str) -> tuple[int, ...]:
+    """The axes of an array in memory order, as its user knows them."""
+    return _BACK if memory_format == CHANNELS_LAST else tuple(range(rank))
+
+
 def to_logical_order(array: np.ndarray, memory_format: str) -> np.ndarray:
     """A view of an array in memory order, as its user knows it."""
     return array.transpose(_BACK) if memory_format == CHANNELS_LAST else array

@@ -13,6 +13,7 @@ import numpy as np
 
 from bngen.errors import CallError
 from bngen.runtime.argspec import ArgSpec
+from bngen.runtime.buffers import Buffer
 from bngen.runtime.formats import to_logical_order
 from bngen.runtime.signature import Signature, input_slot
 
@@ -33,7 +34,7 @@ def in_order(signature: Signature, args: Sequence[Any], named: Mapping[str, Any]
     return [*args, *(named[n] for n in names[len(args) :])]
 
 
-def check_labels(signature: Signature, slots: Mapping[str, np.ndarray]) -> None:
+def check_labels(signature: Signature, slots: Mapping[str, Buffer]) -> None:
     """Refuse class numbers beyond the classes.
 
     Args:
@@ -44,7 +45,7 @@ def check_labels(signature: Signature, slots: Mapping[str, np.ndarray]) -> None:
         CallError: naming the first one.
     """
     for check in signature.labels:
-        labels = slots[input_slot(check.name)]
+        labels = slots[input_slot(check.name)].array
         wrong = (labels < 0) | (labels >= check.classes)
         also = ""
         if check.ignore is not None:

@@ -18,7 +18,7 @@ from bngen.errors import BngenError
 ALIGNMENT = 64
 #: The narrowest vector: a channel block of a narrower target starts on such a boundary.
 MINIMUM_ALIGNMENT = 16
-_HUGE_PAGE = 2 << 20
+HUGE_PAGE = 2 << 20
 
 
 def empty_aligned(shape: tuple[int, ...], dtype: str, align: int = ALIGNMENT) -> np.ndarray:
@@ -56,8 +56,8 @@ class Arena:
             BngenError: if the system does not give that much memory.
         """
         self.nbytes = nbytes
-        huge = huge_pages and nbytes >= _HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE")
-        boundary = _HUGE_PAGE if huge else ALIGNMENT
+        huge = huge_pages and nbytes >= HUGE_PAGE and hasattr(mmap, "MADV_HUGEPAGE")
+        boundary = HUGE_PAGE if huge else ALIGNMENT
         try:
             # Private: shared anonymous memory is a file to the kernel and rarely gets huge pages.
             area = mmap.mmap(

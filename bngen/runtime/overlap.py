@@ -36,33 +36,35 @@ class Declared(Protocol):
 
 
 class _Lying:
-    """What NumPy needs to know of a tensor's memory to make an array of it, which keeps it alive.
+    """What NumPy needs to know of a tensor's memory to make an array of it, which keeps its owner.
 
     `Tensor.numpy` does the same, but marks the memory as NumPy's, too: it can never be resized
     again, nor be told from memory that was NumPy's from the start.
     """
 
-    def __init__(self, tensor: Any, interface: dict[str, Any]):
-        self._tensor, self.__array_interface__ = tensor, interface
+    def __init__(self, owner: Any, interface: dict[str, Any]):
+        self._owner, self.__array_interface__ = owner, interface
 
 
-def lying(tensor: Any, interface: dict[str, Any], kind: np.dtype) -> np.ndarray:
-    """The array over a tensor's memory, which keeps it alive.
+def lying(owner: Any, interface: dict[str, Any], kind: np.dtype) -> np.ndarray:
+    """The array over a tensor's memory.
 
     Args:
-        tensor: whose memory it is.
+        owner: the tensor or its storage, which the array keeps alive.
         interface: how its elements lie, in NumPy's array interface.
         kind: their type; that of ml_dtypes has no letter of its own in an interface.
     """
-    array = np.asarray(_Lying(tensor, interface))
+    array = np.asarray(_Lying(owner, interface))
     return array if array.dtype is kind else array.view(kind)
 
 
-def _interface(tensor: Any, kind: np.dtype) -> dict[str, Any]:
-    return {
+def array_over(tensor: Any, kind: np.dtype) -> np.ndarray:
+    """The array over a tensor's memory, of whatever strides; ``kind`` as in `lying`."""
+    interface = {
         "version": 3, "data": (tensor.data_ptr(), False), "typestr": kind.str,
         "shape": tuple(tensor.shape), "strides": tuple(s * kind.itemsize for s in tensor.stride()),
     }  # fmt: skip
+    return lying(tensor, interface, kind)
 
 
 def memory_of(value: Any, spec: Declared) -> np.ndarray | None:
@@ -78,7 +80,7 @@ def memory_of(value: Any, spec: Declared) -> np.ndarray | None:
     if isinstance(value, np.ndarray):
         return value
     if hasattr(value, "data_ptr"):
-        return lying(value, _interface(value, spec.numpy_dtype), spec.numpy_dtype)
+        return array_over(value, spec.numpy_dtype)
     return None if isinstance(value, list | tuple | numbers.Number) else np.asarray(value)
 
 

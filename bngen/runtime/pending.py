@@ -22,6 +22,7 @@ import numpy as np
 from bngen.errors import CallError
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.borrowed import Loan, borrow, is_own
+from bngen.runtime.buffers import Buffer, buffer
 from bngen.runtime.memory import Arena, empty_aligned
 from bngen.runtime.signature import BACKWARD, Signature, input_slot
 
@@ -31,13 +32,13 @@ class Frame:
 
     def __init__(self, nbytes: int):
         self.arena = Arena(nbytes)
-        self._copies: dict[str, np.ndarray] = {}
+        self._copies: dict[str, Buffer] = {}
 
-    def copy(self, spec: ArgSpec, array: np.ndarray) -> np.ndarray:
+    def copy(self, spec: ArgSpec, there: Buffer) -> Buffer:
         """A copy of an argument, in memory that is used again."""
         if spec.name not in self._copies:
-            self._copies[spec.name] = empty_aligned(spec.memory_shape, spec.dtype)
-        np.copyto(self._copies[spec.name], array)
+            self._copies[spec.name] = buffer(empty_aligned(spec.memory_shape, spec.dtype))
+        np.copyto(self._copies[spec.name].array, there.array)
         return self._copies[spec.name]
 
 
@@ -77,7 +78,7 @@ class Kept:
     """
 
     frame: Frame
-    slots: Mapping[str, np.ndarray]
+    slots: Mapping[str, Buffer]
     loans: tuple[Loan, ...]
     changes: int
     as_torch: bool
@@ -154,13 +155,13 @@ class Pending:
         return getattr(self._mine, "call", None)
 
     def begin(
-        self, values: Sequence[Any], slots: dict[str, np.ndarray], changes: int, as_torch: bool
+        self, values: Sequence[Any], slots: dict[str, Buffer], changes: int, as_torch: bool
     ) -> Kept:
         """A call of ``forward`` starts in this thread; the one before is dropped.
 
         Args:
             values: its arguments, as the caller gave them.
-            slots: the arrays that kernels read, by slot; those that are copied are exchanged.
+            slots: the memory that kernels read, by slot; what is copied is exchanged.
             changes: of parameters and buffers so far.
             as_torch: whether results go out as tensors.
         """
@@ -170,12 +171,13 @@ class Pending:
             kept, loans = {}, []
             for i, spec in self._kept:
                 slot = input_slot(spec.name)
-                loan = borrow(spec.name, values[i], slots[slot])
+                there = slots[slot]
+                loan = borrow(spec.name, values[i], there)
                 if loan is not None:
                     loans.append(loan)
-                elif not is_own(values[i], slots[slot]):
-                    slots[slot] = frame.copy(spec, slots[slot])
-                kept[slot] = slots[slot]
+                elif not is_own(values[i], there):
+                    slots[slot] = there = frame.copy(spec, there)
+                kept[slot] = there
         except BaseException:
             self.pool.give(frame)
             raise

@@ -10,7 +10,7 @@ the gradient is copied, or added.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,12 +19,13 @@ import numpy as np
 from bngen.errors import CallError
 from bngen.runtime.argspec import ArgSpec
 from bngen.runtime.arguments import deliver, prepare
+from bngen.runtime.buffers import Buffer, buffer
 from bngen.runtime.executor import view
 from bngen.runtime.formats import to_logical_order
-from bngen.runtime.memory import ALIGNMENT, empty_aligned
+from bngen.runtime.memory import ALIGNMENT, HUGE_PAGE, empty_aligned
 from bngen.runtime.overlap import check_overlap
 from bngen.runtime.signature import OutputSpec
-from bngen.runtime.tensors import WriteBack
+from bngen.runtime.tensors import WriteBack, empty_tensor, in_logical_order, is_torch
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class Destination:
     array: np.ndarray
     write_back: WriteBack | None
 
-    def direct(self, reads: Sequence[np.ndarray]) -> bool:
+    def direct(self, reads: Iterable[Buffer]) -> bool:
         """Whether a kernel may write to it while others still read ``reads``."""
         aligned = self.array.ctypes.data % ALIGNMENT == 0
-        return aligned and not any(np.may_share_memory(self.array, other) for other in reads)
+        return aligned and not any(np.may_share_memory(self.array, other.array) for other in reads)
 
     def store(self, gradient: np.ndarray, accumulate: bool) -> Any:
         """Take the gradient over, unless it lies there already."""
@@ -74,7 +75,13 @@ class Results:
         for spec in specs:
             self._users.setdefault(spec.slot, []).append(spec)
         self._nbytes = {slot: max(map(_end, users)) for slot, users in self._users.items()}
-        self._scratch: dict[str, np.ndarray] = {}
+        # Of large arrays NumPy asks for huge pages, and PyTorch does not.
+        self._tensors = {
+            slot: users[0]
+            for slot, users in self._users.items()
+            if len(users) == 1 and not users[0].offset and self._nbytes[slot] < HUGE_PAGE
+        }
+        self._scratch: dict[str, Buffer] = {}
 
     def destinations(self, out: Mapping[str, Any] | None) -> dict[str, Destination]:
         """Arrays that the caller gives, by the name of the result; checked, and nothing has run.
@@ -109,40 +116,52 @@ class Results:
 
     def memory(
         self,
+        as_torch: bool,
         given: Mapping[str, Destination] | None = None,
         accumulate: bool = False,
-        reads: Sequence[np.ndarray] = (),
-    ) -> dict[str, np.ndarray]:
-        """Buffers by slot for one call.
+        reads: Iterable[Buffer] = (),
+    ) -> dict[str, Buffer]:
+        """Memory by slot for one call.
 
         Args:
+            as_torch: whether what is fresh goes out as tensors.
             given: destinations of some results.
             accumulate: whether results are added to what is there.
             reads: what the call reads of the caller's memory.
         """
-        given = given or {}
-        return {slot: self._buffer(slot, given, accumulate, reads) for slot in self._users}
+        if not given:
+            return {slot: self._fresh(slot, as_torch) for slot in self._users}
+        return {
+            slot: self._buffer(slot, as_torch, given, accumulate, reads) for slot in self._users
+        }
+
+    def _fresh(self, slot: str, as_torch: bool) -> Buffer:
+        alone = self._tensors.get(slot) if as_torch else None
+        if alone is not None:
+            return empty_tensor(alone.memory_shape, alone.dtype)
+        return buffer(empty_aligned((self._nbytes[slot],), "uint8"))
 
     def _buffer(
         self,
         slot: str,
+        as_torch: bool,
         given: Mapping[str, Destination],
         accumulate: bool,
-        reads: Sequence[np.ndarray],
-    ) -> np.ndarray:
+        reads: Iterable[Buffer],
+    ) -> Buffer:
         users = self._users[slot]
         if not all(spec.name in given for spec in users):
-            return empty_aligned((self._nbytes[slot],), "uint8")
+            return self._fresh(slot, as_torch)
         first = given[users[0].name]
         if len(users) == 1 and not accumulate and first.direct(reads):
-            return first.array
+            return buffer(first.array)
         if slot not in self._scratch:
-            self._scratch[slot] = empty_aligned((self._nbytes[slot],), "uint8")
+            self._scratch[slot] = buffer(empty_aligned((self._nbytes[slot],), "uint8"))
         return self._scratch[slot]
 
     def handed_out(
         self,
-        slots: Mapping[str, np.ndarray],
+        slots: Mapping[str, Buffer],
         as_torch: bool,
         given: Mapping[str, Destination] | None = None,
         accumulate: bool = False,
@@ -157,7 +176,11 @@ class Results:
         """
         results = []
         for spec in self._listed:
-            array = view(slots[spec.slot], spec.offset, spec.memory_shape, spec.dtype)
+            there = slots[spec.slot]
+            if is_torch(there.owner):
+                results.append(in_logical_order(there.owner, spec.memory_format))
+                continue
+            array = view(there.array, spec.offset, spec.memory_shape, spec.dtype)
             if given and spec.name in given:
                 results.append(given[spec.name].store(array, accumulate))
             else:

@@ -20,9 +20,16 @@ import numpy as np
 
 from bngen.arrays import numpy_dtype
 from bngen.dtypes import DTYPES, DType
+from bngen.options import CONTIGUOUS
 from bngen.runtime.argspec import ArgSpec
-from bngen.runtime.formats import memory_axes, to_logical_order, to_memory_order
-from bngen.runtime.overlap import lying, memory_of, overlaps_itself
+from bngen.runtime.buffers import Buffer
+from bngen.runtime.formats import (
+    logical_axes,
+    memory_axes,
+    to_logical_order,
+    to_memory_order,
+)
+from bngen.runtime.overlap import array_over, lying, memory_of, overlaps_itself
 from bngen.runtime.unusable import Unusable, wrong_dtype, wrong_shape
 
 WriteBack = Callable[[], object]
@@ -56,6 +63,20 @@ def as_tensor(array: np.ndarray) -> Any:
     return _over(array.view(f"i{row.nbytes}")).view(getattr(torch, row.torch))
 
 
+def empty_tensor(shape: tuple[int, ...], dtype: str) -> Buffer:
+    """A fresh uninitialized tensor, which owns the buffer; it lies on 64 bytes, as all do."""
+    torch, row = sys.modules["torch"], DTYPES[dtype]
+    tensor = torch.empty(shape, dtype=getattr(torch, row.torch), device="cpu")
+    return Buffer(tensor.data_ptr(), tensor, functools.partial(array_over, kind=numpy_dtype(dtype)))
+
+
+def in_logical_order(tensor: Any, memory_format: str) -> Any:
+    """A tensor in memory order, as its user knows it."""
+    if memory_format == CONTIGUOUS:
+        return tensor
+    return tensor.permute(logical_axes(tensor.ndim, memory_format))
+
+
 @functools.cache
 def _row(dtype: np.dtype) -> DType:
     """NumPy makes a type's name anew whenever it is asked, which takes microseconds."""
@@ -83,9 +104,12 @@ class Place:
     kind: np.dtype
     span: tuple[int, int]
 
-    def array(self, tensor: Any) -> np.ndarray:
-        """The array of a tensor that lies here, whose memory it keeps alive."""
-        return lying(tensor.detach(), self.interface, self.kind)
+    def buffer(self, tensor: Any) -> Buffer:
+        """The memory of a tensor that lies here."""
+        return Buffer(self.span[0], tensor.untyped_storage(), self._array)
+
+    def _array(self, owner: Any) -> np.ndarray:
+        return lying(owner, self.interface, self.kind)
 
 
 class Seen:
@@ -98,30 +122,30 @@ class Seen:
     def __init__(self, count: int):
         self._places: list[Place | None] = [None] * count
 
-    def again(self, number: int, tensor: Any) -> Place | None:
+    def again(self, number: int, value: Any) -> Place | None:
         """The place of the last usable tensor, if this one looks the same.
 
         Args:
             number: of the argument.
-            tensor: its value.
+            value: its value, which may be no tensor.
         """
         place = self._places[number]
-        return place if place is not None and _look(tensor) == place.look else None
+        return place if place is not None and _look(value) == place.look else None
 
-    def note(self, number: int, tensor: Any, array: np.ndarray) -> None:
+    def note(self, number: int, tensor: Any, array: np.ndarray, address: int) -> None:
         """A tensor was found usable.
 
         Args:
             number: of the argument.
             tensor: its value.
             array: its memory, as kernels take it.
+            address: where that begins.
         """
-        look, start = _look(tensor), array.ctypes.data
+        look = _look(tensor)
         if look is not None:
             interface = dict(array.__array_interface__)
-            self._places[number] = Place(
-                look, interface, array.dtype, (start, start + array.nbytes)
-            )
+            span = address, address + array.nbytes
+            self._places[number] = Place(look, interface, array.dtype, span)
 
 
 def _look(tensor: Any) -> tuple[Any, ...] | None:

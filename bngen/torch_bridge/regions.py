@@ -19,6 +19,7 @@ from torch import fx
 from bngen.errors import BngenError, SourceLoc
 from bngen.ir.node import Graph
 from bngen.torch_bridge.autocasts import spell_out
+from bngen.torch_bridge.counters import count_together
 from bngen.torch_bridge.evaluation import UnknownUntilRunError, evaluate
 from bngen.torch_bridge.functional import functionalize
 from bngen.torch_bridge.masks import draw_masks
@@ -171,4 +172,5 @@ def _assembled(graph: fx.Graph, partition: Partition, taken: Sequence[Taken]) ->
         else:
             env[step] = new.node_copy(step, env.__getitem__)
     new.node_copy(output, env.__getitem__)
+    count_together(new)
     return new

@@ -13,6 +13,7 @@ import torch
 from torch import fx
 
 from bngen.torch_bridge import masks
+from bngen.torch_bridge.counters import is_counter
 from bngen.torch_bridge.element_types import UnsupportedError
 from bngen.torch_bridge.places import CALLS
 from bngen.torch_bridge.translate import refusal
@@ -41,7 +42,7 @@ def reasons(graph: fx.Graph, shared: set[fx.Node]) -> dict[fx.Node, str]:
         if node.op not in CALLS:
             continue
         if node.meta.get("writes"):
-            why: str | None = COUNTS if all(map(_is_counter, node.meta["writes"])) else WRITES
+            why: str | None = COUNTS if all(map(is_counter, node.meta["writes"])) else WRITES
         elif node in shared or not shared.isdisjoint(node.all_input_nodes):
             why = SHARES
         elif node.meta.get("memory") in inputs:
@@ -55,12 +56,6 @@ def reasons(graph: fx.Graph, shared: set[fx.Node]) -> dict[fx.Node, str]:
         if why is not None:
             found[node] = why
     return found | _halves(graph, found)
-
-
-def _is_counter(node: fx.Node) -> bool:
-    """Whether a buffer is one number of an integer type, as batch normalizations have."""
-    value = node.meta["val"]
-    return node.op not in CALLS and not value.ndim and not value.dtype.is_floating_point
 
 
 def _tried(node: fx.Node, tried: dict[Any, str | None]) -> str | None:

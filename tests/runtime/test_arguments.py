@@ -438,9 +438,9 @@ def test_an_expanded_tensor_cannot_be_updated(torch):
 
 def test_all_arguments_of_a_call():
     x, state = aligned((4, 6)), arange((12,))[::2]
-    tensors, write_backs = Arguments("net", [X, STATE]).prepared([x, state])
-    assert address(tensors[0]) == x.ctypes.data
-    tensors[1][...] = 5
+    (first, second), write_backs = Arguments("net", [X, STATE]).prepared([x, state])
+    assert first.address == x.ctypes.data
+    second.array[...] = 5
     assert len(write_backs) == 1
     write_backs[0]()
     assert (state == 5).all()
@@ -532,7 +532,7 @@ def test_what_was_usable_once_is_looked_at_again(kind, torch):
     change, message = LATER[kind]
     arguments, tensor = Arguments("net", [X], alignment=1), torch.zeros(4, 6)
     for _ in range(2):
-        assert address(arguments.prepared([tensor])[0][0]) == tensor.data_ptr()
+        assert arguments.prepared([tensor])[0][0].address == tensor.data_ptr()
     with pytest.raises(CallError, match=message):
         arguments.prepared([change(tensor)])
 
@@ -542,9 +542,9 @@ def test_other_elements_at_the_same_address_are_read_as_they_lie(torch):
     dense = memory[:24].reshape(4, 6)
     views = (dense, memory.as_strided((4, 6), (12, 2)), dense, torch._neg_view(dense), dense)
     for view in views:
-        ((array,), _) = arguments.prepared([view])
-        np.testing.assert_array_equal(array, view.resolve_neg().numpy())
-        assert (address(array) == memory.data_ptr()) == (view is dense)
+        ((found,), _) = arguments.prepared([view])
+        np.testing.assert_array_equal(found.array, view.resolve_neg().numpy())
+        assert (found.address == memory.data_ptr()) == (view is dense)
 
 
 def test_nothing_of_a_call_is_kept_alive(torch):
@@ -559,10 +559,10 @@ def test_nothing_of_a_call_is_kept_alive(torch):
 def test_an_array_keeps_the_memory_that_its_tensor_gives_up(torch):
     arguments, tensor = Arguments("net", [X], alignment=1), torch.full((4, 6), 2.0)
     for _ in range(2):
-        ((array,), _) = arguments.prepared([tensor])
+        ((found,), _) = arguments.prepared([tensor])
     tensor.data = torch.zeros(4, 6)
     others = [torch.zeros(4, 6) for _ in range(8)]  # would lie there if it were free
-    assert (array == 2).all() and len(others) == 8
+    assert (found.array == 2).all() and len(others) == 8
 
 
 def test_an_update_that_moves_onto_another_argument_is_refused(torch):

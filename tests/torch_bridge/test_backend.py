@@ -68,6 +68,30 @@ def test_kinds_of_batch_normalization(name, training):
     assert_as_eager(model, (images(),), script)
 
 
+class Counted(Net):
+    """Counters that nobody reads, one of them counted twice, and one that the layer reads."""
+
+    def __init__(self):
+        super().__init__()
+        self.cumulative = nn.BatchNorm2d(8, momentum=None)
+
+    def forward(self, x):
+        return self.cumulative(self.bn2(self.bn2(self.features(x))))
+
+
+def test_counters_of_batches_are_counted_together():
+    assert_as_eager(Counted(), (images(),), lambda model, x: (model(x), model(x)), regions=1)
+    compiled = bngen.compile(Counted())
+    compiled(images())
+    with torch.profiler.profile() as profile:
+        compiled(images())
+    assert [int(count) for name, count in compiled.state_dict().items() if "batches" in name] == [
+        2, 6, 2,
+    ]  # fmt: skip
+    calls = {event.key: event.count for event in profile.key_averages()}
+    assert calls["aten::_foreach_add_"] == 1
+
+
 def test_frozen_parameters_cost_no_kernels():
     whole, frozen = Net(), Net()
     for p in (*frozen.conv1.parameters(), *frozen.bn1.parameters()):
