@@ -69,27 +69,28 @@ def test_kinds_of_batch_normalization(name, training):
 
 
 class Counted(Net):
-    """Counters that nobody reads, one of them counted twice, and one that the layer reads."""
+    """Counters that nobody reads, one of them counted twice, and one that the model reads."""
 
     def __init__(self):
         super().__init__()
-        self.cumulative = nn.BatchNorm2d(8, momentum=None)
+        self.bn3, self.bn4 = nn.BatchNorm2d(8), nn.BatchNorm2d(8)
 
     def forward(self, x):
-        return self.cumulative(self.bn2(self.bn2(self.features(x))))
+        y = self.bn2(self.bn4(self.features(x)))
+        return self.bn3(y) * self.bn3.num_batches_tracked
 
 
 def test_counters_of_batches_are_counted_together():
-    assert_as_eager(Counted(), (images(),), lambda model, x: (model(x), model(x)), regions=1)
+    assert_as_eager(Counted(), (images(),), lambda model, x: (model(x), model(x)), regions=4)
     compiled = bngen.compile(Counted())
     compiled(images())
     with torch.profiler.profile() as profile:
         compiled(images())
-    assert [int(count) for name, count in compiled.state_dict().items() if "batches" in name] == [
-        2, 6, 2,
-    ]  # fmt: skip
+    counts = [int(n) for name, n in compiled.state_dict().items() if name.endswith("tracked")]
+    assert counts == [2, 4, 2, 2]
     calls = {event.key: event.count for event in profile.key_averages()}
     assert calls["aten::_foreach_add_"] == 1
+    assert calls["aten::add_"] == 1 + 4  # the one that is read; and inside of the other
 
 
 def test_frozen_parameters_cost_no_kernels():
