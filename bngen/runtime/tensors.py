@@ -71,10 +71,10 @@ def empty_tensor(shape: tuple[int, ...], dtype: str) -> Buffer:
 
 
 def in_logical_order(tensor: Any, memory_format: str) -> Any:
-    """A tensor in memory order, as its user knows it."""
-    if memory_format == CONTIGUOUS:
-        return tensor
-    return tensor.permute(logical_axes(tensor.ndim, memory_format))
+    """A tensor in memory order, as its user knows it; one that nobody else holds."""
+    if memory_format != CONTIGUOUS:
+        tensor = tensor.permute(logical_axes(tensor.ndim, memory_format))
+    return tensor.detach()
 
 
 @functools.cache
