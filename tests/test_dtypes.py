@@ -91,8 +91,9 @@ NAMED_ON_PURPOSE = {
     # What PyTorch's methods are called, and what to write instead.
     "lang/mistakes.py": {"float64", "int32", "int64"},
     # The greatest of bools is found in a type that has an order.
-    # And a method has PyTorch's name.
-    "lang/tensor.py": {"uint8", "bfloat16"},
+    "lang/axes.py": {"uint8"},
+    # A method has PyTorch's name.
+    "lang/tensor.py": {"bfloat16"},
     # What torch.autocast computes in on a CPU.
     "lang/mixed.py": {"bfloat16"},
     # The tap of a window that was the greatest; and raw bytes.

@@ -9,17 +9,13 @@ from __future__ import annotations
 
 import math
 
+from bngen.lang.arithmetic import arithmetic
+from bngen.lang.emission import emit
+from bngen.lang.operands import coerce, rounded_once, same_float_type
 from bngen.lang.pointwise import abs, isnan, logical_or, stop_gradient, tanh, where
-from bngen.lang.tensor import (
-    Tensor,
-    arithmetic,
-    check_tensor,
-    coerce,
-    emit,
-    rounded_once,
-    same_float_type,
-)
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
+from bngen.lang.traced import check_tensor
 from bngen.lang.types import Scalar, real
 
 SELU_ALPHA = 1.6732632423543772848170429916717

@@ -11,10 +11,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from bngen.dtypes import EXACT
+from bngen.lang.operands import rounded_once, same_float_type
 from bngen.lang.optim import Optimizer, check_like, check_scalars
 from bngen.lang.pointwise import maximum
-from bngen.lang.tensor import Tensor, check_tensor, rounded_once, same_float_type
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
+from bngen.lang.traced import check_tensor
 from bngen.lang.types import flag, real
 
 

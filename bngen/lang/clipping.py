@@ -8,8 +8,9 @@ from bngen.dtypes import EXACT
 from bngen.lang.activations import clamp
 from bngen.lang.pointwise import where
 from bngen.lang.reductions import vector_norm
-from bngen.lang.tensor import Tensor, check_tensor
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
+from bngen.lang.traced import check_tensor
 from bngen.lang.types import kind_of, real
 
 

@@ -6,8 +6,10 @@ same order. Who they are is said when the program is run, see ``bngen.connect``.
 
 from __future__ import annotations
 
-from bngen.lang.tensor import Tensor, check_tensor, emit
+from bngen.lang.emission import emit
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
+from bngen.lang.traced import check_tensor
 from bngen.lang.types import flag
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from bngen.lang.axes import reduction
+from bngen.lang.emission import emit
 from bngen.lang.normalization import (
     HINT,
     as_map,
@@ -17,9 +19,10 @@ from bngen.lang.normalization import (
     same_or_computed,
     update_running,
 )
+from bngen.lang.operands import computed, rounded_once, same_float_type
 from bngen.lang.places import pad
 from bngen.lang.shapes import narrow
-from bngen.lang.tensor import Tensor, computed, emit, reduction, rounded_once, same_float_type
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import current_trace, error
 from bngen.lang.types import flag, integer, integers, real
 

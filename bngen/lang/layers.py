@@ -11,8 +11,9 @@ from bngen.lang import windows
 from bngen.lang.init import layer_bias
 from bngen.lang.normalization import batch_norm as _batch_norm
 from bngen.lang.state import Init, buffer, parameter, scope
-from bngen.lang.tensor import Tensor, check_tensor
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
+from bngen.lang.traced import check_tensor
 from bngen.lang.types import flag, integer
 from bngen.lang.windows import Pair, pair
 

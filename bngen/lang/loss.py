@@ -6,10 +6,13 @@ from typing import Any
 
 from bngen.dtypes import INDEX
 from bngen.ir.attributes import shown
+from bngen.lang.emission import emit
+from bngen.lang.operands import rounded_once, same_float_type
 from bngen.lang.pointwise import exp, log, log1p, maximum, where
 from bngen.lang.reductions import log_softmax
-from bngen.lang.tensor import Tensor, check_tensor, emit, rounded_once, same_float_type
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
+from bngen.lang.traced import check_tensor
 from bngen.lang.types import integer, real
 
 REDUCTIONS = ("mean", "sum", "none")

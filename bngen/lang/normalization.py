@@ -9,18 +9,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
+from bngen.lang.axes import reduction
 from bngen.lang.collectives import group_name
-from bngen.lang.tensor import (
-    Tensor,
-    check_tensor,
-    computed,
-    emit,
-    emit_all,
-    reduction,
-    same_float_type,
-    wrap,
-)
+from bngen.lang.emission import emit, emit_all
+from bngen.lang.operands import computed, same_float_type
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import Trace, current_trace, error
+from bngen.lang.traced import check_tensor, wrap
 from bngen.lang.types import flag, real
 
 HINT = "x is [N,C,...]; weight, bias and statistics are vectors [C]"

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from bngen.lang.operands import rounded_once, same_float_type
 from bngen.lang.pointwise import where
-from bngen.lang.tensor import Tensor, check_tensor, rounded_once, same_float_type, wrap
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import current_trace, error
+from bngen.lang.traced import check_tensor, wrap
 from bngen.lang.types import flag, real
 
 

@@ -11,9 +11,12 @@ from collections.abc import Iterable, Sequence
 from bngen.dtypes import FLOAT
 from bngen.ir.attributes import shown
 from bngen.ir.ops.gather import FILLED, Piece, flattened
+from bngen.lang.axes import axes_of
+from bngen.lang.emission import emit
 from bngen.lang.shapes import expand
-from bngen.lang.tensor import Tensor, axes_of, check_tensor, emit
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
+from bngen.lang.traced import check_tensor
 from bngen.lang.types import Ints, Scalar, flag, integer, integers, is_scalar, real
 from bngen.lang.windows import adaptive_avg_pool2d
 

@@ -10,23 +10,20 @@ import numbers
 
 from bngen.dtypes import BOOL, INDEX
 from bngen.ir.attributes import shown
-from bngen.lang.tensor import (
+from bngen.lang.arithmetic import (
     SHAPE_HINT,
-    Tensor,
     arithmetic,
     bitwise,
-    check_tensor,
-    coerce,
-    constant,
-    emit,
     floating,
     logical,
     power,
     quotient,
-    rounded_once,
-    same_float_type,
 )
+from bngen.lang.emission import constant, emit
+from bngen.lang.operands import coerce, rounded_once, same_float_type
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import current_trace, error
+from bngen.lang.traced import check_tensor
 from bngen.lang.types import Scalar, flag, is_scalar, real, wrapped
 
 Operand = Tensor | Scalar

@@ -18,8 +18,9 @@ from bngen.ir.types import TensorType
 from bngen.labels import handed_out
 from bngen.lang.methods import METHODS
 from bngen.lang.mistakes import blame, check_function, name_and_loc, not_a_program
-from bngen.lang.tensor import Tensor, check_tensor, wrap
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import Trace, check_name, current_trace, error, is_tracing, running
+from bngen.lang.traced import check_tensor, wrap
 from bngen.lang.types import kind_of
 
 
@@ -108,7 +109,7 @@ class Program:
         return given
 
     def _trace(self) -> Graph:
-        trace = Trace(self.name, METHODS)
+        trace = Trace(self.name, Tensor, METHODS)
         with running(trace):
             tensors = {
                 name: wrap(trace, trace.declare(name, type_, "input"))

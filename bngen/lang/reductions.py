@@ -7,20 +7,14 @@ from collections.abc import Callable, Sequence
 
 from bngen.dtypes import BOOL, DTYPES, INDEX
 from bngen.ir.attributes import shown
+from bngen.lang.axes import axis_of, largest, reduction
+from bngen.lang.emission import constant, emit
+from bngen.lang.operands import rounded_once, same_float_type
 from bngen.lang.pointwise import abs, bitwise_not, isfinite, isnan, logical_or, where
 from bngen.lang.shapes import cat, narrow
-from bngen.lang.tensor import (
-    Tensor,
-    axis_of,
-    check_tensor,
-    constant,
-    emit,
-    largest,
-    reduction,
-    rounded_once,
-    same_float_type,
-)
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
+from bngen.lang.traced import check_tensor
 from bngen.lang.types import flag, is_scalar, real
 
 Dims = int | Sequence[int] | None

@@ -7,9 +7,11 @@ difference is, is computed of no larger one: an infinite one would make NaN of t
 from __future__ import annotations
 
 from bngen.lang.loss import check_reduction, reduced
+from bngen.lang.operands import rounded_once
 from bngen.lang.pointwise import abs, where
-from bngen.lang.tensor import Tensor, check_tensor, rounded_once
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
+from bngen.lang.traced import check_tensor
 from bngen.lang.types import real
 
 

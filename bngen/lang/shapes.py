@@ -12,8 +12,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from bngen.ir.attributes import shown
-from bngen.lang.tensor import Tensor, axes_of, axis_of, check_tensor, emit
+from bngen.lang.axes import axes_of, axis_of
+from bngen.lang.emission import emit
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
+from bngen.lang.traced import check_tensor
 from bngen.lang.types import Ints, integer, integers
 
 

@@ -13,10 +13,11 @@ from bngen.arrays import letter_of
 from bngen.dtypes import FLOAT
 from bngen.ir.build import plain
 from bngen.ir.types import TensorType
+from bngen.lang.emission import constant as scalar_constant
 from bngen.lang.init import default_init, init_misfit
-from bngen.lang.tensor import Tensor, wrap
-from bngen.lang.tensor import constant as scalar_constant
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import current_trace, error
+from bngen.lang.traced import wrap
 from bngen.lang.types import dtype_name, kind_of, tensor_type
 
 Init = tuple | float | None

@@ -66,13 +66,19 @@ class Trace:
 
     Attributes:
         name: the program's name.
+        tensors: the class of its tensors, see `bngen.lang.traced.wrap`.
         inputs: declared inputs by name, in order of declaration.
         scopes: the prefix that `scope` has opened, innermost last.
         methods: functions that its tensors have as methods, by name.
+
+    Both are given to it: they add nodes, so that they are built on this module.
     """
 
-    def __init__(self, name: str, methods: Mapping[str, Callable[..., Any]] | None = None):
+    def __init__(
+        self, name: str, tensors: type, methods: Mapping[str, Callable[..., Any]] | None = None
+    ):
         self.name = name
+        self.tensors = tensors
         self.methods = methods or {}
         self.inputs: dict[str, Input] = {}
         self.scopes: list[str] = []

@@ -8,8 +8,11 @@ from typing import Any
 from bngen.ir.attributes import MOST, shown
 from bngen.ir.ops.gather import FILLED, Piece, flattened
 from bngen.ir.ops.pool import adaptive_bounds
-from bngen.lang.tensor import Tensor, check_tensor, computed, emit, same_float_type
+from bngen.lang.emission import emit
+from bngen.lang.operands import computed, same_float_type
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
+from bngen.lang.traced import check_tensor
 from bngen.lang.types import flag, integer
 
 Pair = int | tuple[int, int]

@@ -9,8 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from bngen.ir.attributes import shown
-from bngen.lang.tensor import Tensor, check_tensor, same_float_type
+from bngen.lang.operands import same_float_type
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
+from bngen.lang.traced import check_tensor
 from bngen.lang.types import integer
 from bngen.lang.windows import adaptive_avg_pool2d, avg_pool2d, conv2d, max_pool2d
 

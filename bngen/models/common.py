@@ -7,8 +7,9 @@ from typing import ClassVar
 
 import bngen.lang.pointwise as F
 from bngen.dtypes import INDEX
+from bngen.lang.emission import constant, emit
 from bngen.lang.state import buffer
-from bngen.lang.tensor import Tensor, constant, emit
+from bngen.lang.tensor import Tensor
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bngen.lang.activations import relu
+from bngen.lang.emission import constant, emit
 from bngen.lang.layers import linear
 from bngen.lang.shapes import cat, flatten
 from bngen.lang.state import scope
-from bngen.lang.tensor import Tensor, constant, emit
+from bngen.lang.tensor import Tensor
 from bngen.lang.windows import Pair, adaptive_avg_pool2d, avg_pool2d, max_pool2d
 from bngen.models.blocks import ConvNorm
 from bngen.models.common import Network, Options, dropout

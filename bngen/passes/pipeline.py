@@ -21,7 +21,7 @@ from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, spli
 from bngen.passes.fusion.cut import fuse
 from bngen.passes.fusion.levels import LEVELS, FusionLevel
 from bngen.passes.index_maps import join_index_maps
-from bngen.passes.layout import assign_layouts
+from bngen.passes.layout.assign import assign_layouts
 from bngen.passes.memory import plan_memory
 from bngen.passes.reshapes import lower_reshapes
 from bngen.passes.simplify import (

@@ -16,8 +16,9 @@ from torch import fx
 from bngen.errors import BngenError
 from bngen.ir.node import Graph
 from bngen.lang import pointwise
-from bngen.lang.tensor import Tensor, wrap
+from bngen.lang.tensor import Tensor
 from bngen.lang.trace import Trace, running
+from bngen.lang.traced import wrap
 from bngen.torch_bridge.element_types import UnsupportedError, type_of
 from bngen.torch_bridge.places import AROUND, called, place_of
 from bngen.torch_bridge.vocabulary import translation
@@ -30,7 +31,7 @@ def refusal(node: fx.Node) -> str | None:
     PyTorch's have.
     """
     operands = list(dict.fromkeys(node.all_input_nodes))
-    trace = Trace("call")
+    trace = Trace("call", Tensor)
     try:
         with running(trace):
             env = {n: _declared(trace, f"x{i}", n) for i, n in enumerate(operands)}
@@ -105,7 +106,7 @@ def trace_region(
     Raises:
         BngenError: when a call cannot be translated though it could by itself; it names its line.
     """
-    trace = Trace(name)
+    trace = Trace(name, Tensor)
     follows = any(n.meta["requires_grad"] for n in nodes)
     with running(trace):
         env = {n: _declared(trace, f"a{i}", n) for i, n in enumerate(inputs)}

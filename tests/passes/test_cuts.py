@@ -2,7 +2,7 @@
 
 import bngen as bg
 from bngen.ir.node import Graph
-from bngen.passes.cuts import channel_cuts
+from bngen.passes.layout.cuts import channel_cuts
 from bngen.passes.prepare import join_gradient, prepare
 
 LANES = 16

@@ -15,7 +15,7 @@ from bngen.passes.concatenations import place_concatenations
 from bngen.passes.deferral import defer_affine_gradients
 from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, split_reductions
 from bngen.passes.fusion.levels import LEVELS
-from bngen.passes.layout import assign_layouts
+from bngen.passes.layout.assign import assign_layouts
 from bngen.passes.pipeline import graph_passes
 from bngen.plan.formats import Formats
 from bngen.plan.layout import Blocked, plain, same_bytes

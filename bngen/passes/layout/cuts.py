@@ -1,8 +1,8 @@
 """Where the channels of a map are cut: by slices of it, or of what is made of it by channel.
 
-In: a graph. Out: for each map that is cut, the channels at which its parts begin. `passes.layout`
-pads each part by itself, where that is worth it: a slice is then a range of whole channel blocks,
-which moves no data.
+In: a graph. Out: for each map that is cut, the channels at which its parts begin. `Laid.block` pads
+each part by itself, where that is worth it: a slice is then a range of whole channel blocks, which
+moves no data.
 
 ::
 
