@@ -44,6 +44,7 @@ from bngen.runtime import threads as thread_pool
 from bngen.runtime import toolchain
 from bngen.runtime.bundle import Bundle, check_text
 from bngen.runtime.entries import entries
+from bngen.runtime.makers import one_maker
 from bngen.runtime.module import Module
 from bngen.stages import Stages
 from bngen.target.parse import Target
@@ -233,17 +234,31 @@ class _Work:
 
     def bundle(self) -> Bundle:
         """The bundle that is kept, or else what is compiled."""
-        kept = caches.find(self.key) if self.key and not (self.dump or self.stages) else None
-        if kept is None:
-            made, _ = self.compiled
-            # One without a library was made where there is no C compiler: here it is of no use.
-            if self.key and (made.library is not None or not self.target.loads_here()):
-                caches.keep(self.key, made)
-        elif self.progress and (kernels := kept.built.kernels):
-            self.progress(len(kernels), len(kernels), kernels[-1].name)
-        found = kept or made
+        if self.key is None or self.dump or self.stages:
+            found = self._made()
+        elif (kept := self._kept()) is not None:
+            found = kept
+        else:
+            with one_maker(self.key):
+                # Another process may have kept it meanwhile.
+                found = self._kept() or self._made()
         warn_of_independent(found.independent)
         return found
+
+    def _kept(self) -> Bundle | None:
+        """What an earlier process has compiled."""
+        found = caches.find(self.key) if self.key else None
+        if found and self.progress and (kernels := found.built.kernels):
+            self.progress(len(kernels), len(kernels), kernels[-1].name)
+        return found
+
+    def _made(self) -> Bundle:
+        """What is compiled here, and kept for the next."""
+        made, _ = self.compiled
+        # One without a library was made where there is no C compiler: here it is of no use.
+        if self.key and (made.library is not None or not self.target.loads_here()):
+            caches.keep(self.key, made)
+        return made
 
     @functools.cached_property
     def compiled(self) -> tuple[Bundle, list[Code]]:

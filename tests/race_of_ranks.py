@@ -7,7 +7,10 @@ A network between machines is imagined: a collective of synchronized batch norma
 at least ``delay`` milliseconds, and gradients travel at so many MB/s, one bucket after another. One
 machine is all that is measured: ranks share its memory bandwidth, and gloo its loopback.
 
-The race is in ``ranks.json``; ``python docs/scaling.py`` makes of it what it says of more machines.
+The race is written to a file after each round, so that one that is interrupted keeps what it has;
+``python docs/scaling.py`` makes of it what it says of more machines::
+
+    python -m tests.race_of_ranks --json ranks.json && python docs/scaling.py ranks.json
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -124,29 +128,55 @@ def quartiles(values: list[float]) -> tuple[float, float, float]:
     return tuple(statistics.quantiles(values, n=4, method="inclusive"))  # type: ignore[return-value]
 
 
-def race(network: str, options: argparse.Namespace) -> dict:
-    """All contenders with one network."""
+def race(network: str, options: argparse.Namespace, keep: Callable[[dict], None]) -> dict:
+    """All contenders with one network; what there is after each round is kept.
+
+    No round begins that would end after ``options.minutes``, if it takes as long as the longest so
+    far; one there is in any case.
+    """
     crews: dict[Way, Crew] = {}
-    contenders = [Contender(w, s) for w, ways in entries(options.delay).items() for s in ways]
+    contenders = [
+        Contender(w, s)
+        for w, settings in entries(options.delay).items()
+        if w.name in options.ways
+        for s in settings
+    ]
+    begun = time.monotonic()
+    longest, rounds = 0.0, 0
     with tempfile.TemporaryDirectory() as folder:
         try:
             for number, way in enumerate(dict.fromkeys(c.way for c in contenders)):
-                note(f"{network}: {way.name} begins")
+                note(f"{network}: {way.name} begins, after {_minutes(begun)}")
                 crews[way] = started(way, network, options, Path(folder) / str(number))
-            rounds, deadline = 0, time.monotonic() + 60 * options.minutes
-            while rounds < options.rounds and (not rounds or time.monotonic() < deadline):
-                note(f"{network}: round {rounds + 1} of {options.rounds}")
+            while rounds < options.rounds:
+                start = time.monotonic()
+                if rounds and start + longest > begun + 60 * options.minutes:
+                    note(f"{network}: no time for another round, after {_minutes(begun)}")
+                    break
+                note(f"{network}: round {rounds + 1} of {options.rounds}, after {_minutes(begun)}")
                 for contender in contenders[:: 1 - 2 * (rounds % 2)]:
                     take_turn(contender, crews, options.steps)
-                rounds += 1
+                rounds, longest = rounds + 1, max(longest, time.monotonic() - start)
+                keep(as_data(network, options, contenders, rounds))
         finally:
             for crew in crews.values():
                 crew.stop()
+    return as_data(network, options, contenders, rounds)
+
+
+def as_data(
+    network: str, options: argparse.Namespace, contenders: list[Contender], rounds: int
+) -> dict:
+    """A race, as far as it has come."""
     return {
         "network": network, "batch": options.batch, "image": options.image,
         "threads": options.threads, "ranks": options.ranks, "steps": options.steps,
         "rounds": rounds, "contenders": [c.row() for c in contenders],
     }  # fmt: skip
+
+
+def _minutes(begun: float) -> str:
+    return f"{(time.monotonic() - begun) / 60:.1f} minutes"
 
 
 def started(way: Way, network: str, options: argparse.Namespace, folder: Path) -> Crew:
@@ -211,7 +241,9 @@ def hidden(row: dict, rows: list[dict]) -> float | None:
     return 1 - (row["step"]["median"] - base["step"]["median"]) / delay
 
 
-def main() -> None:
+def parsed() -> argparse.Namespace:
+    """What is asked for."""
+    ways = [way.name for way in entries([])]
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", choices=NETWORKS, nargs="+", default=["resnet50"])
     parser.add_argument("--batch", type=int, default=16, help="images of all ranks together")
@@ -221,27 +253,40 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--steps", type=int, default=3, help="of a turn, after one that is not")
     parser.add_argument("--delay", type=float, nargs="*", default=[0.1, 1.0, 5.0])
-    parser.add_argument("--minutes", type=float, default=10, help="after which no round begins")
+    parser.add_argument("--ways", choices=ways, nargs="+", default=ways, metavar="WAY",
+                        help=f"all by default: {'; '.join(ways)}")  # fmt: skip
+    parser.add_argument("--minutes", type=float, default=25, help="that a network may take")
     parser.add_argument("--first", type=float, default=10, help="minutes that compiling may take")
     parser.add_argument("--patience", type=float, default=3, help="minutes that a turn may take")
     parser.add_argument("--json", type=Path, help="the file that the race is written to")
     parser.add_argument("--rank", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    if options.batch % options.ranks or options.threads % options.ranks:
+        parser.error("--ranks: batch and threads are to be multiples of it")
+    return options
+
+
+def main() -> None:
+    """Race, or be one of the ranks."""
+    options = parsed()
     if options.rank:
         work(*json.loads(options.rank))
         return
-    if options.batch % options.ranks or options.threads % options.ranks:
-        parser.error("--ranks: batch and threads are to be multiples of it")
     from bngen import cache
     from bngen.bench.machine import describe
+    from bngen.files import write_whole
 
     found = {"schema": 1, "machine": describe(cache.target("llvm -mcpu=native")), "races": []}
-    for network in options.network:
-        found["races"].append(race(network, options))
-        print(table(found["races"][-1]) + "\n", flush=True)
+
+    def keep(race_: dict) -> None:
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(found, indent=1) + "\n")
+            whole = {**found, "races": [*found["races"], race_]}
+            write_whole(options.json, (json.dumps(whole, indent=1) + "\n").encode())
+
+    for network in options.network:
+        found["races"].append(race(network, options, keep))
+        print(table(found["races"][-1]) + "\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import random
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -187,12 +189,28 @@ def test_what_happens_to_files_in_use_does_not_matter(folder):
 
 def test_nothing_that_can_run_code_is_kept(folder):
     bg.build(program(), grad=True)
-    files = [p for p in folder.rglob("*") if p.is_file()]
+    files = [p for p in folder.rglob("*") if p.is_file() and p.stat().st_size]
     kinds = {p.suffix for p in files if not p.read_bytes().startswith(b"\x7fELF")}
     assert kinds == {".json"}
     assert {p.suffix for p in files} == {".json", ".so", ".o"}
     for path in (p for p in files if p.suffix == ".json"):
         json.loads(path.read_bytes())
+
+
+def test_what_two_want_at_once_one_compiles(compiled, monkeypatch):
+    both, mine, find = threading.Barrier(2), threading.local(), cache.find
+
+    def found(key):
+        kept = find(key)
+        if not vars(mine):
+            mine.waited = both.wait(10)  # until neither has found it
+        return kept
+
+    monkeypatch.setattr(cache, "find", found)
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(lambda _: bg.bundle(program(), grad=True), range(2))
+    assert len(compiled) == 1
+    assert one.library == other.library
 
 
 def test_somebody_who_can_change_a_folder_above_is_not_obeyed(compiled, folder, tmp_path, caplog):

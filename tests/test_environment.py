@@ -75,7 +75,7 @@ def test_nothing_may_be_executed_from_any_disk(world, numbers, tmpfs):
     for _ in range(2):
         pool, found, warnings = world(cache=cache, TMPDIR=str(tmp))
         assert (pool, found, warnings) == ("openmp", numbers, [])
-    assert sorted(os.listdir(cache)) == ["native", "programs", "targets"]
+    assert sorted(os.listdir(cache)) == ["making", "native", "programs", "targets"]
     assert os.listdir(tmp) == []
 
 

@@ -53,8 +53,7 @@ def backend(captured: fx.GraphModule, example_inputs: Sequence[Any], **unknown: 
         given = ", ".join(f"{name}={value!r}" for name, value in unknown.items())
         hint = 'torch.compile(model, backend="bngen")'
         raise BngenError(f"torch.compile was given {given}, and bngen has no such thing", hint=hint)
-    at_once = _MODELS.is_new(captured, example_inputs)
-    return Captured(captured, example_inputs, first_at_once=at_once)
+    return Captured(captured, example_inputs)
 
 
 def _whole(call: Function) -> Function:
@@ -90,9 +89,13 @@ class _Models:
         self._without_weights: set[Any] = set()
         self._lock = Lock()
 
-    def is_new(self, captured: fx.GraphModule, example_inputs: Sequence[Any]) -> bool:
-        """Whether these calls come for the first time with these weights."""
-        weights = [x for x in example_inputs if isinstance(x, torch.nn.Parameter)]
+    def is_new(self, captured: fx.GraphModule, inputs: Sequence[Any]) -> bool:
+        """Whether these calls come for the first time with these weights.
+
+        They are those of a call. What a backend is given are others' where Dynamo has cut a model
+        at the borders of a DistributedDataParallel's buckets: made up, and new each time.
+        """
+        weights = [x for x in inputs if isinstance(x, torch.nn.Parameter)]
         calls = _calls(captured), torch.is_grad_enabled()
         with self._lock:
             known = self._without_weights
@@ -165,14 +168,11 @@ class Captured:
 
     Args:
         captured: the graph.
-        example_inputs: of a call.
-        first_at_once: whether the first set is compiled at once.
+        example_inputs: as a call's.
     """
 
-    def __init__(
-        self, captured: fx.GraphModule, example_inputs: Sequence[Any], first_at_once: bool
-    ):
-        self._captured, self._at_once = captured, first_at_once
+    def __init__(self, captured: fx.GraphModule, example_inputs: Sequence[Any]):
+        self._captured, self._is_called = captured, False
         # Ranks that meet in a layer do the same there, whatever their shares of a batch are.
         self._meets = any(n.target is sync_batch_norm for n in captured.graph.nodes)
         nodes = [n for n in captured.graph.nodes if n.op not in CALLS]
@@ -200,9 +200,10 @@ class Captured:
     def _decided(self, key: Any, inputs: Sequence[Any]) -> Function:
         if key in self._versions:
             return self._versions[key]
+        at_once = self._meets or not self._is_called and _MODELS.is_new(self._captured, inputs)
+        self._is_called = True
         try:
-            if self._at_once or self._meets:
-                self._at_once = False
+            if at_once:
                 self._versions[key] = finished(_cut(self._captured, inputs))
                 return self._versions[key]
             return self._later(key, inputs)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import race_of_ranks
 from tests.profiles import takes_long
 from tests.race_of_ranks import Contender, entries, table
 from tests.racing_rank import Crew, RankError
@@ -90,6 +91,44 @@ def test_a_rank_that_fails_or_hangs_says_so(tmp_path):
     crew = Crew(job, tmp_path, first=0.0, later=1)
     with pytest.raises(RankError, match="rank 0 takes more than 0 s"):
         crew.turn({})
+
+
+class MadeUp:
+    """A crew that takes no time, and is interrupted in its third turn."""
+
+    def __init__(self):
+        self.turns = 0
+
+    def turn(self, job):
+        self.turns += 1
+        if self.turns == 3:
+            raise KeyboardInterrupt
+        row = {"seconds": 3.0, "waited": 0.0, "collectives": 6, "gradient_bytes": 4}
+        return [row, row | {"seconds": 6.0}]
+
+    def stop(self):
+        pass
+
+
+def test_an_interrupted_race_keeps_the_rounds_before(tmp_path, monkeypatch):
+    file = tmp_path / "a" / "ranks.json"
+    monkeypatch.setattr(race_of_ranks, "started", lambda *_: MadeUp())
+    monkeypatch.setattr(sys, "argv", ["race", "--ways", "one process", "--json", str(file)])
+    with pytest.raises(KeyboardInterrupt):
+        race_of_ranks.main()
+    (race,) = json.loads(file.read_text())["races"]
+    assert race["rounds"] == 2 and race["network"] == "resnet50"
+    (one,) = race["contenders"]
+    assert one["step"]["samples"] == [2.0, 2.0] and one["collectives"] == 2
+
+
+def test_a_race_without_time_has_one_round(monkeypatch, capsys):
+    monkeypatch.setattr(race_of_ranks, "started", lambda *_: MadeUp())
+    monkeypatch.setattr(sys, "argv", ["race", "--ways", "one process", "--minutes", "0"])
+    race_of_ranks.main()
+    out, err = capsys.readouterr()
+    assert "medians of 1 turns" in out and "| one process | 2000.0 | 1.00 |" in out
+    assert "no time for another round" in err
 
 
 @takes_long("takes minutes")

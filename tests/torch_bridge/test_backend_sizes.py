@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.nn.parallel import DistributedDataParallel
 
 import bngen
 from bngen.errors import BngenError
@@ -46,6 +47,16 @@ def watched(monkeypatch):
     monkeypatch.setattr(Region, "forward", counted_forward)
     yield seen, own
     own.stop()
+
+
+@pytest.fixture
+def alone():
+    """A process group of this process."""
+    torch.distributed.init_process_group(
+        "gloo", store=torch.distributed.HashStore(), rank=0, world_size=1
+    )
+    yield
+    torch.distributed.destroy_process_group()
 
 
 def finish(own):
@@ -96,6 +107,21 @@ def test_a_size_that_comes_once_is_not_built(watched):
     model = bngen.compile(Net())
     train(model, [4, 2, 3, 5])
     assert (seen["now"], seen["later"], seen["calls"]) == (1, 0, 1)
+
+
+def test_where_dynamo_cuts_a_model_a_ragged_batch_waits_for_no_build(watched, alone, monkeypatch):
+    """At the borders of buckets, of which each layer is one: its parts come with fake weights."""
+    seen, own = watched
+    monkeypatch.setattr(torch.distributed, "_DEFAULT_FIRST_BUCKET_BYTES", 1)
+    parallel = DistributedDataParallel(Net(), bucket_cap_mb=1 / 2**20)
+    model = torch.compile(parallel, backend=backend_module.backend)
+    train(model, [4])
+    parts = seen["now"]
+    assert parts > 1 and seen["calls"] == parts
+    train(model, [3])
+    assert (seen["now"], seen["later"], seen["calls"]) == (parts, 0, parts)
+    train(model, [3])
+    assert (seen["now"], seen["later"], seen["calls"]) == (parts, 1, parts)
 
 
 def test_a_failed_background_build_is_told_once(watched, monkeypatch, caplog):

@@ -25,6 +25,7 @@ from tests.torch_bridge.small_networks import NETWORKS, batches, dense, mobile, 
 RAGGED = ((2, 3), (2, 0), (2, 3), (0, 3), (2, 3))
 SHARES = {
     "two, and none": RAGGED,
+    "two even": ((2, 2),) * 5,
     "three": ((1, 2, 3), (1, 2, 0), (1, 0, 3), (0, 2, 3), (1, 2, 3)),
     "three even": ((2, 2, 2),) * 5,
     "four": ((2, 2, 2, 2), (2, 1, 1, 1), (1, 1, 0, 0), (0, 0, 1, 1), (2, 2, 2, 2)),
