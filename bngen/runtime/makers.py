@@ -14,6 +14,7 @@ import hashlib
 import logging
 import os
 import struct
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -46,6 +47,8 @@ def one_maker(key: str) -> Iterator[None]:
     """
     with ExitStack() as stack:
         try:
+            if sys.platform != "linux":
+                raise OSError(f"locks of {sys.platform} are others")
             file = _opened()
             stack.callback(os.close, file)
             at = _byte_of(key)
