@@ -39,7 +39,8 @@ class TrainingStep:
         use_threads(threads)
         network = make_network(name, len(images), images.shape[2])
         network.load_state_dict({k: torch.from_numpy(v) for k, v in state.items()})
-        self._x, self._labels = torch.from_numpy(images), torch.from_numpy(labels)
+        # In PyTorch's own memory, as a DataLoader gives them: NumPy's is copied by each forward.
+        self._x, self._labels = torch.tensor(images), torch.tensor(labels)
         if channels_last:
             network = network.to(memory_format=torch.channels_last)
             self._x = self._x.contiguous(memory_format=torch.channels_last)
