@@ -103,3 +103,34 @@ def test_a_view_is_channels_last_where_its_copy_is():
     last = x.to(memory_format=torch.channels_last)
     assert all(map(is_channels_last, (last, last[:, 2:6], last[:, :, ::2])))
     assert not any(map(is_channels_last, (x, x[:, 2:6], x[:, :, ::2], last[:, :1], last[0])))
+
+
+class ChangesOne(nn.Module):
+    """The first argument is changed in place between two uses of the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(3, 8, 3, padding=1) for _ in range(2))
+
+    def forward(self, changed, kept):
+        before = self.conv1(kept)
+        changed.add_(1)
+        return before + self.conv2(kept)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_arguments_that_share_memory_in_some_calls_alone(mode):
+    def script(model, x, y):
+        with mode():
+            return [model(x, y), model(y, y[:]), model(x, x.view(x.shape)), model(x, y)]
+
+    assert_as_eager(ChangesOne(), (images(), images()), script)
+
+
+def test_arguments_that_share_memory_when_it_is_compiled():
+    def script(model, x):
+        with torch.inference_mode():
+            made = x * 2
+            return model(made, made[:])
+
+    assert_as_eager(ChangesOne(), (images(),), script, regions=0)
