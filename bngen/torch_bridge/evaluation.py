@@ -170,11 +170,8 @@ def _version(value: Any) -> tuple[int, ...]:
 
 def sharing(values: Sequence[Any]) -> tuple[int, ...]:
     """For each value the number of the first that lies in the same memory."""
-    first: dict[Any, int] = {}
-    return tuple(
-        i if not isinstance(x, torch.Tensor) or (m := _memory(x)) is None else first.setdefault(m, i)
-        for i, x in enumerate(values)
-    )
+    memories = [_memory(x) if isinstance(x, torch.Tensor) else None for x in values]
+    return tuple(i if m is None else memories.index(m) for i, m in enumerate(memories))
 
 
 def _memory(value: torch.Tensor) -> int | None:
