@@ -26,7 +26,7 @@ from bngen.options import debug_level, environment
 from bngen.torch_bridge.asked import Asked
 from bngen.torch_bridge.builds import BUILDS
 from bngen.torch_bridge.distributed import carrier_named, group_of
-from bngen.torch_bridge.evaluation import reads_number
+from bngen.torch_bridge.evaluation import reads_number, sharing
 from bngen.torch_bridge.explain import explained
 from bngen.torch_bridge.forks import Lock
 from bngen.torch_bridge.partition import MAPS
@@ -288,7 +288,7 @@ def _named(error: Exception) -> str:
 
 
 def _key(inputs: Sequence[Any], numbers: Sequence[torch.Tensor]) -> tuple[Any, ...]:
-    """What a version depends on: types, sizes and memory formats; modes; numbers."""
+    """What a version depends on: types, sizes, formats and sharing of memory; modes; numbers."""
     described = tuple(
         (x.shape, x.dtype, x.stride(), x.requires_grad, x.device)
         if isinstance(x, torch.Tensor)
@@ -296,4 +296,5 @@ def _key(inputs: Sequence[Any], numbers: Sequence[torch.Tensor]) -> tuple[Any, .
         for x in inputs
     )
     autocast = torch.is_autocast_enabled("cpu") and torch.get_autocast_dtype("cpu")
-    return torch.is_grad_enabled(), autocast, described, tuple(n.item() for n in numbers)
+    items = tuple(n.item() for n in numbers)
+    return torch.is_grad_enabled(), autocast, described, sharing(inputs), items

@@ -63,7 +63,8 @@ def evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
     # Tensors of inference mode count no changes; the caller's hooks are not for what is fake.
     hooks = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
     with torch.inference_mode(False), torch.set_grad_enabled(grad), hooks:
-        fakes = [_fake(mode, x) if isinstance(x, torch.Tensor) else x for x in inputs]
+        given = _without_inference(inputs)
+        fakes = [_fake(mode, x) if isinstance(x, torch.Tensor) else x for x in given]
         _Evaluation(module, mode, _numbers(module.graph, inputs)).propagate_dont_convert_inputs(
             *fakes
         )
@@ -94,10 +95,24 @@ def _itself(saved: torch.Tensor) -> torch.Tensor:
     return saved
 
 
+def _without_inference(inputs: Sequence[Any]) -> list[Any]:
+    """The inputs, those of inference mode replaced by others that share memory where they do."""
+    memory: dict[int, torch.UntypedStorage] = {}
+
+    def replaced(value: Any) -> Any:
+        if not isinstance(value, torch.Tensor) or not value.is_inference():
+            return value
+        own = value.untyped_storage()
+        if own._cdata not in memory:
+            memory[own._cdata] = torch.UntypedStorage(own.nbytes(), device=own.device)
+        place = value.storage_offset(), value.shape, value.stride()
+        new = torch.empty(0, dtype=value.dtype, device=value.device)
+        return new.set_(memory[own._cdata], *place)
+
+    return list(map(replaced, inputs))
+
+
 def _fake(mode: FakeTensorMode, value: torch.Tensor) -> torch.Tensor:
-    if value.is_inference():
-        value = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype,
-                                    device=value.device)  # fmt: skip
     return mode.from_tensor(value, static_shapes=True)
 
 
@@ -151,6 +166,12 @@ def tensors_of(value: Any) -> Iterator[torch.Tensor]:
 
 def _version(value: Any) -> tuple[int, ...]:
     return tuple(t._version for t in tensors_of(value))
+
+
+def sharing(values: Sequence[Any]) -> tuple[int, ...]:
+    """For each value the number of the first that lies in the same memory."""
+    memories = [_memory(x) if isinstance(x, torch.Tensor) else None for x in values]
+    return tuple(i if m is None else memories.index(m) for i, m in enumerate(memories))
 
 
 def _memory(value: torch.Tensor) -> int | None:

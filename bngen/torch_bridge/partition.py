@@ -7,6 +7,9 @@ Levels alternate: PyTorch runs its calls of level 0, bngen its regions of level 
 of level 1, and so on. A call is at the first level that what it waits for allows. A region holds
 calls of one level that hang together.
 
+A result of the model that autograd follows ends its region: the caller may ask for its gradient,
+or hook it, and so what is computed of it has to be another node of autograd's than the result.
+
 What waits for what is more than data: a call that changes memory waits for those that read it
 before, and is waited for by those that read it later; calls of which bngen does not know what they
 do keep their order, and so do all calls of PyTorch around one that switches gradients or autocast.
@@ -43,6 +46,7 @@ class Partition:
     def __init__(self, graph: fx.Graph, taken: Collection[fx.Node]):
         self._graph, self._edges = graph, order_of_effects(graph, taken)
         taken = set(taken)
+        self._ends = _followed_results(graph)
         while True:
             self.level = self._levels(taken)
             self.regions = self._gathered(taken)
@@ -56,7 +60,8 @@ class Partition:
         for node in self._graph.nodes:
             found = 0
             for p in node.all_input_nodes:
-                found = max(found, level[p] + (p in taken and node not in taken))
+                ends = p in self._ends and node.meta.get("requires_grad", False)
+                found = max(found, level[p] + (p in taken and (ends or node not in taken)))
             for p in self._edges.get(node, ()):  # a region says nothing of the order inside it
                 found = max(found, level[p] + (p in taken))
             level[node] = found
@@ -83,6 +88,11 @@ class Partition:
         for node in root:
             regions[find(node)].append(node)
         return list(regions.values())
+
+
+def _followed_results(graph: fx.Graph) -> set[fx.Node]:
+    results = graph.output_node().all_input_nodes
+    return {n for n in results if n.meta.get("requires_grad")}
 
 
 def _too_small(region: list[fx.Node]) -> Iterable[fx.Node]:

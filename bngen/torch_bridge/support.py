@@ -23,6 +23,7 @@ WRITES = "it changes a tensor in place that others read"
 COUNTS = "it counts batches, which costs nothing"
 SHARES = "it shares memory with a tensor that is changed in place"
 VIEW = "a view of an input, which costs nothing"
+COPY = "a copy of an input, which may be changed before backward"
 RANDOM = "PyTorch's generator draws random numbers"
 PART = "a part of what PyTorch computes"
 
@@ -47,6 +48,8 @@ def reasons(graph: fx.Graph, shared: set[fx.Node]) -> dict[fx.Node, str]:
             why = SHARES
         elif node.meta.get("memory") in inputs:
             why = VIEW
+        elif _copies(node) and node.all_input_nodes[0].meta.get("memory") in inputs:
+            why = COPY
         elif node.target is operator.getitem and node.args[0] in found:
             why = PART
         elif node.target in (masks.keep_mask, *masks.DRAWS):
@@ -56,6 +59,10 @@ def reasons(graph: fx.Graph, shared: set[fx.Node]) -> dict[fx.Node, str]:
         if why is not None:
             found[node] = why
     return found | _halves(graph, found)
+
+
+def _copies(node: fx.Node) -> bool:
+    return node.target in ("clone", torch.clone)
 
 
 def _tried(node: fx.Node, tried: dict[Any, str | None]) -> str | None:

@@ -275,7 +275,7 @@ def test_a_graph_that_is_retained():
         sum(losses).backward()
         return found
 
-    assert_as_eager(Maps(), (images(),), script, regions=2)
+    assert_as_eager(Maps(), (images(),), script, regions=4)
 
 
 def test_a_second_backward_is_refused_unless_retained():

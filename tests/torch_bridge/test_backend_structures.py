@@ -103,3 +103,85 @@ def test_a_view_is_channels_last_where_its_copy_is():
     last = x.to(memory_format=torch.channels_last)
     assert all(map(is_channels_last, (last, last[:, 2:6], last[:, :, ::2])))
     assert not any(map(is_channels_last, (x, x[:, 2:6], x[:, :, ::2], last[:, :1], last[0])))
+
+
+class ChangesOne(nn.Module):
+    """The first argument is changed in place between two uses of the second."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = (nn.Conv2d(3, 8, 3, padding=1) for _ in range(2))
+
+    def forward(self, changed, kept):
+        before = self.conv1(kept)
+        changed.add_(1)
+        return before + self.conv2(kept)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_arguments_that_share_memory_in_some_calls_alone(mode):
+    def script(model, x, y):
+        with mode():
+            return [model(x, y), model(y, y[:]), model(x, x.view(x.shape)), model(x, y)]
+
+    assert_as_eager(ChangesOne(), (images(), images()), script)
+
+
+def test_arguments_that_share_memory_when_it_is_compiled():
+    def script(model, x):
+        with torch.inference_mode():
+            made = x * 2
+            return model(made, made[:])
+
+    assert_as_eager(ChangesOne(), (images(),), script, regions=0)
+
+
+class Queue(Net):
+    """A queue of keys that changes once a copy of it is read, as in momentum contrast."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("queue", torch.randn(5, 12))
+
+    def forward(self, x):
+        found = super().forward(x)
+        similar = (found.view(4, 5, 1) * self.queue.clone()).sum(1)
+        with torch.no_grad():
+            self.queue[:, :4] = found.T
+        return similar
+
+
+def test_a_buffer_that_changes_after_it_is_copied():
+    assert_as_eager(Queue(), (images(),))
+
+
+class Attended(Net):
+    """Feature maps beside what is computed of them, as pictures of what a network sees want."""
+
+    def forward(self, x):
+        maps = self.features(x)
+        return maps, self.conv2(maps)
+
+
+def _retained(maps, result):
+    maps.retain_grad()
+    result.sum().backward()
+    return maps.grad
+
+
+def _asked(maps, result):
+    return torch.autograd.grad(result.square().sum(), maps)[0]
+
+
+def _hooked(maps, result):
+    maps.register_hook(lambda gradient: 2 * gradient)
+    (maps.sum() + result.sum()).backward()
+
+
+@pytest.mark.parametrize("ask", [_retained, _asked, _hooked])
+def test_gradients_of_a_result_that_another_is_computed_of(ask):
+    def script(model, x):
+        maps, result = model(x)
+        return [maps, result, ask(maps, result)]
+
+    assert_as_eager(Attended(), (images(requires_grad=True),), script, regions=2)

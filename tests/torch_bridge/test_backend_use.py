@@ -81,7 +81,7 @@ def test_results_changed_by_the_user():
         a.detach().zero_()
         return a, b
 
-    assert_as_eager(Maps(), (images(),), script, regions=1)
+    assert_as_eager(Maps(), (images(),), script, regions=2)
 
 
 def test_inputs_of_any_strides():
