@@ -43,6 +43,10 @@ _LEAST_WORK = 64
 _BURST = 8
 """Lines that one burst should not exceed: the memory system queues only so many."""
 
+_LONGEST_BURST, _WORK_A_LINE = 64, 4
+"""Lines that no burst exceeds, since each is an instruction of its own, and the vector multiply-adds
+that each must have to itself: more lines cost more than they hide, too."""
+
 
 def add_prefetches(func: tirx.PrimFunc, low: Lowered) -> tirx.PrimFunc:
     """Prefetch a kernel's feature maps from within its multiply-adds.
@@ -103,22 +107,23 @@ class _Plan:
         self.at.append((loop, statements))
 
     def level(self, shared: int, burst: Callable[[Sequence[tirx.For]], int]) -> int | None:
-        """The outermost loop whose bursts are short, else the innermost that may be.
+        """The outermost loop whose bursts are short, else the innermost that may be, or none.
 
         Args:
             shared: loops around what is prefetched.
             burst: lines of one burst, given the loops over which bursts are spread.
         """
-        levels = []
+        last = None
         for level in range(shared, len(self.main.loops)):
             inside = self.main.loops[level + 1 :]
             work = math.prod(_extent(loop) for loop in inside if not _is_vector(loop))
             if self.main.loops[level].kind != tirx.ForKind.SERIAL or work < _LEAST_WORK:
                 break
-            levels.append(level)
-        last = levels[-1] if levels else None
-        short = (i for i in levels if burst(self.main.loops[shared : i + 1]) <= _BURST)
-        return next(short, last)
+            lines = burst(self.main.loops[shared : level + 1])
+            if lines <= _BURST:
+                return level
+            last = level if lines <= min(_LONGEST_BURST, work // _WORK_A_LINE) else None
+        return last
 
     def applied(self, func: tirx.PrimFunc) -> tirx.PrimFunc:
         """The function with what was planned."""
