@@ -57,6 +57,11 @@ def folds_axes(kernel: Kernel) -> bool:
     return node is not None and node.row.kind == "reduce" and "axes" in node.attrs
 
 
+def describes_channels(kernel: Kernel) -> bool:
+    """Whether a kernel is built around a whole reduction of each channel, given no axes."""
+    return reduces(kernel) and "axes" not in kernel.anchor.attrs and not kernel.anchor.row.merges
+
+
 def is_partial(kernel: Kernel) -> bool:
     """Whether a kernel is built around a partial reduction."""
     return kernel.anchor is not None and kernel.anchor.row.is_partial

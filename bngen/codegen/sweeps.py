@@ -6,6 +6,7 @@ The second part of the table in `bngen.codegen.nests`, which says what its rows 
 from __future__ import annotations
 
 from bngen.codegen.kinds import (
+    describes_channels,
     folds_axes,
     is_partial,
     is_pointwise,
@@ -126,6 +127,16 @@ SWEEPS: tuple[Strategy, ...] = (
         applies=columns.applies,
         facts=ColumnFacts,
         lower=lowering("columns", "lower_columns", wide=True),
+        knobs=fallback.no_knobs,
+        schedule=columns.schedule_columns,
+    ),
+    Strategy(
+        "column_statistics",
+        "statistics of rows [N, C] and the sums of their gradient: each lane sums a column",
+        made_for=describes_channels,
+        applies=columns.applies_to_statistics,
+        facts=ColumnFacts,
+        lower=lowering("column_statistics", "lower_column_statistics", wide=True),
         knobs=fallback.no_knobs,
         schedule=columns.schedule_columns,
     ),

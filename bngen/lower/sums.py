@@ -133,12 +133,12 @@ def _moments(rows: _Rows) -> list[te.Tensor]:
         squared = bind(rows.at(coord) - centre, lambda d: d * d)
         return squared, rows.at(coord) - centre
 
-    spread, residual = rows.over(deviation, f"m2_{rows.names[1]}", _both_sums)
+    spread, residual = rows.over(deviation, f"m2_{rows.names[1]}", both_sums)
     rows.lowered.deviations.append(spread.op.name)
     return [total, spread, residual]
 
 
-_both_sums = te.comm_reducer(
+both_sums = te.comm_reducer(
     lambda a, b: (a[0] + b[0], a[1] + b[1]),
     lambda s, t: (tirx.const(0, s), tirx.const(0, t)),
     name="both_sums",

@@ -9,6 +9,7 @@ before                                  after
 relu(reshape(y))                        reshape(relu(y))
 mul(reshape(y), reshape(z))             reshape(mul(y, z)), y and z of one shape
 where(reshape(m), dy, 0)                reshape(where(m, reshape(dy), 0))
+reshape(reshape(y))                     reshape(y), or y where that is its shape
 ======================================= ========================================================
 """
 
@@ -28,7 +29,7 @@ MAP_RANK, ROWS = 4, (1, 2)
 def lower_reshapes(graph: Graph) -> Graph:
     """Rewrite by the module's table."""
     rules: dict[str, Rule] = {name: _before for name, row in OPS.items() if _goes_by_element(row)}
-    return rewrite(graph, rules)
+    return rewrite(graph, {**rules, "reshape": _at_once})
 
 
 def _goes_by_element(row: OpDef) -> bool:
@@ -61,6 +62,20 @@ def _before(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
 
     result = b.emit(node.op, *map(moved, node.inputs), loc=node.loc, **node.attrs)
     return (b.emit("reshape", result, shape=shape, loc=node.loc),)
+
+
+def _at_once(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
+    """A reshape of what another one was made of: none at all, if that had its shape.
+
+    A convolution of sequences gives one back, and their normalization makes it a map again.
+    """
+    before = _reshape_of(b, node.inputs[0])
+    if before is None:
+        return None
+    source = before.inputs[0]
+    if source.shape == node.out.shape:
+        return (source,)
+    return (b.emit("reshape", source, shape=node.out.shape, loc=node.loc),)
 
 
 def _reshape_of(b: GraphBuilder, v: Value) -> Node | None:

@@ -52,6 +52,19 @@ def applies(kernel: Kernel, layouts: Layouts) -> ColumnFacts | Declined:
     )  # fmt: skip
 
 
+def applies_to_statistics(kernel: Kernel, layouts: Layouts) -> ColumnFacts | Declined:
+    """Statistics of rows, in which channels are the last axis."""
+    node = kernel.anchor
+    x = node.inputs[0]
+    if len(x.shape) != 2 or any(layouts[v] != PLAIN for v in (*node.operands, *node.outputs)):
+        return Declined("it does not go over rows in C order")
+    rows, columns = x.shape
+    return ColumnFacts(
+        element_bytes=element_bytes(x), first=rows, last=rows, reduced=rows, kept=1,
+        columns=columns,
+    )  # fmt: skip
+
+
 def schedule_columns(low: Lowered, facts: ColumnFacts, _: Knobs) -> s_tir.Schedule:
     """Rows in registers, columns of a task in the nearest cache."""
     sch = opened(low)

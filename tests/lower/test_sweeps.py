@@ -34,7 +34,8 @@ def program(op, *shapes, dtype="float32", **attrs):
     """One op."""
     b = GraphBuilder(name="one_op")
     inputs = [b.input(f"x{i}", TensorType(shape, dtype)) for i, shape in enumerate(shapes)]
-    return b.finish([b.emit(op, *inputs, **attrs)])
+    results = b.emit(op, *inputs, **attrs)
+    return b.finish(results if isinstance(results, tuple) else [results])
 
 
 def in_blocks(op, *shapes, before="relu", after="relu", **attrs):
@@ -64,6 +65,35 @@ COLUMNS = [
 def test_columns(graph, width):
     assert kinds(graph) == ["columns"]
     assert not examine(graph, "icf", targets()[width], 1, grad=False)
+
+
+STATISTICS = [(37, 21), (2, 5), (2100, 40)]
+"""Rows that fill no register, two alone, and more of them than a task takes."""
+
+
+@WIDTHS
+@pytest.mark.parametrize("shape", STATISTICS, ids=str)
+def test_statistics_of_rows(shape, width):
+    vector = shape[1:]
+    for op, others in (("bn_stats", ()), ("bn_mean", ()), ("bn_var", (vector,)),
+                       ("bn_grad_sums", (shape, vector))):  # fmt: skip
+        graph = program(op, shape, *others)
+        assert kinds(graph) == ["column_statistics"]
+        assert not examine(graph, "icf", targets()[width], 1, grad=False)
+
+
+def test_statistics_are_exact_whatever_the_first_row_is():
+    """Deviations are taken from it: it may lie far away, be all there is, or be no number."""
+    x = np.random.default_rng(0).standard_normal((300, 40)).astype(np.float32)
+    x[:, 1] += 1e4
+    x[:, 2] = 3.7
+    x[0, 3], x[0, 4], x[5, 5], x[0, 6], x[9, 7] = 1e6, np.inf, -np.inf, np.nan, np.nan
+    mean, var = compiled(program("bn_stats", x.shape), grad=False)(x)
+    with np.errstate(invalid="ignore"):
+        wanted = x.mean(0, dtype="float64"), x.var(0, dtype="float64")
+    for ours, exact in zip((mean, var), wanted, strict=True):
+        np.testing.assert_allclose(ours, exact, rtol=1e-7)
+    assert mean[2] == np.float32(3.7) and var[2] == 0
 
 
 ROWS = [

@@ -1,11 +1,15 @@
 """Ops element by element wait for no reshape of the map that they are done to."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import bngen as bg
 from bngen.ir.interp import run
+from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.prepare import join_gradient, prepare
 from bngen.passes.reshapes import lower_reshapes
+from tests.compiled import check
 from tests.passes.meaning import same_results
 from tests.strategies import random_args
 
@@ -25,6 +29,57 @@ def test_an_activation_joins_normalization_of_any_rank(shape):
     assert any({"less_equal", "where"} <= set(k) and "bn_apply" in k for k in kernels)
 
 
+def of_sequences(x, first, weight, bias, mean, var, second):
+    y = bg.conv1d(x, first, padding=1)
+    y = bg.relu(bg.batch_norm(y, mean, var, weight, bias, training=True))
+    return bg.conv1d(y, second)
+
+
+def of_rows(x, first, weight, bias, mean, var, second):
+    y = bg.batch_norm(bg.linear(x, first), mean, var, weight, bias, training=True)
+    return bg.linear(bg.relu(y), second)
+
+
+def network(kind, n, c, k, extent):
+    """A convolution of sequences, or a product of rows, its normalization, and another one."""
+    types = [bg.Tensor[k]] * 4
+    if kind == "rows":
+        return bg.trace(of_rows, bg.Tensor[n, c], bg.Tensor[k, c], *types, bg.Tensor[5, k]).graph
+    x, first, second = bg.Tensor[n, c, extent], bg.Tensor[k, c, 3], bg.Tensor[5, k, 1]
+    return bg.trace(of_sequences, x, first, *types, second).graph
+
+
+def slots(kind, level):
+    """What the kernels around convolutions, or products, take in at a fusion level."""
+    joint = join_gradient(network(kind, 16, 24, 32, 40), ["x", "first", "weight", "second"])
+    kernels = prepare(joint, 16, level).planned.plan.kernels
+    found = [k for k in kernels if k.anchor is not None and k.anchor.row.kind == "contract"]
+    return {n.op for k in found for n in k.load}, {n.op for k in found for n in k.store}
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", ["sequences", "rows"])
+def test_normalization_of_any_rank_joins_its_neighbours(kind, level):
+    loads, stores = slots(kind, level)
+    assert ("relu" in loads) == (level != "none")
+    assert ({"bn_apply", "bn_grad_affine"} <= loads) == (level in ("bnff", "icf"))
+    assert ("where" in stores) == (level in ("bnff", "icf"))
+    partial = {"bn_partial_stats", "bn_grad_partial_sums"} <= stores
+    assert partial == (kind == "sequences" and level in ("bnff", "icf"))
+
+
+@settings(max_examples=1)
+@given(
+    st.sampled_from([3, 8, 21]), st.sampled_from([3, 16]), st.sampled_from([8, 20]),
+    st.sampled_from([7, 32, 1300]), st.integers(0, 99), st.sampled_from(["normal", "awkward"]),
+)  # fmt: skip
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("kind", ["sequences", "rows"])
+def test_normalization_of_any_rank(kind, level, n, c, k, extent, seed, contents):
+    graph = network(kind, 8 * n, c, k, extent if n < 8 else 7)
+    check(graph, random_args(graph, seed, contents), level)
+
+
 def both_reshaped(x, y):
     x, y = x.exp().reshape(4, 6, 5), y.exp().reshape(4, 6, 5)
     return (x * y + 1.0).reshape(2, 60)
@@ -36,7 +91,7 @@ def one_reshaped(x, y):
 
 @pytest.mark.parametrize(
     ("fn", "other", "before"),
-    [(both_reshaped, (2, 3, 4, 5), ["exp", "exp", "constant", "mul", "add", "reshape", "reshape"]),
+    [(both_reshaped, (2, 3, 4, 5), ["exp", "exp", "constant", "mul", "add", "reshape"]),
      (one_reshaped, (4, 6, 5), ["exp", "constant", "greater", "reshape", "constant", "where",
                               "reshape"])],
     ids=["both", "one"],
