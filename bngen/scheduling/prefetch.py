@@ -44,8 +44,8 @@ _BURST = 8
 """Lines that one burst should not exceed: the memory system queues only so many."""
 
 _LONGEST_BURST, _WORK_A_LINE = 64, 4
-"""Lines that no burst exceeds, since each is an instruction of its own, and the vector multiply-adds
-that each must have to itself: more lines cost more than they hide, too."""
+"""Lines that no burst exceeds, since each is an instruction of its own, and the multiply-adds of
+vectors that each must have to itself: more lines cost more than they hide, too."""
 
 
 def add_prefetches(func: tirx.PrimFunc, low: Lowered) -> tirx.PrimFunc:

@@ -143,6 +143,23 @@ def test_results_are_the_same_bits_without_prefetches(shape, monkeypatch):
 @pytest.mark.skipif(
     TRAITS.vector_registers * TRAITS.vector_bytes <= 1024, reason="all registers hold 1 KiB or less"
 )
+def test_no_burst_is_most_of_a_kernel():
+    """Rows of a thousand pixels and three channels: few multiply-adds, hundreds of lines a row."""
+
+    def step(x, w, mean, var, gamma, beta):
+        y = bg.batch_norm(bg.conv2d(x, w), mean, var, gamma, beta, training=True)
+        return bg.relu(y)
+
+    kinds = [bg.Tensor[8, 3, 1, 1024], bg.Tensor[64, 3, 1, 1], *[bg.Tensor[64]] * 4]
+    plan = traced(step, kinds, ["w", "gamma", "beta"])
+    kernels = [k for k in plan.kernels if kind_of(k, plan) in PREFETCHED]
+    assert any("weight" in k.name for k in kernels)
+    for kernel in kernels:
+        low, func = scheduled(kernel, plan)
+        elements, _ = prefetched(add_prefetches(func, low))
+        assert len(elements) <= 64 * len(kernel.inputs)
+
+
 def test_register_tiles_are_in_registers():
     """A tile above 1 KiB, for which TVM would ask the runtime for a workspace."""
     tile, seen = {"columns": 14, "blocks": 2, "rows": 2}, 0
