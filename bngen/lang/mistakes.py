@@ -18,6 +18,7 @@ from typing import Any
 
 from bngen.dtypes import DTYPES
 from bngen.errors import ProgramError, SourceLoc
+from bngen.lang.operands import rounded_once
 from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
 
@@ -43,6 +44,11 @@ _INSTEAD = {
 """What to do in place of a method or attribute of ``torch.Tensor`` that tensors do not have."""
 
 
+_ASKED = {Tensor.__getattr__.__code__, rounded_once(len).__code__}
+"""Of functions that raise what is their callers' mistake: an attribute that there is not, arguments
+that do not fit."""
+
+
 def blame(name: str, cause: Exception) -> ProgramError | None:
     """What to say of an exception that left a program's function.
 
@@ -54,8 +60,8 @@ def blame(name: str, cause: Exception) -> ProgramError | None:
         None where bngen itself raised it, and the user cannot mend it.
     """
     frames = list(traceback.walk_tb(cause.__traceback__))
-    if frames[-1][0].f_code is Tensor.__getattr__.__code__:
-        frames.pop()  # An attribute that there is not: whoever asked for it is to blame.
+    if frames[-1][0].f_code in _ASKED:
+        frames.pop()
     overrun = isinstance(cause, RecursionError | MemoryError)  # in whoever was called last
     if _is_ours(frames[-1][0]) and not overrun:
         return None

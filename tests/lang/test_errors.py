@@ -411,6 +411,8 @@ CASES = [
         lambda x: bg.relu(x, inplace=True), (X,),
         "f: TypeError: relu() got an unexpected keyword argument 'inplace'",
     ),
+    (lambda x: x.softmax(), (X,), "f: TypeError: softmax() missing 1 required positional "
+     "argument: 'dim'"),
     (lambda x: x * qwertz, (X,),  # noqa: F821
      "f: NameError: name 'qwertz' is not defined"),
     (lambda x: prnt(x), (X,),  # noqa: F821
