@@ -89,6 +89,7 @@ def _reveal() -> Any:
                 (TensorLoad, _shuffled),
                 (tirx.Let, flatten),
                 (tirx.BufferStore, _shortened),
+                (tirx.Bind, _shortened),
                 (tirx.SeqStmt, _turned),
             ],
         )
@@ -104,8 +105,10 @@ def _shuffled(load: TensorLoad, mutator: tvm_ffi.StructuralMutator) -> Any:
     return shuffled(mutator.default_mutate(load))
 
 
-def _shortened(store: tirx.BufferStore, mutator: tvm_ffi.StructuralMutator) -> tirx.Stmt:
-    return shorten_chains(mutator.default_mutate(store))
+def _shortened(
+    statement: tirx.BufferStore | tirx.Bind, mutator: tvm_ffi.StructuralMutator
+) -> tirx.Stmt:
+    return shorten_chains(mutator.default_mutate(statement))
 
 
 def _turned(statements: tirx.SeqStmt, mutator: tvm_ffi.StructuralMutator) -> tirx.Stmt:

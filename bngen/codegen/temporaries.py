@@ -55,15 +55,18 @@ def flatten(let: tirx.Let, mutator: tvm_ffi.StructuralMutator) -> Expr:
     return result
 
 
-def shorten_chains(store: tirx.BufferStore) -> tirx.Stmt:
-    """A store, or the same in several steps if the chain of names in its value is long."""
+def shorten_chains(statement: tirx.BufferStore | tirx.Bind) -> tirx.Stmt:
+    """What stores or names a value, in several steps if the chain of names in that is long."""
     sizes: dict[Var, int] = {}
-    if has_names(store.value) and _size(store.value, sizes) > LONGEST:
-        steps = _Steps()
-        value = steps.flat(store.value)
-        last = tirx.BufferStore(store.buffer, value, store.indices)
-        return _sequence([*steps.done, last])
-    return store
+    if not has_names(statement.value) or _size(statement.value, sizes) <= LONGEST:
+        return statement
+    steps = _Steps()
+    value = steps.flat(statement.value)
+    if isinstance(statement, tirx.Bind):
+        last: tirx.Stmt = tirx.Bind(statement.var, value)
+    else:
+        last = tirx.BufferStore(statement.buffer, value, statement.indices)
+    return _sequence([*steps.done, last])
 
 
 class _Steps:

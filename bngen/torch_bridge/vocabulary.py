@@ -18,6 +18,7 @@ from torch import fx
 
 from bngen.lang import (
     activations,
+    emission,
     image_norms,
     loss,
     normalization,
@@ -54,7 +55,7 @@ def _alpha_dropout(input: Tensor, p: float = 0.5, training: bool = False, **give
 
 def _masked(input: Tensor, mask: Tensor, p: float) -> Tensor:
     """Dropout with a mask that PyTorch has drawn; see `masks.drop`."""
-    kept, dropped = (tensor.constant(v, input.dtype) for v in (1.0 / (1.0 - p), 0.0))
+    kept, dropped = (emission.constant(v, input.dtype) for v in (1.0 / (1.0 - p), 0.0))
     return input * pointwise.where(mask, kept, dropped)
 
 
