@@ -16,12 +16,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 import bngen as bg
-from bngen.compiler import FUSION_LEVELS
 from bngen.ir.build import GraphBuilder
 from bngen.ir.interp import run
 from bngen.ir.node import Graph
 from bngen.ir.types import TensorType, Value
 from tests.compiled import compiled, forward
+from tests.profiles import LEVELS
 
 SPECIAL = (
     0.0, -0.0, math.nan, math.inf, -math.inf, 1.0, -1.0, 0.5, 1.75, 2.5, 3.0, 1e-45, 1e-38, -1e-40,
@@ -91,7 +91,7 @@ def expressions(draw, shape: tuple[int, ...] = SHAPE) -> Graph:
 PHASES = [Phase.explicit, Phase.generate] if settings.default.derandomize else list(Phase)
 
 
-@pytest.mark.parametrize("level", FUSION_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 @settings(max_examples=max(6, settings.default.max_examples // 4), phases=PHASES)
 @given(data=st.data())
 def test_drawn_expressions(level, data):
@@ -132,7 +132,7 @@ def placed(where: str):
     return {"alone": alone, "stored": stored, "loaded": loaded}[where]
 
 
-@pytest.mark.parametrize("level", FUSION_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("where", ["alone", "stored", "loaded"])
 def test_tricks(where, level):
     _, c, *_ = SHAPE

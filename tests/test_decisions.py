@@ -24,11 +24,15 @@ OTHER_WIDTHS = {
 """Lanes of machines for which a network is planned when there is time."""
 
 
+LARGE = ("densenet121", "mobilenet_v2")
+"""Networks of which only blocks are decided in every run; see `tests.decided_programs`."""
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[takes_long("has three widths")] if len(lanes) > 1 else [])
-        for name, lanes in NETWORKS.items()
+        pytest.param(name, marks=[takes_long("is large")] if name in LARGE else [])
+        for name in NETWORKS
     ],
 )
 def test_network(name, golden):

@@ -81,7 +81,7 @@ def test_the_same_extents_by_a_scale_have_no_gradient_in_pytorch():
         traced(lambda x: bg.interpolate(x, scale_factor=1.1, mode="bicubic"), (1, 1, 5, 5))
 
 
-@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize("level", LEVELS[-1:])
 def test_decoder(level):
     graph = traced(unet, *UNET)
     check(graph, random_args(graph, 0), level)

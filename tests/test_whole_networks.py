@@ -14,7 +14,7 @@ from tests.whole_network import compare, findings, main, median, table
         pytest.param("resnet18", 2, 48, marks=takes_long("takes half a minute")),
         pytest.param("tiny_unet_bilinear", 2, 22, marks=takes_long("takes a while")),
         ("tiny_densenet", 3, 32),
-        ("tiny_mobilenet", 3, 32),
+        pytest.param("tiny_mobilenet", 3, 32, marks=takes_long("tiny_mobilenet_v3 is like it")),
         ("tiny_mobilenet_v3", 4, 32),
         ("tiny_vgg", 3, 32),
     ],

@@ -25,6 +25,7 @@ from bngen.runtime.memory import Arena
 from bngen.target.parse import Target
 from bngen.torch_bridge.bare import DIRECTIONS, LAYOUTS, bare_convolution, flops, shapes
 from bngen.tuning.lone import LoneKernel, fill, timed
+from tests.profiles import takes_long
 
 LIMITS = {"gflops": 100.0, "gbytes": 10.0, "threads": 2}
 
@@ -205,6 +206,7 @@ def test_inputs_that_any_kernel_can_take():
     assert 0 < arrays["mask"].mean() < 1
 
 
+@takes_long("times each kernel of a network")
 def test_a_real_network(monkeypatch):
     monkeypatch.setattr("bngen.tuning.lone._SHORTEST", 0.0)
     entry = Entry("tiny_mobilenet", "bngen", batch=1, image=16)

@@ -7,12 +7,12 @@ import torch.nn.functional as F
 
 import bngen as bg
 from bngen.codegen.nests import choose
-from bngen.compiler import FUSION_LEVELS
 from bngen.ir.interp import run
 from bngen.lower.facts import Declined
 from bngen.passes.prepare import join_gradient, prepare
 from bngen.target.parse import Target
 from tests.compiled import check
+from tests.profiles import LEVELS
 from tests.strategies import random_args
 
 DIRECT = {"conv", "wgrad"}
@@ -79,7 +79,7 @@ def test_no_tile_lies_in_two_groups_of_rows():
     assert kinds(layer((2, 16, 35, 35))) == {"conv", "winograd_wgrad"}
 
 
-@pytest.mark.parametrize("level", FUSION_LEVELS)
+@pytest.mark.parametrize("level", LEVELS)
 def test_every_level(level):
     graph = layer((2, 12, 10, 7))
     check(graph, random_args(graph, 2), level)

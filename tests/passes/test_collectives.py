@@ -19,6 +19,7 @@ from bngen.passes.pipeline import graph_passes
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.plan.calls import BACKWARD, FORWARD, collectives_of
 from tests.passes.meaning import joint_program, same_results
+from tests.profiles import takes_long
 from tests.ranks import synchronized
 from tests.strategies import programs, random_args
 
@@ -62,6 +63,7 @@ def test_how_many_there_are(golden):
     golden("\n".join(lines) + "\n")
 
 
+@takes_long("plans DenseNet-121 twice")
 def test_of_a_densenet_most_is_exchanged_once_at_icf():
     """``docs/distributed.md`` says so."""
     joint = join_gradient(network("densenet121"))

@@ -28,6 +28,7 @@ from tests.passes.sweeps import (
     planned,
     rows_of,
 )
+from tests.profiles import some
 
 PAGE = Path(__file__).parents[2] / "docs" / "how" / "sweeps.md"
 
@@ -146,7 +147,7 @@ def shapes(values: tuple[Value, ...]) -> str:
     return ", ".join("x".join(map(str, v.shape[1:])) for v in values) or "-"
 
 
-@pytest.mark.parametrize("name", NETWORKS)
+@pytest.mark.parametrize("name", some(NETWORKS[::-1], 1))
 def test_training_step(name, golden):
     golden(network_table(name) + "\n")
 
