@@ -120,7 +120,7 @@ def trainer(
     switch, shared = [True], region.is_shared
     region.is_shared = lambda: switch[0] and shared()
     model = parallel(model, job, network)
-    labels = torch.arange(share) % 10
+    labels = torch.arange(share) % 2
     # So slowly that nothing is learnt: gradients of what is known by heart are denormal numbers,
     # each of which takes a hundred times as long.
     optimizer = torch.optim.SGD(model.parameters(), 1e-6, momentum=0.9)
