@@ -232,12 +232,15 @@ def table(race_: dict) -> str:
 
 
 def hidden(row: dict, rows: list[dict]) -> float | None:
-    """Of the delay of all its collectives, the share by which a step did not become longer."""
+    """Of the delay of all its collectives, the share by which a step did not become longer.
+
+    None where that delay is less than a tenth of a step: lost in the noise of a shared machine.
+    """
     delay = row["setting"]["delay"] / 1000 * row["collectives"]
-    if not delay:
-        return None
     same = {**row["setting"], "delay": 0.0}
     base = next(r for r in rows if r["name"] == row["name"] and r["setting"] == same)
+    if delay < base["step"]["median"] / 10:
+        return None
     return 1 - (row["step"]["median"] - base["step"]["median"]) / delay
 
 
