@@ -361,9 +361,9 @@ def test_the_same_bits_every_time():
     assert bits(whole_step(which=1), x, labels) == first
 
 
-def test_one_thread_and_two():
+def test_one_thread_and_all():
     graph, args = dense_and_residual().graph, None
-    for threads in (1, 2):
+    for threads in (1, None):  # None is all of the machine's
         module = whole_step(threads)
         args = args or random_args(graph, 2)
         check_forward(module, graph, args)

@@ -24,7 +24,7 @@ from bngen.lang.program import trace
 from bngen.passes.fusion.profit import MOST_OPS, MOST_OPS_AGAIN
 from bngen.passes.pipeline import Planned
 from bngen.passes.prepare import Joint, join_gradient, prepare
-from tests.profiles import some
+from tests.profiles import some, takes_long
 
 MAP = TensorType((2, 16, 4, 4))
 
@@ -130,6 +130,7 @@ def test_work_grows_with_the_number_of_nodes(family, level):
 
 
 @pytest.mark.parametrize("level", some(["icf", "none"], 1))
+@takes_long("test_three_hundred_layers_are_planned is like it")
 def test_a_chain_of_two_thousand_is_planned(level):
     plan = planned(chain(2000), level).plan
     longest = max(len(k.nodes) for k in plan.kernels)

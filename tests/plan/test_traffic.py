@@ -28,7 +28,7 @@ from tests.passes.sweeps import (
     planned,
     rows_of,
 )
-from tests.profiles import some
+from tests.profiles import some, takes_long
 
 PAGE = Path(__file__).parents[2] / "docs" / "how" / "sweeps.md"
 
@@ -152,6 +152,7 @@ def test_training_step(name, golden):
     golden(network_table(name) + "\n")
 
 
+@takes_long("plans DenseNet-121 and ResNet-50 at five levels")
 def test_the_page(request):
     """The page is made by `page_of_sweeps`; ``--update-golden`` writes it anew."""
     if request.config.getoption("--update-golden"):

@@ -18,6 +18,7 @@ from bngen.passes.prepare import join_gradient, prepare
 from bngen.target.parse import Target
 from bngen.tuning import records
 from bngen.tuning.records import Record, Records, digest, find, read, write
+from tests.profiles import takes_long
 
 MAP = {"n": 2, "h": 12, "w": 10, "out_blocks": 6, "lanes": 8, "group_rows": 4}
 OPERAND = {"groups": 2, "in_blocks": 3, "in_lanes": 8, "r": 3, "s": 3, "padded_w": 12}
@@ -233,6 +234,7 @@ def test_shipped_records_are_legal(path):
         assert legal(row.kind, row.extents, row.knobs) is None, row.id
 
 
+@takes_long("test_search compares each kind of candidate")
 def test_records_change_no_result(tmp_path):
     """Every kernel of a step on knobs that are not the rule's own."""
     graph = models.make("tiny_densenet", batch=2, image=32, loss=True).graph
