@@ -122,7 +122,8 @@ class _Plan:
             lines = burst(self.main.loops[shared : level + 1])
             if lines <= _BURST:
                 return level
-            last = level if lines <= min(_LONGEST_BURST, work // _WORK_A_LINE) else None
+            if lines <= min(_LONGEST_BURST, work // _WORK_A_LINE):
+                last = level
         return last
 
     def applied(self, func: tirx.PrimFunc) -> tirx.PrimFunc:
