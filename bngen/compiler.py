@@ -29,7 +29,9 @@ from typing import Any
 
 from bngen import cache as caches
 from bngen.binding import bind
-from bngen.codegen.compile import Code, KnobLookup, Progress, compile_plan, jit, objects
+from bngen.codegen.code import Code
+from bngen.codegen.compile import KnobLookup, Progress, compile_plan, jit, objects
+from bngen.codegen.workers import LEAST, processes
 from bngen.errors import BngenError, ToolchainError
 from bngen.ir.node import Graph
 from bngen.lang.init import initializer
@@ -190,7 +192,7 @@ def _asked(
     wrt = names if _are_names(names) else wrt
     return _Work(
         graph, machine, fusion, grad, wrt, formats, tuned.lookup, key, progress, dump,
-        Stages.asked(graph.name),
+        Stages.asked(graph.name), bool(emit),
     )  # fmt: skip
 
 
@@ -231,6 +233,7 @@ class _Work:
     progress: Progress | None
     dump: Dump | None
     stages: Stages | None
+    shown: bool
 
     def bundle(self) -> Bundle:
         """The bundle that is kept, or else what is compiled."""
@@ -263,6 +266,10 @@ class _Work:
     @functools.cached_property
     def compiled(self) -> tuple[Bundle, list[Code]]:
         """The bundle, and the distinct kernels as the compiler has them."""
+        jobs = environment("jobs") or self.target.machine.threads
+        here = self.shown or self.stages is not None or not toolchain.is_there()
+        if not here and len(self.graph.nodes) >= LEAST:
+            processes(jobs)  # which begin while the program is planned
         if self.grad:
             joint = join_gradient(self.graph, self.wrt, self.formats)
         else:
@@ -279,6 +286,8 @@ class _Work:
             places=prepared.planned.memory.places,
             knobs=self.knobs,
             progress=self.progress,
+            jobs=jobs,
+            here=here,
         )
         codes = list({c.code.symbol: c.code for c in compiled}.values())
         built = bind(prepared, compiled, self.target, self.fusion)

@@ -199,6 +199,10 @@ OPTIONS: tuple[Option, ...] = (
         flags=("--no-cache",), default=False, commands=(BUILD, VERIFY),
     ),
     _row(
+        "jobs", "int", "processes that compile; 1: this one alone", flags=(), commands=(),
+        default_text="one for each CPU", metavar="N",
+    ),
+    _row(
         "cache_dir", "path", "where bngen keeps what can be made again", flags=(), commands=(),
         default_text="the user's cache folder",
     ),

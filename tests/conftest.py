@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 
 # What a test compiles it compiles anew, and keeps nothing in the user's folders.
 os.environ["BNGEN_NO_CACHE"] = "1"
+# Tests share the CPUs among themselves.
+os.environ["BNGEN_JOBS"] = "1"
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
 settings.register_profile("quick", max_examples=6, derandomize=True, **_COMMON)

@@ -68,6 +68,15 @@ def find_compiler() -> list[str]:
     raise ToolchainError(f"no C compiler: {what}", hint=_INSTALL)
 
 
+def is_there() -> bool:
+    """Whether there is a C compiler, be it able to work or not."""
+    try:
+        find_compiler()
+    except ToolchainError:
+        return False
+    return True
+
+
 def shared_library(source: Path, kind: type[L], symbols: Sequence[str]) -> L:
     """The compiled form of a C file, loaded; it is made if it is not in the cache yet.
 

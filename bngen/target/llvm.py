@@ -30,7 +30,9 @@ def tvm_target(cpu: str | None, attrs: Iterable[str] = (), triple: str | None = 
     """A ``tvm.target.Target``."""
     import tvm
 
-    config: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": cpu, "mattr": [*attrs]}
+    config: dict[str, Any] = {
+        "kind": "llvm", "mtriple": triple, "mcpu": cpu, "mattr": [*attrs], "opt-level": 2,
+    }  # fmt: skip
     return tvm.target.Target({key: value for key, value in config.items() if value})
 
 

@@ -44,6 +44,9 @@ NOT_RUN = {
     "make docs": "the site is built in tests/docs/test_pages.py",
     "make bench": MEASURES,
     "make bench-startup": MEASURES,
+    "bngen verify mobilenet_v2 --batch 2": LONG,
+    "bngen build net.py:make --target 'llvm -mtriple=riscv64-linux-gnu -mcpu=sifive-u74' "
+    "--out riscv": LONG,
     "bngen tune resnet50 --trials 40": LONG,
     "bngen tune densenet121 --trials 24": LONG,
     "bngen bench resnet50 mobilenet_v2 --against none,channels-last,compile --json r.json "

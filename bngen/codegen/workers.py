@@ -1,0 +1,166 @@
+"""Who compiles kernels: threads of this process or, where there are many kernels, processes.
+
+In: tasks by key. Out: their code, as it is ready. Lowering and scheduling are Python, which the
+threads of a process run one at a time, and half of the work: on two CPUs two threads compile hardly
+faster than one. A process takes a second to begin, which it does while a program is planned; it
+ends when it has had nothing to do for a while.
+
+Processes are a gain alone. Where none can be started, or one ends, or fails, what it had to do is
+done here, and fails here if it must.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import threading
+from collections.abc import Callable, Generator, Iterator, Mapping
+from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, replace
+from typing import Any
+
+from bngen.codegen.code import Code, Task, compiled
+
+LEAST = 40
+"""Distinct kernels from which on processes pay; they take some five seconds of one."""
+MOST = 32
+"""Processes; each takes some 300 MB."""
+_IDLE = 60
+"""Seconds after which a process ends that nothing is asked of."""
+_STACK = 64 << 20
+"""Bytes of address space for LLVM's recursions; what is not touched is no memory."""
+
+_LOG = logging.getLogger(__name__)
+_starting = threading.Lock()
+
+
+def codes(
+    tasks: Mapping[str, Task], jobs: int, *, here: bool = False
+) -> Generator[tuple[str, Code]]:
+    """The code of each task, as it is ready.
+
+    Args:
+        tasks: what there is to compile, by any key.
+        jobs: processes, or threads, that share it.
+        here: whether this process shall compile all of it, so that TVM's forms are there, too.
+    """
+    pool = None if here or len(tasks) < LEAST else processes(jobs)
+    with _without_collections(), ThreadPoolExecutor(jobs) as threads:
+        futures = {
+            _submitted(pool, _remote, task) if pool else _submitted(threads, compiled, task): key
+            for key, task in tasks.items()
+        }
+        try:
+            for future in as_completed(futures):
+                key = futures[future]
+                if pool and (error := future.exception()):
+                    _LOG.info("a kernel is compiled in this process: %r", error)
+                    future = _submitted(threads, compiled, tasks[key])
+                yield key, future.result()
+        except BaseException:
+            for future in futures:
+                future.cancel()
+            raise
+
+
+# --- threads ----------------------------------------------------------------------------------
+
+
+def _submitted(pool: Executor, work: Callable[[Task], Code], task: Task) -> Future[Code]:
+    """A task in a pool; where the system starts nobody for it, done by this thread at once.
+
+    A thread that is started for it has the stack that LLVM's recursions need, whatever ulimit says.
+    """
+    with _starting:
+        before = threading.stack_size(_STACK)
+        try:
+            return pool.submit(work, task)
+        except (RuntimeError, OSError):
+            done: Future[Code] = Future()
+        finally:
+            threading.stack_size(before)
+    done.set_result(compiled(task))
+    return done
+
+
+@contextlib.contextmanager
+def _without_collections() -> Iterator[None]:
+    """Pause the garbage collector: it walks all graphs again for each few kernels, 7 % of the time.
+
+    Nothing that compiling makes waits for it: what refers to itself is small.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+# --- processes --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Processes:
+    """Processes that a process has started."""
+
+    owner: int
+    count: int
+    executor: Any
+
+
+_running: list[_Processes] = []
+
+
+def processes(jobs: int) -> Executor | None:
+    """As many processes, which begin at once unless they have; None where there are to be none."""
+    count = min(jobs, MOST)
+    if count < 2:
+        return None
+    with _starting:
+        for found in _running:
+            # A process that was forked has none of its own.
+            if (found.owner, found.count) == (os.getpid(), count) and not _is_over(found.executor):
+                return found.executor
+        _running.clear()
+        try:
+            executor = _started(count)
+        except (ImportError, OSError, RuntimeError) as error:
+            _LOG.info("kernels are compiled in this process: %s", error)
+            return None
+        _running.append(_Processes(os.getpid(), count, executor))
+        return executor
+
+
+def _started(count: int) -> Executor:
+    from loky import ProcessPoolExecutor
+
+    executor = ProcessPoolExecutor(count, timeout=_IDLE, initializer=_begin)
+    executor.submit(os.getpid)  # all of them begin with the first thing that is asked of one
+    return executor
+
+
+def _is_over(executor: Any) -> bool:
+    return bool(executor._flags.broken or executor._flags.shutdown)
+
+
+_thread: list[Executor] = []
+
+
+def _begin() -> None:
+    """What a process does first: it loads the compiler, and leaves interrupts to its parent."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    gc.disable()
+    import bngen.codegen.pipeline  # noqa: F401  (loads TVM)
+
+    threading.stack_size(_STACK)
+    _thread.append(ThreadPoolExecutor(1))
+
+
+def _remote(task: Task) -> Code:
+    """A task in such a process."""
+    return replace(_thread[0].submit(compiled, task).result(), kept=None)
