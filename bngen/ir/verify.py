@@ -7,6 +7,7 @@ own line; whatever is found here is a bug in bngen.
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterator
 
@@ -62,26 +63,38 @@ def _fits(node: Node) -> bool:
 
 
 def _complete_attrs(graph: Graph) -> Iterator[str]:
-    for node in _known(graph):
-        try:
-            if complete_attrs(node.op, dict(node.attrs)) != node.attrs:
-                missing = set(OPS[node.op].defaults) - set(node.attrs)
-                yield f"attributes {sorted(missing)} are not filled in: {node}"
-        except ShapeError as error:
-            yield f"{error}: {node}"
+    return filter(None, map(_incomplete, _known(graph)))
 
 
 def _inferred_types(graph: Graph) -> Iterator[str]:
-    for node in _known(graph):
-        if set(node.attrs) != set(OPS[node.op].defaults) or not _fits(node):
-            continue  # reported by the invariants above
-        try:
-            types = infer(node.op, [v and v.type for v in node.inputs], node.attrs)
-        except ShapeError as error:
-            yield f"{error}: {node}"
-            continue
-        if types != tuple(v.type for v in node.outputs):
-            yield f"gives {', '.join(map(str, types))}: {node}"
+    return filter(None, map(_mistyped, _known(graph)))
+
+
+# Most nodes are in the graph after a pass that were in the one before it.
+@functools.lru_cache(1 << 14)
+def _incomplete(node: Node) -> str:
+    """What is wrong with a node's attributes; "" if nothing is."""
+    try:
+        if complete_attrs(node.op, dict(node.attrs)) != node.attrs:
+            missing = set(OPS[node.op].defaults) - set(node.attrs)
+            return f"attributes {sorted(missing)} are not filled in: {node}"
+    except ShapeError as error:
+        return f"{error}: {node}"
+    return ""
+
+
+@functools.lru_cache(1 << 14)
+def _mistyped(node: Node) -> str:
+    """What is wrong with the types of a node's results; "" if nothing is."""
+    if set(node.attrs) != set(OPS[node.op].defaults) or not _fits(node):
+        return ""  # reported by the invariants above
+    try:
+        types = infer(node.op, [v and v.type for v in node.inputs], node.attrs)
+    except ShapeError as error:
+        return f"{error}: {node}"
+    if types != tuple(v.type for v in node.outputs):
+        return f"gives {', '.join(map(str, types))}: {node}"
+    return ""
 
 
 def _known(graph: Graph) -> Iterator[Node]:

@@ -117,9 +117,7 @@ def _task(facts: ProductFacts, rows: int, blocks: int, machine: Machine) -> tupl
             + facts.copies_left * across * facts.rows / lanes
         )  # fmt: skip
         panel = facts.element_bytes * facts.depth * lanes * task_blocks
-        # Of few terms, all columns pass each tile of rows; else all rows a tile of columns.
-        near = machine.l2 // (16 if facts.m > facts.k else 4)
-        spilled = max(1.0, panel / near)
+        spilled = max(1.0, panel / (machine.l2 // 2))
         return idle * spilled * (1 + copies / whole), tasks
 
     choices = [
@@ -254,6 +252,22 @@ def _store_slot(sch: s_tir.Schedule, low: Lowered, at: Any, lanes: int, *, unrol
                 set_apart(sch, loop)
 
 
+NEIGHBOURS = 8
+"""Tiles of rows whose elements of one inner index are copied together: they share cache lines."""
+
+
+def _by_lines(sch: s_tir.Schedule, block: Any, at: Any) -> None:
+    """Copy tiles of rows that lie across, some at a time.
+
+    Tile by tile, each line is read as often as tiles lie in it; and where lines are at a distance
+    of a power of two, it has left the nearest cache each time.
+    """
+    tiles, e, _ = loops_inside(sch, block, at)
+    together = max(d for d in divisors(extent(sch, tiles)) if d <= NEIGHBOURS)
+    _, near = sch.split(tiles, [None, together])
+    sch.reorder(e, near)
+
+
 def _fill_scratch(
     sch: s_tir.Schedule, low: Lowered, facts: ProductFacts, places: dict[str, Any]
 ) -> None:
@@ -262,6 +276,8 @@ def _fill_scratch(
         block, at = sch.get_sblock(name), places[name]
         sch.compute_at(block, at, preserve_unit_loops=True)
         if name == "left":
+            if facts.trans_a:
+                _by_lines(sch, block, at)
             _vectorized(sch, block, facts.lanes)
             continue
         blocks, e, lane = loops_inside(sch, block, at)
