@@ -42,6 +42,7 @@ class Way:
         bngen: whether bngen compiles the model, or PyTorch runs it, channels-last.
         sync: whether batch normalization is synchronized.
         split: whether Dynamo cuts the model at the borders of DistributedDataParallel's buckets.
+        slow: whether gradients travel by a function of its own, which can be told to be slow.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Way:
     bngen: bool = True
     sync: bool = False
     split: bool = False
+    slow: bool = False
 
 
 @dataclass(frozen=True)
@@ -76,13 +78,14 @@ def entries(delays: list[float]) -> dict[Way, list[Setting]]:
     plain, slow = Setting(), Setting(bandwidth=ETHERNET)
     return {
         Way("one process", ranks=1): [plain],
-        Way("ranks"): [
-            plain, Setting(stages=False), slow, Setting(bandwidth=ETHERNET, stages=False)
-        ],
-        Way("ranks, cut by Dynamo", split=True): [plain, slow],
+        Way("ranks"): [plain, Setting(stages=False)],
+        Way("ranks", slow=True): [slow, Setting(bandwidth=ETHERNET, stages=False)],
+        Way("ranks, cut by Dynamo", split=True): [plain],
+        Way("ranks, cut by Dynamo", split=True, slow=True): [slow],
         Way("ranks, SyncBN", sync=True): [plain, *(Setting(delay=ms) for ms in delays)],
         Way("PyTorch, one process", ranks=1, bngen=False): [plain],
-        Way("PyTorch, ranks", bngen=False): [plain, slow],
+        Way("PyTorch, ranks", bngen=False): [plain],
+        Way("PyTorch, ranks", bngen=False, slow=True): [slow],
     }  # fmt: skip
 
 
@@ -246,7 +249,7 @@ def hidden(row: dict, rows: list[dict]) -> float | None:
 
 def parsed() -> argparse.Namespace:
     """What is asked for."""
-    ways = [way.name for way in entries([])]
+    ways = list(dict.fromkeys(way.name for way in entries([])))
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--network", choices=NETWORKS, nargs="+", default=["resnet50"])
     parser.add_argument("--batch", type=int, default=16, help="images of all ranks together")

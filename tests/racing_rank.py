@@ -145,8 +145,9 @@ def parallel(model, job: dict, network: Network):
         bngen.compile(model, sync_bn=job["sync"])
     if job["ranks"] == 1:
         return model
-    model = DistributedDataParallel(model)
-    model.register_comm_hook(None, network.hook)
+    model = DistributedDataParallel(model, gradient_as_bucket_view=True)
+    if job["slow"]:
+        model.register_comm_hook(None, network.hook)
     torch._dynamo.config.optimize_ddp = job["split"]
     return torch.compile(model, backend=backend) if job["split"] else model
 
