@@ -17,6 +17,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ MOST = 32
 """Processes; each takes some 300 MB."""
 _IDLE = 60
 """Seconds after which a process ends that nothing is asked of."""
+_WATCH = 1
+"""Seconds between two looks at the parent."""
 _STACK = 64 << 20
 """Bytes of address space for LLVM's recursions; what is not touched is no memory."""
 
@@ -154,11 +157,19 @@ _thread: list[Executor] = []
 def _begin() -> None:
     """What a process does first: it loads the compiler, and leaves interrupts to its parent."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     gc.disable()
     import bngen.codegen.pipeline  # noqa: F401  (loads TVM)
 
     threading.stack_size(_STACK)
     _thread.append(ThreadPoolExecutor(1))
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent has, however that ended."""
+    while os.getppid() == parent:
+        time.sleep(_WATCH)
+    os._exit(1)
 
 
 def _remote(task: Task) -> Code:

@@ -128,7 +128,7 @@ class _Running:
                 self._process = subprocess.Popen(
                     [sys.executable, "-c", _BUILD, str(watched)],
                     stdin=job, stdout=self._bundle, stderr=self._errors, pass_fds=(watched,),
-                    process_group=0, env={**os.environ, "PYTHONPATH": paths},
+                    process_group=0, env={**os.environ, "PYTHONPATH": paths, "BNGEN_JOBS": "1"},
                 )  # fmt: skip
         except BaseException:
             self._close()
