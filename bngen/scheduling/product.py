@@ -117,7 +117,9 @@ def _task(facts: ProductFacts, rows: int, blocks: int, machine: Machine) -> tupl
             + facts.copies_left * across * facts.rows / lanes
         )  # fmt: skip
         panel = facts.element_bytes * facts.depth * lanes * task_blocks
-        spilled = max(1.0, panel / (machine.l2 // 2))
+        # Of few terms, all columns pass each tile of rows; else all rows a tile of columns.
+        near = machine.l2 // (2 if facts.m > facts.k else 4)
+        spilled = max(1.0, panel / near)
         return idle * spilled * (1 + copies / whole), tasks
 
     choices = [
