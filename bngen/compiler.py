@@ -42,8 +42,8 @@ from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.pipeline import Dump
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.plan.formats import Formats, declared_formats
+from bngen.runtime import host, toolchain
 from bngen.runtime import threads as thread_pool
-from bngen.runtime import toolchain
 from bngen.runtime.bundle import Bundle, check_text
 from bngen.runtime.entries import entries
 from bngen.runtime.makers import one_maker
@@ -266,7 +266,9 @@ class _Work:
     @functools.cached_property
     def compiled(self) -> tuple[Bundle, list[Code]]:
         """The bundle, and the distinct kernels as the compiler has them."""
-        jobs = environment("jobs") or self.target.machine.threads
+        # Ranks wait for the one that compiles; where nothing is kept, all of them do at once.
+        share = None if self.key else host.share_of_cpus()
+        jobs = environment("jobs") or share or self.target.machine.threads
         here = self.shown or self.stages is not None or not toolchain.is_there()
         if not here and len(self.graph.nodes) >= LEAST:
             processes(jobs)  # which begin while the program is planned
