@@ -12,7 +12,7 @@ from bngen.lower.facts import Declined
 from bngen.passes.prepare import join_gradient, prepare
 from bngen.target.parse import Target
 from tests.compiled import check
-from tests.profiles import LEVELS
+from tests.profiles import LEVELS, some
 from tests.strategies import random_args
 
 DIRECT = {"conv", "wgrad"}
@@ -40,17 +40,20 @@ def kinds(graph):
 
 @pytest.mark.parametrize(
     ("shape", "attrs"),
-    [
-        ((2, 16, 8, 8), {}),
-        ((3, 10, 8, 14), {"padding": 0}),
-        ((2, 20, 6, 10), {"padding": 2}),
-        ((3, 16, 7, 7), {}),
-        ((2, 35, 13, 11), {"padding": (0, 1)}),
-        ((2, 16, 14, 13), {}),
-        ((1, 40, 28, 28), {"padding": (2, 1)}),
-        ((2, 8, 9, 9), {"padding": 3}),
-        ((2, 8, 24, 40), {}),
-    ],
+    some(
+        [
+            ((3, 10, 8, 14), {"padding": 0}),
+            ((2, 20, 6, 10), {"padding": 2}),
+            ((2, 35, 13, 11), {"padding": (0, 1)}),
+            ((3, 16, 7, 7), {}),
+            ((1, 40, 28, 28), {"padding": (2, 1)}),
+            ((2, 16, 8, 8), {}),
+            ((2, 16, 14, 13), {}),
+            ((2, 8, 9, 9), {"padding": 3}),
+            ((2, 8, 24, 40), {}),
+        ],
+        5,
+    ),
     ids=str,
 )
 def test_every_direction(shape, attrs):
