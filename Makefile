@@ -22,6 +22,7 @@ FOR_TEST := $(VENV)/.installed-dev
 FOR_DOCS := $(VENV)/.installed-docs
 ifneq ($(wildcard $(FOR_TEST)),)  # which is all of it
 FOR_RUN := $(FOR_TEST)
+FOR_DOCS := $(FOR_TEST)
 FOR_BENCH := $(FOR_TEST)
 endif
 
@@ -45,6 +46,7 @@ help:
 run: $(FOR_RUN)
 	$(BIN)/bngen build --target llvm -mcpu=native
 	$(BIN)/bngen verify
+	@echo 'bngen is in $(BIN): . $(BIN)/activate puts it on your path'
 
 # HYPOTHESIS_PROFILE=thorough make test draws many more, and new, examples.
 # Three test processes share the cores, since some wait; idle OpenMP threads must sleep, not spin.

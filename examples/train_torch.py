@@ -144,7 +144,9 @@ def plot(folder):
     from matplotlib import pyplot as plt
 
     figure, (losses, times) = plt.subplots(1, 2, figsize=(10, 4), layout="constrained")
-    for path in sorted(folder.glob("*.json")):
+    # Those of train_distributed.py, which writes here too, have no times.
+    runs = (p for p in sorted(folder.glob("*.json")) if not p.name.startswith("distributed-"))
+    for path in runs:
         log = json.loads(path.read_text())
         losses.plot(log["loss"], label=path.stem, linewidth=1)
         times.plot([1000 * s for s in log["seconds"]], label=path.stem, linewidth=1)

@@ -43,6 +43,27 @@ def test_constraints_lie_within_the_ranges():
         assert version in ranges[name].specifier, f"{name}=={version}"
 
 
+PACKAGES = {"sklearn": "scikit-learn"}
+"""What is imported -> who brings it, where the two are called otherwise."""
+
+
+def brought_by(extra: str) -> set[str]:
+    """Packages that ``pip install '.[extra]'`` names, those of the extras in it included."""
+    found = {r.name for r in map(Requirement, PROJECT["dependencies"])}
+    for row in map(Requirement, PROJECT["optional-dependencies"][extra]):
+        found |= {p for e in row.extras for p in brought_by(e)} or {row.name}
+    return found
+
+
+def test_an_extra_brings_what_it_is_for():
+    assert brought_by("dev") >= set().union(*map(brought_by, PROJECT["optional-dependencies"]))
+    assert "torch" in brought_by("docs")  # the reference tells of every public name
+    for path in (ROOT / "examples").glob("*.py"):
+        names = re.findall(r"^ *(?:import|from) (\w+)", path.read_text(), re.MULTILINE)
+        others = set(names) - sys.stdlib_module_names - {"bngen"}
+        assert {PACKAGES.get(n, n) for n in others} <= brought_by("examples"), path.name
+
+
 def test_torch_is_an_extra():
     assert not any(r.startswith("torch") for r in PROJECT["dependencies"])
     assert any(r.startswith("torch") for r in PROJECT["optional-dependencies"]["torch"])
@@ -148,8 +169,9 @@ def recipe(*words: str, folder: Path) -> str:
 
 @pytest.mark.parametrize(
     ("command", "extras"),
-    [("run", "torch"), ("bench", "torch,bench"), ("bench-startup", "torch,bench"), ("test", "dev")],
-)
+    [("run", "torch"), ("bench", "torch,bench"), ("bench-startup", "torch,bench"), ("test", "dev"),
+     ("docs", "docs")],
+)  # fmt: skip
 def test_make_installs_what_its_command_needs(command, extras, tmp_path):
     assert f"install.py  '{extras}'\n" in recipe(command, folder=tmp_path)
     (tmp_path / ".installed-dev").touch()  # newer than what it depends on
