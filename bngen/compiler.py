@@ -190,9 +190,10 @@ def _asked(
     keepable = cache and (names is None or _are_names(names))
     key = caches.key(graph, machine, fusion, grad, names, tuned, formats) if keepable else None
     wrt = names if _are_names(names) else wrt
+    wanted = (graph, machine, fusion, grad, names, formats)
     return _Work(
         graph, machine, fusion, grad, wrt, formats, tuned.lookup, key, progress, dump,
-        Stages.asked(graph.name), bool(emit),
+        Stages.asked(graph.name, wanted), bool(emit),
     )  # fmt: skip
 
 

@@ -73,10 +73,10 @@ def write_whole(path: Path | str, content: bytes) -> None:
     Raises:
         OSError: when it cannot be written.
     """
-    path = Path(os.path.realpath(path))
-    if path.exists() and not path.is_file():
-        _write_in_place(path, content)
+    if _is_special(Path(path)):
+        _write_in_place(Path(path), content)
         return
+    path = Path(os.path.realpath(path))
     try:
         with opened(path.parent) as parent, working_folder(parent, ".bngen-") as (_, folder):
             add_file(folder, "new", content, _mode_for(path))
@@ -90,15 +90,20 @@ def write_whole(path: Path | str, content: bytes) -> None:
 
 def obstacle(path: Path | str) -> str | None:
     """Why a file cannot be written, as far as that can be told beforehand; None when it may be."""
+    if _is_special(Path(path)):
+        return None if os.access(path, os.W_OK) else f"{path} cannot be written to"
     path = Path(os.path.realpath(path))
     if path.is_dir():
         return f"{path} is a folder"
-    nearest = next(p for p in (path, *path.parents) if os.path.lexists(p))
-    if nearest != path and not nearest.is_dir():
-        return f"{nearest} is no folder"
-    if not os.access(nearest, os.W_OK):
-        return f"{nearest} cannot be written to"
-    return None
+    return _unwritable(path)
+
+
+def folder_obstacle(path: Path | str) -> str | None:
+    """Why files cannot be put into a folder, which need not be there; None when they may be."""
+    path = Path(os.path.realpath(path))
+    if os.path.lexists(path) and not path.is_dir():
+        return f"{path} is no folder"
+    return _unwritable(path)
 
 
 def exchange(one: Path, other: Path) -> bool:
@@ -131,6 +136,21 @@ def add_file(folder: int, name: str, content: bytes, mode: int = 0o600) -> None:
         _write_all(descriptor, content)
     finally:
         os.close(descriptor)  # which is where a quota on a network's disk may make itself felt
+
+
+def _is_special(path: Path) -> bool:
+    """Whether it is a pipe or a device. An open pipe has a path (/dev/stdout), and no real one."""
+    return os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path)
+
+
+def _unwritable(path: Path) -> str | None:
+    """What stands in the way of writing to a path, or to the nearest one above it."""
+    nearest = next(p for p in (path, *path.parents) if os.path.lexists(p))
+    if nearest != path and not nearest.is_dir():
+        return f"{nearest} is no folder"
+    if not os.access(nearest, os.W_OK):
+        return f"{nearest} cannot be written to"
+    return None
 
 
 def _mode_for(path: Path) -> int:

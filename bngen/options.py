@@ -86,7 +86,7 @@ def _row(name: str, kind: str, help: str, **kw: Any) -> Option:
 
 OPTIONS: tuple[Option, ...] = (
     _row(
-        "target", "text", "what to compile for: `llvm` and its flags, quoted or not, or JSON",
+        "target", "text", "what to compile for: `llvm` and its flags in quotes, or JSON",
         default="llvm -mcpu=native", metavar="TARGET",
     ),
     _row(
@@ -100,6 +100,7 @@ OPTIONS: tuple[Option, ...] = (
     _row(
         "fusion", "choice", "how far to fuse; each level includes the ones before it",
         default="icf", choices=FUSION_CHOICES,
+        commands=(BUILD, VERIFY, BENCH, TUNE, EXPLAIN, PROFILE),
     ),
     _row(
         "memory_format", "choice", "how arrays of rank 4 lie: arguments, weights and results",
@@ -110,15 +111,21 @@ OPTIONS: tuple[Option, ...] = (
         "dtype", "choice", "what convolutions and matrix products compute with, and maps lie in",
         default=PRECISIONS[0], choices=PRECISIONS,
     ),
-    _row("batch", "int", "batch size of the program", default_text="8", metavar="N"),
-    _row("image", "int", "height and width of the images", default_text="224", metavar="PIXELS"),
+    _row(
+        "batch", "int", "batch size of the program", metavar="N",
+        default_text="the program's own; of networks: 8",
+    ),
+    _row(
+        "image", "int", "height and width of the images", metavar="PIXELS",
+        default_text="the program's own; of most networks: 224",
+    ),
     _row(
         "threads", "int", "threads to run with", default_text="all of the machine",
-        env="BNGEN_NUM_THREADS", metavar="N",
+        env="BNGEN_NUM_THREADS", metavar="N", commands=(VERIFY, BENCH, TUNE, PROFILE, ABLATE),
     ),
     _row(
         "schedules", "path", "folder of tuned schedule records that takes precedence",
-        default_text="those shipped with bngen", metavar="DIR",
+        default_text="the user's own, then those of bngen", metavar="DIR",
     ),
     _row(
         "grad", "flag", "build the forward and backward pass together", default=False,
@@ -207,8 +214,8 @@ OPTIONS: tuple[Option, ...] = (
         default_text="the user's cache folder",
     ),
     _row(
-        "dump", "path", "folder that each stage of a build is written to", flags=(), commands=(),
-        default_text="none", metavar="DIR",
+        "dump", "path", "folder that the stages of each build are written to", metavar="DIR",
+        flags=(), commands=(), default_text="none",
     ),
     _row(
         "fallback", "flag", "run a part of a PyTorch model that cannot be compiled in PyTorch",

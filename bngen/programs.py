@@ -85,6 +85,9 @@ def _builtin(name: str, sizes: dict[str, int]) -> Any:
     from bngen import models  # NumPy comes with it: not at the top, for the sake of --help
 
     if name not in models.MODELS:
+        if Path(name).is_dir():
+            hint = "name a file as file.py:function; explain takes folders that build has written"
+            raise UsageError(f"{name} is a folder, not a program", hint=hint)
         if near := models.nearest(name):
             hint = f"did you mean {' or '.join(near)}?"
             raise UsageError(f"no built-in program {name!r}", hint=hint)

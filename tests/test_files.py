@@ -124,6 +124,29 @@ def test_devices_and_pipes_are_written_to_as_they_are(tmp_path):
     assert len(read[0]) == 100_000
 
 
+def test_an_open_pipe_has_a_path(tmp_path):
+    """As of ``--html >(gzip)`` and ``--json /dev/stdout``; its real path leads nowhere."""
+    read, write = os.pipe()
+    path = f"/dev/fd/{write}"
+    assert files.obstacle(path) is None
+    files.write_whole(path, b"x")
+    assert os.read(read, 9) == b"x"
+    os.close(read), os.close(write)
+
+
+def test_what_can_be_told_beforehand(tmp_path):
+    (tmp_path / "file").write_text("")
+    for path, wrong in (
+        (tmp_path, "is a folder"), (tmp_path / "new" / "file", None),
+        (tmp_path / "file" / "below", "is no folder"), (tmp_path / "file", None),
+    ):  # fmt: skip
+        found = files.obstacle(path)
+        assert (found is None) if wrong is None else found.endswith(wrong)
+    assert files.folder_obstacle(tmp_path) is files.folder_obstacle(tmp_path / "a" / "b") is None
+    for path in (tmp_path / "file", tmp_path / "file" / "below"):
+        assert files.folder_obstacle(path) == f"{tmp_path / 'file'} is no folder"
+
+
 def test_a_file_that_is_a_mount_of_its_own(tmpfs, tmp_path):
     (tmpfs() / "inside").write_text("")
     (tmp_path / "file").write_text("before")

@@ -25,11 +25,12 @@ from typing import Any
 from bngen.bench import counters, machine, simulated
 from bngen.bench.contenders import OURS, Entry
 from bngen.bench.limits import measure_limits
+from bngen.bench.process import Unavailable
 from bngen.bench.profile import profile
 from bngen.bench.race import race
 from bngen.bench.streaming import Streaming
 from bngen.compiler import bundle
-from bngen.errors import ToolchainError, UsageError
+from bngen.errors import BngenError, UsageError
 from bngen.explain.gather import explained
 from bngen.explain.report import KernelRow, Report
 from bngen.models import MODELS
@@ -47,6 +48,8 @@ PAPER = {
     "faster_percent": 25.7,
     "machine": "a Skylake Xeon; Caffe and MKL-DNN as the baseline",
 }
+_ORDER = (FUSION_CHOICES[-1], *FUSION_CHOICES[:-1])
+"""Levels as they take turns: the others are compared with the first."""
 WITHIN = 0.25
 """How far measured traffic may lie from what is counted for the two to agree."""
 BATCH = 8
@@ -106,15 +109,15 @@ def ablate(asked: Asked, tell: Told, keep: Callable[[Json], None] = lambda repor
     Args:
         asked: what.
         tell: called with what is going on.
-        keep: called with the report after each program, which is an hour's work for large ones.
+        keep: called with the report after each program, which is an hour's work for large ones,
+            also where its traffic could not be measured any more.
 
     Raises:
         BngenError: for a program that cannot be measured.
-        UsageError: where memory cannot be made scarce.
+        UsageError: for what can be refused before anything is measured.
     """
     cpus = host.cpu_count()
-    if asked.scarce and cpus < 2:
-        raise UsageError("one CPU streams and others compute, and there is one", hint="drop it")
+    check(asked, cpus)
     threads = min(asked.threads or cpus, cpus - 1) if asked.scarce else asked.threads
     report: Json = {
         "schema": SCHEMA, "machine": machine.describe(asked.target), "paper": PAPER,
@@ -123,9 +126,34 @@ def ablate(asked: Asked, tell: Told, keep: Callable[[Json], None] = lambda repor
     tell("measuring the limits of the machine")
     report["limits"] = measure_limits(asked.target, threads)
     for program in asked.programs:
-        report["programs"].append(_program(asked, program, threads, report["limits"], tell))
-        keep(report)
+        entries = [asked.entry(program, level, threads) for level in _ORDER]
+        part = _program(asked, program, entries, report["limits"], tell)
+        part["measured"] = {"why_not": "it was interrupted" if asked.traffic else "not asked for"}
+        report["programs"].append(part)
+        try:
+            if asked.traffic:
+                part["measured"] = _traffic(asked, program, entries, part["levels"], tell)
+        finally:
+            keep(report)
     return report
+
+
+def check(asked: Asked, cpus: int) -> None:
+    """Refuse what can be refused before hours have been spent.
+
+    Raises:
+        BngenError: for a program that is none.
+        UsageError: where memory cannot be made scarce, or traffic not be measured.
+    """
+    if asked.scarce and cpus < 2:
+        what = "one CPU streams and others compute, and there is one"
+        raise UsageError(what, hint="drop --scarce")
+    if asked.traffic and (no_counters := counters.obstacle()):
+        if no_valgrind := simulated.obstacle():
+            what = f"traffic cannot be measured: {no_counters}, and {no_valgrind}"
+            raise UsageError(what, hint="install valgrind, or drop --traffic")
+    for program in asked.programs:
+        step_program(program, asked.batch, asked.image, asked.dtype)
 
 
 def size_of(asked: Asked, program: str) -> tuple[int | None, int | None]:
@@ -136,9 +164,10 @@ def size_of(asked: Asked, program: str) -> tuple[int | None, int | None]:
     return asked.batch or BATCH, asked.image or network.image
 
 
-def _program(asked: Asked, program: str, threads: int | None, limits: Json, tell: Told) -> Json:
-    order = (FUSION_CHOICES[-1], *FUSION_CHOICES[:-1])
-    entries = [asked.entry(program, level, threads) for level in order]
+def _program(
+    asked: Asked, program: str, entries: Sequence[Entry], limits: Json, tell: Told
+) -> Json:
+    """Times, kinds of work and what is counted: all but measured traffic."""
     tell(f"{program}: levels take turns")
     times = _race(entries, asked.rounds, tell)
     scarce = None
@@ -158,7 +187,6 @@ def _program(asked: Asked, program: str, threads: int | None, limits: Json, tell
     batch, image = size_of(asked, program)
     return {
         "program": program, "batch": batch, "image": image, "levels": levels, "scarce": scarce,
-        "measured": _traffic(asked, program, entries, levels, tell),
     }  # fmt: skip
 
 
@@ -168,8 +196,7 @@ def _race(entries: Sequence[Entry], rounds: int, tell: Told) -> Json:
     if result["interrupted"]:
         raise KeyboardInterrupt
     found = {}
-    for level, row in zip((FUSION_CHOICES[-1], *FUSION_CHOICES[:-1]), result["contenders"],
-                          strict=True):  # fmt: skip
+    for level, row in zip(_ORDER, result["contenders"], strict=True):
         if row["status"] == "unavailable":
             raise UsageError(f"{result['program']} at {level}: {row['reason']}")
         found[level] = {p: row[p] for p in ("forward", "backward", "step")}
@@ -184,13 +211,11 @@ def _traffic(
     asked: Asked, program: str, entries: Sequence[Entry], levels: Json, tell: Told
 ) -> Json:
     """What was measured, or why not: times that are there are not lost for it."""
-    if not asked.traffic:
-        return {"why_not": "not asked for"}
     try:
         if counters.obstacle() is None:
             return _by_counters(entries, levels, tell)
         return _simulated(asked, program, tell)
-    except ToolchainError as error:
+    except (BngenError, Unavailable, OSError) as error:
         return {"why_not": str(error)}
 
 
@@ -211,8 +236,7 @@ def counted(report: Report) -> Json:
 def _by_counters(entries: Sequence[Entry], levels: Json, tell: Told) -> Json:
     """Traffic of each level at full size, by the machine's counters."""
     found: Json = {}
-    order = (FUSION_CHOICES[-1], *FUSION_CHOICES[:-1])
-    by_level = dict(zip(order, entries, strict=True))
+    by_level = dict(zip(_ORDER, entries, strict=True))
     for level in FUSION_CHOICES:
         tell(f"{entries[0].program} at {level}: counting misses")
         calls = levels[level]["calls"].values()
@@ -245,7 +269,8 @@ def _simulated(asked: Asked, program: str, tell: Told) -> Json:
         shown = "".join(f", {name} {n}" for name, n in (("batch", batch), ("image", image)) if n)
         for level in FUSION_CHOICES:
             tell(f"{program} at {level}: simulating a step{shown}")
-            given = {"fusion": level, "grad": True, "wrt": trained(graph)}
+            given = {"fusion": level, "grad": True, "wrt": trained(graph),
+                     "schedules": asked.schedules}  # fmt: skip
             compiled = bundle(graph, target=target, **given)
             rows = explained(graph, target, **given).report.kernels
             symbols = [k["symbol"] for k in compiled.manifest()["kernels"]]

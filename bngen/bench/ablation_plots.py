@@ -50,11 +50,14 @@ def _save(figure: Any, path: Path) -> Path:
 
 
 def _time(report: Json) -> Any:
-    """Milliseconds of each kind of work; the whole step, measured by itself, as a mark."""
+    """Milliseconds of each kind of work; the whole step, measured by itself, as a mark.
+
+    Where kernels that are watched take longer than the step, the mark lies within the bar.
+    """
     figure, axes = _panels(1, len(report["programs"]))
     for axis, part in zip(axes[0], report["programs"], strict=True):
         rows = {
-            level: {work: 1e3 * sum(calls.values()) for work, calls in row["work"].items()}
+            level: {work: 1e3 * max(0.0, sum(c.values())) for work, c in row["work"].items()}
             for level, row in part["levels"].items()
         }
         names = _bars(axis, report, rows)

@@ -32,7 +32,7 @@ def machine(report: Json) -> str:
 
 
 def levels(report: Json, part: Json) -> Rows:
-    """Time, traffic by the plan and memory of each level."""
+    """Time, traffic by the plan, and the memory of what forward leaves for backward, by level."""
     heads = (
         "", "forward ms", "backward ms", "step ms", "over +ICF", "traffic MiB", "sweeps",
         "activations MiB",
@@ -80,7 +80,7 @@ def _level(name: str, row: Json) -> tuple[str, ...]:
     return (
         name, *(_ms(row[phase]["median"]) for phase in ("forward", "backward", "step")),
         f"{row['ratio']['median']:.2f}x", f"{sum(c['map_bytes'] for c in calls) / 2**20:,.0f}",
-        str(sum(c["sweeps"] for c in calls)), f"{row['memory']['arena'] / 2**20:,.0f}",
+        str(sum(c["sweeps"] for c in calls)), f"{row['memory']['saved'] / 2**20:,.0f}",
     )  # fmt: skip
 
 

@@ -27,7 +27,10 @@ from bngen.runtime.steps import KernelStep
 from bngen.target.parse import Target
 
 OVERHEAD = "overhead"
-"""What a step takes besides its kernels and copies: checks, results, handing over to threads."""
+"""What a step takes besides its kernels and copies: checks, results, handing over to threads.
+
+Negative where kernels that are watched take longer, one by one, than the whole step unwatched.
+"""
 
 Told = Callable[[str], None]
 
@@ -70,6 +73,7 @@ class Profile:
     Attributes:
         program: its name.
         fusion: the level.
+        dtype: the precision, see `options.PRECISIONS`.
         threads: how many it ran on.
         limits: see `bngen.bench.limits`.
         step: median seconds of ``forward``, ``backward`` and ``step``, unwatched.
@@ -79,6 +83,7 @@ class Profile:
 
     program: str
     fusion: str
+    dtype: str
     threads: int
     limits: Mapping[str, Any]
     step: Mapping[str, float]
@@ -94,11 +99,11 @@ class Profile:
         return dict(sorted(found.items(), key=lambda item: -sum(item[1].values())))
 
     def by_work(self) -> dict[str, dict[str, float]]:
-        """Seconds by kind of work, in the order of `WORKS`, and the overhead."""
+        """Seconds by kind of work, in the order of `WORKS`, and the overhead: all of the step."""
         found = self.seconds_by(lambda row: row.work)
         parts = {work: found[work] for work in WORKS if work in found}
         rest = {
-            call: max(0.0, self.step[call] - sum(p[call] for p in parts.values()))
+            call: self.step[call] - sum(p[call] for p in parts.values())
             for call in ("forward", "backward")
         }
         return {**parts, OVERHEAD: rest}
@@ -108,8 +113,9 @@ class Profile:
         rows = [{k: v for k, v in vars(row).items() if k not in ("began", "lasted")}
                 for row in self.rows]  # fmt: skip
         return {
-            "program": self.program, "fusion": self.fusion, "threads": self.threads,
-            "limits": dict(self.limits), "step": dict(self.step), "work": self.by_work(),
+            "program": self.program, "fusion": self.fusion, "dtype": self.dtype,
+            "threads": self.threads, "limits": dict(self.limits), "step": dict(self.step),
+            "work": self.by_work(),
             "layers": self.seconds_by(lambda row: row.layer), "kernels": rows,
         }  # fmt: skip
 
@@ -178,7 +184,7 @@ def profile(
     tell(f"watching {rounds} steps")
     rows = _watched(running, plan.report.kernels, rounds)
     return Profile(
-        entry.program, entry.fusion, limits["threads"], limits,
+        entry.program, entry.fusion, entry.dtype, limits["threads"], limits,
         {phase: step[phase] for phase in ("forward", "backward", "step")},
         tuple(with_limits(row, limits) for row in rows), plan,
     )  # fmt: skip

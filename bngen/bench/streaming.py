@@ -26,11 +26,16 @@ class Streaming:
     """The process, from `__enter__` to `__exit__`."""
 
     def __enter__(self) -> Streaming:
+        # In a session of its own: an interrupt is for who started it, and that one ends it.
         self._process = subprocess.Popen(
             [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            text=True,
+            text=True, start_new_session=True,
         )  # fmt: skip
-        self._answer()  # it has its arrays
+        try:
+            self._answer()  # it has its arrays
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *raised: Any) -> None:

@@ -1,6 +1,6 @@
 """The measurements as tables that people read in a terminal.
 
-In: the bench's JSON. Out: text on standard output, drawn by rich.
+In: the bench's JSON. Out: text, drawn by rich for the terminal where standard output goes.
 """
 
 from __future__ import annotations
@@ -17,18 +17,27 @@ Json = Mapping[str, Any]
 
 SLOWEST = 10
 """Kernels that are listed one by one; all are in the JSON."""
+LEAST_WIDTH = 140
+"""Columns in which no table is cut: with fewer rich would cut numbers. A terminal breaks lines."""
 
 
-def show(report: Json) -> None:
-    """Print every table of a report."""
-    # Piped, rich would assume 80 columns and cut cells.
-    console = Console(highlight=False, width=None if Console().is_terminal else 140)
+def text(report: Json) -> str:
+    """Every table of a report."""
+    # A program may be called like rich's markup: /home/[me]/net.py.
+    width = max(Console().width, LEAST_WIDTH)
+    console = Console(highlight=False, markup=False, width=width)
+    with console.capture() as captured:
+        _print(console, report)
+    return captured.get()
+
+
+def _print(console: Console, report: Json) -> None:
     console.print(_machine_line(report["machine"]))
     for race in report["races"]:
         console.print(steps_table(race))
         for row in race["contenders"]:
             if row["reason"]:
-                console.print(f"{row['name']} {row['status']}: {row['reason']}", markup=False)
+                console.print(f"{row['name']} {row['status']}: {row['reason']}")
     if limits := report.get("limits"):
         console.print(
             f"limits of this machine: {limits['gflops']:.0f} GFLOP/s (FMA), "

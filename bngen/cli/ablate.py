@@ -1,22 +1,20 @@
 """``bngen ablate``: the paper's experiment, what each fusion level buys, on this machine.
 
-In: an `AblateRequest`. Out: JSON and plots where asked for, tables on standard output.
+In: an `AblateRequest`. Out: tables on standard output, and JSON where asked for, as soon as a
+program has been measured; plots at the end. An interrupt ends the measurements: what was measured
+is written and shown.
 """
 
 from __future__ import annotations
 
-import importlib.util
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from bngen import files
-from bngen.cli import console
+from bngen.cli import console, outputs
 from bngen.cli.request import Request
-from bngen.errors import ToolchainError, UsageError
+from bngen.errors import INTERRUPTED
 
 Json = Mapping[str, Any]
 
@@ -26,6 +24,7 @@ class AblateRequest(Request):
     """What ``bngen ablate`` is asked for."""
 
     program: tuple[str, ...]
+    threads: int | None
     seed: int
     rounds: int
     json_file: str | None
@@ -35,17 +34,14 @@ class AblateRequest(Request):
 
 
 def run(request: AblateRequest) -> int:
-    """Measure, write, show; the exit status."""
-    for flag, path in (("--json", request.json_file), ("--plot", request.plot)):
-        # A folder for plots may be there already.
-        if path and not (flag == "--plot" and Path(path).is_dir()):
-            if wrong := files.obstacle(path):
-                raise UsageError(wrong, hint=f"choose another {flag}")
-    if request.plot and importlib.util.find_spec("matplotlib") is None:
-        hint = "pip install 'bngen[bench]'"
-        raise ToolchainError("this needs matplotlib, which is not installed", hint=hint)
-    if request.fusion != "icf":
-        raise UsageError("ablate measures all fusion levels", hint="drop --fusion")
+    """Measure, write, show; the exit status.
+
+    Raises:
+        BngenError: for what cannot be measured or written.
+        KeyboardInterrupt: when there is nothing to show for it.
+    """
+    outputs.check_file("--json", request.json_file)
+    outputs.check_plots(request.plot)
     target = request.parsed_target()
     target.check_runs_here()
     from bngen.bench.ablation import Asked, ablate
@@ -55,15 +51,43 @@ def run(request: AblateRequest) -> int:
         request.schedules, request.seed, request.rounds, request.scarce, request.traffic,
         request.dtype,
     )  # fmt: skip
+    measured: list[Json] = []
     with console.progress(request.quiet) as progress:
-        report = ablate(asked, progress.stage, partial(_keep, request.json_file))
-    if request.plot:
-        from bngen.bench.ablation_plots import draw
 
-        for path in draw(report, Path(request.plot)):
-            console.log(f"wrote {path}")
-    console.result("\n".join(line for part in report["programs"] for line in lines(report, part)))
-    return 0
+        def keep(report: Json) -> None:
+            measured.append(report)
+            with progress.paused():
+                _publish(request, report)
+
+        try:
+            ablate(asked, progress.stage, keep)
+            status = 0
+        except KeyboardInterrupt:
+            if not measured:
+                raise
+            status = INTERRUPTED
+        finally:  # whatever has ended it, what was measured is drawn
+            if measured and request.plot:
+                with progress.paused():
+                    _draw(measured[-1], Path(request.plot))
+    if status == INTERRUPTED:
+        console.log("interrupted; this is what was measured until then")
+    return status
+
+
+def _publish(request: AblateRequest, report: Json) -> None:
+    """Write the file, show the last program: in this order, since whoever reads may have left."""
+    try:
+        outputs.write_json(request.json_file, report)
+    finally:  # a full disk takes the file, not the tables
+        console.result("\n".join(lines(report, report["programs"][-1])))
+
+
+def _draw(report: Json, folder: Path) -> None:
+    from bngen.bench.ablation_plots import draw
+
+    for path in draw(report, folder):
+        console.log(f"wrote {path}")
 
 
 def lines(report: Json, part: Json) -> Iterator[str]:
@@ -85,14 +109,3 @@ def lines(report: Json, part: Json) -> Iterator[str]:
     if rows:
         yield console.columns(rows)
     yield ""
-
-
-def _keep(json_file: str | None, report: Json) -> None:
-    if json_file is None:
-        return
-    path = Path(json_file)
-    try:
-        files.write_whole(path, (json.dumps(report, indent=1) + "\n").encode())
-    except OSError as error:
-        what = f"cannot write {path}: {error.strerror or error}"
-        raise ToolchainError(what, hint="choose another --json") from error

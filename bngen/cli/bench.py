@@ -8,17 +8,13 @@ with it, and an interrupt ends the measurements: what was measured is written an
 
 from __future__ import annotations
 
-import importlib.util
-import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bngen import files
-from bngen.cli import console
+from bngen.cli import console, outputs
 from bngen.cli.request import Request
-from bngen.errors import INTERRUPTED, ToolchainError, UsageError
+from bngen.errors import INTERRUPTED
 
 UNMEASURED = 2
 """Exit status when something could not be measured, as of any command that cannot do its work."""
@@ -29,6 +25,8 @@ class BenchRequest(Request):
     """What ``bngen bench`` is asked for."""
 
     program: tuple[str, ...]
+    fusion: str
+    threads: int | None
     seed: int
     against: tuple[str, ...]
     rounds: int
@@ -49,7 +47,8 @@ def run(request: BenchRequest) -> int:
 
     wanted = _wanted(request)
     check(wanted)
-    _check_outputs(request)
+    outputs.check_file("--json", request.json_file)
+    outputs.check_plots(request.plot, "torch,bench")
     wanted.target.check_runs_here()
     report = new_report(wanted.target)
     interrupt: KeyboardInterrupt | None = None
@@ -91,8 +90,7 @@ def _publish(request: BenchRequest, report: dict[str, Any]) -> None:
     from bngen.bench import tables
 
     try:
-        if request.json_file:
-            _write(Path(request.json_file), report)
+        outputs.write_json(request.json_file, report)
     finally:  # a full disk takes the file, not the tables
         try:
             if request.plot:
@@ -101,7 +99,7 @@ def _publish(request: BenchRequest, report: dict[str, Any]) -> None:
                 for path in plots.draw(report, Path(request.plot)):
                     console.log(f"wrote {path}")
         finally:
-            tables.show(report)
+            console.result(tables.text(report), end="")
 
 
 def _status(request: BenchRequest, report: dict[str, Any]) -> int:
@@ -120,25 +118,3 @@ def _status(request: BenchRequest, report: dict[str, Any]) -> int:
             status = UNMEASURED
     rows = [row for race in report["races"] for row in race["contenders"]]
     return status or (1 if any(row["status"] == "disagrees" for row in rows) else 0)
-
-
-def _check_outputs(request: BenchRequest) -> None:
-    """Refuse what could not be written in the end, before anything runs."""
-    if request.plot and importlib.util.find_spec("matplotlib") is None:
-        hint = "pip install 'bngen[torch,bench]'"
-        raise ToolchainError("this needs matplotlib, which is not installed", hint=hint)
-    if not request.json_file:
-        return
-    path = Path(request.json_file)
-    folder = path.resolve().parent
-    if not folder.is_dir():
-        raise UsageError(f"no folder for {path}", hint="make it first")
-    if path.is_dir() or not os.access(path if path.exists() else folder, os.W_OK):
-        raise UsageError(f"cannot write {path}", hint="choose another --json")
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    try:
-        files.write_whole(path, (json.dumps(report, indent=1) + "\n").encode())
-    except OSError as error:
-        raise ToolchainError(f"cannot write {path}: {error.strerror or error}") from error

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from bngen import options
 from bngen.cli import console, ladder
 from bngen.cli.request import Request
+from bngen.errors import TargetError
 from bngen.explain.text import size
 from bngen.programs import load_program
 from bngen.runtime import artifact
@@ -30,6 +31,7 @@ class CompileRequest(Request):
     """What every command that compiles is asked for."""
 
     program: str
+    fusion: str
     memory_format: str
     json: bool
     no_cache: bool
@@ -60,7 +62,7 @@ def run(request: BuildRequest) -> int:
     if request.json:
         console.json_result(summary)
     else:
-        console.result(_text(summary, str(watch)))
+        console.result(_text(summary, str(watch), _loaded(found, out)))
     return 0
 
 
@@ -117,7 +119,7 @@ def _asked_target(request: BuildRequest) -> str:
     return " ".join((request.target, *(f"{flag}={value}" for flag, value in flags if value)))
 
 
-def _text(summary: dict[str, Any], seconds: str) -> str:
+def _text(summary: dict[str, Any], seconds: str, load: str) -> str:
     counts, out = summary["kernels"], summary["out"]
     kernels = (
         f"{counts['before']} ops before fusion, {counts['after']} kernels after "
@@ -132,9 +134,19 @@ def _text(summary: dict[str, Any], seconds: str) -> str:
         ("output", f"{out}: {_listed(summary['files'])}"),
         ("time", seconds),
         ("next", f"bngen explain {shlex.quote(out)}   (what is in it, and why)"),
-        ("", f'mod = bngen.load("{out}")   (in Python)'),
+        ("", load),
     ]
     return f"{summary['program']}\n{console.columns(rows)}"
+
+
+def _loaded(found: Bundle, out: Path) -> str:
+    """How a module is made of it: here, or where its code can run."""
+    load = f"bngen.load({str(out)!r})"
+    try:
+        found.target.check_runs_here(found.program)
+    except TargetError:
+        return f"{load}   (in Python, on a machine that can run it)"
+    return f"mod = {load}   (in Python)"
 
 
 def _listed(files: Sequence[str]) -> str:

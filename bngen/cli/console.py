@@ -12,12 +12,14 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Protocol
 
 from bngen.errors import ToolchainError
 
+SCHEMA = 1
+"""Version of what ``--json`` prints; it grows when a field changes its meaning or goes away."""
 _PLAIN_LINES = 20
 """About how many progress lines a build prints when there is no terminal."""
 
@@ -31,6 +33,9 @@ class Progress(Protocol):
     def kernel(self, done: int, total: int, name: str) -> None:
         """So many kernels of the total are compiled; ``name`` is the latest."""
 
+    def paused(self) -> AbstractContextManager[None]:
+        """A block that writes to the terminal, too."""
+
 
 class _Silent:
     def stage(self, text: str) -> None:
@@ -38,6 +43,9 @@ class _Silent:
 
     def kernel(self, done: int, total: int, name: str) -> None:
         pass
+
+    def paused(self) -> AbstractContextManager[None]:
+        return nullcontext()
 
 
 class _Lines:
@@ -55,6 +63,9 @@ class _Lines:
             self._shown = done
             log(f"[{done}/{total}] {name}")
 
+    def paused(self) -> AbstractContextManager[None]:
+        return nullcontext()
+
 
 class _Bar:
     """A bar on the terminal; rich draws it and takes it away again."""
@@ -68,6 +79,15 @@ class _Bar:
 
     def kernel(self, done: int, total: int, name: str) -> None:
         self._bar.update(self._task, completed=done, total=total, description=name)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        # While it is drawn, rich sends whatever is printed to where the bar goes.
+        self._bar.stop()
+        try:
+            yield
+        finally:
+            self._bar.start()
 
 
 @contextmanager
@@ -168,9 +188,9 @@ def settle() -> None:
             silence(stream)
 
 
-def json_result(value: Any) -> None:
-    """The command's result for machines, on standard output."""
-    result(json.dumps(value, indent=2))
+def json_result(value: Mapping[str, Any]) -> None:
+    """The command's result for machines, on standard output, under the version of its form."""
+    result(json.dumps({"schema": SCHEMA, **value}, indent=2))
 
 
 def columns(rows: Sequence[Sequence[str]], indent: str = "  ") -> str:

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
-from bngen import files, options
-from bngen.cli import console
+from bngen import options
+from bngen.cli import console, outputs
 from bngen.cli.request import Request
-from bngen.errors import ToolchainError, UsageError
+from bngen.errors import UsageError
 from bngen.programs import load_program
 from bngen.runtime.artifact import MANIFEST
 
@@ -28,6 +29,7 @@ class ExplainRequest(Request):
     """What ``bngen explain`` is asked for."""
 
     program: str
+    fusion: str
     memory_format: str
     grad: bool
     show: tuple[str, ...]
@@ -35,22 +37,40 @@ class ExplainRequest(Request):
     json: bool
 
 
-def run(request: ExplainRequest) -> int:
-    """Explain, show; the exit status."""
-    if request.html and (wrong := files.obstacle(request.html)):
-        raise UsageError(wrong, hint="choose another --html")
+_OF_A_PROGRAM = (
+    "target", "mcpu", "mattr", "fusion", "memory_format", "dtype", "batch", "image", "schedules",
+    "grad",
+)  # fmt: skip
+"""Options that a folder of a build has decided."""
+
+
+def run(request: ExplainRequest, flags: Mapping[str, str] = MappingProxyType({})) -> int:
+    """Explain, show; the exit status.
+
+    Args:
+        request: what is asked for.
+        flags: those that are on the command line, by the names of their options.
+    """
+    outputs.check_file("--html", request.html)
     with console.progress(request.quiet) as progress:
-        found, texts = explained(request, progress)
+        found, texts = explained(request, flags, progress)
         if request.html:
+            from bngen.explain.page import page
+
             progress.stage(f"writing {request.html}")
-            _write_page(request.html, found, texts)
+            outputs.write("--html", request.html, page(found, texts))
     _show(request, found, texts)
     return 0
 
 
-def explained(request: ExplainRequest, progress: console.Progress) -> tuple[Any, Texts]:
+def explained(
+    request: ExplainRequest, flags: Mapping[str, str], progress: console.Progress
+) -> tuple[Any, Texts]:
     """The explanation, and the texts that are asked for."""
     if (Path(request.program) / MANIFEST).is_file():
+        if decided := [flags[name] for name in _OF_A_PROGRAM if name in flags]:
+            what = f"{request.program} holds what was built: {decided[0]} cannot change it"
+            raise UsageError(what, hint=f"drop {decided[0]}, or name the program")
         return _of_folder(request)
     progress.stage(f"tracing {request.program}")
     program = load_program(request.program, request.batch, request.image, request.dtype)
@@ -107,14 +127,3 @@ def _show(request: ExplainRequest, found: Any, texts: Texts) -> None:
     for kind, parts in texts.items():
         for name, content in parts.items():
             console.result(f"\n--- {kind}: {name}\n{content.rstrip()}")
-
-
-def _write_page(path: str, found: Any, texts: Texts) -> None:
-    from bngen.explain.page import page
-
-    try:
-        Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(path, page(found, texts).encode())
-    except OSError as error:
-        what = f"cannot write {path}: {error.strerror or error}"
-        raise ToolchainError(what, hint="choose another --html") from error

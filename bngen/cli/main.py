@@ -3,7 +3,8 @@
 Flags come from `options.OPTIONS`; what a command does lives in a module of its own
 (`build_command` and so on), imported only when it runs, so that ``--help`` needs click alone.
 
-Exit status: 0, 1 (a check failed), 2 (usage, bad input), 101 (a bug in bngen), 130 (interrupted).
+Exit status: 0, 1 (a check failed), 2 (usage, bad input), 101 (a bug in bngen), 130 (interrupted),
+141 (whoever reads the result has left).
 """
 
 from __future__ import annotations
@@ -56,7 +57,10 @@ class _ChoiceList(click.ParamType):
 
 
 class _Command(click.Command):
-    """A command that suggests the flag meant by a mistyped ``-mcpu`` or ``-mattr``."""
+    """A command that suggests the flag meant by a mistyped ``-mcpu`` or ``-mattr``.
+
+    ``-mtriple`` is no flag but a part of the target: whoever writes it beside is told to quote it.
+    """
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         # Click sees `-mcpv` as a cluster of one-letter flags and would blame `-m`.
@@ -65,6 +69,9 @@ class _Command(click.Command):
         takes_value = {f for o in options_ if not (o.is_flag or o.count) for f in o.opts}
         for before, word in zip(("", *args), args, strict=False):
             flag = word.split("=")[0]
+            if flag in ("-mtriple", "--mtriple"):
+                message = f"{flag} is a part of the target, to be quoted"
+                raise click.UsageError(f'{message}: --target "llvm -mtriple=... -mcpu=..."', ctx)
             if flag.startswith("-m") and flag not in known and before not in takes_value:
                 near = difflib.get_close_matches(flag, known, 1, 0.5) or known
                 message = f"No such option '{flag}'. Did you mean {' or '.join(near)}?"
@@ -159,7 +166,8 @@ def _explain(**settings: Any) -> int:
     """
     from bngen.cli import explain as explain_command
 
-    return explain_command.run(explain_command.ExplainRequest(**_prepared(settings)))
+    request = explain_command.ExplainRequest(**_prepared(settings))
+    return explain_command.run(request, _flags_given(click.get_current_context()))
 
 
 @cli.command(options.PROFILE, cls=_Command)
@@ -188,6 +196,16 @@ def _prepared(settings: dict[str, Any]) -> dict[str, Any]:
     if level := settings.pop("debug"):
         os.environ["BNGEN_DEBUG"] = str(level)
     return settings
+
+
+def _flags_given(context: click.Context) -> dict[str, str]:
+    """The flags on the command line, by the names of their options; defaults and variables not."""
+    there = click.core.ParameterSource.COMMANDLINE
+    return {
+        param.name: max(param.opts, key=len)
+        for param in context.command.params
+        if isinstance(param, click.Option) and context.get_parameter_source(param.name) == there
+    }
 
 
 def main(argv: Sequence[str] | None = None) -> int:

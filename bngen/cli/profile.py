@@ -8,16 +8,16 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from bngen import files
-from bngen.cli import console
+from bngen.cli import console, outputs
 from bngen.cli.request import Request
-from bngen.errors import ToolchainError, UsageError
+from bngen.options import PRECISIONS
 
 _LAYERS, _KERNELS = 12, 12
 """How many are shown, the slowest first; all are in the JSON."""
+_TELLING = 0.01
+"""Share of a step that is worth a line."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class ProfileRequest(Request):
     """What ``bngen profile`` is asked for."""
 
     program: str
+    fusion: str
+    threads: int | None
     seed: int
     rounds: int
     trace: str | None
@@ -34,9 +36,8 @@ class ProfileRequest(Request):
 
 def run(request: ProfileRequest) -> int:
     """Measure, write, show; the exit status."""
-    for flag, path in (("--trace", request.trace), ("--html", request.html)):
-        if path and (wrong := files.obstacle(path)):
-            raise UsageError(wrong, hint=f"choose another {flag}")
+    outputs.check_file("--trace", request.trace)
+    outputs.check_file("--html", request.html)
     target = request.parsed_target()
     target.check_runs_here()
     from bngen.bench.contenders import OURS, Entry
@@ -48,44 +49,51 @@ def run(request: ProfileRequest) -> int:
     )  # fmt: skip
     with console.progress(request.quiet) as progress:
         found = profile(entry, target, request.rounds, progress.stage)
-    if request.trace:
-        _write(request.trace, json.dumps(found.trace()), "--trace")
-    if request.html:
-        from bngen.explain.page import page
+    try:
+        if request.trace:
+            outputs.write("--trace", request.trace, json.dumps(found.trace()))
+        if request.html:
+            outputs.write("--html", request.html, _page(found))
+    finally:  # a full disk takes the files, not the tables
+        if request.json:
+            from bngen.bench.machine import describe
 
-        by_name = {row.name: row.seconds for row in found.rows}
-        seconds = [by_name[k.name] for k in found.explained.report.kernels]
-        ridge = found.limits["gflops"] / found.limits["gbytes"]
-        _write(request.html, page(found.explained, {}, seconds, ridge), "--html")
-    if request.json:
-        from bngen.bench.machine import describe
-
-        console.json_result({"machine": describe(target), **found.data()})
-    else:
-        console.result("\n".join(lines(found.data())))
+            console.json_result({"machine": describe(target), **found.data()})
+        else:
+            console.result("\n".join(lines(found.data())))
     return 0
+
+
+def _page(found: Any) -> str:
+    from bngen.explain.page import page
+
+    by_name = {row.name: row.seconds for row in found.rows}
+    seconds = [by_name[k.name] for k in found.explained.report.kernels]
+    return page(found.explained, {}, seconds, found.limits["gflops"] / found.limits["gbytes"])
 
 
 def lines(found: Mapping[str, Any]) -> Iterator[str]:
     """The tables."""
-    step, limits = found["step"], found["limits"]
+    from bngen.bench.profile import OVERHEAD
+
+    step = found["step"]
     yield (
-        f"{found['program']} at {found['fusion']}, {found['threads']} threads: "
+        f"{found['program']} at {found['fusion']} in {found['dtype']}, {found['threads']} threads: "
         f"{_ms(step['step'])} ms a step, forward {_ms(step['forward'])}, "
         f"backward {_ms(step['backward'])}"
     )
-    yield (
-        f"this machine: {limits['gflops']:.0f} GFLOP/s, {limits['gbytes']:.1f} GB/s from memory; "
-        "a kernel that does better reads from a cache"
-    )
-    for title, parts in (("kind of work", found["work"]), ("layer", found["layers"])):
-        yield ""
-        shown = list(parts.items())[: _LAYERS if title == "layer" else None]
-        yield console.columns([(title, "forward ms", "backward ms", "of the step"), *(
-            (name, _ms(part["forward"]), _ms(part["backward"]),
-             f"{100 * sum(part.values()) / step['step']:.1f} %")
-            for name, part in shown
-        )])  # fmt: skip
+    yield _machine(found)
+    work, layers = found["work"], found["layers"]
+    yield ""
+    yield _parts("kind of work", work, step)
+    extra = sum(max(0.0, -seconds) for seconds in work[OVERHEAD].values())
+    if extra > _TELLING * step["step"]:
+        yield f"  watched one by one, kernels take {_ms(extra)} ms more than in a whole step"
+    yield ""
+    yield _parts("layer", {**dict(list(layers.items())[:_LAYERS]), OVERHEAD: work[OVERHEAD]}, step)
+    if rest := list(layers.values())[_LAYERS:]:
+        seconds = sum(sum(part.values()) for part in rest)
+        yield f"  and {len(rest)} more layers, {_ms(seconds)} ms; all with --json"
     yield ""
     slowest = sorted(found["kernels"], key=lambda k: -k["seconds"])[:_KERNELS]
     yield console.columns([
@@ -95,6 +103,26 @@ def lines(found: Mapping[str, Any]) -> Iterator[str]:
     more = len(found["kernels"]) - len(slowest)
     if more > 0:
         yield f"  and {more} more; all with --json, in the plan with --html, in time with --trace"
+
+
+def _machine(found: Mapping[str, Any]) -> str:
+    limits = found["limits"]
+    better = "a kernel that does better reads from a cache"
+    if found["dtype"] != PRECISIONS[0]:
+        better += f", or multiplies pairs of {found['dtype']}"
+    return (
+        f"this machine: {limits['gflops']:.0f} GFLOP/s in {PRECISIONS[0]}, "
+        f"{limits['gbytes']:.1f} GB/s from memory; {better}"
+    )
+
+
+def _parts(title: str, parts: Mapping[str, Any], step: Mapping[str, float]) -> str:
+    """Milliseconds of the parts of a step."""
+    return console.columns([(title, "forward ms", "backward ms", "of the step"), *(
+        (name, _ms(part["forward"]), _ms(part["backward"]),
+         f"{100 * sum(part.values()) / step['step']:.1f} %")
+        for name, part in parts.items()
+    )])  # fmt: skip
 
 
 def _kernel(row: Mapping[str, Any]) -> tuple[str, ...]:
@@ -109,12 +137,3 @@ def _kernel(row: Mapping[str, Any]) -> tuple[str, ...]:
 
 def _ms(seconds: float) -> str:
     return f"{1e3 * seconds:.2f}"
-
-
-def _write(path: str, text: str, flag: str) -> None:
-    try:
-        Path(path).resolve().parent.mkdir(parents=True, exist_ok=True)
-        files.write_whole(path, text.encode())
-    except OSError as error:
-        what = f"cannot write {path}: {error.strerror or error}"
-        raise ToolchainError(what, hint=f"choose another {flag}") from error

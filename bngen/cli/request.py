@@ -16,11 +16,9 @@ class Request:
     target: str
     mcpu: str | None
     mattr: str | None
-    fusion: str
     dtype: str
     batch: int | None
     image: int | None
-    threads: int | None
     schedules: str | None
     quiet: bool
 

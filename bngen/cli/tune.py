@@ -22,6 +22,8 @@ class TuneRequest(Request):
     """What ``bngen tune`` is asked for."""
 
     program: str
+    fusion: str
+    threads: int | None
     trials: int
     records: str | None
     ship: bool

@@ -27,6 +27,7 @@ _ROWS_SHOWN = 40
 class VerifyRequest(CompileRequest):
     """What ``bngen verify`` is asked for."""
 
+    threads: int | None
     seed: int
 
 

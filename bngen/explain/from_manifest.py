@@ -1,7 +1,8 @@
 """The report that a bundle's manifest holds: what was built, without its program.
 
-In: a manifest as `bngen.manifest` writes it. Out: a `Report`. Stages and the plan at level ``none``
-are not in a manifest, and so not in the report.
+In: a manifest as `bngen.manifest` writes it. Out: a `Report`. Stages, the plan at level ``none``,
+and of a kernel what its sub-layers would move alone, what it overwrites and the record of its knobs
+are not in a manifest, and so not in the report: it holds nothing of the first two, and None.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ from bngen.explain.report import (
     Refused,
     Report,
     SubLayer,
-    Traffic,
     totals_of,
 )
 
@@ -64,11 +64,13 @@ def _row(kernel: Mapping[str, Any]) -> KernelRow:
         reads=reads,
         writes=writes,
         traffic=traffic(reads, writes),
-        traffic_alone=Traffic(),
+        traffic_alone=None,
         operations=kernel["operations"],
         strategy=kernel["rule"],
         declined=dict(kernel["declined"]),
         knobs=dict(kernel["knobs"]),
+        record=None,
+        overwritten=None,
         sources=tuple(kernel["sources"]),
         symbol=kernel["symbol"],
     )

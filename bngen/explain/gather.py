@@ -18,6 +18,7 @@ from bngen.explain.report import KernelRow, Report, Stage, totals_of
 from bngen.ir.node import Graph
 from bngen.lang.program import graph_of
 from bngen.manifest import memory_report
+from bngen.options import environment
 from bngen.passes.fusion.levels import LEVELS
 from bngen.passes.prepare import Joint, Prepared, join_gradient, prepare
 from bngen.plan.formats import declared_formats
@@ -69,7 +70,7 @@ def explained(
         grad: whether its gradient is compiled with it.
         wrt: names of the inputs to differentiate with respect to; see `bngen.compiler.bundle`.
         memory_format: how arrays lie; see `bngen.compiler.bundle`.
-        schedules: folder of records to look in first.
+        schedules: folder of records to look in first; BNGEN_SCHEDULES by default.
         names: inputs that are parameters somewhere else -> what they are called there.
 
     Raises:
@@ -83,7 +84,8 @@ def explained(
     if grad:
         joint = join_gradient(graph, wrt, formats)
         seen.append(("differentiated", joint.graph))
-    lanes, tuned = target.channel_block, Tuned(target, schedules)
+    lanes = target.channel_block
+    tuned = Tuned(target, schedules or environment("schedules"))
     prepared = prepare(
         joint, lanes, fusion, lambda name, g: seen.append((name, g)), pairs=target.pairs
     )

@@ -123,6 +123,8 @@ class Traffic:
 class KernelRow:
     """One kernel of the plan.
 
+    What a manifest does not tell is None in a report that was read from one.
+
     Attributes:
         name: unique; begins with its number in the order of execution.
         call: ``forward`` or ``backward``.
@@ -153,13 +155,13 @@ class KernelRow:
     reads: tuple[Map, ...]
     writes: tuple[Map, ...]
     traffic: Traffic
-    traffic_alone: Traffic
+    traffic_alone: Traffic | None
     operations: int
     strategy: str
     declined: Mapping[str, str]
     knobs: Mapping[str, int]
-    record: str = ""
-    overwritten: int = 0
+    record: str | None = ""
+    overwritten: int | None = 0
     sources: tuple[int, ...] = ()
     symbol: str = ""
 

@@ -156,8 +156,8 @@ def _shown(m: Map) -> str:
     return f"{m.name}: {m.type} {m.layout} {size(m.nbytes)}"
 
 
-def _moved(now: Traffic, alone: Traffic) -> str:
-    if not alone.nbytes:
+def _moved(now: Traffic, alone: Traffic | None) -> str:
+    if alone is None or not alone.nbytes:
         return size(now.nbytes)
     return f"{size(now.nbytes)}; {size(alone.nbytes)} if each of its sub-layers swept for itself"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 
@@ -11,9 +12,11 @@ import pytest
 import bngen as bg
 from bngen.bench import ablation, ablation_plots, simulated
 from bngen.bench.ablation import NAMES, WITHIN, Asked, ablate, compared, counted, faster_percent
+from bngen.bench.process import Unavailable
 from bngen.bench.simulated import Caches, Missed, by_function, widened
 from bngen.bench.streaming import Streaming
 from bngen.cli.ablate import lines
+from bngen.cli.main import main
 from bngen.errors import ToolchainError, UsageError
 from bngen.explain.gather import explained
 from bngen.options import FUSION_CHOICES
@@ -156,6 +159,7 @@ def test_a_stream_states_its_rate():
     with Streaming() as streaming:
         process = streaming._process
         assert streaming.rate() > 0
+        assert os.getsid(process.pid) == process.pid  # Ctrl-C is not for it
     assert process.poll() is not None
 
 
@@ -313,9 +317,57 @@ def test_times_are_not_lost_for_traffic(monkeypatch):
     assert "out of memory" in found["why_not"]
 
 
+def test_times_are_not_lost_for_counters(monkeypatch):
+    def dead(entry):
+        raise Unavailable("its process ended with status -9")
+
+    monkeypatch.setattr(ablation.counters, "obstacle", lambda: None)
+    monkeypatch.setattr(ablation.counters, "bytes_of_step", dead)
+    levels = {level: {"calls": {}} for level in FUSION_CHOICES}
+    entries = [asked().entry("net", level, 1) for level in ablation._ORDER]
+    assert "-9" in ablation._traffic(asked(traffic=True), "net", entries, levels, print)["why_not"]
+
+
+def test_what_cannot_be_measured_is_told_first(monkeypatch):
+    monkeypatch.setattr(ablation, "measure_limits", None)
+    with pytest.raises(UsageError, match="'tiny_densenot'"):
+        ablate(asked(programs=("tiny_densenet", "tiny_densenot"), image=32), print)
+    monkeypatch.setattr(ablation.counters, "obstacle", lambda: "perf is not installed")
+    monkeypatch.setattr(simulated.shutil, "which", lambda name: None)
+    with pytest.raises(UsageError, match="perf is not installed, and valgrind .*install valgrind"):
+        ablate(asked(traffic=True), print)
+
+
 def test_a_report_is_kept_after_each_program(monkeypatch, tmp_path):
     kept = []
     monkeypatch.setattr(ablation, "measure_limits", lambda *given: {})
-    monkeypatch.setattr(ablation, "_program", lambda a, program, *given: {"program": program})
+    monkeypatch.setattr(ablation, "step_program", lambda *given: None)
+    monkeypatch.setattr(ablation, "_program", lambda a, p, *given: {"program": p, "levels": {}})
     ablate(asked(programs=("one", "two")), print, lambda r: kept.append(len(r["programs"])))
     assert kept == [1, 2]
+
+    def interrupted(*given):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablation, "_traffic", interrupted)
+    monkeypatch.setattr(ablation.counters, "obstacle", lambda: None)
+    with pytest.raises(KeyboardInterrupt):
+        ablate(asked(programs=("one", "two"), traffic=True), print, kept.append)
+    (part,) = kept[-1]["programs"]
+    assert part["measured"] == {"why_not": "it was interrupted"}
+
+
+def test_an_interrupt_shows_and_keeps_what_was_measured(monkeypatch, tmp_path, measured, capsys):
+    def one_program(asked, tell, keep):
+        keep(measured)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(ablation, "ablate", one_program)
+    path, plots = tmp_path / "new" / "a.json", tmp_path / "plots"
+    words = ["ablate", "tiny_densenet", "--json", str(path), "--plot", str(plots)]
+    assert main(words) == 130
+    out, err = capsys.readouterr()
+    assert "all levels together" in out and "nothing was written" not in err
+    assert json.loads(path.read_text())["programs"] and (plots / "ablation-time.png").exists()
+    assert main(["ablate", "tiny_densenet", "--plot", str(path)]) == 2
+    assert "is no folder (choose another --plot)" in capsys.readouterr().err

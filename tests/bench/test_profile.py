@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
@@ -52,9 +53,23 @@ def test_what_is_shown_adds_up(found):
     for parts in (data["work"], data["layers"]):
         shown = sum(sum(p.values()) for name, p in parts.items() if name != OVERHEAD)
         assert shown == pytest.approx(total)
+    whole = sum(sum(p.values()) for p in data["work"].values())
+    assert whole == pytest.approx(data["step"]["forward"] + data["step"]["backward"])
     text = "\n".join(lines(data))
-    for word in ("CONV", OVERHEAD, "1 threads", "100 GFLOP/s", "of the roofline"):
+    for word in ("CONV", OVERHEAD, "1 threads", "100 GFLOP/s", "of the roofline", "in float32"):
         assert word in text
+    layers = text.split("layer  ")[1].split("slowest")[0]
+    assert OVERHEAD in layers and "more" not in layers
+
+
+def test_what_is_not_shown_and_what_does_not_add_up_is_told(found):
+    data = found.data()
+    data["step"] = {k: v / 4 for k, v in data["step"].items()}
+    data["work"] = dataclasses.replace(found, step=data["step"]).by_work()
+    data["layers"] = {f"layer{i}": {"forward": 1e-3, "backward": 1e-3} for i in range(14)}
+    text = "\n".join(lines({**data, "dtype": "bfloat16"}))
+    assert "watched one by one, kernels take " in text and "and 2 more layers, 4.00 ms" in text
+    assert "pairs of bfloat16" in text
 
 
 def test_a_trace_is_one_step(found):

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from bngen.bench import tables
 from bngen.bench.measure import SCHEMA
 from bngen.bench.process import Unavailable
 from bngen.cli import bench as bench_command
 from bngen.errors import BngenError, ToolchainError, UsageError
 from tests.bench.stage import START, FakeRunner, Stage
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
 
 def request(**changes):
@@ -128,9 +131,31 @@ def test_an_interrupt_before_a_round_is_complete_writes_nothing(monkeypatch, tmp
     assert ("bngen", "stop") in stage.log and ("eager", "stop") in stage.log
 
 
-def test_a_folder_that_is_missing_is_told_before_anything_runs(tmp_path):
-    with pytest.raises(UsageError, match="no folder for"):
-        bench_command.run(request(json_file=str(tmp_path / "no" / "r.json")))
+def test_a_folder_that_is_missing_is_made(monkeypatch, tmp_path):
+    raced(monkeypatch)
+    path = tmp_path / "new" / "r.json"
+    assert bench_command.run(request(json_file=str(path))) == 0 and path.exists()
+
+
+def test_tables_are_whole_on_a_narrow_terminal_and_in_a_pipe(monkeypatch, capfd):
+    """No number is cut, no name is markup, and a reader that leaves is no failed check."""
+    report = json.loads((BENCHMARKS / "latest.json").read_text())
+    kernels = json.loads((BENCHMARKS / "kernels.json").read_text())
+    report |= {"kernels": kernels["kernels"], "limits": kernels["limits"]}
+    report["races"][0]["program"] = "/home/[me]/net.py"
+    for width in ("80", "200"):
+        monkeypatch.setenv("COLUMNS", width)
+        for terminal in ("0", "1"):
+            monkeypatch.setenv("TTY_COMPATIBLE", terminal)
+            text = tables.text(report)
+            assert "…" not in text and "/home/[me]/net.py" in text and "1.12x" in text
+    monkeypatch.setattr("bngen.cli.console.print", broken_pipe, raising=False)
+    with pytest.raises(BrokenPipeError):
+        bench_command._publish(request(), report)
+
+
+def broken_pipe(*args, **given):
+    raise BrokenPipeError
 
 
 # --- failures ---------------------------------------------------------------------------------
@@ -237,7 +262,11 @@ def test_a_plot_that_cannot_be_drawn_takes_neither_the_file_nor_the_tables(
     monkeypatch, tmp_path, capsys
 ):
     raced(monkeypatch)
-    (tmp_path / "plots").write_text("a file")
+
+    def full(*given):
+        raise ToolchainError("cannot write plots: No space left on device")
+
+    monkeypatch.setattr("bngen.bench.plots.draw", full)
     path = tmp_path / "r.json"
     with pytest.raises(ToolchainError, match="cannot write"):
         bench_command.run(request(json_file=str(path), plot=str(tmp_path / "plots")))
@@ -247,8 +276,11 @@ def test_a_plot_that_cannot_be_drawn_takes_neither_the_file_nor_the_tables(
 
 def test_a_file_that_cannot_be_written_is_told_before_anything_runs(monkeypatch, tmp_path):
     stage = raced(monkeypatch)
-    with pytest.raises(UsageError, match="cannot write"):
+    with pytest.raises(UsageError, match="is a folder.*--json"):
         bench_command.run(request(json_file=str(tmp_path)))
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(UsageError, match="is no folder.*--plot"):
+        bench_command.run(request(plot=str(tmp_path / "notes.txt")))
     assert stage.log == []
 
 

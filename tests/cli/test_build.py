@@ -4,7 +4,9 @@ import json
 
 import pytest
 
+from bngen.cli.console import SCHEMA
 from bngen.errors import TargetError
+from tests.cli.conftest import MANIFEST
 
 TINY = "tiny_densenet"
 SMALL = (TINY, "--batch", "2", "--image", "32")
@@ -42,6 +44,11 @@ def test_mistyped_target_flag_is_named(bngen, compiler, typo):
     assert not compiler.calls
 
 
+def test_a_triple_beside_its_target_is_to_be_quoted(bngen, compiler):
+    outcome = bngen("build", "--target", "llvm", "-mtriple=aarch64-linux-gnu", "-mcpu=neoverse-v1")
+    assert outcome.status == 2 and '--target "llvm -mtriple=' in outcome.error_line
+
+
 def test_options_reach_the_compiler(bngen, compiler):
     bngen("build", *SMALL, "--fusion", "mvf", "--schedules", "here", "--grad", "--emit", "asm")
     (call,) = compiler.calls
@@ -75,12 +82,19 @@ def test_summary_on_stdout_progress_on_stderr(bngen, compiler, tmp_path):
         "native, which is x86-64-v3", "9 ops before fusion, 4 kernels after",
         "forward 4.0 MiB of feature maps, read and written in a call",
         f"bngen-out/{TINY}: bundle.json, manifest.json, 1 in kernels",
-        f"bngen explain bngen-out/{TINY}", f'bngen.load("bngen-out/{TINY}")',
+        f"bngen explain bngen-out/{TINY}", f"mod = bngen.load('bngen-out/{TINY}')",
     )  # fmt: skip
     for fact in (TINY, *told):
         assert fact in outcome.out
     assert "[2/2] conv2d;bn_stats" in outcome.err.splitlines()
     assert "[" not in outcome.out
+
+
+def test_the_next_line_is_python_and_runs_here(bngen, compiler, monkeypatch):
+    assert "mod = bngen.load('a\"b')" in bngen("build", *SMALL, "--out", 'a"b').out
+    monkeypatch.setitem(MANIFEST["target"], "arch", "aarch64")
+    out = bngen("build", *SMALL, "--out", "arm").out
+    assert "bngen.load('arm')   (in Python, on a machine" in out and "mod = " not in out
 
 
 def test_quiet_says_nothing_on_stderr(bngen, compiler):
@@ -89,6 +103,7 @@ def test_quiet_says_nothing_on_stderr(bngen, compiler):
 
 def test_json_is_all_there_is_on_stdout(bngen, compiler):
     summary = bngen("build", *SMALL, "--json").json
+    assert summary["schema"] == SCHEMA
     assert summary["kernels"] == {"before": 9, "after": 4, "distinct": 3}
     assert summary["target"]["asked"] == "llvm -mcpu=native"
     assert summary["target"]["cpu"] == "x86-64-v3"

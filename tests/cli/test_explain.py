@@ -60,6 +60,11 @@ def test_a_folder_is_explained_with_its_texts(bngen, tmp_path):
     assert found["program"] == "net" and set(found["texts"]["asm"]) == set(symbols)
     assert "text" in bngen("explain", "built", "--emit", "tir").error_line
     assert "BNGEN_DUMP" in bngen("explain", "built", "--emit", "graph").error_line
+    for flag in (("--fusion", "none"), ("--batch", "7"), ("--grad",), ("-mcpu=znver3",)):
+        outcome = bngen("explain", "built", *flag)
+        assert outcome.status == 2 and flag[0].partition("=")[0] in outcome.error_line
+    assert all(k["record"] is k["overwritten"] is k["traffic_alone"] is None
+               for k in found["kernels"])  # fmt: skip
     assert bngen("explain", "net.py", "--emit", "tir").out.count("\n--- tir: ") == len(set(symbols))
 
 
@@ -69,6 +74,8 @@ def test_a_damaged_folder_is_refused(bngen, tmp_path, content):
     (tmp_path / "built" / "manifest.json").write_text(content)
     outcome = bngen("explain", "built")
     assert outcome.status == 2 and "build it again" in outcome.error_line
+    (tmp_path / "built" / "manifest.json").unlink()
+    assert "built is a folder, not a program" in bngen("explain", "built").error_line
 
 
 def test_a_page_that_cannot_be_written_is_refused_at_once(bngen, tmp_path):

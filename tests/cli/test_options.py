@@ -89,7 +89,8 @@ def test_variables_set_what_flags_do_not(bngen, compiler, monkeypatch):
         (["--batch", "many"], ["--batch", "many"]),
         (["--fusion", "all"], ["--fusion", "all", "icf"]),
         (["--emit", "tir,cuda"], ["--emit", "'cuda'", "tir, ll, asm"]),
-        (["--thread", "2"], ["--thread", "--threads"]),
+        (["--schedule", "x"], ["--schedule", "--schedules"]),
+        (["--threads", "2"], ["--threads"]),  # nothing runs
         (["one", "two"], ["two"]),
         (["--target"], ["--target"]),
     ],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections import Counter
@@ -23,7 +24,9 @@ from bngen.ir.text import parse_graph
 from bngen.models import make
 from bngen.passes.prepare import Joint, join_gradient, prepare
 from bngen.plan.traffic import kernel_traffic, total
+from bngen.stages import Stages
 from bngen.target.parse import Target
+from bngen.torch_bridge.regions import PREFIX
 from bngen.tuning import records
 from tests.strategies import programs
 
@@ -137,8 +140,9 @@ def test_a_matrix_product_counts_its_inner_extent():
     assert row.operations == 2 * 4 * 6 * 10
 
 
-def test_a_record_is_named_with_its_line(tmp_path):
+def test_a_record_is_named_with_its_line(tmp_path, monkeypatch):
     found = report(small)
+    monkeypatch.setenv("BNGEN_SCHEDULES", str(tmp_path))  # as builds read it
     tunable = next(k for k in found.kernels if k.layer == "conv" and k.work == "CONV")
     assert tunable.record == ""
     plan = prepare(Joint(small.graph, small.graph), TARGET.channel_block).planned.plan
@@ -151,7 +155,9 @@ def test_a_record_is_named_with_its_line(tmp_path):
     )  # fmt: skip
     path = tmp_path / "generic.toml"
     records.write(path, [record], {})
-    again = next(k for k in report(small, schedules=tmp_path).kernels if k.name == tunable.name)
+    again, same = (next(k for k in report(small, **asked).kernels if k.name == tunable.name)
+                   for asked in ({"schedules": tmp_path}, {}))  # fmt: skip
+    assert again == same
     line = 1 + path.read_text().split("\n").index(f'id = "{record.id}"')
     assert (again.record, dict(again.knobs)) == (f"{path}:{line}", dict(other))
 
@@ -259,6 +265,20 @@ def test_stages_are_dumped(tmp_path, monkeypatch):
     symbols = {p.name.partition(".")[0] for p in (folder / "tir").iterdir()}
     for kind in ("ll", "asm"):
         assert {p.name.partition(".")[0] for p in (folder / kind).iterdir()} == symbols
+    (folder / "mine.txt").write_text("")
+    bg.bundle(small, fusion="none", target=TARGET)  # and is all that is there then
+    kernels = json.loads((folder / "manifest.json").read_text())["kernels"]
+    names = {p.name.partition(".")[0] for p in (folder / "asm").iterdir()}
+    assert names == {k["symbol"] for k in kernels}
+    numbers = [p.name[:2] for p in folder.glob("[0-9]*.txt")]
+    assert len(numbers) == len(set(numbers)) and (folder / "mine.txt").exists()
+
+
+def test_what_has_no_name_of_its_own_is_told_apart(tmp_path, monkeypatch):
+    monkeypatch.setenv("BNGEN_DUMP", str(tmp_path))
+    for asked in (("training", True), ("evaluation", False), ("training", True)):
+        Stages.asked(f"{PREFIX}0", asked).graph("traced", small.graph)
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_a_dump_that_cannot_be_written_says_so(tmp_path, monkeypatch):

@@ -407,7 +407,7 @@ function details(plan, i) {
   const k = plan.kernels[i], d = (name, ...value) => [el("dt", {}, name), el("dd", {}, ...value)];
   const declined = Object.entries(k.declined).map(([kind, why]) => el("div", {}, `not ${kind}: ${why}`));
   const knobs = Object.entries(k.knobs).map(([n, v]) => `${n}=${v}`).join(" ");
-  const alone = allBytes(k.traffic_alone);
+  const alone = k.traffic_alone ? allBytes(k.traffic_alone) : 0;
   const rows = [
     ...d("call", `${k.call}, kernel ${i + 1} of ${plan.kernels.length} at ${plan.name}`),
     ...(k.layer ? d("layer", link(k.layer, () => chooseLayer(k.layer))) : []),
