@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from bngen.bench import counters, simulated
 from bngen.cli.main import cli
 from bngen.target.parse import Target
 from tests.profiles import THOROUGH
@@ -85,15 +86,9 @@ WRITES = {
 NEEDS = {"bngen explain built": "bngen build resnet18 --grad --out built"}
 """Lines that go on where another one has ended."""
 
-NET = """
-import bngen as bg
-
-def make(batch=8, image=224):
-    @bg.program
-    def net(x: bg.Tensor[batch, 3, image, image], w: bg.Tensor[8, 3, 3, 3]):
-        return bg.relu(bg.conv2d(x, w, padding=1))
-    return net
-"""
+COMMAND = (ROOT / "docs" / "command.md").read_text()
+(NET,) = re.findall(r"^```python\n(.*?def make\(.*?)^```$", COMMAND, re.DOTALL | re.MULTILINE)
+"""The ``net.py`` that lines name, as the page shows it."""
 
 
 def test_the_tables_hold_lines_that_are_shown():
@@ -126,6 +121,8 @@ def test_every_line_runs(line, tmp_path):
     reason = NOT_RUN.get(line)
     if reason and not (reason == LONG and THOROUGH):
         pytest.skip(reason)
+    if "--traffic" in line and counters.obstacle() and (missing := simulated.obstacle()):
+        pytest.skip(missing)
     if "-mcpu znver4" in line and Target.parse("llvm -mcpu=native").channel_block < 16:
         pytest.skip("compiles for a CPU with AVX-512, which this machine does not have")
     (tmp_path / "net.py").write_text(NET)
