@@ -54,6 +54,19 @@ def test_steps_are_compared_with_the_fastest_of_pytorch():
     }
 
 
+def test_steps_are_those_of_the_race_that_is_about_them():
+    """Not of one from empty caches, of one turn, nor of bngen alone, whatever comes last."""
+    start = {"total": 80.0, "warm": {"total": 0.5}}
+    here = found(
+        report([race("densenet121", 8, row("bngen", 1.0, 30), row("eager", 2.1), row("mvf", 1.2))]),
+        report([race("densenet121", 8, row("bngen", 1.0, 99))]),
+        report([race("densenet121", 8, row("bngen", 1.0, 99, startup=start), row("eager", 1.2))]),
+    )
+    assert here["densenet121, batch 8: PyTorch's fastest"][0] == 2.1
+    assert here["densenet121, batch 8: memory of eager"][0] == 0.3
+    assert here["densenet121: first step, empty cache"][0] == 80.0
+
+
 def test_a_start_from_a_full_cache_is_no_cold_one():
     ours = row("bngen", 1.0, startup={"total": 2.0}, overhead=None)
     assert found(report([race("densenet121", 8, ours)])) == {}
