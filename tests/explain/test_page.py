@@ -146,6 +146,23 @@ def test_everything_is_reached_from_the_keyboard(opened, found):
     )
     opened.press("Enter")
     assert opened.evaluate("document.activeElement.id") == "details"
+    opened.press("Tab")
+    assert opened.evaluate("document.activeElement.className") == "link"
+    opened.press("Enter")  # what it leads to takes its place
+    assert opened.evaluate("document.activeElement.id") == "details"
+    opened.press("/")
+    opened.type("conv2d")
+    opened.press("Enter")
+    assert opened.evaluate("document.activeElement.className") == "link"
+    opened.press("Enter")
+    opened.evaluate("document.querySelector('[role=tab][aria-selected=true]').focus()")
+    for key, kind in (("ArrowRight", "tir"), ("End", "asm"), ("ArrowRight", "ir")):
+        opened.press(key)
+        shown = "document.querySelector('#' + document.getElementById('code')"
+        assert opened.evaluate("document.activeElement.dataset.kind") == kind
+        assert opened.evaluate(f"{shown}.getAttribute('aria-labelledby')).dataset.kind") == kind
+    wide = "[...document.querySelectorAll('.scroll')].every((e) => e.tabIndex === 0)"
+    assert opened.evaluate(wide)
 
 
 def test_a_narrow_window_and_a_dark_one(opened):
@@ -155,8 +172,43 @@ def test_a_narrow_window_and_a_dark_one(opened):
     before = opened.evaluate("getComputedStyle(document.body).backgroundColor")
     opened.evaluate("document.getElementById('theme').click()")
     assert opened.evaluate("getComputedStyle(document.body).backgroundColor") != before
+    assert opened.evaluate("document.getElementById('failed').hidden")
     sides = opened.evaluate("state.plans.map((p) => p.canvas.getBoundingClientRect().width)")
     assert all(300 < side <= 400 for side in sides)
+    # fingers and the wheel scroll a page that plans fill
+    assert opened.evaluate("getComputedStyle(state.plans[0].canvas).touchAction") == "pan-y"
+    scale = opened.evaluate("state.plans[0].view.scale")
+    opened.wheel(*place_of(opened, 0, 0), 300)
+    opened.wait("scrollY > 0")
+    assert opened.evaluate("state.plans[0].view.scale") == scale
+
+
+def test_all_text_can_be_read(opened):
+    """4.5 to 1, in boxes of any colour, too, and 3 to 1 for the borders of fields, as WCAG asks."""
+    contrast = """((a, b) => { const [x, y] = [luminance(a), luminance(b)];
+        return (Math.max(x, y) + 0.05) / (Math.min(x, y) + 0.05) })"""
+    value = "getComputedStyle(document.documentElement).getPropertyValue"
+    for _ in range(2):
+        opened.evaluate("document.getElementById('theme').click()")
+        boxes = f"[...WORKS, ...Object.keys(BOUNDS)].map((k) => {contrast}(onto(ink[k]), ink[k]))"
+        assert min(opened.evaluate(boxes)) >= 4.5
+        for back in ("back", "panel"):
+            for name, least in (("ink", 4.5), ("soft", 4.5), ("link", 4.5), ("field", 3.0)):
+                both = ", ".join(f"{value}('--{x}').trim()" for x in (name, back))
+                assert opened.evaluate(f"{contrast}({both})") >= least
+    room = """(() => { const c = document.createElement('canvas').getContext('2d');
+        return ['features.denseblock1.conv1', 'x'].map((s) => tail(c, s, 100)) })()"""
+    assert opened.evaluate(room) == ["…denseblock1.conv1", "x"]
+
+
+def test_a_browser_that_cannot_show_it_says_so(chromium, found, tmp_path):
+    made, without = page(found, {}), "<script>delete window.DecompressionStream</script>"
+    (tmp_path / "page.html").write_text(made.replace("<head>", f"<head>{without}", 1))
+    assert "<noscript>" in made
+    chromium.command("Page.navigate", url=(tmp_path / "page.html").as_uri())
+    failed = "document.getElementById('failed')"
+    chromium.wait(f"{failed} && !{failed}.hidden")
+    assert "this browser" in chromium.evaluate("document.body.innerText")
 
 
 def test_boxes_grow_with_what_they_are_measured_by(chromium, found, tmp_path):
@@ -168,6 +220,8 @@ def test_boxes_grow_with_what_they_are_measured_by(chromium, found, tmp_path):
     chromium.evaluate(f"{choice}.value = 'seconds', {choice}.dispatchEvent(new Event('change'))")
     areas = "state.plans[1].boxes.map((b) => b.w * b.h)"
     chromium.wait(f"{areas}.every((a, i, all) => i === 0 || a > all[i - 1])")
+    assert "not timed" in chromium.evaluate("state.plans[0].figure.textContent")
+    assert "not timed" not in chromium.evaluate("state.plans[1].figure.textContent")
     assert chromium.errors == []
 
 

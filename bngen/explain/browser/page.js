@@ -10,6 +10,7 @@ const WORKS = ["CONV", "BN", "ReLU", "sum", "pool", "copy", "other"];
 const BOUNDS = {
   compute: "bound by arithmetic", memory: "bound by memory", small: "small: starting it takes as long",
 };
+const narrow = matchMedia("(max-width: 900px)");  // where plans lie below one another, as in page.css
 const state = { plans: [], layer: null, chosen: null, found: null, data: null };
 
 // --- data -----------------------------------------------------------------------------------------
@@ -93,7 +94,8 @@ class Plan {
     this.words = this.kernels.map((k) => [k.name, k.layer, k.work, k.strategy, k.call,
       ...k.sublayers.flatMap((s) => [s.op, label(s), s.result, s.line, s.layer])].join(" ").toLowerCase());
     this.view = { x: 0, y: 0, scale: 1 };
-    const caption = el("figcaption", {}, el("b", {}, this.name), ` ${this.summary()}`);
+    this.note = el("span");
+    const caption = el("figcaption", {}, el("b", {}, this.name), ` ${this.summary()}`, this.note);
     this.canvas = el("canvas", { tabindex: 0, role: "application",
       "aria-label": `Plan at fusion level ${this.name}: ${this.kernels.length} kernels` });
     this.figure = el("figure", { class: "plan" }, caption, el("div", {}, this.canvas));
@@ -106,7 +108,10 @@ class Plan {
   }
 
   // Boxes by what they are measured with, chunks in the order of execution.
-  arrange(measure) {
+  arrange(by) {
+    const measure = weight[by];
+    const timed = by !== "seconds" || this.kernels.some((k) => k.seconds !== undefined);
+    this.note.textContent = timed ? "" : "; not timed, so that all boxes are alike";
     const largest = Math.max(...this.kernels.map(measure)) || 1;
     this.boxes = this.kernels.map((k) => {
       const share = Math.sqrt(measure(k) / largest);
@@ -290,10 +295,10 @@ class Plan {
     c.beginPath(); c.rect(b.x, b.y, b.w, b.h); c.clip();
     c.font = "11px system-ui, sans-serif";
     const key = $("colour").value === "work" ? k.work : bound(k);
-    c.fillStyle = ["compute", "CONV", "pool"].includes(key) ? "#ffffff" : "#14171b";
+    c.fillStyle = onto(ink[key]);
     const number = k.name.slice(0, 4), whole = `${number} ${anchor ? label(anchor) : ""}`;
     c.fillText(c.measureText(whole).width + 6 <= b.w ? whole : number, b.x + 3, b.y + 12);
-    if (b.h > 27) c.fillText(k.layer, b.x + 3, b.y + 25);
+    if (b.h > 27) c.fillText(b.layer ??= tail(c, k.layer, b.w - 6), b.x + 3, b.y + 25);
     c.restore();
   }
 
@@ -335,6 +340,7 @@ class Plan {
     canvas.addEventListener("pointerup", up);
     canvas.addEventListener("pointercancel", up);
     canvas.addEventListener("wheel", (e) => {
+      if (narrow.matches && !e.ctrlKey) return;  // it scrolls the page
       e.preventDefault();
       this.zoom(Math.exp(-e.deltaY * 0.0015), e.offsetX, e.offsetY);
     }, { passive: false });
@@ -356,6 +362,18 @@ class Plan {
     if (next && last >= 0) choose(this, next(), true); else if (act) act(); else return;
     e.preventDefault();
   }
+}
+
+// The end of a layer's name that there is room for: its begin is the same for many.
+function tail(c, layer, room) {
+  const words = layer.split(".");
+  let text = layer;
+  while (c.measureText(text).width > room && words.length > 1) {
+    words.shift();
+    text = `…${words.join(".")}`;
+  }
+  while (c.measureText(text).width > room && text.length > 2) text = `…${text.slice(2)}`;
+  return text;
 }
 
 // --- what is chosen -------------------------------------------------------------------------------
@@ -398,9 +416,11 @@ const broken = (name) => name.split(/(?<=[_.])/).flatMap((word) => [el("wbr"), w
 const link = (text, onclick) => el("button", { class: "link", type: "button", onclick }, ...broken(text));
 
 function fill(label, ...content) {
+  const held = $("details").contains(document.activeElement);  // by what is about to go, maybe
   $("details").setAttribute("aria-label", label);
   $("details").replaceChildren(...content);
   $("details").scrollTop = 0;
+  if (held) $("details").focus({ preventScroll: true });
 }
 
 function details(plan, i) {
@@ -432,8 +452,15 @@ function slots(k) {
     if (!held.length) return [];
     return [el("h3", {}, name), el("table", {}, ...held.map((s) => el("tr", {}, el("th", {}, label(s)),
       el("td", {}, s.layer ? link(s.layer, () => chooseLayer(s.layer)) : "",
-        s.line ? el("div", { class: "soft", title: s.line }, s.line.split("/").slice(-2).join("/")) : ""))))];
+        s.line ? place(s.line) : ""))))];
   });
+}
+
+// A line of a file by its last folder; all of its path for who asks.
+function place(line) {
+  const short = line.split("/").slice(-2).join("/");
+  if (short === line) return el("div", { class: "soft" }, line);
+  return el("details", { class: "place soft" }, el("summary", {}, short), line);
 }
 
 function maps(name, values) {
@@ -443,17 +470,30 @@ function maps(name, values) {
 }
 
 function code(k) {
-  const kinds = ["ir", "tir", "ll", "asm"], shown = el("pre", { class: "code", tabindex: 0, id: "code" });
-  const tabs = el("div", { class: "tabs", role: "tablist" });
+  const kinds = ["ir", "tir", "ll", "asm"];
+  const shown = el("pre", { class: "code", tabindex: 0, id: "code", role: "tabpanel" });
+  const tabs = el("div", { class: "tabs", role: "tablist", "aria-label": "Code", onkeydown: (e) => {
+    const at = [...tabs.children].indexOf(document.activeElement), last = kinds.length - 1;
+    const next = { ArrowRight: at === last ? 0 : at + 1, ArrowLeft: at === 0 ? last : at - 1, Home: 0,
+      End: last }[e.key];
+    if (next === undefined) return;
+    e.preventDefault();
+    tabs.children[next].focus();
+    show(kinds[next]);
+  } });
   const show = async (kind) => {
-    for (const b of tabs.children) b.setAttribute("aria-selected", b.dataset.kind === kind);
+    for (const b of tabs.children) {
+      b.setAttribute("aria-selected", b.dataset.kind === kind);
+      b.tabIndex = b.dataset.kind === kind ? 0 : -1;
+    }
+    shown.setAttribute("aria-labelledby", `tab-${kind}`);
     if (kind === "ir") { shown.textContent = k.sublayers.map((s) => s.text).join("\n"); return; }
     if (!state.data.texts[kind]) { shown.textContent = `not in this page: bngen explain --html FILE --emit ${kind}`; return; }
     shown.textContent = "...";
     shown.textContent = (await textsOf(kind))[k.symbol] ?? "not compiled at this level";
   };
   for (const kind of kinds) tabs.append(el("button", { type: "button", role: "tab", "data-kind": kind,
-    onclick: () => show(kind) }, { ir: "IR", tir: "TIR", ll: "LLVM", asm: "assembly" }[kind]));
+    id: `tab-${kind}`, "aria-controls": "code", onclick: () => show(kind) }, { ir: "IR", tir: "TIR", ll: "LLVM", asm: "assembly" }[kind]));
   show("ir");
   return [tabs, shown];
 }
@@ -467,7 +507,7 @@ function overview() {
     rows.push(totalRow(`${call}, ${d.fusion}`, total));
   }
   const heads = ["", "kernels", "read", "written", "bytes", "ops"];
-  fill("Overview", el("h2", {}, "What fusion saves"), el("div", { class: "scroll", tabindex: 0 },
+  fill("Overview", el("h2", {}, "What fusion saves"), el("div", { class: "scroll", ...region("Totals") },
     el("table", {}, el("tr", {}, ...heads.map((h, i) => el("th", { class: i ? "n" : "" }, h))), ...rows)),
     el("p", { class: "soft" }, "Read, written and bytes are of feature maps; ops are operations. Click a kernel, or press Tab ",
       "and the arrow keys; a click on a layer shows the kernels that hold it."));
@@ -476,18 +516,22 @@ function overview() {
 const totalRow = (name, t) => el("tr", {}, el("th", {}, name), ...[t.kernels, t.traffic.sweeps_read,
   t.traffic.sweeps_written, size(mapBytes(t.traffic)), amount(t.operations)].map((v) => el("td", { class: "n" }, String(v))));
 
+// What is wider than the window is scrolled by keys as well.
+const region = (name) => ({ tabindex: 0, role: "region", "aria-label": name });
+
 function tables() {
   const d = state.data, parts = [];
   if (d.refused.length) {
     const groups = [...d.refused].sort((a, b) => b.pairs.length - a.pairs.length);
     parts.push(el("details", {}, el("summary", {}, `What was not fused, and why (${groups.reduce((n, g) => n + g.pairs.length, 0)})`),
-      el("div", { class: "scroll" }, el("table", {}, el("tr", {}, ...["times", "ops", "slot", "reason", "where"].map((h) => el("th", {}, h))),
+      el("div", { class: "scroll", ...region("What was not fused") }, el("table", {}, el("tr", {}, ...["times", "ops", "slot", "reason", "where"].map((h) => el("th", {}, h))),
         ...groups.map((g) => el("tr", {}, el("td", { class: "n" }, String(g.pairs.length)), el("th", {}, g.ops.join(" → ")),
           el("th", {}, g.slot), el("td", {}, g.reason), el("td", { class: "soft" },
             [...new Set(g.pairs.slice(0, 3).map(([, , a, b]) => [...new Set([a, b].filter(Boolean))].join(" → ")))].join("; "))))))));
   }
   if (d.stages.length)
-    parts.push(el("details", {}, el("summary", {}, "The program after each pass"), el("div", { class: "scroll" },
+    parts.push(el("details", {}, el("summary", {}, "The program after each pass"),
+      el("div", { class: "scroll", ...region("The program after each pass") },
       el("table", {}, ...d.stages.map((s) => el("tr", {}, el("th", {}, s.name), el("td", { class: "n" }, String(s.ops)),
         el("td", { class: "soft" }, Object.entries(s.counts).sort((a, b) => b[1] - a[1]).slice(0, 8)
           .map(([op, n]) => `${n} ${op}`).join(", "))))))));
@@ -522,6 +566,14 @@ function search() {
   say(`${total} kernels found`);
 }
 
+// Black or white, whatever stands out more: on any colour by 4.5 to 1 at least.
+function luminance(colour) {
+  const parts = [1, 3, 5].map((at) => parseInt(colour.slice(at, at + 2), 16) / 255)
+    .map((part) => (part <= 0.04045 ? part / 12.92 : ((part + 0.055) / 1.055) ** 2.4));
+  return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2];
+}
+const onto = (colour) => (luminance(colour) > 0.179 ? "#000000" : "#ffffff");
+
 let ink = {};
 function colours() {
   const style = getComputedStyle(document.documentElement);
@@ -543,13 +595,15 @@ function theme(name) {
 // The fused plan first; the other while that can be looked at.
 async function arrange() {
   for (const plan of [...state.plans].reverse()) {
-    plan.arrange(weight[$("size").value]);
+    plan.arrange($("size").value);
     await new Promise((done) => setTimeout(done));
     document.documentElement.dataset.drawn ??= String(Math.round(performance.now()));
   }
 }
 
 async function start() {
+  if (!("DecompressionStream" in window))
+    throw new Error("this browser cannot unpack it, which those of 2023 and later can");
   const dark = matchMedia("(prefers-color-scheme: dark)");
   document.documentElement.dataset.theme = dark.matches ? "dark" : "light";
   const d = state.data = await unpacked("data");
@@ -562,6 +616,9 @@ async function start() {
   overview();
   tables();
   $("search").addEventListener("input", search);
+  $("search").addEventListener("keydown", (e) => {
+    if (e.key === "Enter") ($("details").querySelector(".link") ?? $("details")).focus();
+  });
   $("colour").addEventListener("change", colours);
   $("size").addEventListener("change", arrange);
   $("theme").addEventListener("click", () => theme(document.documentElement.dataset.theme === "dark" ? "light" : "dark"));
@@ -580,4 +637,8 @@ async function start() {
   document.documentElement.dataset.ready = String(Math.round(performance.now()));
 }
 
-start();
+start().catch((error) => {
+  $("failed").textContent = `This page cannot be shown: ${error.message}.`;
+  $("failed").hidden = false;
+  throw error;
+});
