@@ -51,7 +51,8 @@ def roofline(path: Path) -> None:
     figure, axes = plt.subplots(1, 2, figsize=(11, 4.2), sharey=True, layout="constrained")
     ridge = LIMITS["gflops"] / LIMITS["gbytes"]
     for axis, level in zip(axes, ("none", "icf"), strict=True):
-        rows = [k for k in kernels(level) if k.traffic.map_bytes and k.operations]
+        over = [k for k in kernels(level) if k.traffic.map_bytes]
+        rows = [k for k in over if k.operations]  # a copy has no place among logarithms
         axis.plot([0.03, ridge, 3000], [0.03 * LIMITS["gbytes"], *[LIMITS["gflops"]] * 2], "k-")
         for work, colour in COLOURS.items():
             own = [k for k in rows if k.work == work]
@@ -60,8 +61,10 @@ def roofline(path: Path) -> None:
                 [k.operations / least(k) / 1e9 for k in own],
                 s=[k.traffic.nbytes / 2e5 for k in own], color=colour, alpha=0.5, label=work,
             )  # fmt: skip
-        moved = sum(k.traffic.nbytes for k in rows) / 2**30
-        axis.set_title(f"{level}: {len(rows)} kernels over feature maps, {moved:.1f} GiB")
+        moved = sum(k.traffic.map_bytes for k in over) / 2**30
+        copied = f", {len(over) - len(rows)} of them copies" if len(over) > len(rows) else ""
+        axis.set_title(f"{level}: {moved:.1f} GiB of maps by {len(over)} kernels{copied}")
+        axis.title.set_fontsize(11)
         axis.set(xscale="log", yscale="log", xlabel="operations a byte")
     axes[0].set_ylabel("GFLOP/s that the machine allows")
     legend = axes[0].legend(fontsize="small", loc="lower right")
