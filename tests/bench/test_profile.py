@@ -64,7 +64,7 @@ def test_what_is_shown_adds_up(found):
 
 def test_what_is_not_shown_and_what_does_not_add_up_is_told(found):
     data = found.data()
-    data["step"] = {k: v / 4 for k, v in data["step"].items()}
+    data["step"] = {k: v / 1000 for k, v in data["step"].items()}
     data["work"] = dataclasses.replace(found, step=data["step"]).by_work()
     data["layers"] = {f"layer{i}": {"forward": 1e-3, "backward": 1e-3} for i in range(14)}
     text = "\n".join(lines({**data, "dtype": "bfloat16"}))

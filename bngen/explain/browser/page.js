@@ -617,7 +617,9 @@ async function start() {
   tables();
   $("search").addEventListener("input", search);
   $("search").addEventListener("keydown", (e) => {
-    if (e.key === "Enter") ($("details").querySelector(".link") ?? $("details")).focus();
+    if (e.key !== "Enter") return;
+    e.preventDefault();  // it would press what gets the focus
+    ($("details").querySelector(".link") ?? $("details")).focus();
   });
   $("colour").addEventListener("change", colours);
   $("size").addEventListener("change", arrange);
