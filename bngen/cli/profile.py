@@ -117,10 +117,14 @@ def _machine(found: Mapping[str, Any]) -> str:
 
 
 def _parts(title: str, parts: Mapping[str, Any], step: Mapping[str, float]) -> str:
-    """Milliseconds of the parts of a step."""
+    """Milliseconds of the parts of a step, and shares of its two halves.
+
+    The step's own median is not quite the sum of theirs, and parts are to come to the whole.
+    """
+    whole = step["forward"] + step["backward"]
     return console.columns([(title, "forward ms", "backward ms", "of the step"), *(
         (name, _ms(part["forward"]), _ms(part["backward"]),
-         f"{100 * sum(part.values()) / step['step']:.1f} %")
+         f"{100 * sum(part.values()) / whole:.1f} %")
         for name, part in parts.items()
     )])  # fmt: skip
 
