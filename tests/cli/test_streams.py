@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from bngen.cli import console
+
 ROOT = Path(__file__).parents[2]
 SMALL = "build tiny_densenet --batch 1 --image 32"
 
@@ -106,6 +108,19 @@ def test_quiet_is_quiet_about_warnings_too(bngen, compiler, caplog):
     assert caplog.text == ""
     bngen(*SMALL.split())
     assert "nothing is kept" in caplog.text
+
+
+def test_a_result_goes_past_the_bar(monkeypatch, capfd):
+    """While rich draws, what is printed goes to where the bar is."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # a terminal, to rich
+    with console._rich_bar() as drawn:
+        bar = console._Bar(drawn)
+        bar.stage("measuring")
+        with bar.paused():
+            console.result("a table")
+        bar.stage("measuring on")
+    out, err = capfd.readouterr()
+    assert out == "a table\n" and "measuring on" in err
 
 
 # --- the output folder ------------------------------------------------------------------------
