@@ -177,7 +177,7 @@ def test_a_narrow_window_and_a_dark_one(opened):
     assert all(300 < side <= 400 for side in sides)
     # fingers and the wheel scroll a page that plans fill
     assert opened.evaluate("getComputedStyle(state.plans[0].canvas).touchAction") == "pan-y"
-    scale = opened.evaluate("state.plans[0].view.scale")
+    scale = opened.evaluate("state.plans[0].fit(), state.plans[0].view.scale")
     opened.wheel(*place_of(opened, 0, 0), 300)
     opened.wait("scrollY > 0")
     assert opened.evaluate("state.plans[0].view.scale") == scale
@@ -196,9 +196,12 @@ def test_all_text_can_be_read(opened):
             for name, least in (("ink", 4.5), ("soft", 4.5), ("link", 4.5), ("field", 3.0)):
                 both = ", ".join(f"{value}('--{x}').trim()" for x in (name, back))
                 assert opened.evaluate(f"{contrast}({both})") >= least
-    room = """(() => { const c = document.createElement('canvas').getContext('2d');
-        return ['features.denseblock1.conv1', 'x'].map((s) => tail(c, s, 100)) })()"""
-    assert opened.evaluate(room) == ["…denseblock1.conv1", "x"]
+    shown, width = opened.evaluate("""(() => {
+        const c = document.createElement('canvas').getContext('2d');
+        const s = tail(c, 'features.denseblock1.denselayer1.conv1', 100);
+        return [s, c.measureText(s).width] })()""")
+    assert re.fullmatch(r"…\S*conv1", shown) and width <= 100
+    assert opened.evaluate("tail(state.plans[0].canvas.getContext('2d'), 'x', 100)") == "x"
 
 
 def test_a_browser_that_cannot_show_it_says_so(chromium, found, tmp_path):

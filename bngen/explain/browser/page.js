@@ -366,14 +366,11 @@ class Plan {
 
 // The end of a layer's name that there is room for: its begin is the same for many.
 function tail(c, layer, room) {
-  const words = layer.split(".");
-  let text = layer;
-  while (c.measureText(text).width > room && words.length > 1) {
-    words.shift();
-    text = `…${words.join(".")}`;
-  }
-  while (c.measureText(text).width > room && text.length > 2) text = `…${text.slice(2)}`;
-  return text;
+  const fits = (text) => c.measureText(text).width <= room;
+  if (fits(layer)) return layer;
+  for (let from = 1; from < layer.length; from++)
+    if (fits(`…${layer.slice(from)}`)) return `…${layer.slice(from)}`;
+  return "…";
 }
 
 // --- what is chosen -------------------------------------------------------------------------------
