@@ -73,6 +73,21 @@ def roofline(path: Path) -> None:
     _save(figure, path)
 
 
+def of_layer(level: str, layer: str, call: str) -> list[KernelRow]:
+    """The kernels over feature maps that a dense layer is computed by.
+
+    Besides those that are built around its own layers these are the concatenation that it reads and
+    the sum of gradients, which are of no one layer.
+    """
+    rows = kernels(level)
+    block = layer.rpartition(".")[0]
+    own = [k for k in rows if (k.call, k.layer[: len(layer)]) == (call, layer)]
+    joins = [rows[i] for i in dict.fromkeys(i for k in own for i in k.sources)
+             if rows[i].work in ("copy", "sum") and rows[i].call == call
+             and not rows[i].layer.startswith(block)]  # fmt: skip
+    return [k for k in (*joins, *own) if k.traffic.map_bytes]
+
+
 def levels(path: Path) -> None:
     """What each level moves in one dense layer, forward and backward, kernel by kernel."""
     figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
@@ -80,13 +95,12 @@ def levels(path: Path) -> None:
     for axis, call in zip(axes, ("forward", "backward"), strict=True):
         for y, level in enumerate(FUSION_CHOICES):
             left = 0.0
-            rows = [k for k in kernels(level) if k.call == call and k.layer.startswith(layer)]
+            rows = of_layer(level, layer, call)
             for row in rows:
                 width = row.traffic.map_bytes / 2**20
                 axis.barh(y, width, left=left, color=COLOURS[row.work], edgecolor="white")
                 left += width
-            swept = sum(1 for k in rows if k.traffic.map_bytes)
-            axis.text(left, y, f" {swept} kernels", va="center", fontsize=8)
+            axis.text(left, y, f" {len(rows)} kernels", va="center", fontsize=8)
         axis.set_yticks(range(len(FUSION_CHOICES)), FUSION_CHOICES)
         axis.invert_yaxis()
         axis.margins(x=0.16)
