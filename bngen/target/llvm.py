@@ -30,9 +30,7 @@ def tvm_target(cpu: str | None, attrs: Iterable[str] = (), triple: str | None = 
     """A ``tvm.target.Target``."""
     import tvm
 
-    config: dict[str, Any] = {
-        "kind": "llvm", "mtriple": triple, "mcpu": cpu, "mattr": [*attrs], "opt-level": 2,
-    }  # fmt: skip
+    config: dict[str, Any] = {"kind": "llvm", "mtriple": triple, "mcpu": cpu, "mattr": [*attrs]}
     return tvm.target.Target({key: value for key, value in config.items() if value})
 
 
