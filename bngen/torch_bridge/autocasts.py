@@ -7,7 +7,8 @@ In: an evaluated graph whose calls are functional where they can be. Out: the sa
 
 Which calls autocast takes in which type is PyTorch's to say, and it is asked: a call is made on
 types alone, with and without autocast, and the casts of its operands that only the first has made
-are autocast's. Casts that it makes twice are made once, as its own cache does.
+are autocast's. Casts that it makes twice are made once, as its own cache does; but a weight that is
+used under ``no_grad`` first and then elsewhere has its gradient, which that cache would lose.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ def spell_out(graph: fx.Graph) -> None:
     """
     changed = {w.meta["memory"] for n in graph.nodes for w in n.meta.get("writes", ())}
     tried: dict[Any, Casts] = {}
-    made: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
+    made: dict[tuple[fx.Node, torch.dtype, bool], fx.Node] = {}
     for node in list(graph.nodes):
         if node.meta.get("autocast") is None or not _is_castable(node):
             continue
@@ -45,11 +46,13 @@ def spell_out(graph: fx.Graph) -> None:
         for operand, dtype in zip(list(node.all_input_nodes), tried[key], strict=True):
             if dtype is None:
                 continue
-            cast = made.get((operand, dtype))
+            # What is made where autograd follows nothing hands no gradient on elsewhere.
+            like = operand, dtype, node.meta["unfollowed"]
+            cast = made.get(like)
             if cast is None:
                 cast = _cast(node, operand, dtype)
                 if operand.meta.get("memory") not in changed:
-                    made[operand, dtype] = cast
+                    made[like] = cast
             node.replace_input_with(operand, cast)
 
 

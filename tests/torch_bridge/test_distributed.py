@@ -87,6 +87,7 @@ def process(rank, folder):
     alone = outcome(copy.deepcopy(net), (x,), lambda net, x: script(net, x, False), 0)
     assert not torch.allclose(alone["fc.weight.grad"], ours["fc.weight.grad"])
     check_order(copy.deepcopy(net), x)
+    check_changes(copy.deepcopy(net), x)
     dist.destroy_process_group()
 
 
@@ -114,6 +115,19 @@ def check_order(net, x):
     assert list(steps.values()) == sorted(steps.values())
     assert steps["fc.weight"] == min(steps.values()), steps
     assert steps["conv1.weight"] == max(steps.values()), steps
+
+
+def check_changes(net, x):
+    """A parameter may change as soon as its gradient is there."""
+    bngen.compile(net)
+    net(x).square().sum().backward()
+    want = {name: p.grad.clone() for name, p in net.named_parameters()}
+    net.zero_grad()
+    for p in net.parameters():
+        p.register_post_accumulate_grad_hook(lambda p: p.data.fill_(torch.nan))
+    net(x).square().sum().backward()
+    for name, p in net.named_parameters():
+        assert torch.equal(p.grad, want[name]), name
 
 
 def test_gradients_are_averaged_as_in_eager(tmp_path):
