@@ -153,10 +153,11 @@ def types(graph) -> dict[str, set[str]]:
     }
 
 
-def test_which_ops_are_in_bfloat16():
+@pytest.mark.parametrize("group", [None, "all"])
+def test_which_ops_are_in_bfloat16(group):
     def net(x: bg.Tensor[4, 3, 8, 8], y: bg.Tensor[4, bg.int64]):
         x = bg.layers.conv2d(x, "conv", 16, 3)
-        x = bg.relu(bg.layers.batch_norm(x, "norm"))
+        x = bg.relu(bg.layers.batch_norm(x, "norm", group=group))
         x = bg.dropout(x + bg.max_pool2d(x, 3, 1, 1), 0.1, seed=0)
         x = bg.layers.linear(bg.flatten(bg.avg_pool2d(x, 6), 1), "fc", 5)
         return bg.cross_entropy(x, y), x

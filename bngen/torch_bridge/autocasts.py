@@ -7,8 +7,8 @@ In: an evaluated graph whose calls are functional where they can be. Out: the sa
 
 Which calls autocast takes in which type is PyTorch's to say, and it is asked: a call is made on
 types alone, with and without autocast, and the casts of its operands that only the first has made
-are autocast's. Casts that it makes twice are made once, as its own cache does; but a weight that is
-used under ``no_grad`` first and then elsewhere has its gradient, which that cache would lose.
+are autocast's. Casts that it makes twice are made once, as its own cache does: once where autograd
+follows them, and once where it does not.
 """
 
 from __future__ import annotations
@@ -46,7 +46,6 @@ def spell_out(graph: fx.Graph) -> None:
         for operand, dtype in zip(list(node.all_input_nodes), tried[key], strict=True):
             if dtype is None:
                 continue
-            # What is made where autograd follows nothing hands no gradient on elsewhere.
             like = operand, dtype, node.meta["unfollowed"]
             cast = made.get(like)
             if cast is None:

@@ -19,7 +19,7 @@ import bngen as bg
 @bg.program
 def net(x: bg.Tensor[2, 8, 6, 6]):
     y = bg.layers.conv2d(x, "conv", 16, 3, padding=1, bias=False)
-    y = bg.relu(bg.layers.batch_norm(y, "bn"))
+    y = bg.relu(bg.layers.batch_norm(y, "bn", group="all"))
     return bg.sum(bg.layers.conv2d(y, "last", 8, 1, bias=False))
 """
 LIMITS = {"gflops": 100.0, "gbytes": 10.0, "threads": 1}

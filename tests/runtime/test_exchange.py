@@ -14,8 +14,11 @@ from bngen.errors import CallError
 from bngen.ir.interp import run
 from bngen.passes.autodiff import differentiate
 from bngen.runtime import bundle_form
+from bngen.runtime.agreement import Agreement, Planned
 from bngen.runtime.communicator import Alone, waiting_for
 from bngen.runtime.plain import PlainError
+from bngen.runtime.signature import FORWARD
+from bngen.runtime.steps import MOMENTS
 from tests.compiled import compiled
 from tests.oracle import assert_close, torch_runs
 from tests.ranks import GROUP, Ranks, shared_out, synchronized
@@ -146,6 +149,17 @@ def test_ranks_that_would_do_other_things_are_all_told(what):
         assert "where another exchanges the batch statistics of all ranks of " in str(error)
         assert words in str(error)
         assert f"(rank {1 - rank} has another model or another part of a batch" in str(error)
+
+
+def test_a_rank_without_images_follows_in_one_group_alone():
+    def agreed(count):
+        ranks = Ranks(2)
+        plans = [Planned(FORWARD, MOMENTS, 8, "float32", "bn", groups=count)], []
+        return ranks.run(lambda r: Agreement("net: ", ranks.carriers[r], plans[r]).settled())
+
+    assert agreed(1)[0] == agreed(1)[1]
+    for error in agreed(2):  # of both, at once
+        assert "net: rank 1 has no image of this batch, and layers meet in 2 process" in str(error)
 
 
 def test_a_rank_that_is_left_alone_names_what_it_waits_for(modules):
