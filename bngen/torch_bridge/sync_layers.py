@@ -103,22 +103,22 @@ def synchronize(model: nn.Module, process_group: Any = None, *, local: bool = Tr
         The model itself.
 
     Raises:
-        BngenError: for a layer of a class that is made of batch normalization of one process.
+        BngenError: for a layer that is a batch normalization and has a formula of its own.
     """
     for name, module in model.named_modules():
         kind = type(module)
         if isinstance(module, nn.SyncBatchNorm):
             module.__class__ = _of_ours(kind)
-        elif local and (kind in _LOCAL or isinstance(module, SyncBatchNorm)):
-            module.__class__ = SyncBatchNorm if kind in _LOCAL else kind
+        elif local and isinstance(module, (*_LOCAL, SyncBatchNorm)):
+            if isinstance(module, _LOCAL) and not _normalizes_by_super(kind):
+                raise BngenError(
+                    f"sync_bn: {name or 'the model'} is a {kind.__name__}, whose forward does not "
+                    "leave normalizing to that of torch.nn.BatchNorm2d",
+                    hint="call super().forward(x) there, or convert the model before, as "
+                    "timm.layers.convert_sync_batchnorm does",
+                )
+            module.__class__ = _of_ours(kind)
             module.process_group = process_group
-        elif local and isinstance(module, _LOCAL):
-            raise BngenError(
-                f"sync_bn: {name or 'the model'} is a {kind.__name__}, of which bngen does not "
-                "know what it does besides",
-                hint="write it as a torch.nn.BatchNorm2d and what follows it, or as a class made "
-                "of torch.nn.SyncBatchNorm: timm.layers.convert_sync_batchnorm does so",
-            )
         if isinstance(module, SyncBatchNorm):
             module.layer_name = name
     return model
@@ -127,16 +127,23 @@ def synchronize(model: nn.Module, process_group: Any = None, *, local: bool = Tr
 # --- classes made of PyTorch's ------------------------------------------------------------------
 
 
+def _normalizes_by_super(kind: type) -> bool:
+    """Whether a class made of PyTorch's layers has no formula of its own."""
+    own = (vars(each).get("forward") for each in kind.__mro__[: kind.__mro__.index(_BatchNorm)])
+    codes = [getattr(forward, "__code__", None) for forward in own if forward is not None]
+    return all(code is not None and "__class__" in code.co_freevars for code in codes)
+
+
 @functools.cache
 def _of_ours(kind: type) -> type:
-    """A class made of ``torch.nn.SyncBatchNorm``, made of bngen's instead.
+    """A class made of PyTorch's layers, made of bngen's instead.
 
     What it does besides, such as an activation, it does; its ``super().forward`` is bngen's.
-    DistributedDataParallel would refuse one that has PyTorch's among its bases.
+    DistributedDataParallel would refuse one that has ``torch.nn.SyncBatchNorm`` among its bases.
     """
-    if kind is nn.SyncBatchNorm:
+    if kind in (*_LOCAL, nn.SyncBatchNorm):
         return SyncBatchNorm
-    if not issubclass(kind, nn.SyncBatchNorm):
+    if not issubclass(kind, (*_LOCAL, nn.SyncBatchNorm)):
         return kind
     itself = types.CellType()
     own = {n: v for n, v in vars(kind).items() if n not in ("__dict__", "__weakref__")}

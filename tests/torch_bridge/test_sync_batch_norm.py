@@ -16,7 +16,7 @@ from bngen.torch_bridge.sync_layers import SyncBatchNorm, synchronize
 from tests.profiles import THOROUGH, takes_long
 from tests.torch_bridge.processes import Started, joined
 from tests.torch_bridge.small import Net
-from tests.torch_bridge.sync_checks import check_copies, check_eager
+from tests.torch_bridge.sync_checks import Activated, SyncActivated, check_copies, check_eager
 
 
 def process(rank, folder):
@@ -188,13 +188,20 @@ def test_without_a_process_group_it_says_what_to_do():
         bngen.connect(Net())
 
 
-def test_layers_of_classes_made_of_batch_normalization_are_not_replaced():
-    class Activated(nn.BatchNorm2d):
-        def forward(self, x):
-            return super().forward(x).relu()
+def test_layers_of_classes_made_of_batch_normalization_do_what_they_do_besides():
+    for kind in (Activated, SyncActivated):
+        model, x = nn.Sequential(kind(3)), torch.randn(2, 3, 4, 4)
+        synchronize(model)
+        assert type(model[0]).__name__ == kind.__name__
+        assert not isinstance(model[0], nn.SyncBatchNorm)  # which DistributedDataParallel refuses
+        check_copies(model, x, Activated(3)(x))
 
-    with pytest.raises(bngen.BngenError, match="sync_bn: 0 is a Activated, of which"):
-        synchronize(nn.Sequential(Activated(3)))
+    class Alone(nn.BatchNorm2d):
+        def forward(self, x):
+            return nn.functional.batch_norm(x, None, None, training=True)
+
+    with pytest.raises(bngen.BngenError, match="sync_bn: 0 is a Alone, whose forward does not"):
+        synchronize(nn.Sequential(Alone(3)))
 
 
 def test_layers_stay_what_they_are_but_for_their_class():
