@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
 
 from bngen.errors import BngenError
@@ -140,6 +141,10 @@ def compile(model: torch.nn.Module, *, sync_bn: Any = None) -> torch.nn.Module:
             f"compile takes a torch.nn.Module, not a {type(model).__name__}",
             hint="a program of bngen's own language is built by bngen.build",
         )
+    if isinstance(model, DistributedDataParallel):
+        # Dynamo does not see through its forward.
+        compile(model.module, sync_bn=sync_bn)
+        return model
     if sync_bn is not None and sync_bn is not False:
         group = group_of(sync_bn)
         # As in PyTorch's layers: of a process group there would be no copy.
@@ -150,7 +155,7 @@ def compile(model: torch.nn.Module, *, sync_bn: Any = None) -> torch.nn.Module:
     else:
         synchronize(model, local=False)
     model.compile(backend=backend)
-    if (getattr(model.forward, "__module__", "") or "").startswith("torch.nn."):
+    if (getattr(model.forward, "__module__", "") or "").startswith("torch.nn.modules."):
         # Dynamo passes over PyTorch's own forwards and would capture each layer for itself.
         model._compiled_call_impl = torch.compile(_own_frame(model._call_impl), backend=backend)
     model._compiled_call_impl = _whole(model._compiled_call_impl)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
 
 from bngen.bench import profile as profiling
-from bngen.bench.contenders import OURS, Entry
+from bngen.bench.contenders import OURS, BngenStep, Entry
 from bngen.bench.profile import OVERHEAD, Timed, profile, with_limits
 from bngen.cli.main import main
 from bngen.cli.profile import lines
@@ -19,7 +20,7 @@ import bngen as bg
 @bg.program
 def net(x: bg.Tensor[2, 8, 6, 6]):
     y = bg.layers.conv2d(x, "conv", 16, 3, padding=1, bias=False)
-    y = bg.relu(bg.layers.batch_norm(y, "bn", group="all"))
+    y = bg.relu(bg.layers.batch_norm(y, "bn"))
     return bg.sum(bg.layers.conv2d(y, "last", 8, 1, bias=False))
 """
 LIMITS = {"gflops": 100.0, "gbytes": 10.0, "threads": 1}
@@ -44,6 +45,12 @@ def test_every_kernel_is_timed(found):
         assert (row.nbytes, row.operations) == (kernel.traffic.nbytes, kernel.operations)
         assert row.lasted > 0 and row.seconds >= 0
     assert {"conv", "bn", "last"} <= {row.layer for row in found.rows}
+
+
+def test_a_program_of_several_ranks_runs_as_one_alone(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(NET.replace('"bn")', '"bn", group="all")'))
+    assert math.isfinite(BngenStep(Entry(f"{path}:net", OURS, threads=1)).forward())
 
 
 def test_what_is_shown_adds_up(found):

@@ -30,10 +30,16 @@ def in_place(net, **options):
     return DistributedDataParallel(bngen.compile(net), **options)
 
 
+def in_place_around(net, **options):
+    """Of a container, too, whose forward is PyTorch's own."""
+    return bngen.compile(DistributedDataParallel(torch.nn.Sequential(net), **options))
+
+
 WAYS = (
     (inside, {}),
     (outside, {}),
     (in_place, {}),
+    (in_place_around, {}),
     (inside, {"find_unused_parameters": True, "gradient_as_bucket_view": True}),
     (in_place, {"static_graph": True, "broadcast_buffers": False}),
 )
