@@ -3,10 +3,10 @@
 In: an argument as the caller gave it, and the array that kernels read. Out: whether the two are the
 same memory, and a `Loan` where PyTorch tells whether it was changed since.
 
-PyTorch counts the changes of a tensor's memory, so a tensor is read where it lies, perhaps elsewhere
-than in ``forward``; one that was changed in place is refused, as PyTorch's own ``backward`` does.
-NumPy counts nothing: what lies in memory of NumPy's, or of a tensor that shares it with NumPy, has
-to be copied.
+PyTorch counts the changes of a tensor's memory, so a tensor is read where it lies, wherever that is
+by then, and one that was changed in place is refused, as PyTorch's own ``backward`` does. NumPy
+counts nothing: what lies in memory of NumPy's, or of a tensor that shares it with NumPy, has to be
+copied.
 """
 
 from __future__ import annotations
