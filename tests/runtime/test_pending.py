@@ -168,7 +168,8 @@ def test_a_tensor_whose_memory_is_made_anew_is_read_there(product, kind):
     """As parameters in shards have it, which are gathered again for backward."""
     tensors = [TENSORS[kind](a) for a in FACTORS]
     values, before = tensors[0].detach().clone(), tensors[0].data_ptr()
-    product(*tensors)
+    with torch.no_grad():
+        product(*tensors)
     storage = tensors[0].untyped_storage()
     storage.resize_(0)
     between = torch.full_like(values, torch.nan)

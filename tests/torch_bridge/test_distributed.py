@@ -125,12 +125,16 @@ def check_order(net, x):
 
 def check_changes(net, x):
     """A parameter may change as soon as its gradient is there."""
+
+    def change(p):
+        p.data.fill_(torch.nan)
+
     bngen.compile(net)
     net(x).square().sum().backward()
     want = {name: p.grad.clone() for name, p in net.named_parameters()}
     net.zero_grad()
     for p in net.parameters():
-        p.register_post_accumulate_grad_hook(lambda p: p.data.fill_(torch.nan))
+        p.register_post_accumulate_grad_hook(change)
     net(x).square().sum().backward()
     for name, p in net.named_parameters():
         assert torch.equal(p.grad, want[name]), name
