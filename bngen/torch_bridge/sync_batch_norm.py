@@ -79,7 +79,12 @@ def sync_batch_norm(
         what = f"{layer or 'a layer'}: AOTAutograd takes calls apart that it cannot see into"
         hint = 'compile the model by bngen.compile, torch.compile(..., backend="bngen") or not'
         raise BngenError(what, hint=hint)
-    if isinstance(input, FakeTensor) or _ALONE.get():
+    if isinstance(input, FakeTensor):
+        # Of one element for each channel PyTorch has no types of batch normalization in training.
+        like = next(v for v in (weight, bias, running_mean, input) if v is not None)
+        statistics = like.new_ones(2, input.shape[1])
+        return F.batch_norm(input, *statistics, weight, bias, False, momentum, eps)
+    if _ALONE.get():
         given = input, weight, bias, running_mean, running_var
         return torch.batch_norm(*given, training, momentum, eps, False)
     if not input.numel():

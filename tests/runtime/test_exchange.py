@@ -6,6 +6,7 @@ import copy
 import pickle
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -182,8 +183,10 @@ def test_a_rank_that_is_left_alone_names_what_it_waits_for(modules):
 
 
 @bg.program
-def sums(x: bg.Tensor[5, bg.uint8], y: bg.Tensor[2, 3], z: bg.Tensor[()]):
-    return bg.all_reduce(x), bg.all_reduce(y, average=True), bg.all_reduce(z)
+def sums(
+    x: bg.Tensor[5, bg.uint8], y: bg.Tensor[2, 3], z: bg.Tensor[()], w: bg.Tensor[3, bg.bfloat16]
+):
+    return bg.all_reduce(x), bg.all_reduce(y, average=True), bg.all_reduce(z), bg.all_reduce(w)
 
 
 def test_sums_of_whatever_shape_and_type():
@@ -193,11 +196,13 @@ def test_sums_of_whatever_shape_and_type():
     for m, carrier in zip(modules, ranks.carriers, strict=True):
         m.connect({"": carrier})
     x, y = np.array([1, 2, 200, 4, 5], "uint8"), np.arange(6, dtype="float32").reshape(2, 3)
-    found = ranks.run(lambda r: modules[r].forward(x, y * (r + 1), np.float32(r)))
+    w = np.array([1.5, 0.25, -3], ml_dtypes.bfloat16)
+    found = ranks.run(lambda r: modules[r].forward(x, y * (r + 1), np.float32(r), w))
     for result in found:
         np.testing.assert_array_equal(result[0], x + x)
         np.testing.assert_array_equal(result[1], y * 1.5)
         assert result[2] == 1.0
+        np.testing.assert_array_equal(result[3], w + w)
 
 
 DAMAGES = {

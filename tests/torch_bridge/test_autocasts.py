@@ -1,6 +1,7 @@
 """Autocast spelled out: without autocast, the casts compute what autocast computes, bit for bit."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -72,6 +73,14 @@ def test_casts_are_those_of_autocast(kind):
     (found,) = module(*given)
     assert found.dtype == expected.dtype
     assert torch.equal(found, expected)
+
+
+def test_what_is_tried_is_not_logged(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("torch._subclasses.fake_tensor"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)
+    with torch.autocast("cpu", torch.bfloat16):
+        captured(lambda x: conv(x).flatten(1) @ W.reshape(-1, 1), (X,))
+    assert not caplog.records
 
 
 def test_a_weight_is_cast_once_and_one_that_changes_anew():
