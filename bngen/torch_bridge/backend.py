@@ -26,6 +26,7 @@ from bngen.ir.node import Graph
 from bngen.options import debug_level, environment
 from bngen.torch_bridge.asked import Asked
 from bngen.torch_bridge.builds import BUILDS
+from bngen.torch_bridge.checkpoints import as_in_eager
 from bngen.torch_bridge.distributed import carrier_named, group_of
 from bngen.torch_bridge.evaluation import reads_number, sharing
 from bngen.torch_bridge.explain import explained
@@ -181,6 +182,7 @@ class Captured:
     """
 
     def __init__(self, captured: fx.GraphModule, example_inputs: Sequence[Any]):
+        as_in_eager(captured)
         self._captured, self._is_called = captured, False
         # Ranks that meet in a layer do the same there, whatever their shares of a batch are.
         self._meets = any(n.target is sync_batch_norm for n in captured.graph.nodes)
