@@ -74,7 +74,7 @@ _HOMES = {
     "torch_bridge.backend": "compile",
     "torch_bridge.distributed": "connect",
     "torch_bridge.explain": "explain_model",
-    "torch_bridge.sync_batch_norm": "synchronize",
+    "torch_bridge.sync_layers": "synchronize",
     "torch_bridge.tensors": "to_torch",
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names.split()}

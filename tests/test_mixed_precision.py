@@ -6,6 +6,8 @@ memory, between guard pages, in `guarded_programs`.
 
 from __future__ import annotations
 
+import io
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -153,10 +155,11 @@ def types(graph) -> dict[str, set[str]]:
     }
 
 
-def test_which_ops_are_in_bfloat16():
+@pytest.mark.parametrize("group", [None, "all"])
+def test_which_ops_are_in_bfloat16(group):
     def net(x: bg.Tensor[4, 3, 8, 8], y: bg.Tensor[4, bg.int64]):
         x = bg.layers.conv2d(x, "conv", 16, 3)
-        x = bg.relu(bg.layers.batch_norm(x, "norm"))
+        x = bg.relu(bg.layers.batch_norm(x, "norm", group=group))
         x = bg.dropout(x + bg.max_pool2d(x, 3, 1, 1), 0.1, seed=0)
         x = bg.layers.linear(bg.flatten(bg.avg_pool2d(x, 6), 1), "fc", 5)
         return bg.cross_entropy(x, y), x
@@ -192,7 +195,7 @@ def test_what_cannot_be_autocast():
 
 def test_mixed_operands():
     """They meet as in PyTorch, which refuses products of two types."""
-    x, w = bg.Tensor[1, 3, 4, 4, bg.bfloat16], bg.Tensor[2, 3, 1, 1]
+    x, w = bg.Tensor[1, 3, 4, 4, torch.bfloat16], bg.Tensor[2, 3, 1, 1]
     wide = bg.trace(lambda a, b: a + b, x, bg.Tensor[1, 3, 4, 4]).graph
     narrow = bg.trace(lambda a, b: a * b, x, bg.Tensor[()]).graph
     assert [g.outputs[0].dtype for g in (wide, narrow)] == ["float32", "bfloat16"]
@@ -229,6 +232,11 @@ def test_arrays_and_tensors_go_in_and_come_out():
     again = module(tensor)
     assert again.dtype == torch.bfloat16
     np.testing.assert_array_equal(again.float().numpy(), y.astype(np.float32))
+    np.savez(file := io.BytesIO(), **state)  # in which the type has no name
+    file.seek(0)
+    module.load_state_dict(dict(np.load(file)))
+    np.testing.assert_array_equal(module(x), y)
+    module(tensor)
     given = torch.zeros(8, 4, 3, 3, dtype=torch.bfloat16)
     module.backward(torch.ones(again.shape, dtype=torch.bfloat16), out={"conv.weight": given})
     np.testing.assert_array_equal(

@@ -103,7 +103,7 @@ class BngenStep:
         self.module = build(
             graph, target=entry.target, fusion=level, threads=entry.threads, grad=True,
             wrt=trained(graph), schedules=entry.schedules,
-        )  # fmt: skip
+        ).connect_alone()  # fmt: skip
         if state := weights(graph, entry.seed):
             self.module.load_state_dict(state)
         self._arguments = list(batch(graph, entry.seed).values())

@@ -107,10 +107,13 @@ def batch_norm(
     momentum: float | None = 0.1,
     affine: bool = True,
     track_running_stats: bool = True,
+    *,
+    group: str | None = None,
 ) -> Tensor:
     """``nn.BatchNorm2d``: ``weight``, ``bias``, the running statistics and their count.
 
-    Without ``track_running_stats`` the batch's statistics are used in evaluation, too.
+    Without ``track_running_stats`` the batch's statistics are used in evaluation, too. With a
+    ``group`` the batch is that of all its ranks, as in ``nn.SyncBatchNorm``.
     """
     check_tensor("batch_norm", "input", input)
     if input.ndim < 2:
@@ -127,7 +130,7 @@ def batch_norm(
             tracked = buffer("num_batches_tracked", (), INDEX, 0)
         return _batch_norm(
             input, mean, var, weight, bias, training or not track_running_stats, momentum, eps,
-            num_batches_tracked=tracked,
+            num_batches_tracked=tracked, group=group,
         )  # fmt: skip
 
 

@@ -19,7 +19,9 @@ Ints = int | Sequence[int]
 
 
 def dtype_name(label: str, dtype: Any) -> str:
-    """An element type's name, from its name or from NumPy's type object."""
+    """An element type's name, from its name, NumPy's type object or PyTorch's."""
+    if type(dtype).__module__ == "torch":
+        dtype = str(dtype).removeprefix("torch.")
     try:
         name = np.dtype(dtype).name if dtype is not None else ""
     except (TypeError, ValueError):

@@ -42,6 +42,7 @@ class Planned:
         dtype: their type.
         name: the layer or the value that it is of.
         where: what else ranks have in common that exchange it; "" of compiled programs.
+        groups: of how many groups of ranks the program has such plans.
     """
 
     call: str
@@ -50,6 +51,7 @@ class Planned:
     dtype: str
     name: str
     where: str = ""
+    groups: int = 1
 
     def __str__(self) -> str:
         words = f"{SHOWN[self.combine]} of {self.count} {self.dtype}"
@@ -84,8 +86,8 @@ def _said(planned: Sequence[Planned]) -> bytes:
 def _heard(text: bytes) -> tuple[Planned, ...]:
     rows = [line.split(_BETWEEN) for line in text.decode().rstrip(" ").split("\n")]
     return tuple(
-        Planned(call, combine, int(count), dtype, name, where)
-        for call, combine, count, dtype, name, where in rows
+        Planned(call, combine, int(count), dtype, name, where, int(groups))
+        for call, combine, count, dtype, name, where, groups in rows
     )
 
 
@@ -117,7 +119,8 @@ class Agreement:
             The plan, and the ranks that follow it.
 
         Raises:
-            CallError: when they plan different things, or none of them anything.
+            CallError: when they plan different things, or none of them anything; or when one has no
+                plan that would follow the others in several groups.
         """
         first = f", first {self._planned[0]}" if self._planned else ""
         heads = self._waited(self._work, f"what ranks are going to exchange{first}")
@@ -140,6 +143,12 @@ class Agreement:
         plans = {i: _heard(bytes(texts[i])) for i in range(len(heads)) if leads[i]}
         if not same:
             self._refuse(plans, digests)
+        if (count := plans[leader][0].groups) > 1:
+            raise CallError(
+                f"{self._who}rank {followers[0]} has no image of this batch, and layers meet in "
+                f"{count} process groups",
+                hint="share the batch out so that each rank has an image",
+            )
         return plans[leader], followers
 
     def _refuse(self, plans: dict[int, tuple[Planned, ...]], digests: Sequence[bytes]) -> None:

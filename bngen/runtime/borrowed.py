@@ -3,13 +3,15 @@
 In: an argument as the caller gave it, and the array that kernels read. Out: whether the two are the
 same memory, and a `Loan` where PyTorch tells whether it was changed since.
 
-PyTorch counts the changes of a tensor's memory, so a tensor is read where it lies, and one that was
-changed in place is refused, as PyTorch's own ``backward`` does. NumPy counts nothing: what lies in
-memory of NumPy's, or of a tensor that shares it with NumPy, has to be copied.
+PyTorch counts the changes of a tensor's memory, so a tensor is read where it lies, wherever that is
+by then, and one that was changed in place is refused, as PyTorch's own ``backward`` does. NumPy
+counts nothing: what lies in memory of NumPy's, or of a tensor that shares it with NumPy, has to be
+copied.
 """
 
 from __future__ import annotations
 
+import functools
 import numbers
 import sys
 from typing import Any, NamedTuple
@@ -18,6 +20,7 @@ import numpy as np
 
 from bngen.errors import CallError
 from bngen.runtime.buffers import Buffer
+from bngen.runtime.overlap import lying
 from bngen.runtime.tensors import is_torch
 
 
@@ -45,7 +48,7 @@ class Loan(NamedTuple):
         """Refuse to read what is no longer what ``forward`` read.
 
         Raises:
-            CallError: for a tensor that was changed or has given up its memory.
+            CallError: for a tensor that was changed, or has no memory now.
         """
         if self.tensor._version != self.version:
             raise CallError(
@@ -54,13 +57,29 @@ class Loan(NamedTuple):
                 f"{self.tensor._version}, expected version {self.version}",
                 hint="call forward again, or pass a .clone()",
             )
-        size = self.tensor.untyped_storage().nbytes()
-        if self.tensor.data_ptr() != self.address or size < self.tensor.nbytes:
+        if self.tensor.untyped_storage().nbytes() < self.tensor.nbytes:
             raise CallError(
-                f"{program}: argument {self.name!r}, which backward reads, has other memory than "
-                "in the forward call",
+                f"{program}: argument {self.name!r}, which backward reads, has given up its memory",
                 hint="call forward again",
             )
+
+    def has_moved(self) -> bool:
+        """Whether its memory was made anew since, as that of gathered shards is."""
+        return self.tensor.data_ptr() != self.address
+
+    def anew(self, before: Buffer) -> Buffer:
+        """What kernels read of it now.
+
+        Args:
+            before: what they have read.
+        """
+        array = before.array  # over memory that is no more, for its form
+        interface = {
+            "version": 3, "data": (self.tensor.data_ptr(), False), "typestr": array.dtype.str,
+            "shape": array.shape,
+        }  # fmt: skip
+        make = functools.partial(lying, interface=interface, kind=array.dtype)
+        return Buffer(self.tensor.data_ptr(), self.tensor, make)
 
 
 def borrow(name: str, value: Any, there: Buffer) -> Loan | None:

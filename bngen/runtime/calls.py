@@ -189,11 +189,12 @@ class Calls:
             begun.end()
 
     def _check_loans(self, begun: Backward, start: int, stop: int) -> None:
-        """Refuse what was changed since the steps before, where these read it."""
+        """Refuse what was changed since the steps before, where these read it; find what moved."""
         read = {o.slot for step in self._steps[start:stop] for o in step.operands}
-        for loan in begun.loans:
-            if input_slot(loan.name) in read:
-                loan.check(self._program)
+        loans = [loan for loan in begun.loans if input_slot(loan.name) in read]
+        for loan in loans:
+            loan.check(self._program)
+        begun.memory.slots.update(_moved(loans, begun.memory.slots))
 
     def _by_name(self, results: Sequence[Any]) -> dict[str, Any]:
         names = (spec.name for spec in self._signature.gradients)
@@ -213,7 +214,7 @@ class Calls:
         cotangents, _ = self._prepare(BACKWARD, given)
         destinations = self._gradients.destinations(out)
         as_torch = kept.as_torch or any(is_torch(v) for v in grad_outputs)
-        slots = {**kept.slots, **cotangents}
+        slots = {**kept.slots, **_moved(kept.loans, kept.slots), **cotangents}
         slots |= self._gradients.memory(as_torch, destinations, accumulate, slots.values())
         exchange = self._exchanges.begun(self.carriers, agree=False)
         # It writes over what it has read: a call that goes on waiting lends it a copy.
@@ -262,3 +263,9 @@ class Calls:
         named = self._signature.named_outputs
         labels = [spec.name for spec in self._signature.outputs] if named else ()
         return handed_out(results, labels, self._signature.tuple_output)
+
+
+def _moved(loans: Sequence[Loan], slots: Mapping[str, Buffer]) -> dict[str, Buffer]:
+    """Memory of the caller's that lies elsewhere than it did, by slot."""
+    found = [(input_slot(loan.name), loan) for loan in loans if loan.has_moved()]
+    return {slot: loan.anew(slots[slot]) for slot, loan in found}

@@ -43,9 +43,11 @@ class Exchanges:
         """Those of a program's steps, which belong to its calls."""
         starts = {i: s for i, s in enumerate(steps) if isinstance(s, StartStep)}
         late = next((call.start for call in calls if call.name == BACKWARD), len(steps))
+        groups = len({s.group for s in starts.values()})
         planned: dict[str, list[Planned]] = {}
         for i, s in starts.items():
-            planned.setdefault(s.group, []).append(_planned(s, BACKWARD if i >= late else FORWARD))
+            each = _planned(s, BACKWARD if i >= late else FORWARD, groups)
+            planned.setdefault(s.group, []).append(each)
         return cls(program, starts, planned)
 
     @property
@@ -78,9 +80,9 @@ class Exchanges:
         return exchange
 
 
-def _planned(step: StartStep, call: str) -> Planned:
-    count = sum(math.prod(operand.shape) for operand in step.operands)
-    return Planned(call, step.combine, count, step.operands[0].dtype, step.name)
+def _planned(step: StartStep, call: str, groups: int) -> Planned:
+    count, dtype = sum(math.prod(o.shape) for o in step.operands), step.operands[0].dtype
+    return Planned(call, step.combine, count, dtype, step.name, groups=groups)
 
 
 class Exchange:
@@ -107,14 +109,7 @@ class Exchange:
     def agree(self, group: str) -> None:
         """Wait until all ranks have said that they are going to exchange the same."""
         if group in self._told:
-            _, followers = self._told.pop(group).settled()
-            if followers and len(self._of.groups) > 1:
-                raise CallError(
-                    f"{self._of.program}: rank {followers[0]} has no image of this batch, and "
-                    f"layers meet in {len(self._of.groups)} process groups",
-                    hint="share the batch out so that each rank has an image",
-                )
-            self.followers[group] = followers
+            _, self.followers[group] = self._told.pop(group).settled()
 
     # --- exchanging ---------------------------------------------------------------------------
 

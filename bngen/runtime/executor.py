@@ -42,7 +42,7 @@ class Memory:
     """
 
     arena: Arena
-    slots: Mapping[str, Buffer]
+    slots: dict[str, Buffer]
     exchange: Exchange | None = None
 
     def array(self, operand: Operand) -> np.ndarray:

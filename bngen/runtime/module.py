@@ -16,7 +16,7 @@ import numpy as np
 from bngen.errors import CallError
 from bngen.runtime.bundle import Bundle, check_text
 from bngen.runtime.calls import Backward, Calls
-from bngen.runtime.communicator import Communicator
+from bngen.runtime.communicator import Alone, Communicator
 from bngen.runtime.entries import entries
 from bngen.runtime.executor import Note
 from bngen.runtime.native import Entry
@@ -284,6 +284,10 @@ class Module:
             )
         self._calls.carriers = dict(carriers)
         return self
+
+    def connect_alone(self) -> Module:
+        """Let this process be the one rank of each of `groups`, if there are any."""
+        return self.connect(dict.fromkeys(self.groups, Alone()))
 
     # --- what it is ---------------------------------------------------------------------------
 

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from bngen.dtypes import DTYPES
 from bngen.errors import CallError
 from bngen.initializers import Initializer
 from bngen.runtime.argspec import ArgSpec
@@ -114,6 +115,8 @@ class State:
         if isinstance(value, np.ma.MaskedArray):
             hint = "fill it first: .filled(0)"
             raise CallError(f"{self._program}: {spec.name!r} is masked", hint=hint)
+        if array.dtype.str == f"|V{spec.numpy_dtype.itemsize}" and DTYPES[spec.dtype].stored_only:
+            array = array.view(spec.numpy_dtype)  # NumPy's files do not name such a type.
         if array.shape != spec.shape or array.dtype != spec.numpy_dtype:
             raise CallError(
                 f"{self._program}: {spec.name!r} is {array.dtype}{list(array.shape)}, "

@@ -7,12 +7,15 @@ In: an evaluated graph whose calls are functional where they can be. Out: the sa
 
 Which calls autocast takes in which type is PyTorch's to say, and it is asked: a call is made on
 types alone, with and without autocast, and the casts of its operands that only the first has made
-are autocast's. Casts that it makes twice are made once, as its own cache does.
+are autocast's. Casts that it makes twice are made once, as its own cache does: once where autograd
+follows them, and once where it does not.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import logging
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -24,6 +27,7 @@ from bngen.torch_bridge.evaluation import switches_mode, tensors_of
 from bngen.torch_bridge.places import CALLS, METHOD, MODULE
 from bngen.torch_bridge.support import kind_of
 
+_FAKES = logging.getLogger("torch._subclasses.fake_tensor")
 Casts = tuple[torch.dtype | None, ...]
 
 
@@ -35,7 +39,7 @@ def spell_out(graph: fx.Graph) -> None:
     """
     changed = {w.meta["memory"] for n in graph.nodes for w in n.meta.get("writes", ())}
     tried: dict[Any, Casts] = {}
-    made: dict[tuple[fx.Node, torch.dtype], fx.Node] = {}
+    made: dict[tuple[fx.Node, torch.dtype, bool], fx.Node] = {}
     for node in list(graph.nodes):
         if node.meta.get("autocast") is None or not _is_castable(node):
             continue
@@ -45,11 +49,12 @@ def spell_out(graph: fx.Graph) -> None:
         for operand, dtype in zip(list(node.all_input_nodes), tried[key], strict=True):
             if dtype is None:
                 continue
-            cast = made.get((operand, dtype))
+            like = operand, dtype, node.meta["unfollowed"]
+            cast = made.get(like)
             if cast is None:
                 cast = _cast(node, operand, dtype)
                 if operand.meta.get("memory") not in changed:
-                    made[operand, dtype] = cast
+                    made[like] = cast
             node.replace_input_with(operand, cast)
 
 
@@ -78,12 +83,22 @@ def _casts(node: fx.Node) -> Casts:
 
 def _made(node: fx.Node, given: Mapping[fx.Node, Any]) -> dict[fx.Node, torch.dtype]:
     """The casts of its operands that a call makes until it ends or is refused."""
-    with _Watch(given) as watch:
+    with _unlogged(), _Watch(given) as watch:
         try:
             _call(node, given)
         except (RuntimeError, TypeError, ValueError):
             pass  # Without autocast, operands of two types.
     return watch.casts
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Of a call that is only tried PyTorch would log why it fails."""
+    before, _FAKES.disabled = _FAKES.disabled, True
+    try:
+        yield
+    finally:
+        _FAKES.disabled = before
 
 
 def _detached(value: Any) -> Any:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import fx
+from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
 
 from bngen.errors import BngenError
@@ -25,6 +26,7 @@ from bngen.ir.node import Graph
 from bngen.options import debug_level, environment
 from bngen.torch_bridge.asked import Asked
 from bngen.torch_bridge.builds import BUILDS
+from bngen.torch_bridge.checkpoints import as_in_eager
 from bngen.torch_bridge.distributed import carrier_named, group_of
 from bngen.torch_bridge.evaluation import reads_number, sharing
 from bngen.torch_bridge.explain import explained
@@ -33,12 +35,8 @@ from bngen.torch_bridge.partition import MAPS
 from bngen.torch_bridge.places import AROUND, CALLS
 from bngen.torch_bridge.region import Region, asked_of
 from bngen.torch_bridge.regions import Regions, cut
-from bngen.torch_bridge.sync_batch_norm import (
-    SyncBatchNorm,
-    sync_batch_norm,
-    synchronize,
-    without_images,
-)
+from bngen.torch_bridge.sync_batch_norm import sync_batch_norm, without_images
+from bngen.torch_bridge.sync_layers import SyncBatchNorm, synchronize
 
 Function = Callable[..., Any]
 
@@ -57,28 +55,34 @@ def backend(captured: fx.GraphModule, example_inputs: Sequence[Any], **unknown: 
 
 
 def _whole(call: Function) -> Function:
-    """A compiled model's call, in which the model is not cut for a DistributedDataParallel."""
+    """A compiled model's call, in which Dynamo takes the model as one."""
 
     def called(*args: Any, **kwargs: Any) -> Any:
-        with _not_cut():
+        with _as_one():
             return call(*args, **kwargs)
 
     return called
 
 
+_MOST_GRAPHS = 64
+"""Of one model: gradients on and off, autocast, formats, numbers of axes."""
+
+
 @contextlib.contextmanager
-def _not_cut() -> Iterator[None]:
-    """Let Dynamo capture a model in a DistributedDataParallel as one.
+def _as_one() -> Iterator[None]:
+    """Let Dynamo capture a model in a DistributedDataParallel as one, in whatever way it is called.
 
     It would cut it at the borders of the buckets, so that their gradients are there early. A
-    region's are so without a cut; see `stages`.
+    region's are so without a cut; see `stages`. And after few graphs of a model it would leave it
+    to PyTorch: then a rank that has evaluated in many ways would no longer meet the others.
     """
-    split = torch._dynamo.config.optimize_ddp
-    torch._dynamo.config.optimize_ddp = False
+    config = torch._dynamo.config
+    before = config.optimize_ddp, config.recompile_limit
+    config.optimize_ddp, config.recompile_limit = False, max(_MOST_GRAPHS, before[1])
     try:
         yield
     finally:
-        torch._dynamo.config.optimize_ddp = split
+        config.optimize_ddp, config.recompile_limit = before
 
 
 class _Models:
@@ -138,8 +142,14 @@ def compile(model: torch.nn.Module, *, sync_bn: Any = None) -> torch.nn.Module:
             f"compile takes a torch.nn.Module, not a {type(model).__name__}",
             hint="a program of bngen's own language is built by bngen.build",
         )
+    if isinstance(model, DistributedDataParallel):
+        # Dynamo does not see through its forward.
+        compile(model.module, sync_bn=sync_bn)
+        return model
     if sync_bn is not None and sync_bn is not False:
-        synchronize(model, group_of(sync_bn))
+        group = group_of(sync_bn)
+        # As in PyTorch's layers: of a process group there would be no copy.
+        synchronize(model, None if group is torch.distributed.group.WORLD else group)
         if not any(isinstance(m, SyncBatchNorm) for m in model.modules()):
             hint = "torch.nn.BatchNorm2d, not torch.nn.functional.batch_norm"
             raise BngenError("sync_bn: the model has no layer of batch normalization", hint=hint)
@@ -172,6 +182,7 @@ class Captured:
     """
 
     def __init__(self, captured: fx.GraphModule, example_inputs: Sequence[Any]):
+        as_in_eager(captured)
         self._captured, self._is_called = captured, False
         # Ranks that meet in a layer do the same there, whatever their shares of a batch are.
         self._meets = any(n.target is sync_batch_norm for n in captured.graph.nodes)

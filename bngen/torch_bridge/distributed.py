@@ -1,8 +1,8 @@
 """Process groups of ``torch.distributed`` as what carries the values that ranks exchange.
 
 In: a process group, or its name. Out: a `Carrier`, which is the `Communicator` of bngen's runtime.
-Each has a group of its own, of the same ranks: what PyTorch sends at the same time (gradients of
-DistributedDataParallel) may then be in another order on another rank.
+Each has connections of its own between the same ranks: what PyTorch sends at the same time
+(gradients of DistributedDataParallel) may then be in another order on another rank.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from bngen.errors import BngenError, CallError
+from bngen.runtime.communicator import waiting_for
 from bngen.runtime.module import Module
 from bngen.torch_bridge.forks import Lock, forget_at_fork
 
@@ -32,23 +33,27 @@ class Carrier:
     Attributes:
         size: the number of ranks.
         rank: which of them this process is.
+
+    Raises:
+        CallError: when the others do not come within the group's timeout.
     """
 
     def __init__(self, group: Any):
-        self.size, self.rank = dist.get_world_size(group), dist.get_rank(group)
-        self._group = group if self.size == 1 else _of_its_own(group)
+        self.size, self.rank = group.size(), group.rank()
+        self._group = group
+        if self.size > 1:
+            with waiting_for(f"the ranks of process group {group.group_name!r} to connect", self):
+                self._group = _connected(group)
 
     def sum(self, array: np.ndarray) -> _Work:
         """Begin to add up an array of all ranks."""
-        tensor = torch.from_numpy(array)
-        return _Work(dist.all_reduce(tensor, group=self._group, async_op=True), array)
+        return _Work(self._group.allreduce([torch.from_numpy(array)]), array)
 
     def gather(self, array: np.ndarray) -> _Work:
         """Begin to gather bytes, as many of each rank."""
         found = np.empty((self.size, array.size), np.uint8)
         parts = list(torch.from_numpy(found).unbind())
-        sent = torch.from_numpy(array)
-        return _Work(dist.all_gather(parts, sent, group=self._group, async_op=True), found)
+        return _Work(self._group.allgather([parts], [torch.from_numpy(array)]), found)
 
 
 class _Work:
@@ -63,13 +68,17 @@ class _Work:
         return self._array
 
 
-def _of_its_own(group: Any) -> Any:
-    """Another process group of the same ranks, with the same timeout; of MPI's, the same."""
+def _connected(group: Any) -> Any:
+    """New connections of the same ranks, with the same timeout; of MPI's groups, the same.
+
+    They are no process group of PyTorch's. It would name that by the number of groups that each
+    rank is in, and ranks which are in different numbers would look for each other in vain.
+    """
     if not dist.is_gloo_available():
         return group
     timeout = group._get_backend(torch.device("cpu")).options._timeout
-    ranks = dist.get_process_group_ranks(group)
-    return dist.new_group(ranks, timeout=timeout, backend="gloo", use_local_synchronization=True)
+    store = dist.PrefixStore("bngen/", dist.distributed_c10d._get_process_group_store(group))
+    return dist.ProcessGroupGloo(store, group.rank(), group.size(), timeout)
 
 
 class _Carriers:
@@ -77,6 +86,7 @@ class _Carriers:
 
     def __init__(self) -> None:
         self._known: dict[str, tuple[Any, Carrier]] = {}
+        self._others: list[Any] = []
         self._lock = Lock()
         forget_at_fork(self)
 
@@ -90,8 +100,12 @@ class _Carriers:
             return known[1]
 
     def after_fork(self) -> None:
-        """In a forked process: connections are the other one's."""
-        self._known.clear()
+        """In a forked process: connections are the other one's.
+
+        To close them would wait for their threads, which are not in this process.
+        """
+        self._others.append(self._known)
+        self._known = {}
 
 
 _CARRIERS = _Carriers()
@@ -101,13 +115,14 @@ def carrier_named(name: str) -> Carrier:
     """That of the process group that PyTorch knows by a name.
 
     Raises:
-        CallError: where there is none.
+        CallError: where there is none, or where its ranks do not meet.
     """
     try:
-        return _CARRIERS.of(dist.distributed_c10d._resolve_process_group(name))
+        group = dist.distributed_c10d._resolve_process_group(name)
     except (LookupError, RuntimeError, ValueError) as error:
         what = f"there is no process group {name!r}: {' '.join(str(error).split()):.200}"
         raise CallError(what, hint=_START) from error
+    return _CARRIERS.of(group)
 
 
 def group_of(given: Any) -> Any:

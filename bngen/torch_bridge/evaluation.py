@@ -62,7 +62,8 @@ def evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     # Tensors of inference mode count no changes; the caller's hooks are not for what is fake.
     hooks = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
-    with torch.inference_mode(False), torch.set_grad_enabled(grad), hooks:
+    # What the graph switches on is switched off however this is left.
+    with torch.inference_mode(False), torch.set_grad_enabled(grad), _same_autocast(), hooks:
         given = _without_inference(inputs)
         fakes = [_fake(mode, x) if isinstance(x, torch.Tensor) else x for x in given]
         _Evaluation(module, mode, _numbers(module.graph, inputs)).propagate_dont_convert_inputs(
@@ -89,6 +90,11 @@ def _numbers(graph: fx.Graph, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
     """What those calls give for these inputs."""
     given = dict(zip((n for n in graph.nodes if n.op not in CALLS), inputs, strict=False))
     return {n: given[n.args[0]].item() for n in graph.nodes if reads_number(n)}
+
+
+def _same_autocast() -> torch.autocast:
+    enabled = torch.is_autocast_enabled("cpu")
+    return torch.autocast("cpu", torch.get_autocast_dtype("cpu"), enabled)
 
 
 def _itself(saved: torch.Tensor) -> torch.Tensor:

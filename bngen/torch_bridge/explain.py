@@ -24,6 +24,7 @@ from bngen.explain.page import page
 from bngen.explain.report import Report
 from bngen.torch_bridge.region import asked_of
 from bngen.torch_bridge.regions import Left, Regions, Taken, cut
+from bngen.torch_bridge.sync_batch_norm import alone
 
 _HELD = re.compile(r"L_self_modules_(\w+)_(?:parameters|buffers)_(\w+)_")
 """How Dynamo calls what a module holds."""
@@ -119,7 +120,8 @@ def explained(cuts: Sequence[Regions]) -> Explanation:
 def explain_model(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Explanation:
     """What ``torch.compile(model, backend="bngen")`` would take of a model, and why not the rest.
 
-    The model is run once, a copy of it and in PyTorch; nothing is compiled, nothing of it changes.
+    The model is run once, a copy of it and in PyTorch; nothing is compiled, nothing of it changes,
+    and no other rank is waited for.
 
     Args:
         model: any ``torch.nn.Module``, in the mode (train or eval) that is meant.
@@ -144,7 +146,8 @@ def explain_model(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Explanat
     model = copy.deepcopy(getattr(model, "_orig_mod", model))
     random = torch.get_rng_state()
     try:
-        torch.compile(model, backend=note, dynamic=False)(*args, **kwargs)
+        with alone():
+            torch.compile(model, backend=note, dynamic=False)(*args, **kwargs)
     finally:
         torch.set_rng_state(random)
     return explained(cuts)

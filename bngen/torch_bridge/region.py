@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from bngen.options import CHANNELS_LAST
+from bngen.options import CHANNELS_LAST, environment
 from bngen.runtime.host import share_of_cpus
 from bngen.runtime.module import Module
 from bngen.runtime.signature import BACKWARD
@@ -27,7 +27,7 @@ from bngen.torch_bridge.distributed import carrier_named
 from bngen.torch_bridge.empty_shares import Layer, told
 from bngen.torch_bridge.reference import evaluate
 from bngen.torch_bridge.regions import Taken
-from bngen.torch_bridge.stages import UnderWay, is_shared, stages_of, tapped
+from bngen.torch_bridge.stages import UnderWay, is_shared, reads, stages_of, tapped
 
 
 def asked_of(taken: Taken) -> Asked:
@@ -42,9 +42,10 @@ def asked_of(taken: Taken) -> Asked:
 
 
 def _threads() -> int:
-    """PyTorch's threads; where torchrun has left it one, this process's share of the CPUs."""
+    """BNGEN_NUM_THREADS, else PyTorch's; where torchrun has left it one, a share of the CPUs."""
     count = torch.get_num_threads()
-    return default_threads() if count == 1 and share_of_cpus() else count
+    by_share = count == 1 and share_of_cpus() is not None
+    return default_threads() if by_share or environment("threads") is not None else count
 
 
 def is_channels_last(value: torch.Tensor) -> bool:
@@ -81,9 +82,10 @@ class Region(torch.nn.Module):
         self.floats = tuple(v.type.is_float for v in taken.graph.outputs)
         self._strides = tuple(_unusual_strides(node.meta["val"]) for node in taken.outputs)
         backward = built.signature.call(BACKWARD)
-        reads = set(backward.reads) - self.updated if backward else set()
-        self.read = tuple(i for i, name in enumerate(self.names) if name in reads)
-        self.stages = stages_of(built.signature, self.names)
+        kept = set(backward.reads) - self.updated if backward else set()
+        self.read = tuple(i for i, name in enumerate(self.names) if name in kept)
+        last_read = reads(built.bundle.built.steps, self.names)
+        self.stages = stages_of(built.signature, self.names, last_read)
         self.layers = taken.layers
 
     def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -9,7 +9,7 @@ DistributedDataParallel has the gradients of a stage, and sends them, before the
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,8 @@ import torch.distributed as dist
 from bngen.dtypes import DTYPES
 from bngen.runtime.calls import Backward
 from bngen.runtime.module import Module
-from bngen.runtime.signature import BACKWARD, OutputSpec, Signature
+from bngen.runtime.signature import BACKWARD, OutputSpec, Signature, input_slot
+from bngen.runtime.steps import Step
 from bngen.torch_bridge.derivatives import first_derivatives
 
 PARTS = 10
@@ -41,18 +42,37 @@ class Stage:
     arguments: tuple[int, ...]
 
 
-def stages_of(signature: Signature, names: Sequence[str]) -> tuple[Stage, ...]:
+def reads(steps: Sequence[Step], names: Sequence[str]) -> dict[str, int]:
+    """For arguments that a module's steps read, by name the step after the last of these."""
+    slots = {input_slot(name): name for name in names}
+    return {
+        slots[operand.slot]: i + 1
+        for i, step in enumerate(steps)
+        for operand in step.operands
+        if operand.slot in slots
+    }
+
+
+def stages_of(
+    signature: Signature, names: Sequence[str], last_read: Mapping[str, int]
+) -> tuple[Stage, ...]:
     """The stages of a module's ``backward``, in order; one where there is nothing to gain.
+
+    Whoever is handed a parameter's gradient may change the parameter: no later stage reads it.
 
     Args:
         signature: of the module.
         names: of the region's arguments, in order.
+        last_read: see `reads`.
     """
     backward = signature.call(BACKWARD)
     if backward is None:
         return ()
     number = {name: i for i, name in enumerate(names)}
-    rows = sorted((spec.done, number[spec.name], _nbytes(spec)) for spec in signature.gradients)
+    rows = sorted(
+        (max(spec.done, last_read.get(spec.name, 0)), number[spec.name], _nbytes(spec))
+        for spec in signature.gradients
+    )
     least = max(sum(nbytes for *_, nbytes in rows) / PARTS, LEAST)
     found: list[Stage] = []
     held, size = [], 0

@@ -1,24 +1,24 @@
-"""PyTorch's ``SyncBatchNorm`` on CPUs, where PyTorch refuses it, and DistributedDataParallel, too.
+"""Batch normalization by the statistics of all ranks: one function, in graphs and in PyTorch.
 
-In: a model. Out: its batch normalizations as a `SyncBatchNorm` of bngen's own (`synchronize`). That
-calls one function, `sync_batch_norm`. Captured, it is one call of the graph, which bngen's language
-answers; where a part of a model is left to PyTorch it runs as it stands here. Results are those of
-PyTorch's layer on GPUs.
+In: a map, as `sync_layers` have it. Out: the map normalized (`sync_batch_norm`). Captured, that is
+one call of the graph, which bngen's language answers; where a part of a model is left to PyTorch it
+runs as it stands here. Results are those of PyTorch's ``SyncBatchNorm`` on GPUs.
 """
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch._subclasses import FakeTensor
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch._subclasses.functional_tensor import FunctionalTensor
 
 from bngen.errors import BngenError
 from bngen.moments import merged
@@ -29,6 +29,18 @@ from bngen.runtime.steps import MOMENTS, SUM
 from bngen.torch_bridge.derivatives import first_derivatives
 from bngen.torch_bridge.distributed import Carrier, carrier_named
 from bngen.torch_bridge.empty_shares import Follower, Layer, told
+
+_ALONE = contextvars.ContextVar("_ALONE", default=False)
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Let layers normalize by this rank's batch, for what is not to wait for the others."""
+    token = _ALONE.set(True)
+    try:
+        yield
+    finally:
+        _ALONE.reset(token)
 
 
 @torch._dynamo.allow_in_graph
@@ -58,8 +70,21 @@ def sync_batch_norm(
         eps: added to the variance.
         group: the name of a process group.
         layer: what messages call it.
+
+    Raises:
+        BngenError: where AOTAutograd calls it, to see what it does.
+        CallError: when the ranks do not meet.
     """
+    if isinstance(input, FunctionalTensor):
+        what = f"{layer or 'a layer'}: AOTAutograd takes calls apart that it cannot see into"
+        hint = 'compile the model by bngen.compile, torch.compile(..., backend="bngen") or not'
+        raise BngenError(what, hint=hint)
     if isinstance(input, FakeTensor):
+        # Of one element for each channel PyTorch has no types of batch normalization in training.
+        like = next(v for v in (weight, bias, running_mean, input) if v is not None)
+        statistics = like.new_ones(2, input.shape[1])
+        return F.batch_norm(input, *statistics, weight, bias, False, momentum, eps)
+    if _ALONE.get():
         given = input, weight, bias, running_mean, running_var
         return torch.batch_norm(*given, training, momentum, eps, False)
     if not input.numel():
@@ -79,10 +104,12 @@ class _Synchronized(torch.autograd.Function):
         running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float,
         carrier: Carrier, layer: str, followed: bool,
     ) -> Tensor:  # fmt: skip
+        # Statistics and sums of what is only stored are not.
+        wide = x.dtype if x.dtype.itemsize >= 4 else torch.float32
         # A rank whose layer is in a region says other things here, and both are told.
         planned = [Planned(FORWARD, MOMENTS, 2 * x.shape[1], "float64", layer, "in PyTorch")]
         if followed:
-            dtype = str(x.dtype).removeprefix("torch.")
+            dtype = str(wide).removeprefix("torch.")
             planned.append(Planned(BACKWARD, SUM, 2 * x.shape[1], dtype, layer, "in PyTorch"))
         _, followers = Agreement(f"{layer or 'a layer'}: ", carrier, planned).settled()
         count = x.numel() // x.shape[1]
@@ -92,7 +119,7 @@ class _Synchronized(torch.autograd.Function):
         sent = np.concatenate([head, mean.numpy(), var.numpy()]).view(np.uint8)
         found = _waited(carrier.gather(sent), "batch statistics", layer, carrier).view("<f8")
         mean, var, total = merged(found[:, 0].astype(int), *np.split(found[:, 1:], 2, axis=1))
-        mean, var = (torch.from_numpy(v).to(x.dtype) for v in (mean, var))
+        mean, var = (torch.from_numpy(v).to(wide) for v in (mean, var))
         kept: tuple[Tensor, ...] = ()
         if running_mean is not None and running_var is not None:
             kept = running_mean, running_var
@@ -103,7 +130,8 @@ class _Synchronized(torch.autograd.Function):
             told(carrier, followers, [Layer(layer, kept)])
         ctx.save_for_backward(x, weight, mean, var)
         ctx.rest = eps, total, carrier, layer
-        return F.batch_norm(x, mean, var, weight, bias, False, 0.0, eps)
+        vectors = (v if v is None else v.to(wide) for v in (weight, bias))
+        return F.batch_norm(x, mean, var, *vectors, False, 0.0, eps)
 
     @staticmethod
     @first_derivatives
@@ -111,16 +139,19 @@ class _Synchronized(torch.autograd.Function):
         x, weight, mean, var = ctx.saved_tensors
         eps, total, carrier, layer = ctx.rest
         shape, axes = (1, -1, *(1,) * (x.ndim - 2)), (0, *range(2, x.ndim))
-        inv = (var + eps).rsqrt()
+        inv, dy = (var + eps).rsqrt(), dy.to(mean.dtype)
         xhat = (x - mean.reshape(shape)) * inv.reshape(shape)
         own = torch.stack([dy.sum(axes), (dy * xhat).sum(axes)])
         dx = None
         if ctx.needs_input_grad[0]:
-            work = carrier.sum(own.numpy().copy())
+            work = carrier.sum(own.numpy().flatten())  # which copies
             sums = torch.from_numpy(_waited(work, "sums of gradients", layer, carrier)) / total
-            inner = dy - sums[0].reshape(shape) - xhat * sums[1].reshape(shape)
-            dx = inner * (inv if weight is None else inv * weight).reshape(shape)
-        return dx, own[1] if weight is not None else None, own[0], *(None,) * 7
+            mean_dy, mean_dy_xhat = (s.reshape(shape) for s in sums.chunk(2))
+            inner = dy - mean_dy - xhat * mean_dy_xhat
+            dx = (inner * (inv if weight is None else inv * weight).reshape(shape)).to(x.dtype)
+        # Autograd rounds these to the types of what they are gradients of.
+        vectors = (own[i] if ctx.needs_input_grad[n] else None for n, i in ((1, 1), (2, 0)))
+        return dx, *vectors, *(None,) * 7
 
 
 def _waited(work: Any, what: str, layer: str, carrier: Carrier) -> np.ndarray:
@@ -128,90 +159,7 @@ def _waited(work: Any, what: str, layer: str, carrier: Carrier) -> np.ndarray:
         return work.result()
 
 
-# --- the layer --------------------------------------------------------------------------------
-
-
-@torch._dynamo.assume_constant_result
-def _group_name(group: Any) -> str:
-    """What PyTorch calls a process group, all ranks for None; "" where there is one alone."""
-    if not dist.is_available() or not dist.is_initialized():
-        return ""
-    group = group or dist.group.WORLD
-    return group.group_name if dist.get_world_size(group) > 1 else ""
-
-
-def _forward(self: SyncBatchNorm, input: Tensor) -> Tensor:
-    """As ``torch.nn.SyncBatchNorm.forward``."""
-    group = _group_name(self.process_group) if self.training else ""
-    if not group:
-        return _BatchNorm.forward(self, input)
-    self._check_input_dim(input)
-    self._check_non_zero_input_channels(input)
-    momentum = 0.0 if self.momentum is None else self.momentum
-    if self.track_running_stats:
-        self.num_batches_tracked.add_(1)
-        if self.momentum is None:
-            momentum = 1.0 / self.num_batches_tracked.item()
-    kept = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
-    given = input, *kept, self.weight, self.bias, True, momentum, self.eps
-    if torch.compiler.is_compiling():  # then it is named by its place; see `name_layers`
-        return sync_batch_norm(*given, group=group)
-    return sync_batch_norm(*given, group=group, layer=self.layer_name)
-
-
-class SyncBatchNorm(_BatchNorm):
-    """Batch normalization by the statistics of all ranks of a process group, on CPUs.
-
-    Parameters, buffers and their names are those of PyTorch's layers. `synchronize` makes one of
-    such a layer.
-
-    Attributes:
-        process_group: who takes part; all ranks for None.
-        layer_name: in its model, for messages.
-    """
-
-    process_group: Any = None
-    layer_name: str = ""
-    forward = _forward
-    _check_input_dim = nn.SyncBatchNorm._check_input_dim
-    _check_non_zero_input_channels = nn.SyncBatchNorm._check_non_zero_input_channels
-
-
-_LOCAL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
-
-
-def synchronize(model: nn.Module, process_group: Any = None, *, local: bool = True) -> nn.Module:
-    """Let a model's batch normalizations use the statistics of all ranks, on CPUs.
-
-    The layers stay the objects that they are, with all that they hold; their class changes. The
-    model can then be compiled in whatever way, and be in a DistributedDataParallel.
-
-    Args:
-        model: the model.
-        process_group: who takes part; of PyTorch's ``SyncBatchNorm`` layers, who it has.
-        local: whether other layers than those change.
-
-    Returns:
-        The model itself.
-
-    Raises:
-        BngenError: for a layer of a class that is made of one of these.
-    """
-    for name, module in model.named_modules():
-        kind = type(module)
-        if kind is nn.SyncBatchNorm:
-            module.__class__ = SyncBatchNorm
-        elif kind in _LOCAL and local:
-            module.__class__, module.process_group = SyncBatchNorm, process_group
-        elif isinstance(module, (*_LOCAL, nn.SyncBatchNorm)) and local:
-            raise BngenError(
-                f"sync_bn: {name or 'the model'} is a {kind.__name__}, of which bngen does not "
-                "know what it does besides",
-                hint="write it as a torch.nn.BatchNorm2d and what follows it",
-            )
-        if isinstance(module, SyncBatchNorm):
-            module.layer_name = name
-    return model
+# --- in captured graphs -----------------------------------------------------------------------
 
 
 _NO_NAMES = {"L", "self", "__self__", "call", "_modules", "_orig_mod", "module"}

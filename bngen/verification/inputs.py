@@ -19,6 +19,8 @@ ROLES = {
     ("matmul", "b"): "weight",
     ("batch_norm", "weight"): "gamma",
     ("batch_norm", "bias"): "bias",
+    ("sync_batch_norm", "weight"): "gamma",
+    ("sync_batch_norm", "bias"): "bias",
     ("bn_normalize", "weight"): "gamma",
     ("bn_normalize", "bias"): "bias",
     ("bn_normalize", "mean"): "mean",

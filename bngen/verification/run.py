@@ -36,7 +36,7 @@ def verify(
     """
     from bngen.torch_bridge import reference
 
-    module.init(seed)
+    module.connect_alone().init(seed)
     state = {name: np.array(a) for name, a in module.state_dict().items()}
     findings = []
     for case in cases_for(graph):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 
 import pytest
 
 from bngen.bench import profile as profiling
-from bngen.bench.contenders import OURS, Entry
+from bngen.bench.contenders import OURS, BngenStep, Entry
 from bngen.bench.profile import OVERHEAD, Timed, profile, with_limits
 from bngen.cli.main import main
 from bngen.cli.profile import lines
@@ -45,6 +46,12 @@ def test_every_kernel_is_timed(found):
         assert (row.nbytes, row.operations) == (kernel.traffic.nbytes, kernel.operations)
         assert row.lasted > 0 and row.seconds >= 0
     assert {"conv", "bn", "last"} <= {row.layer for row in found.rows}
+
+
+def test_a_program_of_several_ranks_runs_as_one_alone(tmp_path):
+    path = tmp_path / "net.py"
+    path.write_text(NET.replace('"bn")', '"bn", group="all")'))
+    assert math.isfinite(BngenStep(Entry(f"{path}:net", OURS, threads=1)).forward())
 
 
 def test_what_is_shown_adds_up(found):

@@ -24,7 +24,11 @@ class InterpretedModule:
     def __init__(self, program, tweak):
         self.graph, self._tweak = program.graph, tweak
         self.name = program.name
-        self._state = {}
+        self._state, self._connected = {}, False
+
+    def connect_alone(self):
+        self._connected = True
+        return self
 
     def init(self, seed):
         rng = np.random.default_rng(seed)
@@ -38,6 +42,7 @@ class InterpretedModule:
         self._state = {name: np.array(array) for name, array in state.items()}
 
     def __call__(self, *args):
+        assert self._connected  # as programs of several ranks need it
         names = [i.name for i in self.graph.inputs if i.kind == "input"]
         arguments = dict(zip(names, args, strict=True))
         results = interp.run(self.graph, {**self._state, **arguments})

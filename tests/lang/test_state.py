@@ -79,6 +79,7 @@ def test_a_temporary_steps_aside_for_an_argument():
         (lambda x: bg.layers.batch_norm(x, "m"), torch.nn.BatchNorm2d(6)),
         (lambda x: bg.layers.batch_norm(x, "m", affine=False),
          torch.nn.BatchNorm2d(6, affine=False)),
+        (lambda x: bg.layers.batch_norm(x, "m", group="all"), torch.nn.SyncBatchNorm(6)),
         (lambda x: bg.layers.batch_norm(x, "m", track_running_stats=False, training=False),
          torch.nn.BatchNorm2d(6, track_running_stats=False)),
     ],

@@ -6,6 +6,7 @@ import copy
 import pickle
 from dataclasses import replace
 
+import ml_dtypes
 import numpy as np
 import pytest
 
@@ -14,8 +15,11 @@ from bngen.errors import CallError
 from bngen.ir.interp import run
 from bngen.passes.autodiff import differentiate
 from bngen.runtime import bundle_form
+from bngen.runtime.agreement import Agreement, Planned
 from bngen.runtime.communicator import Alone, waiting_for
 from bngen.runtime.plain import PlainError
+from bngen.runtime.signature import FORWARD
+from bngen.runtime.steps import MOMENTS
 from tests.compiled import compiled
 from tests.oracle import assert_close, torch_runs
 from tests.ranks import GROUP, Ranks, shared_out, synchronized
@@ -148,6 +152,17 @@ def test_ranks_that_would_do_other_things_are_all_told(what):
         assert f"(rank {1 - rank} has another model or another part of a batch" in str(error)
 
 
+def test_a_rank_without_images_follows_in_one_group_alone():
+    def agreed(count):
+        ranks = Ranks(2)
+        plans = [Planned(FORWARD, MOMENTS, 8, "float32", "bn", groups=count)], []
+        return ranks.run(lambda r: Agreement("net: ", ranks.carriers[r], plans[r]).settled())
+
+    assert agreed(1)[0] == agreed(1)[1]
+    for error in agreed(2):  # of both, at once
+        assert "net: rank 1 has no image of this batch, and layers meet in 2 process" in str(error)
+
+
 def test_a_rank_that_is_left_alone_names_what_it_waits_for(modules):
     ranks = connected(modules)
     for carrier in ranks.carriers:
@@ -168,8 +183,10 @@ def test_a_rank_that_is_left_alone_names_what_it_waits_for(modules):
 
 
 @bg.program
-def sums(x: bg.Tensor[5, bg.uint8], y: bg.Tensor[2, 3], z: bg.Tensor[()]):
-    return bg.all_reduce(x), bg.all_reduce(y, average=True), bg.all_reduce(z)
+def sums(
+    x: bg.Tensor[5, bg.uint8], y: bg.Tensor[2, 3], z: bg.Tensor[()], w: bg.Tensor[3, bg.bfloat16]
+):
+    return bg.all_reduce(x), bg.all_reduce(y, average=True), bg.all_reduce(z), bg.all_reduce(w)
 
 
 def test_sums_of_whatever_shape_and_type():
@@ -179,11 +196,13 @@ def test_sums_of_whatever_shape_and_type():
     for m, carrier in zip(modules, ranks.carriers, strict=True):
         m.connect({"": carrier})
     x, y = np.array([1, 2, 200, 4, 5], "uint8"), np.arange(6, dtype="float32").reshape(2, 3)
-    found = ranks.run(lambda r: modules[r].forward(x, y * (r + 1), np.float32(r)))
+    w = np.array([1.5, 0.25, -3], ml_dtypes.bfloat16)
+    found = ranks.run(lambda r: modules[r].forward(x, y * (r + 1), np.float32(r), w))
     for result in found:
         np.testing.assert_array_equal(result[0], x + x)
         np.testing.assert_array_equal(result[1], y * 1.5)
         assert result[2] == 1.0
+        np.testing.assert_array_equal(result[3], w + w)
 
 
 DAMAGES = {

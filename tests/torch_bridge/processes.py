@@ -15,11 +15,11 @@ TIMEOUT = 120.0
 """Seconds after which a rank is ended, come what may."""
 
 
-def joined(rank: int, ranks: int, folder: str, timeout: float = 60.0) -> None:
+def joined(rank: int, ranks: int, folder: str, timeout: float = 60.0, store: str = "store") -> None:
     """In a rank: meet the others."""
     torch.set_num_threads(1)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=ranks,
+        "gloo", init_method=f"file://{folder}/{store}", rank=rank, world_size=ranks,
         timeout=datetime.timedelta(seconds=timeout),
     )  # fmt: skip
 

@@ -1,6 +1,7 @@
 """Autocast spelled out: without autocast, the casts compute what autocast computes, bit for bit."""
 
 import copy
+import logging
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from bngen.torch_bridge.autocasts import spell_out
-from bngen.torch_bridge.evaluation import evaluate
+from bngen.torch_bridge.evaluation import UnknownUntilRunError, evaluate
 from bngen.torch_bridge.functional import functionalize
 
 X = torch.randn(2, 4, 6, 6, generator=torch.Generator().manual_seed(0))
@@ -74,6 +75,14 @@ def test_casts_are_those_of_autocast(kind):
     assert torch.equal(found, expected)
 
 
+def test_what_is_tried_is_not_logged(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("torch._subclasses.fake_tensor"), "propagate", True)
+    monkeypatch.setattr(logging.getLogger("torch"), "propagate", True)
+    with torch.autocast("cpu", torch.bfloat16):
+        captured(lambda x: conv(x).flatten(1) @ W.reshape(-1, 1), (X,))
+    assert not caplog.records
+
+
 def test_a_weight_is_cast_once_and_one_that_changes_anew():
     def function(x, w):
         y = conv(conv(x, w), w)
@@ -88,6 +97,32 @@ def test_a_weight_is_cast_once_and_one_that_changes_anew():
     assert torch.equal(changing(*fresh)[0], expected)
     assert [n.target for n in steady.graph.nodes].count("to") == 2
     assert [n.target for n in changing.graph.nodes].count("to") == 4
+
+
+def test_a_weight_that_is_first_used_without_gradients_has_its_own():
+    weight = nn.Parameter(W.clone())
+
+    def function(x):
+        with torch.no_grad():
+            goal = conv(x, weight)
+        return conv(x, weight) - goal
+
+    with torch.autocast("cpu", torch.bfloat16, cache_enabled=False):
+        module, given = captured(function, (X,))
+        function(X).sum().backward()
+    expected, weight.grad = weight.grad, None
+    module(*given)[0].sum().backward()
+    assert torch.equal(weight.grad, expected)
+
+
+def test_a_graph_that_cannot_be_evaluated_leaves_autocast_as_it_was():
+    graph = fx.Graph()
+    x = graph.placeholder("x")
+    graph.call_function(torch.amp.autocast_mode._enter_autocast, ("cpu", torch.bfloat16, True))
+    graph.output((graph.call_function(torch.nonzero, (x,)),))
+    with pytest.raises(UnknownUntilRunError):
+        evaluate(fx.GraphModule({}, graph), (X,))
+    assert not torch.is_autocast_enabled("cpu")
 
 
 def test_what_is_outside_stays_as_it_is():

@@ -347,7 +347,12 @@ def test_checkpoint_inside_the_model():
     class Inside(Net):
         def forward(self, x):
             y = self.conv1(x)
-            return torch.utils.checkpoint.checkpoint(self.conv2, F.relu(y), use_reentrant=False)
+            y = torch.utils.checkpoint.checkpoint(self.conv2, F.relu(y), use_reentrant=False)
+            # What is computed again has the same mask, and changes its buffers.
+            return torch.utils.checkpoint.checkpoint(self.again, y, use_reentrant=False)
+
+        def again(self, x):
+            return self.bn2(x) * (torch.rand(x.shape) < 0.5)
 
     assert_as_eager(Inside(), (images(requires_grad=True),))
 

@@ -213,6 +213,15 @@ def test_more_sizes_than_dynamo_takes(watched):
             train(model.eval(), [n, n])
 
 
+def test_more_graphs_than_dynamo_takes(watched):
+    model = bngen.compile(Net())
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for training in (True, False):
+            with torch.set_grad_enabled(training):
+                model.train(training)(images())
+    assert watched[0]["calls"] == 2
+
+
 # --- failure ----------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bngen
+from bngen.torch_bridge import backend as backend_module
 from bngen.torch_bridge.region import Region, is_channels_last
 from tests.torch_bridge.eager import assert_as_eager
 from tests.torch_bridge.small import Net, images
@@ -76,6 +77,7 @@ def test_a_container_is_one_graph(monkeypatch):
         Region, "forward", lambda region, *t: calls.append(1) or forward(region, *t)
     )
     # More of them than Dynamo keeps versions of one function.
+    monkeypatch.setattr(backend_module, "_MOST_GRAPHS", 1)
     with torch._dynamo.config.patch(recompile_limit=1):
         for _ in range(2):
             model = bngen.compile(nn.Sequential(nn.Conv2d(3, 8, 1), nn.ReLU(), nn.Conv2d(8, 8, 1)))

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bngen
+from bngen.torch_bridge import region
 from bngen.torch_bridge.backend import backend
 from tests.torch_bridge.eager import assert_as_eager, step
 from tests.torch_bridge.small import Net, images
@@ -237,6 +238,14 @@ def test_threads():
     assert len(found) == 4
     for value in found.values():
         assert torch.equal(value, expected)
+
+
+def test_how_many_threads_there_are(monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
+    monkeypatch.delenv("BNGEN_NUM_THREADS", raising=False)
+    assert region._threads() == 3
+    monkeypatch.setenv("BNGEN_NUM_THREADS", "2")
+    assert region._threads() == 2
 
 
 def test_two_models_of_one_class():

@@ -30,10 +30,16 @@ def in_place(net, **options):
     return DistributedDataParallel(bngen.compile(net), **options)
 
 
+def in_place_around(net, **options):
+    """Of a container, too, whose forward is PyTorch's own."""
+    return bngen.compile(DistributedDataParallel(torch.nn.Sequential(net), **options))
+
+
 WAYS = (
     (inside, {}),
     (outside, {}),
     (in_place, {}),
+    (in_place_around, {}),
     (inside, {"find_unused_parameters": True, "gradient_as_bucket_view": True}),
     (in_place, {"static_graph": True, "broadcast_buffers": False}),
 )
@@ -87,6 +93,7 @@ def process(rank, folder):
     alone = outcome(copy.deepcopy(net), (x,), lambda net, x: script(net, x, False), 0)
     assert not torch.allclose(alone["fc.weight.grad"], ours["fc.weight.grad"])
     check_order(copy.deepcopy(net), x)
+    check_changes(copy.deepcopy(net), x)
     dist.destroy_process_group()
 
 
@@ -114,6 +121,23 @@ def check_order(net, x):
     assert list(steps.values()) == sorted(steps.values())
     assert steps["fc.weight"] == min(steps.values()), steps
     assert steps["conv1.weight"] == max(steps.values()), steps
+
+
+def check_changes(net, x):
+    """A parameter may change as soon as its gradient is there."""
+
+    def change(p):
+        p.data.fill_(torch.nan)
+
+    bngen.compile(net)
+    net(x).square().sum().backward()
+    want = {name: p.grad.clone() for name, p in net.named_parameters()}
+    net.zero_grad()
+    for p in net.parameters():
+        p.register_post_accumulate_grad_hook(change)
+    net(x).square().sum().backward()
+    for name, p in net.named_parameters():
+        assert torch.equal(p.grad, want[name]), name
 
 
 def test_gradients_are_averaged_as_in_eager(tmp_path):

@@ -8,7 +8,7 @@ from torch.distributed.fsdp import fully_shard
 
 import bngen
 from bngen.torch_bridge.region import Region
-from bngen.torch_bridge.sync_batch_norm import synchronize
+from bngen.torch_bridge.sync_layers import synchronize
 from tests.profiles import takes_long
 from tests.torch_bridge.eager import compare
 from tests.torch_bridge.processes import Started, joined

@@ -14,7 +14,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 import bngen
 from bngen.torch_bridge.region import Region
-from bngen.torch_bridge.sync_batch_norm import synchronize
+from bngen.torch_bridge.sync_layers import synchronize
 from tests.profiles import THOROUGH, takes_long
 from tests.torch_bridge.eager import compare, nudge, summed
 from tests.torch_bridge.processes import Started, joined

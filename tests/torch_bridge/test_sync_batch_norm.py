@@ -12,29 +12,43 @@ from torch import nn
 
 import bngen
 from bngen.torch_bridge.explain import explain_model
-from bngen.torch_bridge.sync_batch_norm import SyncBatchNorm, synchronize
+from bngen.torch_bridge.sync_layers import SyncBatchNorm, synchronize
 from tests.profiles import THOROUGH, takes_long
 from tests.torch_bridge.processes import Started, joined
 from tests.torch_bridge.small import Net
+from tests.torch_bridge.sync_checks import Activated, SyncActivated, check_copies, check_eager
 
 
 def process(rank, folder):
     """Two ranks; each fails by an exception."""
-    joined(rank, 2, folder)
-    alone = [dist.new_group([r]) for r in range(2)][rank]
+    torch.set_num_threads(1)
     torch.manual_seed(0)
-    net, x = Net(), torch.randn(3, 3, 8, 8)
-    want = Net.forward(net, x)
-    # A group of one rank is plain batch normalization.
-    other = bngen.compile(copy.deepcopy(net), sync_bn=alone)
-    torch.testing.assert_close(other(x), want)
-    # Without DistributedDataParallel layers meet, too; all ranks have the same images here.
+    net, x = Net(), torch.randn(2, 3, 3, 8, 8)
+    whole, x = net(x.flatten(0, 1)).split(3)[rank], x[rank]
+    want = net(x)
+    # A model that was tried before there were others meets them, DistributedDataParallel or not.
     met = torch.compile(synchronize(copy.deepcopy(net)), backend="bngen")
     torch.testing.assert_close(met(x), want)
+    joined(rank, 2, folder)
+    # One rank is in more groups than the other.
+    alone = [dist.new_group([r]) for r in (0, 1, 0)][rank]
+    torch.testing.assert_close(met(x), whole)
+    # A group of one rank is plain batch normalization, and who was named last counts.
+    other = bngen.compile(copy.deepcopy(net), sync_bn=True)
+    check_copies(other, x, whole)
+    check_copies(bngen.compile(other, sync_bn=alone), x, want, pickled=False)
+    check_eager(rank)
+    if rank == 0:  # and nobody waits for it
+        assert str(explain_model(met, x)).startswith("bngen takes")
     # Nobody has an image, in whatever way it runs.
     for layers in (synchronize(copy.deepcopy(net)), met):
         with pytest.raises(bngen.BngenError, match="bn1.*|a layer.*: no rank has an image of this"):
             layers(x[:0])
+    dist.destroy_process_group()
+    # Alone again, and with others again.
+    torch.testing.assert_close(met(x), want)
+    joined(rank, 2, folder, store="again")
+    torch.testing.assert_close(met(x), whole)
     dist.destroy_process_group()
 
 
@@ -174,13 +188,20 @@ def test_without_a_process_group_it_says_what_to_do():
         bngen.connect(Net())
 
 
-def test_layers_of_classes_made_of_batch_normalization_are_not_replaced():
-    class Activated(nn.BatchNorm2d):
-        def forward(self, x):
-            return super().forward(x).relu()
+def test_layers_of_classes_made_of_batch_normalization_do_what_they_do_besides():
+    for kind in (Activated, SyncActivated):
+        model, x = nn.Sequential(kind(3)), torch.randn(2, 3, 4, 4)
+        synchronize(model)
+        assert type(model[0]).__name__ == kind.__name__
+        assert not isinstance(model[0], nn.SyncBatchNorm)  # which DistributedDataParallel refuses
+        check_copies(model, x, Activated(3)(x))
 
-    with pytest.raises(bngen.BngenError, match="sync_bn: 0 is a Activated, of which"):
-        synchronize(nn.Sequential(Activated(3)))
+    class Alone(nn.BatchNorm2d):
+        def forward(self, x):
+            return nn.functional.batch_norm(x, None, None, training=True)
+
+    with pytest.raises(bngen.BngenError, match="sync_bn: 0 is a Alone, whose forward does not"):
+        synchronize(nn.Sequential(Alone(3)))
 
 
 def test_layers_stay_what_they_are_but_for_their_class():

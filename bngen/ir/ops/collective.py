@@ -120,7 +120,7 @@ COLLECTIVE = (
     OpDef(
         "sync_batch_norm", "coarse", ("x", "weight?", "bias?"), _infer_sync,
         alone(_sync_batch_norm), {"eps": 1e-5, "group": ""}, results=("", "mean", "var", "count"),
-        channel=("weight", "bias"), takes="float", across=_sync_batch_norm,
+        channel=("weight", "bias"), takes="float", autocast="follows", across=_sync_batch_norm,
     ),
     OpDef(
         "sync_batch_norm_grad", "coarse", ("dy", "x", "mean", "var", "count", "weight?"),

@@ -46,7 +46,8 @@ class Unconverted:
         """Leave out what costs nothing."""
         consumers, producers = graph.consumers(), graph.producers()
         results = set(graph.results())
-        moved = {v for n in graph.nodes if n.row.moves for v in n.operands}
+        # A collective sends what lies in memory, and converts nothing.
+        moved = {v for n in graph.nodes if n.row.moves or n.row.across for v in n.operands}
         home: dict[Value, Value] = {}
         casts: dict[Value, Node] = {}
         for node in graph.nodes:
