@@ -102,9 +102,9 @@ def _halves(graph: fx.Graph, found: dict[fx.Node, str]) -> dict[fx.Node, str]:
 
 
 def is_known(node: fx.Node) -> bool:
-    """Whether bngen's table has the call: it then does nothing but give its result."""
+    """Whether bngen's table has the call, and it does nothing but give its result."""
     try:
         translation(node)
     except UnsupportedError:
         return False
-    return True
+    return not masks.may_draw(node)
