@@ -8,7 +8,7 @@ from typing import Any
 from bngen.ir.attributes import MOST, shown
 from bngen.ir.ops.gather import FILLED, Piece, flattened
 from bngen.ir.ops.pool import adaptive_bounds
-from bngen.lang.emission import emit, emit_all
+from bngen.lang.emission import emit
 from bngen.lang.operands import computed, same_float_type
 from bngen.lang.tensor import Tensor
 from bngen.lang.trace import error
@@ -206,16 +206,9 @@ def adaptive_max_pool2d(
     An entry of ``None`` keeps the extent of that axis. ``return_indices`` is not supported.
     """
     label = "adaptive_max_pool2d"
+    same_float_type(label, input=input)
     if flag(label, "return_indices", return_indices):
         raise error(f"{label}: return_indices is not supported", "leave it out")
-    return adaptive_maxima(label, input, output_size)[0]
-
-
-def adaptive_maxima(
-    label: str, input: Tensor, output_size: int | tuple[int | None, int | None]
-) -> tuple[Tensor, Tensor, int]:
-    """`adaptive_max_pool2d`, which tap of its window each maximum is, and how wide windows are."""
-    same_float_type(label, input=input)
     extents = _adaptive(label, input, output_size)
     if max(extents) > MOST_WINDOWS:
         raise error(f"{label}: output_size {shown(extents)} exceeds {MOST_WINDOWS}")
@@ -234,9 +227,7 @@ def adaptive_maxima(
             fill = -math.inf
             input = emit("gather", input, label=label, axis=axis, pieces=pieces, fill=fill)
         kernel.append(longest)
-    window = tuple(kernel)
-    y, taps = emit_all("max_pool2d", input, label=label, kernel=window, stride=window)
-    return y, taps, window[1]
+    return emit("max_pool2d", input, label=label, kernel=tuple(kernel), stride=tuple(kernel))
 
 
 def pair(label: str, what: str, value: Any, least: int = 1) -> tuple[int, int]:

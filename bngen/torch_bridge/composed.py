@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from bngen.dtypes import EXACT, INDEX
+from bngen.dtypes import EXACT
 from bngen.lang import activations, emission, places, pointwise, reductions, shapes, windows
 from bngen.lang.axes import axis_of, reduction
 from bngen.lang.operands import rounded_once
@@ -213,30 +213,14 @@ def _upsample_bilinear(input: Tensor, size: Any = None, scale_factor: Any = None
     return places.interpolate(input, size, scale_factor, "bilinear", True)
 
 
-def _adaptive_max_pool(axes: int) -> Callable[..., tuple[Tensor, Tensor]]:
-    """The pool over one axis or two: maxima, and which element of its map each is."""
-
-    def pool(input: Tensor, output_size: int | Sequence[int]) -> tuple[Tensor, Tensor]:
-        lead, map_ = input.shape[:-axes], input.shape[-axes:]
-        x = input.reshape((*(1,) * (2 - len(lead)), *lead, *(1,) * (2 - axes), *map_))
-        size = (output_size,) * axes if isinstance(output_size, int) else tuple(output_size)
-        y, taps, wide = windows.adaptive_maxima(
-            f"adaptive_max_pool{axes}d", x, (*(1,) * (2 - axes), *size)
-        )
-        tap = taps.to(EXACT)
-        down = pointwise.floor(tap / wide)
-        top, left = (_starts(y.shape, axis, x.shape[axis]) for axis in (2, 3))
-        index = ((top + down) * x.shape[3] + left + tap - down * wide).to(INDEX)
-        shape = (*lead, *y.shape[-axes:])
-        return y.reshape(shape), index.reshape(shape)
-
-    return pool
-
-
-def _starts(shape: Sequence[int], axis: int, extent: int) -> Tensor:
-    """Where along an axis the window of each maximum begins, as a whole number in EXACT."""
-    place = emission.emit("positions", label="adaptive_max_pool", shape=shape, axis=axis)
-    return pointwise.floor((place.to(EXACT) * extent) / shape[axis])
+def _adaptive_max_pool1d(
+    input: Tensor, output_size: int | Sequence[int], return_indices: bool = False
+) -> Tensor:
+    if return_indices or input.ndim not in (2, 3):
+        raise UnsupportedError(f"adaptive_max_pool1d of {input.type}, or with indices")
+    extent = output_size if isinstance(output_size, int) else output_size[0]
+    row = input.reshape((*(1,) * (3 - input.ndim), *input.shape[:-1], 1, input.shape[-1]))
+    return windows.adaptive_max_pool2d(row, (1, extent)).reshape((*input.shape[:-1], extent))
 
 
 # --- the table --------------------------------------------------------------------------------
@@ -268,7 +252,6 @@ COMPOSED: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((torch.tile, "tile"), _tile),
     **dict.fromkeys((F.upsample, F.upsample_nearest), _upsample),
     F.upsample_bilinear: _upsample_bilinear,
-    torch.adaptive_max_pool1d: _adaptive_max_pool(1),
-    torch._C._nn.adaptive_max_pool2d: _adaptive_max_pool(2),
+    F.adaptive_max_pool1d: _adaptive_max_pool1d,
 }
 """Function, or name of a method -> what answers it."""
