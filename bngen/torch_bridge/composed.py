@@ -24,8 +24,10 @@ from bngen.torch_bridge.element_types import UnsupportedError, dtype_of
 def _to(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """``to`` a type, a device or both, or as another tensor is; where that is cannot be seen here.
 
-    Memory formats and copies are the planner's.
+    Memory formats are the planner's.
     """
+    if any(value is True for value in args):
+        raise UnsupportedError("to(...) with flags by their places")
     wanted = [*args, kwargs.get("dtype"), kwargs.get("other")]
     for value in wanted:
         if isinstance(value, Tensor):

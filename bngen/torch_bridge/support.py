@@ -62,7 +62,7 @@ def reasons(graph: fx.Graph, shared: set[fx.Node]) -> dict[fx.Node, str]:
 
 
 def _copies(node: fx.Node) -> bool:
-    return node.target in ("clone", torch.clone)
+    return node.target in ("clone", torch.clone) or bool(node.kwargs.get("copy"))
 
 
 def _tried(node: fx.Node, tried: dict[Any, str | None]) -> str | None:

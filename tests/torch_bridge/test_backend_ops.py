@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bngen
+from bngen.torch_bridge.support import COPY
 from tests.torch_bridge.eager import assert_as_eager
 from tests.torch_bridge.small import images
 
@@ -80,6 +81,18 @@ class Composed(nn.Module):
         return self.last(F.rrelu(y)) + alone, index
 
 
+class Copied(nn.Module):
+    """Copies of an input, and of what is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        y = self.conv(x.to(x.dtype, copy=True))
+        return y.to(y.dtype, copy=True) * 2 + self.conv(x).to(y.dtype, False, True)
+
+
 class Lossy(nn.Module):
     """The losses, of a classifier whose outputs are a map."""
 
@@ -109,6 +122,8 @@ def test_networks_of_them(model):
 def test_what_the_language_has_the_parts_of_is_taken():
     told = bngen.explain_model(Composed(), images(2, 3, 6, 6))
     assert len(told.regions) == 1 and not told.left
+    told = bngen.explain_model(Copied(), images(2, 3, 6, 6))
+    assert [call.reason for call in told.left] == [COPY, "to(...) with flags by their places"]
 
 
 def test_losses():
