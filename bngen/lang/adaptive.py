@@ -8,7 +8,7 @@ precision, as PyTorch does it in Python.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from bngen.dtypes import EXACT
 from bngen.lang.operands import rounded_once, same_float_type
@@ -67,7 +67,7 @@ def adam(
         max_exp_avg_sq=max_exp_avg_sq,
     )  # fmt: skip
     check_scalars("adam", lr=lr)
-    _check_adam("adam", lr, betas, eps, weight_decay, amsgrad, maximize)
+    _check_adam("adam", lr, betas, eps, weight_decay, amsgrad, maximize, decoupled_weight_decay)
     check_tensor("adam", "step", step)
     if step.shape or step.type.element.kind != "int":
         raise error(f"adam: step is {step.type}", "the number of a step is an int64 without axes")
@@ -174,7 +174,7 @@ def rmsprop(
     return param - buffer * lr, square_avg, buffer, mean
 
 
-def _check_adam(label: str, lr, betas, eps, weight_decay, amsgrad, maximize) -> None:
+def _check_adam(label, lr, betas, eps, weight_decay, amsgrad, maximize, decoupled) -> None:
     """What ``torch.optim.Adam`` checks."""
     if not isinstance(lr, Tensor):
         real(label, "lr", lr, 0)
@@ -187,6 +187,7 @@ def _check_adam(label: str, lr, betas, eps, weight_decay, amsgrad, maximize) -> 
     real(label, "weight_decay", weight_decay, 0)
     flag(label, "amsgrad", amsgrad)
     flag(label, "maximize", maximize)
+    flag(label, "decoupled_weight_decay", decoupled)
 
 
 def _check_rmsprop(label: str, lr, alpha, eps, weight_decay, momentum, centered, maximize) -> None:
@@ -212,6 +213,7 @@ class Adam(Optimizer):
         weight_decay: factor of an L2 penalty.
         amsgrad: divide by the largest mean of squares so far.
         maximize: go along the gradient, not against it.
+        decoupled_weight_decay: shrink parameters by themselves, see `AdamW`.
     """
 
     lr: float | None = 1e-3
@@ -220,15 +222,15 @@ class Adam(Optimizer):
     weight_decay: float = 0.0
     amsgrad: bool = False
     maximize: bool = False
+    decoupled_weight_decay: bool = False
 
-    decoupled = False
     counts_steps = True
 
     def __post_init__(self) -> None:
         lr = 0 if self.lr is None else self.lr
         _check_adam(
             type(self).__name__, lr, self.betas, self.eps, self.weight_decay, self.amsgrad,
-            self.maximize,
+            self.maximize, self.decoupled_weight_decay,
         )  # fmt: skip
 
     @property
@@ -247,7 +249,7 @@ class Adam(Optimizer):
         new, *means = adam(
             param, grad, kept["exp_avg"], kept["exp_avg_sq"], taken + 1,
             kept.get("max_exp_avg_sq"), lr, self.betas, self.eps, self.weight_decay, self.amsgrad,
-            maximize=self.maximize, decoupled_weight_decay=self.decoupled,
+            maximize=self.maximize, decoupled_weight_decay=self.decoupled_weight_decay,
         )  # fmt: skip
         return new, dict(zip(self.keeps, means, strict=False))
 
@@ -261,8 +263,7 @@ class AdamW(Adam):
     """
 
     weight_decay: float = 1e-2
-
-    decoupled = True
+    decoupled_weight_decay: bool = field(default=True, init=False)
 
 
 @dataclass(frozen=True)

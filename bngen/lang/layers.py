@@ -7,7 +7,7 @@ the same kind in ``torch.nn``.
 from __future__ import annotations
 
 from bngen.dtypes import INDEX
-from bngen.lang import windows
+from bngen.lang import places, windows
 from bngen.lang.init import layer_bias
 from bngen.lang.normalization import batch_norm as _batch_norm
 from bngen.lang.state import Init, buffer, parameter, scope
@@ -28,11 +28,15 @@ def conv2d(
     dilation: Pair = 1,
     groups: int = 1,
     bias: bool = True,
+    padding_mode: str = "zeros",
     *,
     weight_init: Init = None,
     bias_init: Init = None,
 ) -> Tensor:
-    """``nn.Conv2d``: parameters ``weight`` and, unless switched off, ``bias``."""
+    """``nn.Conv2d``: parameters ``weight`` and, unless switched off, ``bias``.
+
+    ``padding_mode`` is ``zeros`` or a mode of `pad`: ``reflect``, ``replicate``, ``circular``.
+    """
     check_tensor("conv2d", "input", input)
     groups = integer("conv2d", "groups", groups, 1)
     if input.ndim != 4 or input.shape[1] % groups:
@@ -43,6 +47,10 @@ def conv2d(
     with scope(name):
         w = parameter("weight", shape, input.dtype, weight_init)
         b = _bias(out_channels, input.dtype, bias_init, shape) if bias else None
+        if padding_mode != "zeros":
+            steps = pair("conv2d", "stride", stride), pair("conv2d", "dilation", dilation)
+            input = _padded(input, windows.conv_padding(padding, *steps, window), padding_mode)
+            padding = 0
         return windows.conv2d(input, w, b, stride, padding, dilation, groups)
 
 
@@ -132,6 +140,14 @@ def batch_norm(
             input, mean, var, weight, bias, training or not track_running_stats, momentum, eps,
             num_batches_tracked=tracked, group=group,
         )  # fmt: skip
+
+
+def _padded(input: Tensor, sides: tuple[int, int, int, int], mode: str) -> Tensor:
+    if mode not in ("reflect", "replicate", "circular"):
+        hint = "modes are zeros, reflect, replicate, circular"
+        raise error(f"conv2d: padding_mode {mode!r}", hint)
+    top, bottom, left, right = sides
+    return places.pad(input, (left, right, top, bottom), mode)
 
 
 def _bias(extent: int, dtype: str, init: Init, weight_shape: tuple[int, ...]) -> Tensor:

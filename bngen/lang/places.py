@@ -210,13 +210,19 @@ def _resized(
 ) -> Tensor:
     if mode == "area":
         return adaptive_avg_pool2d(x, tuple(extents))
-    if tuple(extents) == x.shape[2:]:
-        if mode == "bicubic" and not aligned and any(f not in (None, 1) for f in factors):
-            # Where PyTorch's gradient is not that of what it computes.
-            raise error("interpolate: bicubic to the same extents by a scale", "give the size")
-        return x
+    same = tuple(extents) == x.shape[2:]
+    by_size = all(f in (None, 1) for f in factors)
+    if same and mode == "bicubic" and not aligned and not by_size:
+        # Where PyTorch's gradient is not that of what it computes.
+        raise error("interpolate: bicubic to the same extents by a scale", "give the size")
     if x.shape[2:] == (1, 1):  # All elements are one.
         return expand(x, (*x.shape[:2], *extents))
+    if mode == "nearest" and any(map(_is_another, x.shape[2:], extents, factors)):
+        # Where the scale counts in PyTorch, for maps of some sizes and memory formats.
+        what = "interpolate: nearest to 1 or 2 times the extents by another scale"
+        raise error(what, "give the size, or nearest-exact")
+    if same and (by_size or mode != "nearest-exact"):
+        return x
     scale = tuple(
         _step(s, o, f, aligned) for s, o, f in zip(x.shape[2:], extents, factors, strict=True)
     )
@@ -226,6 +232,11 @@ def _resized(
     if not x.type.is_float:
         raise error(f"interpolate: {x.type} has no mixtures", "convert it first: x.float()")
     return emit(_MIXTURES[mode], x, align_corners=aligned, **sizes)
+
+
+def _is_another(size: int, out: int, factor: float | None) -> bool:
+    """Whether a factor gives once or twice the extent without being 1 or 2."""
+    return factor is not None and out in (size, 2 * size) and out != size * factor
 
 
 def _step(size: int, out: int, factor: float | None, aligned: bool) -> float:

@@ -29,14 +29,18 @@ from bngen.lang.types import Scalar, flag, is_scalar, real, wrapped
 Operand = Tensor | Scalar
 
 
-def add(input: Operand, other: Operand) -> Tensor:
-    """``input + other``."""
-    return arithmetic("add", input, other)
+def add(input: Operand, other: Operand, *, alpha: Scalar = 1) -> Tensor:
+    """``input + alpha * other``."""
+    if is_scalar(alpha) and alpha == 1:
+        return arithmetic("add", input, other)
+    return _sum_with_share("add", input, other, alpha)
 
 
-def sub(input: Operand, other: Operand) -> Tensor:
-    """``input - other``."""
-    return arithmetic("sub", input, other)
+def sub(input: Operand, other: Operand, *, alpha: Scalar = 1) -> Tensor:
+    """``input - alpha * other``."""
+    if is_scalar(alpha) and alpha == 1:
+        return arithmetic("sub", input, other)
+    return _sum_with_share("sub", input, other, alpha)
 
 
 def mul(input: Operand, other: Operand) -> Tensor:
@@ -216,20 +220,29 @@ def reciprocal(input: Tensor) -> Tensor:
 def addcmul(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Scalar = 1) -> Tensor:
     """``input + value * tensor1 * tensor2``."""
     product = arithmetic("mul", tensor1, tensor2, label="addcmul")
-    return _with_share("addcmul", input, product, value)
+    return _with_share("addcmul", input, product, value, "value")
 
 
 @rounded_once
 def addcdiv(input: Tensor, tensor1: Tensor, tensor2: Tensor, *, value: Scalar = 1) -> Tensor:
     """``input + value * tensor1 / tensor2``."""
-    return _with_share("addcdiv", input, quotient(tensor1, tensor2, label="addcdiv"), value)
+    quotients = quotient(tensor1, tensor2, label="addcdiv")
+    return _with_share("addcdiv", input, quotients, value, "value")
 
 
-def _with_share(label: str, x: Tensor, more: Tensor, value: Scalar) -> Tensor:
+@rounded_once
+def _sum_with_share(label: str, x: Operand, more: Operand, alpha: Scalar) -> Tensor:
+    return _with_share(label, x, more, alpha, "alpha")
+
+
+def _with_share(label: str, x: Operand, more: Operand, value: Scalar, what: str) -> Tensor:
     if not is_scalar(value):
-        raise error(f"{label}: value is {shown(value)}", "it is a number")
-    share = more if value == 1 else arithmetic("mul", more, value, label=label)
-    return arithmetic("add", x, share, label=label)
+        raise error(f"{label}: {what} is {shown(value)}", "it is a number")
+    if is_scalar(more):
+        share = more * value
+    else:
+        share = more if value == 1 else arithmetic("mul", more, value, label=label)
+    return arithmetic("sub" if label == "sub" else "add", x, share, label=label)
 
 
 def isnan(input: Tensor) -> Tensor:

@@ -39,7 +39,7 @@ def _subscript_axis(x: Traced, axis: int, item: Any) -> Traced:
     extent = x.shape[axis]
     if isinstance(item, slice) and (item.step is None or item.step > 0):
         start, stop, step = item.indices(extent)
-    elif isinstance(item, numbers.Integral) and -extent <= item < extent:
+    elif _is_integer(item) and -extent <= item < extent:
         start, stop, step = int(item) % extent, int(item) % extent + 1, 1
     else:
         hint = "use integers inside the axis and slices of steps of 1 or more"
@@ -51,3 +51,8 @@ def _subscript_axis(x: Traced, axis: int, item: Any) -> Traced:
     if (start, stop) == (0, extent):
         return x
     return emit("slice", x, label="subscript", axis=axis, start=start, stop=stop)
+
+
+def _is_integer(item: Any) -> bool:
+    """Not a bool: that stands for a mask, in NumPy and PyTorch."""
+    return isinstance(item, numbers.Integral) and not isinstance(item, bool)

@@ -49,7 +49,7 @@ def conv2d(
     window = weight.shape[2:] if weight.ndim == 4 else (1, 1)
     y = emit(
         "conv2d", input, weight, hint=_CONV_HINT, stride=strides, dilation=dilations,
-        padding=_conv_padding(padding, strides, dilations, window), groups=groups,
+        padding=conv_padding(padding, strides, dilations, window), groups=groups,
     )  # fmt: skip
     return _biased("conv2d", y, bias, _CONV_HINT).to(input.dtype)
 
@@ -251,10 +251,10 @@ def _adaptive(
     return pair(label, "output_size", size)
 
 
-def _conv_padding(
+def conv_padding(
     padding: Pair | str, strides: tuple[int, int], dilations: tuple[int, int], window: tuple
 ) -> tuple[int, int, int, int]:
-    """Zeros at (top, bottom, left, right)."""
+    """Zeros at (top, bottom, left, right) of a convolution's input."""
     if padding == "valid":
         return (0, 0, 0, 0)
     if padding == "same":

@@ -6,7 +6,8 @@ In: a captured graph and the inputs of a call. Out: the same graph, whose nodes 
 - ``meta["requires_grad"]``: whether autograd would follow it (of a tuple, any part);
 - ``meta["unfollowed"]``: whether it is called where autograd follows nothing (``no_grad``);
 - ``meta["autocast"]``: the type that ``torch.autocast`` is on with, where it is called; or None;
-- ``meta["writes"]``: the operands that the call changes in place, as PyTorch counts changes;
+- ``meta["writes"]``: the operands that the call changes in place, as PyTorch counts changes, or
+  cuts off from their gradients in place;
 - ``meta["memory"]``: a number that values in the same memory have in common, None of no tensor;
 - ``meta["object"]``: a number that the results have in common that are one and the same object.
 
@@ -139,7 +140,7 @@ class _Evaluation(FakeTensorProp):
         n.meta["unfollowed"] = not torch.is_grad_enabled()
         autocast = torch.is_autocast_enabled("cpu")
         n.meta["autocast"] = torch.get_autocast_dtype("cpu") if autocast else None
-        before = {i: _version(self.env[i]) for i in n.all_input_nodes}
+        before = {i: _state(self.env[i]) for i in n.all_input_nodes}
         try:
             result = super().run_node(n)
         except _ONLY_AT_RUN_TIME as error:
@@ -154,7 +155,7 @@ class _Evaluation(FakeTensorProp):
             result = _fake(self._mode, result)
         tensors = list(tensors_of(result))
         n.meta["requires_grad"] = any(t.requires_grad for t in tensors)
-        n.meta["writes"] = tuple(i for i, was in before.items() if _version(self.env[i]) != was)
+        n.meta["writes"] = tuple(i for i, was in before.items() if _state(self.env[i]) != was)
         self._objects.append(result)
         n.meta["object"] = id(result)
         n.meta["memory"] = _memory(result) if isinstance(result, torch.Tensor) else None
@@ -170,8 +171,9 @@ def tensors_of(value: Any) -> Iterator[torch.Tensor]:
             yield from tensors_of(part)
 
 
-def _version(value: Any) -> tuple[int, ...]:
-    return tuple(t._version for t in tensors_of(value))
+def _state(value: Any) -> tuple[tuple[int, bool], ...]:
+    # PyTorch counts no change where detach_ makes one.
+    return tuple((t._version, t.requires_grad) for t in tensors_of(value))
 
 
 def sharing(values: Sequence[Any]) -> tuple[int, ...]:
@@ -199,13 +201,20 @@ def _substituted(arguments: Any, node: fx.Node, value: Any) -> Any:
     return fx.node.map_arg(arguments, lambda n: value if n is node else n)
 
 
+_LAYER = ("input", "running_mean", "running_var", "weight", "bias", "training")
+_BUILT_IN = ("input", "weight", "bias", "running_mean", "running_var", "training")
+_BATCH_NORMS: dict[Any, tuple[str, ...]] = {
+    F.batch_norm: _LAYER, sync_batch_norm: _LAYER,
+    torch.batch_norm: _BUILT_IN, torch.native_batch_norm: _BUILT_IN,
+}  # fmt: skip
+"""Batch normalizations, and the order of their arguments."""
+
+
 def statistics(node: fx.Node) -> list[fx.Node]:
     """The running statistics that a batch normalization updates, which PyTorch does not count."""
-    if node.target not in (F.batch_norm, sync_batch_norm):
-        return []
-    names = ("input", "running_mean", "running_var", "weight", "bias", "training")
+    names = _BATCH_NORMS.get(node.target, ())
     given = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    if not given.get("training"):
+    if not names or not given.get("training"):
         return []
     found = (given.get("running_mean"), given.get("running_var"))
     return [s for s in found if isinstance(s, fx.Node)]

@@ -39,6 +39,16 @@ DRAWS = (
 )  # fmt: skip
 """Other calls that draw random numbers."""
 
+ALPHA_DROPOUTS = (
+    F.alpha_dropout, torch.alpha_dropout, F.feature_alpha_dropout, torch.feature_alpha_dropout,
+)  # fmt: skip
+"""Those whose masks PyTorch draws by itself."""
+
+
+def may_draw(node: fx.Node) -> bool:
+    """Whether PyTorch may draw random numbers where it runs a call that bngen has without."""
+    return node.target in DROPOUTS or node.target in (*ALPHA_DROPOUTS, F.rrelu, torch.rrelu)
+
 
 def keep_mask(shape: Sequence[int], stride: Sequence[int], p: float) -> torch.Tensor:
     """True where something is kept, with probability ``1 - p``."""

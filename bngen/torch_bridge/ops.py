@@ -39,8 +39,8 @@ _GROUPS = "a reduction's part, which only bngen's passes make"
 
 _TABLE = (
     # element by element
-    _call("add", torch.add, operator.add, alpha=1),
-    _call("sub", torch.sub, operator.sub, torch.subtract, methods=("subtract",), alpha=1),
+    _call("add", torch.add, operator.add),
+    _call("sub", torch.sub, operator.sub, torch.subtract, methods=("subtract",)),
     _call("mul", torch.mul, operator.mul, torch.multiply, methods=("multiply",)),
     _call("div", torch.div, operator.truediv, torch.true_divide, methods=("true_divide",),
           rounding_mode=None),

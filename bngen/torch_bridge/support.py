@@ -62,7 +62,7 @@ def reasons(graph: fx.Graph, shared: set[fx.Node]) -> dict[fx.Node, str]:
 
 
 def _copies(node: fx.Node) -> bool:
-    return node.target in ("clone", torch.clone)
+    return node.target in ("clone", torch.clone) or bool(node.kwargs.get("copy"))
 
 
 def _tried(node: fx.Node, tried: dict[Any, str | None]) -> str | None:
@@ -102,9 +102,9 @@ def _halves(graph: fx.Graph, found: dict[fx.Node, str]) -> dict[fx.Node, str]:
 
 
 def is_known(node: fx.Node) -> bool:
-    """Whether bngen's table has the call: it then does nothing but give its result."""
+    """Whether bngen's table has the call, and it does nothing but give its result."""
     try:
         translation(node)
     except UnsupportedError:
         return False
-    return True
+    return not masks.may_draw(node)

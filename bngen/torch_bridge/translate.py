@@ -82,7 +82,11 @@ def translate(node: fx.Node, env: Mapping[fx.Node, Any]) -> Any:
     row = translation(node)
     args = fx.node.map_arg(_without_flag(node), lambda n: env[n])
     kwargs = fx.node.map_arg(node.kwargs, lambda n: env[n])
-    return row(*args, **{k: v for k, v in kwargs.items() if k != "inplace"})
+    return row(*args, **{_NUMPY.get(k, k): v for k, v in kwargs.items() if k != "inplace"})
+
+
+_NUMPY = {"axis": "dim", "keepdims": "keepdim"}
+"""Parameters that PyTorch's built-in functions take by NumPy's names, too."""
 
 
 def _without_flag(node: fx.Node) -> tuple[Any, ...]:

@@ -12,8 +12,6 @@ import operator
 from collections.abc import Callable
 from typing import Any
 
-import torch
-import torch.nn.functional as F
 from torch import fx
 
 from bngen.lang import (
@@ -33,7 +31,8 @@ from bngen.lang import (
 )
 from bngen.lang.tensor import Tensor
 from bngen.torch_bridge import masks
-from bngen.torch_bridge.element_types import UnsupportedError, dtype_of
+from bngen.torch_bridge.composed import COMPOSED
+from bngen.torch_bridge.element_types import UnsupportedError
 from bngen.torch_bridge.ops import Spelling, spelling_of
 from bngen.torch_bridge.places import CALLS, called
 from bngen.torch_bridge.sync_batch_norm import sync_batch_norm
@@ -63,13 +62,6 @@ def _same(input: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
     return input
 
 
-def _cast(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    wanted = [*args, *kwargs.values()]
-    if len(wanted) != 1 or not isinstance(wanted[0], torch.dtype):
-        raise UnsupportedError("to(...) with more than a dtype")
-    return input.to(dtype_of(wanted[0]))
-
-
 def _getitem(value: Any, index: Any) -> Any:
     if isinstance(value, Tensor) and _holds_tensor(index):
         raise UnsupportedError("indexing by a tensor")
@@ -87,14 +79,11 @@ OWN: dict[Any, Callable[..., Any]] = {
     masks.drop: _masked,
     sync_batch_norm: normalization.batch_norm,
     **dict.fromkeys(masks.DROPOUTS, _dropout),
-    F.alpha_dropout: _alpha_dropout,
-    torch.alpha_dropout: _alpha_dropout,
-    F.feature_alpha_dropout: _alpha_dropout,
-    torch.feature_alpha_dropout: _alpha_dropout,
+    **dict.fromkeys(masks.ALPHA_DROPOUTS, _alpha_dropout),
     operator.getitem: _getitem,
     "contiguous": _same,
     "clone": _same,
-    "to": _cast,
+    **COMPOSED,
 }
 """Calls that the language has other words for than `ops.SPELLINGS` can tell."""
 
@@ -126,7 +115,17 @@ def _spelled(spelling: Spelling, target: Any, *args: Any, **kwargs: Any) -> Any:
     own = {n: v for n, v in given.items() if n not in spelling.only}
     names = _parameters(function)
     in_order = [own.pop(n) for n in list(names)[: len(args)] if n in own] if args else []
+    if spelling.language in _OF_IMAGES and in_order and in_order[0].ndim == 3:
+        batch = shapes.unsqueeze(in_order[0], 0)
+        return shapes.squeeze(function(batch, *in_order[1:], **own), 0)
     return function(*in_order, **own)
+
+
+_OF_IMAGES = {
+    "conv2d", "conv_transpose2d", "max_pool2d", "avg_pool2d", "adaptive_avg_pool2d",
+    "adaptive_max_pool2d",
+}  # fmt: skip
+"""What PyTorch has of one image without a batch, too."""
 
 
 _LANGUAGE = (

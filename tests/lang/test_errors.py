@@ -183,6 +183,15 @@ CASES = [
         "subscript: 4 does not index axis 0 of f32[4,6] (use integers inside the axis and slices "
         "of steps of 1 or more)",
     ),
+    (
+        lambda x: x[True], (MATRIX,),
+        "subscript: True does not index axis 0 of f32[4,6] (use integers inside the axis and "
+        "slices of steps of 1 or more)",
+    ),
+    (
+        lambda x: bg.layers.conv2d(x, "m", 8, 3, padding=1, padding_mode="zero"), (X,),
+        "conv2d: padding_mode 'zero' [in m] (modes are zeros, reflect, replicate, circular)",
+    ),
     # --- batch normalization
     (
         lambda x: bg.batch_norm(x, None, None), (X,),

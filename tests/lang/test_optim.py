@@ -1,5 +1,7 @@
 """Optimizers and clipping as functions of the program against PyTorch's, several steps."""
 
+from inspect import signature
+
 import numpy as np
 import pytest
 import torch
@@ -69,12 +71,24 @@ ADAPTIVE = [
     ("Adam", {}),
     ("Adam", {"betas": (0.5, 0.9), "eps": 1e-3, "weight_decay": 0.1, "maximize": True}),
     ("Adam", {"amsgrad": True, "betas": (0.0, 0.3)}),
+    ("Adam", {"decoupled_weight_decay": True, "weight_decay": 0.1}),
     ("AdamW", {}),
     ("AdamW", {"amsgrad": True, "weight_decay": 0.5, "maximize": True}),
     ("RMSprop", {}),
     ("RMSprop", {"alpha": 0.5, "eps": 1e-3, "weight_decay": 0.1, "maximize": True}),
     ("RMSprop", {"centered": True, "momentum": 0.9}),
 ]
+
+
+HOW = {"params", "foreach", "fused", "capturable", "differentiable"}
+"""Options of PyTorch's that say how a step is computed, not what."""
+
+
+@pytest.mark.parametrize("kind", ["SGD", "Adam", "AdamW", "RMSprop"])
+def test_options_are_those_of_pytorch(kind):
+    ours, theirs = (signature(getattr(room, kind)).parameters for room in (bg, torch.optim))
+    assert ours.keys() == theirs.keys() - HOW
+    assert all(ours[name].default == theirs[name].default for name in ours)
 
 
 @pytest.mark.parametrize("lr_is_tensor", [False, True])

@@ -118,6 +118,17 @@ def test_interpolate(kwargs):
         )
 
 
+@pytest.mark.parametrize("factor", [1.1, (1.0, 2.2), (2.3, 1.6)], ids=str)
+def test_a_scale_that_gives_the_extents_of_another(factor):
+    """PyTorch's nearest goes by the scale or by the extents, as the map is large or small."""
+    for mode in ("nearest-exact", "bilinear"):
+        options = {"scale_factor": factor, "mode": mode}
+        agree(lambda t: bg.interpolate(t, **options), lambda t: F.interpolate(t, **options),  # noqa: B023
+              normal(2, 3, 3, 4), sums=True)  # fmt: skip
+    with pytest.raises(bg.ProgramError, match="nearest to 1 or 2 times the extents by another"):
+        _ = traced(lambda t: bg.interpolate(t, scale_factor=factor), normal(2, 3, 3, 4)).graph
+
+
 def test_interpolate_of_one_axis_and_of_one_pixel():
     for mode, dtype in (("nearest", "float32"), ("linear", "float64")):
         agree(

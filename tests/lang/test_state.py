@@ -104,10 +104,18 @@ def test_layers_hold_what_pytorchs_hold(layer, module):
             assert np.abs(values).max() > bound / 2
 
 
-def test_a_transposed_convolution_takes_the_arguments_of_pytorchs_module():
-    given = (8, 3, 2, 1, 1, 2, True, (1, 2))
-    module = torch.nn.ConvTranspose2d(6, *given)
-    graph = bg.trace(lambda x: bg.layers.conv_transpose2d(x, "m", *given), bg.Tensor[2, 6, 5, 5])
+@pytest.mark.parametrize(
+    ("layer", "module", "given"),
+    [
+        (bg.layers.conv_transpose2d, torch.nn.ConvTranspose2d, (8, 3, 2, 1, 1, 2, True, (1, 2))),
+        (bg.layers.conv2d, torch.nn.Conv2d, (8, 3, 2, (2, 1), 1, 2, True, "reflect")),
+        (bg.layers.conv2d, torch.nn.Conv2d, (8, (2, 3), 1, "same", (1, 2), 1, False, "circular")),
+        (bg.layers.conv2d, torch.nn.Conv2d, (8, 3, 1, 3, 1, 1, True, "replicate")),
+    ],
+)
+def test_convolutions_take_the_arguments_of_pytorchs_modules(layer, module, given):
+    module = module(6, *given)
+    graph = bg.trace(lambda x: layer(x, "m", *given), bg.Tensor[2, 6, 5, 5])
     args = {f"m.{k}": v.detach().numpy() for k, v in module.state_dict().items()}
     args["x"] = np.random.default_rng(0).standard_normal((2, 6, 5, 5))
     (y,) = interp.run(graph.graph, args, "float64").outputs

@@ -19,6 +19,7 @@ from bngen.ir.interp import run
 from bngen.ir.node import Graph
 from bngen.passes.autodiff import differentiate
 from bngen.runtime.module import Module
+from bngen.torch_bridge.element_types import array_of, tensor_of
 from bngen.torch_bridge.evaluation import UnknownUntilRunError, evaluate
 from bngen.torch_bridge.functional import functionalize
 from bngen.torch_bridge.masks import draw_masks
@@ -56,26 +57,26 @@ class Single:
     def results(self) -> list[torch.Tensor]:
         """What the call gives."""
         if self.module is not None:
-            return [torch.tensor(a) for a in self.module.forward(**self._arrays())]
-        return [torch.tensor(a) for a in run(self.graph, self._arrays()).outputs]
+            return list(map(tensor_of, self.module.forward(**self._arrays())))
+        return list(map(tensor_of, run(self.graph, self._arrays()).outputs))
 
     def gradients(self, cotangents: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         """Of the tensors that are `wanted`, for one cotangent a floating-point result."""
         if self.module is not None:
-            found = self.module.backward(*(c.numpy() for c in cotangents))
-            return [torch.tensor(found[f"a{i}"]) for i in self.wanted]
+            found = self.module.backward(*map(array_of, cotangents))
+            return [tensor_of(found[f"a{i}"]) for i in self.wanted]
         whole = differentiate(
             self.graph, [f"a{i}" for i in self.wanted], independent=lambda names: None
         )
-        seeds = {f"grad_{i}": c.numpy() for i, c in zip(self._floats(), cotangents, strict=True)}
+        seeds = {f"grad_{i}": array_of(c) for i, c in zip(self._floats(), cotangents, strict=True)}
         found = run(whole, self._arrays() | seeds).outputs[len(self.graph.outputs) :]
-        return [torch.tensor(a) for a in found]
+        return list(map(tensor_of, found))
 
     def _floats(self) -> list[int]:
         return [i for i, v in enumerate(self.graph.outputs) if v.type.is_float]
 
     def _arrays(self) -> dict[str, Any]:
-        given = {f"a{i}": t.detach().numpy() for i, t in enumerate(self.tensors)}
+        given = {f"a{i}": array_of(t.detach()) for i, t in enumerate(self.tensors)}
         return {v.name: given[v.name] for v in self.graph.inputs}
 
 

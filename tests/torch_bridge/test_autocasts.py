@@ -2,6 +2,7 @@
 
 import copy
 import logging
+import operator
 
 import pytest
 import torch
@@ -31,6 +32,9 @@ CALLS = {
     "batch normalization": lambda x: F.batch_norm(conv(x), None, None, training=True),
     "group normalization": lambda x: F.group_norm(conv(x), 2),
     "a change in place": lambda x: F.relu(conv(x), inplace=True) + 1,
+    "a sum of two types in place": lambda x: operator.iadd(conv(x), x) * 2,
+    "a method in place of two types": lambda x: conv(x).mul_(W[:, 0, :1, :1]).add_(x, alpha=2),
+    "a comparison in place": lambda x: conv(x).gt_(0) + 1,
     "a sum of two types": lambda x: x + conv(x),
     "a concatenation of two types": lambda x: conv(torch.cat([x, conv(x)], 1)[:, 2:6]),
     "an activation": lambda x: F.gelu(conv(x)),

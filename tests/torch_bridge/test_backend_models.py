@@ -215,12 +215,20 @@ def test_a_buffer_changed_in_place():
     assert_as_eager(Counting(), (images(),), script)
 
 
-def test_statistics_read_around_their_update():
+def own_call(bn, x):
+    return torch.batch_norm(
+        x, bn.weight, bn.bias, bn.running_mean, bn.running_var, True, 0.1, bn.eps, False
+    )
+
+
+@pytest.mark.parametrize("normalized", [lambda bn, x: bn(x), own_call])
+def test_statistics_read_around_their_update(normalized):
     class Reading(Net):
         def forward(self, x):
             before = self.bn1.running_mean * 1
-            y = self.bn1(self.conv1(x))
-            return y * (self.bn1.running_mean - before).view(1, -1, 1, 1)
+            y = normalized(self.bn1, self.conv1(x))
+            after = self.bn1.running_mean - before
+            return self.conv2(y) * 2 + (y * after.view(1, -1, 1, 1)).mean()
 
     def script(model, x):
         return step(model, x), step(model, x)

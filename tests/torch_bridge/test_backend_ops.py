@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+import bngen
+from bngen.torch_bridge.support import COPY
 from tests.torch_bridge.eager import assert_as_eager
 from tests.torch_bridge.small import images
 
@@ -58,6 +60,39 @@ class Computed(nn.Module):
         return self.last(y + y.amin(dim=(2, 3), keepdim=True)), y.argmax(1)
 
 
+class Composed(nn.Module):
+    """What the language has no word for, but the parts of."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 4, 1)
+
+    def forward(self, x):
+        y = self.first(x)
+        value, index = y.max(1, keepdim=True)  # as CBAM has it
+        y = y * torch.cat([value, y.mean(axis=1, keepdims=True)], 1).sigmoid().repeat(1, 4, 1, 1)
+        y = torch.max(y, y * 0.5) + torch.add(y, y.relu(), alpha=0.5) - y.min()
+        y = y.masked_fill(y > 2, 1.0).where(y > -2, y * 0.1).to(x.device).to(y)
+        y = torch.cat([F.glu(y, 1)] * 2, 1).repeat_interleave(2, 2)[:, :, ::2]
+        y = y.double().mul(2).float().type_as(x).lerp(y.relu(), 0.3) + F.rms_norm(y, y.shape[1:])
+        y = y + F.softmin(y, 1) + F.cosine_similarity(y, y.relu(), dim=1).unsqueeze(1)
+        y = y + torch.mm(y.flatten(1), y.flatten(1).t()).mean() + y.exp2().log2().nan_to_num(0.0)
+        alone = F.max_pool2d(F.conv2d(y[0], self.last.weight), 2).tile(1, 2, 2)
+        return self.last(F.rrelu(y)) + alone, index
+
+
+class Copied(nn.Module):
+    """Copies of an input, and of what is computed."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x):
+        y = self.conv(x.to(x.dtype, copy=True))
+        return y.to(y.dtype, copy=True) * 2 + self.conv(x).to(y.dtype, False, True)
+
+
 class Lossy(nn.Module):
     """The losses, of a classifier whose outputs are a map."""
 
@@ -82,6 +117,13 @@ class Lossy(nn.Module):
 def test_networks_of_them(model):
     torch.manual_seed(0)
     assert_as_eager(model(), (images(2, 3, 6, 6, requires_grad=True),), regions=1)
+
+
+def test_what_the_language_has_the_parts_of_is_taken():
+    told = bngen.explain_model(Composed(), images(2, 3, 6, 6))
+    assert len(told.regions) == 1 and not told.left
+    told = bngen.explain_model(Copied(), images(2, 3, 6, 6))
+    assert [call.reason for call in told.left] == [COPY, "to(...) with flags by their places"]
 
 
 def test_losses():

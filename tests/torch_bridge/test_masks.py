@@ -51,6 +51,34 @@ def test_masks_are_eagers_own():
     assert_as_eager(Dropping().eval(), (images(2, 3, 8, 8),), twice)
 
 
+class InOrder(nn.Module):
+    """Draws that PyTorch makes by itself, each before one that bngen is handed."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv1, self.conv2 = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1)
+
+    def forward(self, x):
+        y = F.alpha_dropout(self.conv1(x), 0.5, True)
+        y = F.dropout2d(self.conv2(y), 0.3) * torch.ones(len(x), 1, 1, 1).bernoulli_()
+        z = y * 1
+        z[:, 0] = 0
+        return F.dropout(y, 0.2) + F.dropout(z, 0.4) * torch.zeros(8, 1, 1).bernoulli_(p=0.3)
+
+
+def test_draws_keep_their_order():
+    model, x = InOrder(), images(4, 3, 8, 8)
+    compiled = bngen.compile(InOrder())
+    compiled.load_state_dict(model.state_dict())
+    results = []
+    for run in (model, compiled):
+        torch.manual_seed(0)
+        results.append((run(x), torch.rand(3)))
+    (theirs, last), (ours, own_last) = results
+    assert torch.equal(ours == 0, theirs == 0) and torch.equal(own_last, last)
+    torch.testing.assert_close(ours, theirs)
+
+
 class Last(Net):
     def __init__(self):
         super().__init__()

@@ -342,14 +342,14 @@ def test_losses(name):
 
 
 REFUSED = [
-    (torch.add, {"alpha": 2}, "add: alpha is 2, and bngen has it as 1 alone"),
+    (torch.round, {"decimals": 2}, "round: decimals is 2, and bngen has it as 0 alone"),
     (torch.div, {"rounding_mode": "floor"}, "div: rounding_mode is 'floor'"),
     (torch.nn.ReLU, {"inplace": True}, "relu: inplace is True, and bngen has it as False"),
     (torch.nn.MaxPool2d, {"return_indices": True}, "max_pool2d: return_indices is True"),
     (torch.nn.Conv2d, {"padding_mode": "reflect"}, "conv2d: padding_mode is 'reflect'"),
     ("sum", {"dtype": torch.float64}, "sum: dtype is torch.float64"),
-    (torch.add, {"alpha": 1, "out": None}, ""),
-    (torch.add, {"alpha": True}, "add: alpha is True"),
+    (torch.round, {"decimals": 0, "out": None}, ""),
+    (torch.round, {"decimals": False}, "round: decimals is False"),
 ]
 
 

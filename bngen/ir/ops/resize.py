@@ -32,10 +32,8 @@ class Taps(NamedTuple):
 def nearest_indices(size: int, out: int, scale: float, centred: bool) -> np.ndarray:
     """For each result along an axis the element that it is (PyTorch's rule, in its float32)."""
     places = np.arange(out)
-    if out == size:
-        return places
-    if out == 2 * size:
-        return places // 2
+    if not centred and out in (size, 2 * size):  # whatever the scale
+        return places // (out // size)
     at = places.astype(np.float32) + np.float32(0.5 if centred else 0)
     return np.minimum(np.floor(at * np.float32(scale)).astype(np.int64), size - 1)
 
