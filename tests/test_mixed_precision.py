@@ -165,6 +165,7 @@ def test_which_ops_are_in_bfloat16(group):
         return bg.cross_entropy(x, y), x
 
     graph = bg.autocast(bg.program(net)).graph
+    assert len(bg.autocast(bg.autocast(bg.program(net))).graph.nodes) == len(graph.nodes)
     assert [v.dtype for v in graph.outputs] == ["float32", "bfloat16"]
     assert {i.value.dtype for i in graph.inputs if i.kind == "parameter"} == {"float32"}
     maps = [n for n in graph.nodes if len(n.out.shape) == 4 and not n.row.rounds]

@@ -91,6 +91,8 @@ class _Autocast:
     def results_of(self, node: Node, operands: Values) -> tuple[Value, ...]:
         """What stands for a node's results."""
         row = node.row
+        if row.converts and operands[0].dtype == node.out.dtype:  # autocast before
+            return (operands[0],)
         if row.autocast == "narrows" and all(v.dtype in (self.dtype, self.wide) for v in operands):
             narrow = [self.narrowed(v) for v in operands]
             if self.is_finished_later(node):

@@ -7,6 +7,7 @@ Each has connections of its own between the same ranks: what PyTorch sends at th
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from typing import Any
 
@@ -77,7 +78,11 @@ def _connected(group: Any) -> Any:
     if not dist.is_gloo_available():
         return group
     timeout = group._get_backend(torch.device("cpu")).options._timeout
-    store = dist.PrefixStore("bngen/", dist.distributed_c10d._get_process_group_store(group))
+    # Ranks that torchrun has started anew find in the store what they have left there before.
+    name = torch.tensor([secrets.randbits(62)], device="cpu")
+    dist.broadcast(name, dist.get_global_rank(group, 0), group)
+    store = dist.distributed_c10d._get_process_group_store(group)
+    store = dist.PrefixStore(f"bngen/{name.item()}", store)
     return dist.ProcessGroupGloo(store, group.rank(), group.size(), timeout)
 
 

@@ -9,9 +9,11 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch._subclasses import FakeTensorMode
 
 import bngen
 from bngen.torch_bridge.explain import explain_model
+from bngen.torch_bridge.sync_batch_norm import sync_batch_norm
 from bngen.torch_bridge.sync_layers import SyncBatchNorm, synchronize
 from tests.profiles import THOROUGH, takes_long
 from tests.torch_bridge.processes import Started, joined
@@ -202,6 +204,14 @@ def test_layers_of_classes_made_of_batch_normalization_do_what_they_do_besides()
 
     with pytest.raises(bngen.BngenError, match="sync_bn: 0 is a Alone, whose forward does not"):
         synchronize(nn.Sequential(Alone(3)))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_share_may_be_one_row(dtype):
+    with FakeTensorMode():
+        x, weight = torch.empty(1, 4, dtype=dtype), torch.empty(4, requires_grad=True)
+        y = sync_batch_norm(x, None, None, weight, group="0")
+    assert (y.shape, y.dtype, y.requires_grad) == (x.shape, dtype, True)
 
 
 def test_layers_stay_what_they_are_but_for_their_class():
