@@ -26,8 +26,6 @@ def _to(input: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
     Memory formats are the planner's.
     """
-    if any(value is True for value in args):
-        raise UnsupportedError("to(...) with flags by their places")
     wanted = [*args, kwargs.get("dtype"), kwargs.get("other")]
     for value in wanted:
         if isinstance(value, Tensor):
@@ -145,9 +143,9 @@ def _glu(input: Tensor, dim: int = -1) -> Tensor:
 def _softmin(
     input: Tensor, dim: int | None = None, _stacklevel: int = 3, dtype: Any = None
 ) -> Tensor:
-    if dim is None or dtype is not None:
-        raise UnsupportedError("softmin without an axis, or of another type")
-    return reductions.softmax(-input, dim)
+    if dim is None:
+        raise UnsupportedError("softmin without an axis")
+    return reductions.softmax(-(input if dtype is None else input.to(dtype_of(dtype))), dim)
 
 
 def _rrelu(
@@ -197,6 +195,15 @@ def _repeat_interleave(
     before, after = x.shape[: axis + 1], x.shape[axis + 1 :]
     spread = shapes.expand(x.reshape((*before, 1, *after)), (*before, repeats, *after))
     return spread.reshape((*before[:-1], before[-1] * repeats, *after))
+
+
+def _select(input: Tensor, dim: int, index: int) -> Tensor:
+    axis = axis_of("select", input, dim)
+    return input[(*[slice(None)] * axis, index)]
+
+
+def _ravel(input: Tensor) -> Tensor:
+    return input.reshape(-1)
 
 
 def _tile(input: Tensor, dims: Any, *more: int) -> Tensor:
@@ -251,6 +258,8 @@ COMPOSED: dict[Any, Callable[..., Any]] = {
     **dict.fromkeys((F.rms_norm, torch.rms_norm), _rms_norm),
     **dict.fromkeys((F.cosine_similarity, torch.cosine_similarity), _cosine_similarity),
     **dict.fromkeys((torch.repeat_interleave, "repeat_interleave"), _repeat_interleave),
+    **dict.fromkeys((torch.select, "select"), _select),
+    **dict.fromkeys((torch.ravel, "ravel"), _ravel),
     **dict.fromkeys((torch.tile, "tile"), _tile),
     **dict.fromkeys((F.upsample, F.upsample_nearest), _upsample),
     F.upsample_bilinear: _upsample_bilinear,

@@ -62,7 +62,9 @@ def reasons(graph: fx.Graph, shared: set[fx.Node]) -> dict[fx.Node, str]:
 
 
 def _copies(node: fx.Node) -> bool:
-    return node.target in ("clone", torch.clone) or bool(node.kwargs.get("copy"))
+    flags = [a for a in node.args if isinstance(a, bool)]  # of "to": non_blocking, copy
+    asked = node.kwargs.get("copy") or (node.target == "to" and flags[1:] == [True])
+    return node.target in ("clone", torch.clone) or bool(asked)
 
 
 def _tried(node: fx.Node, tried: dict[Any, str | None]) -> str | None:

@@ -8,10 +8,12 @@ In: a node of a captured graph. Out: a function of bngen's language that takes P
 from __future__ import annotations
 
 import functools
+import inspect
 import operator
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import fx
 
 from bngen.lang import (
@@ -32,7 +34,7 @@ from bngen.lang import (
 from bngen.lang.tensor import Tensor
 from bngen.torch_bridge import masks
 from bngen.torch_bridge.composed import COMPOSED
-from bngen.torch_bridge.element_types import UnsupportedError
+from bngen.torch_bridge.element_types import UnsupportedError, dtype_of
 from bngen.torch_bridge.ops import Spelling, spelling_of
 from bngen.torch_bridge.places import CALLS, called
 from bngen.torch_bridge.sync_batch_norm import sync_batch_norm
@@ -110,6 +112,9 @@ def _spelled(spelling: Spelling, target: Any, *args: Any, **kwargs: Any) -> Any:
     if len(args) > len(names):
         return function(*args, **kwargs)  # its own *args, as of Tensor.view
     given |= dict(zip(names, args, strict=False))
+    first = names[0] if args else "input"
+    if "dtype" in spelling.only and isinstance(given.get("dtype"), torch.dtype) and first in given:
+        given[first] = given[first].to(dtype_of(given.pop("dtype")))  # which PyTorch does first
     if refused := spelling.refusal(given):
         raise UnsupportedError(refused)
     own = {n: v for n, v in given.items() if n not in spelling.only}
@@ -145,5 +150,5 @@ def _function(name: str) -> Callable[..., Any]:
 @functools.cache
 def _parameters(function: Any) -> tuple[str, ...]:
     """Names of a Python function's parameters; none of a built-in one's."""
-    code = getattr(function, "__code__", None)
+    code = getattr(inspect.unwrap(function) if callable(function) else None, "__code__", None)
     return () if code is None else code.co_varnames[: code.co_argcount]

@@ -59,8 +59,7 @@ CALLS = {name: (row, function) for name, row, function in calls()}
 
 LEFT = {
     "div.floor_rounding", "div.trunc_rounding", "round.decimals_3", "round.decimals_neg_3",
-    "softmax.with_dtype", "log_softmax.with_dtype", "norm.nuc", "matmul",
-    "nn.functional.softmin.with_dtype",
+    "norm.nuc", "matmul",
     "nn.functional.adaptive_max_pool2d", "nn.functional.pad.replicate_negative",
     "nn.functional.interpolate.trilinear",
 }  # fmt: skip
