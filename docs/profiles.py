@@ -73,7 +73,7 @@ def roofline(found: Sequence[Json], path: Path) -> None:
         limits = profile["limits"]
         ridge = limits["gflops"] / limits["gbytes"]
         rows = [k for k in profile["kernels"] if k["nbytes"] > SMALL and k["operations"]]
-        axis.plot([0.03, ridge, 3000], [0.03 * limits["gbytes"], *[limits["gflops"]] * 2], "k-")
+        axis.plot([0.03, ridge, 400], [0.03 * limits["gbytes"], *[limits["gflops"]] * 2], "k-")
         for work, colour in COLOURS.items():
             own = [k for k in rows if k["work"] == work]
             axis.scatter(
@@ -84,6 +84,7 @@ def roofline(found: Sequence[Json], path: Path) -> None:
             )  # fmt: skip
         axis.set_title(f"{profile['fusion']}: {1e3 * profile['step']['step']:.0f} ms a step")
         axis.set(xscale="log", yscale="log", xlabel="operations a byte")
+        axis.set_ylim(0.2, 3 * limits["gflops"])
     axes[0].set_ylabel("GFLOP/s that it reaches")
     for handle in axes[0].legend(fontsize="small", loc="lower right").legend_handles:
         handle.set_sizes([30])
