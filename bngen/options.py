@@ -206,7 +206,7 @@ OPTIONS: tuple[Option, ...] = (
         flags=("--no-cache",), default=False, commands=(BUILD, VERIFY),
     ),
     _row(
-        "jobs", "int", "processes that compile; 1: this one alone", flags=(), commands=(),
+        "jobs", "int", "kernels that are compiled at once, by processes from 4 on", flags=(), commands=(),
         default_text="one for each CPU", metavar="N",
     ),
     _row(

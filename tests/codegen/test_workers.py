@@ -34,6 +34,7 @@ def machine_code(**options):
 def few(monkeypatch):
     """Processes for as few kernels; they end with the test."""
     monkeypatch.setattr(workers, "LEAST", 1)
+    monkeypatch.setattr(workers, "FEWEST", 2)
     yield
     for running in workers._running:
         running.executor.shutdown(kill_workers=True)
@@ -88,7 +89,7 @@ import bngen as bg
 from bngen.codegen import workers
 
 print("once")
-workers.LEAST = 1
+workers.LEAST, workers.FEWEST = 1, 2
 x = bg.Tensor[2, 16, 8, 8]
 module = bg.build(bg.trace(lambda x: bg.relu(x).mean((2, 3)), x), grad=True)
 assert workers._running
