@@ -206,8 +206,8 @@ OPTIONS: tuple[Option, ...] = (
         flags=("--no-cache",), default=False, commands=(BUILD, VERIFY),
     ),
     _row(
-        "jobs", "int", "kernels that are compiled at once, by processes from 4 on", flags=(), commands=(),
-        default_text="one for each CPU", metavar="N",
+        "jobs", "int", "kernels that are compiled at once, by processes from 4 on", flags=(),
+        commands=(), default_text="one for each CPU", metavar="N",
     ),
     _row(
         "cache_dir", "path", "where bngen keeps what can be made again", flags=(), commands=(),
