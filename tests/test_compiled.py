@@ -28,7 +28,7 @@ from tests.compiled import (
     forward,
 )
 from tests.oracle import assert_close, kink_margin, torch_runs
-from tests.profiles import LEVELS, some
+from tests.profiles import LEVELS, some, takes_long
 from tests.strategies import formats_of, memory_format_of, programs, random_args
 
 NATIVE, AVX2 = "llvm -mcpu=native", "llvm -mcpu=x86-64-v3"
@@ -362,6 +362,7 @@ def test_the_same_bits_every_time():
     assert bits(whole_step(which=1), x, labels) == first
 
 
+@takes_long("compiles a network twice; ranks of one thread are in tests/torch_bridge")
 def test_one_thread_and_all():
     graph, args = dense_and_residual().graph, None
     for threads in (1, None):  # None is all of the machine's

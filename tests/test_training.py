@@ -171,7 +171,7 @@ def test_loss_curves_agree_and_fall(batches):
             {"weight_decay": 0.05},
             {"momentum": 0.9, "dampening": 0.5},
         ],
-        2,
+        1,
     ),
     ids=str,
 )
@@ -187,7 +187,7 @@ def test_sgd_is_that_of_torch(batches, settings):
             ("RMSprop", {"centered": True, "momentum": 0.5}),
             ("Adam", {"amsgrad": True, "weight_decay": 0.01}),
         ],
-        2,
+        1,
     ),
     ids=str,
 )

@@ -16,7 +16,7 @@ from tests.whole_network import compare, findings, main, median, table
         ("tiny_densenet", 3, 32),
         pytest.param("tiny_mobilenet", 3, 32, marks=takes_long("tiny_mobilenet_v3 is like it")),
         ("tiny_mobilenet_v3", 4, 32),
-        ("tiny_vgg", 3, 32),
+        pytest.param("tiny_vgg", 3, 32, marks=takes_long("the others have what it has")),
     ],
 )
 def test_a_step_is_that_of_pytorch(name, batch, image):

@@ -84,7 +84,7 @@ def test_what_is_prefetched_is_what_the_table_says():
     """The compiler's own code: no other kernel has a prefetch in it."""
     seen, plans = set(), (plan_of(14, 64, 3), plan_of(14, 32, 3, groups=32 // 2))
     for compiled in (c for plan in plans for c in compile_plan(plan, TARGET)):
-        func = compiled.code.module[compiled.code.symbol]
+        func = compiled.code.forms.module[compiled.code.symbol]
         elements, _ = prefetched(func)
         assert compiled.code.rule in PREFETCHED or not elements
         seen |= {compiled.code.rule} if elements else set()
@@ -171,7 +171,7 @@ def test_register_tiles_are_in_registers():
             continue
         assert dict(compiled.code.knobs) == tile
         seen += 1
-        text = compiled.code.library.mod.inspect_source("ll")
+        text = compiled.code.forms.library.mod.inspect_source("ll")
         carried = re.findall(rf"%conv_local\S+ = phi <{TARGET.channel_block} x float>", text)
         assert len(carried) >= tile["columns"] * tile["blocks"]
     assert seen

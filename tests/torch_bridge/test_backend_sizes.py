@@ -17,7 +17,7 @@ from bngen.torch_bridge import backend as backend_module
 from bngen.torch_bridge import builds
 from bngen.torch_bridge.asked import Asked
 from bngen.torch_bridge.region import Region
-from tests.profiles import some
+from tests.profiles import takes_long
 from tests.torch_bridge.small import Net, images
 
 pytestmark = pytest.mark.usefixtures("compiling")
@@ -71,7 +71,8 @@ def train(model, sizes):
         model(images(n, 3, 8, 8)).square().mean().backward()
 
 
-@pytest.mark.parametrize("dynamic", some([None, True, False], 1))
+@takes_long("what builds in the background lets all other tests go first")
+@pytest.mark.parametrize("dynamic", [None, True, False])
 def test_epochs_with_ragged_batches_and_validation(watched, dynamic, monkeypatch):
     """After the first epoch no step captures anything or waits for a build."""
     seen, own = watched
