@@ -359,7 +359,12 @@ def test_the_same_bits_every_time():
     first = bits(module, x, labels)
     bits(module, -x, labels)  # leaves another arena behind
     assert bits(module, x, labels) == first
-    assert bits(whole_step(which=1), x, labels) == first
+
+
+@takes_long("compiles a network twice; tests/codegen/test_workers.py compares kernels")
+def test_the_same_bits_of_every_build():
+    x, labels = normal(4, 3, 16, 16), np.arange(4)
+    assert bits(whole_step(which=1), x, labels) == bits(whole_step(), x, labels)
 
 
 @takes_long("compiles a network twice; ranks of one thread are in tests/torch_bridge")
