@@ -54,8 +54,6 @@ def codes(
         here: whether this process shall compile all of it, so that TVM's forms are there, too.
     """
     pool = None if here or len(tasks) < LEAST else processes(jobs)
-    if pool is None:
-        import bngen.codegen.pipeline  # noqa: F401  (loads TVM, before threads would at once)
     with _without_collections(), ThreadPoolExecutor(jobs) as threads:
         futures = {
             _submitted(pool, _remote, task) if pool else _submitted(threads, compiled, task): key
