@@ -1,10 +1,10 @@
 """Who compiles kernels: threads of this process or, of many kernels on many CPUs, processes.
 
 In: tasks by key. Out: their code, as it is ready. Lowering and scheduling are Python, which the
-threads of a process run one at a time, and some two fifths of the work: more than three threads
-gain nothing. Two do (DenseNet-121's step: 69 s of CPU time, 38 s by two threads, and 41 s by two
-processes, whose beginning and messages take 8 s more). A process begins while a program is planned,
-and ends when it has had nothing to do for a while.
+threads of a process run one at a time, and some two fifths of the work: a fourth thread would gain
+nothing. On two CPUs threads are as good (DenseNet-121's step: 69 s of CPU time, 38 s by two threads,
+and 41 s by two processes, whose beginning and messages take 8 s more). A process begins while a
+program is planned, and ends when it has had nothing to do for a while.
 
 Processes are a gain alone. Where none can be started, or one ends, or fails, what it had to do is
 done here, and fails here if it must.
@@ -29,9 +29,9 @@ from bngen.codegen.code import Code, Task, compiled
 LEAST = 40
 """Distinct kernels from which on processes pay; they take some five seconds of one."""
 FEWEST = 4
-"""Processes from which on they are faster than threads."""
+"""Processes from which on they should be faster than threads: a prediction, two are not."""
 MOST = 32
-"""Processes; each takes some 300 MB."""
+"""Processes; each takes some 500 MB."""
 _IDLE = 60
 """Seconds after which a process ends that nothing is asked of."""
 _WATCH = 1
