@@ -38,7 +38,7 @@ def shuffled(load: TensorLoad) -> Expr:
     lanes = int(dtype_of(index).partition("x")[2] or 1)
     if lanes == 1:
         return load
-    places = [_lane(index, i) for i in range(lanes)]
+    places = [lane(index, i) for i in range(lanes)]
     if None in places:
         return load
     analyzer = Analyzer()
@@ -94,7 +94,7 @@ def _shuffle(parts: list[Expr], chosen: list[int]) -> Expr:
     return tirx.Shuffle(parts, [tirx.const(i, "int32") for i in chosen])
 
 
-def _lane(index: Expr, i: int) -> Any:
+def lane(index: Expr, i: int) -> Any:
     """One lane of a vector of integers, as a scalar; None where it is not known how to."""
     kind = type(index)
     if kind is tirx.Ramp:
@@ -103,5 +103,5 @@ def _lane(index: Expr, i: int) -> Any:
         return index.value
     if kind not in _LANEWISE:
         return None
-    a, b = _lane(index.a, i), _lane(index.b, i)
+    a, b = lane(index.a, i), lane(index.b, i)
     return None if a is None or b is None else kind(a, b)

@@ -26,6 +26,7 @@ from tvm import tirx
 from tvm.ir import Expr, TensorLoad
 from tvm.sym import Analyzer
 
+from bngen.codegen.shuffles import lane
 from bngen.lower.opaque import dtype_of
 
 MOST_LANES = 16
@@ -72,7 +73,7 @@ def _is_gather(statement: tirx.Stmt) -> bool:
         and not dtype_of(load).startswith("bool")
         and not load.source.same_as(statement.buffer)
         and not _is_row(load.indices[0])
-        and _has_lanes(load.indices[0])
+        and lane(load.indices[0], 0) is not None
         and (_is_row(place) or dtype_of(place) == "int32")  # of a buffer of vectors
     )
 
@@ -117,28 +118,9 @@ def _is_beside(
         pairs = [(p.base + distance, q.base), (p.stride, q.stride)]
     else:
         lanes = range(_lanes(first))
-        pairs = [(_of_lane(p, i), _of_lane(q, i)) for i in lanes]
+        pairs = [(lane(p, i), lane(q, i)) for i in lanes]
         pairs = [(x + distance, y) for x, y in pairs]
     return all(analyzer.can_prove_equal(x, y) for x, y in pairs)
-
-
-_LANE_BY_LANE = (tirx.Add, tirx.Sub, tirx.Mul, tirx.Min, tirx.Max)
-
-
-def _has_lanes(index: Expr) -> bool:
-    """Whether the index of each lane of a vector of indices can be told."""
-    if isinstance(index, _LANE_BY_LANE):
-        return _has_lanes(index.a) and _has_lanes(index.b)
-    return isinstance(index, tirx.Ramp | tirx.Broadcast)
-
-
-def _of_lane(index: Expr, lane: int) -> Expr:
-    """The index of a lane of a vector of indices."""
-    if isinstance(index, tirx.Ramp):
-        return index.base + index.stride * lane
-    if isinstance(index, tirx.Broadcast):
-        return index.value
-    return type(index)(_of_lane(index.a, lane), _of_lane(index.b, lane))
 
 
 def _turned(run: Sequence[tirx.BufferStore]) -> list[tirx.Stmt]:
@@ -152,8 +134,8 @@ def _turned(run: Sequence[tirx.BufferStore]) -> list[tirx.Stmt]:
         done.append(tirx.Bind(var, value))
         return var
 
-    def row(lane: int) -> Expr:
-        start = _of_lane(load.indices[0], lane)
+    def row(number: int) -> Expr:
+        start = lane(load.indices[0], number)
         return named(tirx.BufferLoad(load.source, [tirx.Ramp(start, tirx.const(1, "int32"), side)]))
 
     # Of rows shorter than a vector, several lie in one: each is turned over within its part.

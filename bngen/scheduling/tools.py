@@ -14,6 +14,12 @@ if TYPE_CHECKING:
 UNROLL_LIMIT = 32
 """Longest loop that is written out."""
 
+SET_REACH, LINE = 4096, 64
+"""Bytes after which addresses fall into the same set of a level-1 cache again, and of a line.
+
+A level-1 cache whose sets the offset in a page chooses has this reach on all CPUs with such pages.
+"""
+
 
 def opened(low: Lowered) -> s_tir.Schedule:
     """A schedule of a kernel to which nothing is applied yet."""
@@ -175,6 +181,7 @@ def attach_loads(sch: s_tir.Schedule, low: Lowered, at: Any) -> None:
         i, j, cb, *tiles, lane = loops_inside(sch, block, at)
         sch.reorder(cb, *tiles, i, j, lane)
         spell_out(sch, i, j, lane)
+        in_other_sets(sch, name, 1)
         if source in low.pads:
             attach_scratch(sch, source, cb)
 
@@ -186,6 +193,19 @@ def attach_scratch(sch: s_tir.Schedule, name: str, at: Any) -> None:
     vectorize_last(sch, block)
     *_, columns, _ = loops_inside(sch, block, at)
     set_apart(sch, columns)
+
+
+def in_other_sets(sch: s_tir.Schedule, name: str, axis: int) -> None:
+    """Let what a block writes at successive places along an axis lie in successive cache lines.
+
+    Where the places are a multiple of a cache's reach apart, their lines all belong to one of its
+    sets, and side by side they put each other out.
+    """
+    from tvm import DataType
+
+    block = sch.get_sblock(name)
+    element = DataType(sch.get(block).writes[0].source.ty.dtype).itemsize
+    sch.storage_align(block, 0, axis, SET_REACH // element, LINE // element)
 
 
 def write_out(sch: s_tir.Schedule, loop: Any) -> None:

@@ -211,18 +211,27 @@ def schedule_weight_gradient(low: Lowered, facts: GradientFacts, knobs: Knobs) -
     h_tile, h_in = sch.split(h, [None, knobs["rows"]])
     sch.reorder(n, h_tile, h_in, w)
     tile_sum = sch.rfactor(sch.fuse(n, h_tile), 0)
-    kb, cb, r, s, cl, lane, *chunk, tile = sch.get_loops(partial)
-    kb_task, kb_in = sch.split(kb, [None, knobs["out_blocks"]])
-    cb_task, cb_in = sch.split(cb, [None, knobs["in_blocks"]])
+    together = knobs["chunks"] == 1 and turns(sch, facts)
+    if together:
+        task, *square = _result_of_tasks(sch, facts, knobs)
+        for name in (*(["windows"] if low.points else []), sch.get(partial).name_hint):
+            sch.compute_at(sch.get_sblock(name), task, preserve_unit_loops=True)
+        tile, kb_in, cb_in, r, s, cl, lane = loops_inside(sch, partial, task)
+        tasks = []
+    else:
+        kb, cb, r, s, cl, lane, *chunk, tile = sch.get_loops(partial)
+        kb_task, kb_in = sch.split(kb, [None, knobs["out_blocks"]])
+        cb_task, cb_in = sch.split(cb, [None, knobs["in_blocks"]])
+        tasks = [*chunk, kb_task, cb_task]
     kb_in, kb_register = sch.split(kb_in, [None, knobs["blocks"]])
     if wide:
         cl, cl_register = sch.split(cl, [None, knobs["in_lanes"]])
         outer, registers = [kb_in, cb_in, r, s, cl], [cl_register, kb_register]
     else:
         outer, registers = [kb_in, cb_in, r, cl], [s, kb_register]
-    tasks = [*chunk, kb_task, cb_task]
     sch.reorder(*tasks, tile, *outer, *registers, lane)
-    sch.parallel(sch.fuse(*tasks))
+    if tasks:
+        sch.parallel(sch.fuse(*tasks))
     _register_block(sch, tile_sum, outer[-1], wide)
     attach_loads(sch, low, tile)
     sch.vectorize(lane)
@@ -230,11 +239,16 @@ def schedule_weight_gradient(low: Lowered, facts: GradientFacts, knobs: Knobs) -
     for loop in registers:
         sch.unroll(loop)
     if low.points:
-        *blocks, i, j, cl, lane = sch.get_loops(sch.get_sblock("windows"))
+        windows = sch.get_sblock("windows")
+        *blocks, i, j, cl, lane = loops_inside(sch, windows, task) if together else sch.get_loops(windows)
         sch.reorder(*blocks, cl, i, j, lane)
-        sch.parallel(sch.fuse(*blocks))
+        if not together:
+            sch.parallel(sch.fuse(*blocks))
         spell_out(sch, i, j, lane)
-    unpack(sch)
+    if together:
+        turn(sch, square)
+    else:
+        unpack(sch, facts)
     return sch
 
 
@@ -279,9 +293,52 @@ def reductions(sch: s_tir.Schedule, block: Any) -> int:
     return sum(axis.iter_type == tirx.IterVar.CommReduce for axis in sch.get(block).iter_vars)
 
 
-def unpack(sch: s_tir.Schedule) -> None:
-    """The gradient in the weight's own order, a task an output channel."""
-    block = sch.get_sblock("dweight")
-    loops = sch.get_loops(block)
+def unpack(sch: s_tir.Schedule, facts: GradientFacts | None = None) -> None:
+    """The gradient in the weight's own order, a task an output channel, or a square of blocks."""
+    if facts is not None and turns(sch, facts):
+        task, *square = _result_of_tasks(sch, facts, {"out_blocks": 1, "in_blocks": 1})
+        turn(sch, square)
+        return
+    loops = sch.get_loops(sch.get_sblock("dweight"))
     if extent(sch, loops[0]) > 1:
         sch.parallel(loops[0])
+
+
+def turns(sch: s_tir.Schedule, facts: GradientFacts) -> bool:
+    """Whether the gradient is made of whole squares of blocks."""
+    k, c, *taps = (extent(sch, loop) for loop in sch.get_loops(sch.get_sblock("dweight")))
+    return (
+        k == facts.out_blocks * facts.lanes
+        and c == facts.in_blocks * facts.in_lanes
+        and facts.in_lanes * math.prod(taps) % facts.lanes == 0
+    )
+
+
+def _result_of_tasks(sch: s_tir.Schedule, facts: GradientFacts, knobs: Knobs) -> tuple[Any, ...]:
+    """Cut the gradient into tasks; the loop over them, and those of a task."""
+    k, c, *taps = sch.get_loops(sch.get_sblock("dweight"))
+    k_task, kb, k = sch.split(k, [None, knobs["out_blocks"], facts.lanes])
+    c_task, cb, c = sch.split(c, [None, knobs["in_blocks"], facts.in_lanes])
+    sch.reorder(k_task, c_task, kb, cb, k, c, *taps)
+    task = sch.fuse(k_task, c_task)
+    sch.parallel(task)
+    return task, k, c, *taps
+
+
+MOST_TURNED = 9
+"""Squares that are written out: all taps of a window of 3x3."""
+
+
+def turn(sch: s_tir.Schedule, square: Sequence[Any]) -> None:
+    """Squares of channels turned over in registers (`bngen.codegen.transposes`).
+
+    A vector is of neighbours in the weight's order, input channels with their taps; as many of them
+    are written out as a block has output channels.
+    """
+    k, *inner = square
+    vectors, lane = sch.split(sch.fuse(*inner), [None, extent(sch, k)])
+    sch.reorder(vectors, k, lane)
+    if extent(sch, vectors) <= MOST_TURNED:
+        sch.unroll(vectors)
+    sch.unroll(k)
+    sch.vectorize(lane)

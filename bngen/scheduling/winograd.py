@@ -37,6 +37,7 @@ from bngen.scheduling.tools import (
     attach_loads,
     attach_store_slot,
     cut_into_tasks,
+    in_other_sets,
     loops_inside,
     opened,
     set_apart,
@@ -217,6 +218,7 @@ def schedule_winograd(low: Lowered, facts: ConvFacts, knobs: Knobs) -> s_tir.Sch
     sch.reorder(kb, cb, cl, i, j, lane)
     sch.parallel(sch.fuse(kb, cb))
     spell_out(sch, i, j, lane)
+    in_other_sets(sch, "taps", 1)
     return sch
 
 
@@ -224,6 +226,7 @@ def _schedule_product(sch: s_tir.Schedule, at, columns: int) -> None:
     """The products of matrices of a task, a register tile at a time."""
     product = sch.get_sblock("product")
     sch.compute_at(product, at, preserve_unit_loops=True)
+    in_other_sets(sch, "product", 1)
     i, j, kb, n, h, w, lane, cb, cl = loops_inside(sch, product, at)
     t_tile, t_in = sch.split(sch.fuse(n, h, w), [None, columns])
     sch.reorder(i, j, t_tile, cb, cl, t_in, kb, lane)
