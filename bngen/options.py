@@ -210,6 +210,10 @@ OPTIONS: tuple[Option, ...] = (
         commands=(), default_text="one for each CPU", metavar="N",
     ),
     _row(
+        "shared_memory", "flag", "ranks of one machine exchange short arrays through memory",
+        flags=(), commands=(), default=True,
+    ),
+    _row(
         "cache_dir", "path", "where bngen keeps what can be made again", flags=(), commands=(),
         default_text="the user's cache folder",
     ),

@@ -18,6 +18,36 @@ from pathlib import Path
 # --- in a rank --------------------------------------------------------------------------------
 
 
+class Slow:
+    """A communicator whose messages take their time, and are counted."""
+
+    def __init__(self, ranks, network: Network):
+        self.size, self.rank = ranks.size, ranks.rank
+        self._ranks, self._network = ranks, network
+
+    def sum(self, array):
+        return Late(self._ranks.sum(array), self._network)
+
+    def gather(self, array):
+        return Late(self._ranks.gather(array), self._network)
+
+
+class Late:
+    """What is under way, and arrives no sooner than the network allows."""
+
+    def __init__(self, work, network: Network):
+        self._work, self._network = work, network
+        self._over = time.perf_counter() + network.delay
+        network.collectives += 1
+
+    def result(self):
+        start = time.perf_counter()
+        found = self._work.result()
+        time.sleep(max(0.0, self._over - time.perf_counter()))
+        self._network.waited += time.perf_counter() - start
+        return found
+
+
 class Network:
     """What is imagined of the network, and counted of what travels in it."""
 
@@ -30,22 +60,8 @@ class Network:
         """Slow and count the collectives of synchronized batch normalization."""
         from bngen.torch_bridge import distributed
 
-        network = self
-
-        class Work(distributed._Work):
-            def __init__(self, work, array):
-                super().__init__(work, array)
-                self._over = time.perf_counter() + network.delay
-                network.collectives += 1
-
-            def result(self):
-                start = time.perf_counter()
-                found = super().result()
-                time.sleep(max(0.0, self._over - time.perf_counter()))
-                network.waited += time.perf_counter() - start
-                return found
-
-        distributed._Work = Work
+        made = distributed.beside
+        distributed.beside = lambda *given, **named: Slow(made(*given, **named), self)
 
     def hook(self, _state, bucket):
         """DistributedDataParallel's, for a bucket of gradients: their average, at that speed."""

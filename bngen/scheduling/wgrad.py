@@ -240,7 +240,8 @@ def schedule_weight_gradient(low: Lowered, facts: GradientFacts, knobs: Knobs) -
         sch.unroll(loop)
     if low.points:
         windows = sch.get_sblock("windows")
-        *blocks, i, j, cl, lane = loops_inside(sch, windows, task) if together else sch.get_loops(windows)
+        loops = loops_inside(sch, windows, task) if together else sch.get_loops(windows)
+        *blocks, i, j, cl, lane = loops
         sch.reorder(*blocks, cl, i, j, lane)
         if not together:
             sch.parallel(sch.fuse(*blocks))

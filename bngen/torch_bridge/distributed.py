@@ -1,14 +1,17 @@
 """Process groups of ``torch.distributed`` as what carries the values that ranks exchange.
 
-In: a process group, or its name. Out: a `Carrier`, which is the `Communicator` of bngen's runtime.
-Each has connections of its own between the same ranks: what PyTorch sends at the same time
-(gradients of DistributedDataParallel) may then be in another order on another rank.
+In: a process group, or its name. Out: a `Communicator` of bngen's runtime: a `Carrier`, and beside
+it shared memory for the ranks of one machine. Each has connections of its own between the same
+ranks: what PyTorch sends at the same time (gradients of DistributedDataParallel) may then be in
+another order on another rank.
 """
 
 from __future__ import annotations
 
+import math
 import secrets
 from collections.abc import Mapping
+from datetime import timedelta
 from typing import Any
 
 import numpy as np
@@ -16,8 +19,10 @@ import torch
 import torch.distributed as dist
 
 from bngen.errors import BngenError, CallError
-from bngen.runtime.communicator import waiting_for
+from bngen.options import environment
+from bngen.runtime.communicator import Communicator, waiting_for
 from bngen.runtime.module import Module
+from bngen.runtime.shared_memory import beside
 from bngen.torch_bridge.forks import Lock, forget_at_fork
 
 _START = "torch.distributed.init_process_group('gloo')"
@@ -77,7 +82,7 @@ def _connected(group: Any) -> Any:
     """
     if not dist.is_gloo_available():
         return group
-    timeout = group._get_backend(torch.device("cpu")).options._timeout
+    timeout = _timeout_of(group)
     # Ranks that torchrun has started anew find in the store what they have left there before.
     name = torch.tensor([secrets.randbits(62)], device="cpu")
     dist.broadcast(name, dist.get_global_rank(group, 0), group)
@@ -86,22 +91,35 @@ def _connected(group: Any) -> Any:
     return dist.ProcessGroupGloo(store, group.rank(), group.size(), timeout)
 
 
+def _timeout_of(group: Any) -> timedelta:
+    return group._get_backend(torch.device("cpu")).options._timeout
+
+
+def _carrier_of(group: Any) -> Communicator:
+    carrier = Carrier(group)
+    if carrier.size == 1:
+        return carrier
+    with waiting_for(f"the ranks of process group {group.group_name!r} to share memory", carrier):
+        timeout = _timeout_of(group).total_seconds() if dist.is_gloo_available() else math.inf
+        return beside(carrier, timeout, wanted=environment("shared_memory"))
+
+
 class _Carriers:
     """One for each process group, made when it is first needed."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Any, Carrier]] = {}
+        self._known: dict[str, tuple[Any, Communicator]] = {}
         self._others: list[Any] = []
         self._lock = Lock()
         forget_at_fork(self)
 
-    def of(self, group: Any) -> Carrier:
+    def of(self, group: Any) -> Communicator:
         """That of a process group."""
         with self._lock:
             known = self._known.get(group.group_name)
             # Names are used again once a group is destroyed.
             if known is None or known[0] is not group:
-                known = self._known[group.group_name] = group, Carrier(group)
+                known = self._known[group.group_name] = group, _carrier_of(group)
             return known[1]
 
     def after_fork(self) -> None:
@@ -116,7 +134,7 @@ class _Carriers:
 _CARRIERS = _Carriers()
 
 
-def carrier_named(name: str) -> Carrier:
+def carrier_named(name: str) -> Communicator:
     """That of the process group that PyTorch knows by a name.
 
     Raises:

@@ -23,11 +23,11 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from bngen.errors import BngenError
 from bngen.moments import merged
 from bngen.runtime.agreement import Agreement, Planned
-from bngen.runtime.communicator import waiting_for
+from bngen.runtime.communicator import Communicator, waiting_for
 from bngen.runtime.signature import BACKWARD, FORWARD
 from bngen.runtime.steps import MOMENTS, SUM
 from bngen.torch_bridge.derivatives import first_derivatives
-from bngen.torch_bridge.distributed import Carrier, carrier_named
+from bngen.torch_bridge.distributed import carrier_named
 from bngen.torch_bridge.empty_shares import Follower, Layer, told
 
 _ALONE = contextvars.ContextVar("_ALONE", default=False)
@@ -102,7 +102,7 @@ class _Synchronized(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None,
         running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float,
-        carrier: Carrier, layer: str, followed: bool,
+        carrier: Communicator, layer: str, followed: bool,
     ) -> Tensor:  # fmt: skip
         # Statistics and sums of what is only stored are not.
         wide = x.dtype if x.dtype.itemsize >= 4 else torch.float32
@@ -154,7 +154,7 @@ class _Synchronized(torch.autograd.Function):
         return dx, *vectors, *(None,) * 7
 
 
-def _waited(work: Any, what: str, layer: str, carrier: Carrier) -> np.ndarray:
+def _waited(work: Any, what: str, layer: str, carrier: Communicator) -> np.ndarray:
     with waiting_for(f"{what} of {layer or 'a layer'}", carrier):
         return work.result()
 
