@@ -37,7 +37,7 @@ from bngen.runtime.communicator import Communicator, Work
 
 _LOG = logging.getLogger(__name__)
 
-_FOLDER = Path("/dev/shm")
+FOLDER = Path("/dev/shm")
 _PLACES, _PLACE = 8, 1 << 16
 """Messages of a rank that are kept, and bytes of one; a head says how many of those count."""
 _HEAD = 8
@@ -85,7 +85,7 @@ def beside(far: Communicator, timeout: float, *, wanted: bool = True) -> Communi
         return far
     assert library is not None
     assert memory is not None
-    return _Shared(far, memory, library, timeout)
+    return Shared(far, memory, library, timeout)
 
 
 def _library() -> ctypes.CDLL | None:
@@ -122,7 +122,7 @@ class _Memory:
         """A new one; None where the system has no room for it."""
         name = f"bngen-{secrets.token_hex(16)}"
         try:
-            file = os.open(_FOLDER / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            file = os.open(FOLDER / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
             _LOG.info("ranks exchange nothing through memory: %s", error)
             return None
@@ -132,7 +132,7 @@ class _Memory:
             return cls(file, name, size)
         except OSError as error:
             _LOG.info("ranks exchange nothing through memory: %s", error)
-            os.unlink(_FOLDER / name)
+            os.unlink(FOLDER / name)
             os.close(file)
             return None
 
@@ -140,7 +140,7 @@ class _Memory:
     def opened(cls, name: str, size: int) -> _Memory | None:
         """That of another rank; None where it is not on this machine."""
         try:
-            file = os.open(_FOLDER / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            file = os.open(FOLDER / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
             _LOG.info("ranks exchange nothing through memory: %s", error)
             return None
@@ -154,7 +154,7 @@ class _Memory:
     def forget_name(self) -> None:
         """Leave nothing behind: who has it open keeps it."""
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(_FOLDER / self.name)
+            os.unlink(FOLDER / self.name)
 
     def belongs_to(self, rank: int) -> bool:
         """Take a rank's part, as long as this process lives; False where another one has it."""
@@ -191,14 +191,19 @@ def _bytes_of(size: int) -> int:
     return size * (_COUNTERS + _PLACES * _PLACE)
 
 
-class _Shared:
-    """A `Communicator` through memory, and beside it the other one."""
+class Shared:
+    """A `Communicator` through memory, and beside it the other one.
 
-    def __init__(
-        self, far: Communicator, memory: _Memory, library: ctypes.CDLL, timeout: float
-    ):
+    Args:
+        far: the other one.
+        memory: what the ranks share.
+        library: `shared_memory.c`.
+        timeout: seconds that they wait for each other.
+    """
+
+    def __init__(self, far: Communicator, memory: _Memory, library: ctypes.CDLL, timeout: float):
         self.size, self.rank = far.size, far.rank
-        self._far, self._memory, self._library = far, memory, library
+        self._far, self.memory, self._library = far, memory, library
         self._timeout = timeout
         self._written = self._read = 0
         self._pending: list[_Message] = []
@@ -227,12 +232,12 @@ class _Shared:
             self.receive(self._pending[0])
         if number >= _PLACES:
             for rank in self._others():
-                self._wait(self._memory.read(rank), number - _PLACES + 1, rank)
-        place = self._memory.place(self.rank, number)
+                self._wait(self.memory.read(rank), number - _PLACES + 1, rank)
+        place = self.memory.place(self.rank, number)
         place[:_HEAD].view("<i8")[0] = sent.size
         place[_HEAD : _HEAD + sent.size] = sent
         self._written = number + 1
-        self._raise(self._memory.written(self.rank), self._written)
+        self._raise(self.memory.written(self.rank), self._written)
         message = _Message(self, number, sent.size, finish)
         self._pending.append(message)
         return message
@@ -243,15 +248,15 @@ class _Shared:
             message = self._pending[0]
             rows = np.empty((self.size, message.nbytes), np.uint8)
             for rank in (self.rank, *self._others()):
-                self._wait(self._memory.written(rank), message.number + 1, rank)
-                place = self._memory.place(rank, message.number)
+                self._wait(self.memory.written(rank), message.number + 1, rank)
+                place = self.memory.place(rank, message.number)
                 if (nbytes := int(place[:_HEAD].view("<i8")[0])) != message.nbytes:
                     raise RuntimeError(f"rank {rank} sent {nbytes} bytes, not {message.nbytes}")
                 rows[rank] = place[_HEAD : _HEAD + message.nbytes]
             message.rows = rows
             self._pending.pop(0)
             self._read = message.number + 1
-            self._raise(self._memory.read(self.rank), self._read)
+            self._raise(self.memory.read(self.rank), self._read)
 
     def _others(self) -> Iterator[int]:
         return (rank for rank in range(self.size) if rank != self.rank)
@@ -269,7 +274,7 @@ class _Shared:
         wanted &= 0xFFFFFFFF
         while not self._library.bngen_shared_wait(counter, wanted, *patience, most):
             patience = 0, 0
-            is_left = self._memory.is_left(rank)  # It may have come that far, and ended then.
+            is_left = self.memory.is_left(rank)  # It may have come that far, and ended then.
             if is_left and not self._library.bngen_shared_wait(counter, wanted, 0, 0, 0):
                 raise RuntimeError(f"rank {rank} has ended")
             if time.monotonic() - start > self._timeout:
@@ -286,7 +291,7 @@ class _Message:
     """
 
     def __init__(
-        self, ranks: _Shared, number: int, nbytes: int, finish: Callable[[np.ndarray], np.ndarray]
+        self, ranks: Shared, number: int, nbytes: int, finish: Callable[[np.ndarray], np.ndarray]
     ):
         self.number, self.nbytes = number, nbytes
         self.rows: np.ndarray | None = None

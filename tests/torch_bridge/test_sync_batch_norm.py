@@ -93,8 +93,12 @@ def faulty_process(rank, how, folder):
     module.backward()
 
 
+@pytest.mark.parametrize("shares", ["1", "0"])
 @pytest.mark.parametrize("how", FAULTS if THOROUGH else ["kill"])
-def test_a_rank_that_fails_ends_the_others_with_one_line(tmp_path_factory, tmp_path, how):
+def test_a_rank_that_fails_ends_the_others_with_one_line(
+    tmp_path_factory, tmp_path, monkeypatch, how, shares
+):
+    monkeypatch.setenv("BNGEN_SHARED_MEMORY", shares)
     module = "tests.torch_bridge.test_sync_batch_norm"
     job = f"import {module} as t; t.faulty_process({{}}, {how!r}, {str(tmp_path)!r})"
     cache = tmp_path_factory.getbasetemp() / "faulty"
@@ -104,7 +108,8 @@ def test_a_rank_that_fails_ends_the_others_with_one_line(tmp_path_factory, tmp_p
         last = text.strip().splitlines()[-1]
         assert "faulty: rank 0 of 2 waited for the sum over ranks of 'features.norm0'" in last, text
         assert "and it failed: " in last
-        assert ("Timed out" if how == "hang" else "eer") in last
+        words = {"1": ("took longer than 8 s", "rank 1 has ended"), "0": ("Timed out", "eer")}
+        assert words[shares][how == "kill"] in last
 
 
 class Fault:
