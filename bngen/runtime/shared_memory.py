@@ -16,17 +16,15 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import errno
-import fcntl
 import logging
 import mmap
 import os
 import secrets
-import struct
+import select
 import sys
 import time
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +49,6 @@ _TICK = 0.1
 """Seconds after which one that sleeps looks whether the other one still lives."""
 _NAME = 48
 """Bytes of a file's name."""
-_FLOCK = "hhqqi4x"
-"""``struct flock`` of fcntl.h, where files have offsets of 64 bits."""
 
 
 def beside(far: Communicator, timeout: float, *, wanted: bool = True) -> Communicator:
@@ -75,17 +71,45 @@ def beside(far: Communicator, timeout: float, *, wanted: bool = True) -> Communi
         name = bytes(far.gather(np.frombuffer(said, np.uint8).copy()).result()[0]).decode().strip()
         if far.rank and library and name:
             memory = _Memory.opened(name, far.size)
-        shares = memory is not None and memory.belongs_to(far.rank)
-        all_share = far.gather(np.array([shares], np.uint8)).result().all()
+        own = np.array([memory is not None, os.getpid(), _namespace()], "<i8")
+        shared, pids, spaces = far.gather(own.view(np.uint8)).result().view("<i8").T
+        alive = _alive(pids, far.rank) if shared.all() and len(set(spaces)) == 1 else None
+        all_share = far.gather(np.array([alive is not None], np.uint8)).result().all()
     finally:
         if memory and far.rank == 0:
             memory.forget_name()
     if not all_share:
         _LOG.info("ranks exchange nothing through memory: not all of them can")
+        for file in (alive or {}).values():
+            os.close(file)
         return far
     assert library is not None
     assert memory is not None
-    return Shared(far, memory, library, timeout)
+    assert alive is not None
+    return Shared(far, memory, library, alive, timeout)
+
+
+def _namespace() -> int:
+    """Which processes a process number is one of; -1 where the system does not say."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return -1
+
+
+def _alive(pids: Sequence[int], own: int) -> dict[int, int] | None:
+    """Descriptors of the processes of the other ranks; None where the system has none to give."""
+    files: dict[int, int] = {}
+    try:
+        for rank, pid in enumerate(pids):
+            if rank != own:
+                files[rank] = os.pidfd_open(int(pid))
+    except OSError as error:
+        _LOG.info("ranks exchange nothing through memory: %s", error)
+        for file in files.values():
+            os.close(file)
+        return None
+    return files
 
 
 def _library() -> ctypes.CDLL | None:
@@ -106,16 +130,15 @@ class _Memory:
     """A file of all ranks, in memory.
 
     Args:
-        file: its descriptor, which is this object's from now on.
+        file: its descriptor, which is needed no longer than this takes.
         name: of the file.
         size: the number of ranks.
     """
 
     def __init__(self, file: int, name: str, size: int):
         whole = np.frombuffer(mmap.mmap(file, _bytes_of(size)), np.uint8)
-        self.name, self._file = name, file
+        self.name = name
         self._address, self._places = whole.ctypes.data, whole[size * _COUNTERS :]
-        weakref.finalize(self, os.close, file)
 
     @classmethod
     def made(cls, size: int) -> _Memory | None:
@@ -133,8 +156,9 @@ class _Memory:
         except OSError as error:
             _LOG.info("ranks exchange nothing through memory: %s", error)
             os.unlink(FOLDER / name)
-            os.close(file)
             return None
+        finally:
+            os.close(file)
 
     @classmethod
     def opened(cls, name: str, size: int) -> _Memory | None:
@@ -148,30 +172,14 @@ class _Memory:
             return cls(file, name, size)
         except (OSError, ValueError) as error:
             _LOG.info("ranks exchange nothing through memory: %s", error)
-            os.close(file)
             return None
+        finally:
+            os.close(file)
 
     def forget_name(self) -> None:
         """Leave nothing behind: who has it open keeps it."""
         with contextlib.suppress(FileNotFoundError):
             os.unlink(FOLDER / self.name)
-
-    def belongs_to(self, rank: int) -> bool:
-        """Take a rank's part, as long as this process lives; False where another one has it."""
-        try:
-            # Such a lock is the process's own: the system frees it, and no fork has a part in it.
-            fcntl.lockf(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, rank)
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EAGAIN):
-                _LOG.info("ranks exchange nothing through memory: %s", error)
-            return False
-        return True
-
-    def is_left(self, rank: int) -> bool:
-        """Whether the process of another rank has ended."""
-        asked = struct.pack(_FLOCK, fcntl.F_WRLCK, 0, rank, 1, 0)
-        kind, *_ = struct.unpack(_FLOCK, fcntl.fcntl(self._file, fcntl.F_GETLK, asked))
-        return kind == fcntl.F_UNLCK
 
     def written(self, rank: int) -> int:
         """Address of the counter of messages that a rank has written."""
@@ -198,13 +206,26 @@ class Shared:
         far: the other one.
         memory: what the ranks share.
         library: `shared_memory.c`.
+        alive: descriptors of the processes of the other ranks.
         timeout: seconds that they wait for each other.
     """
 
-    def __init__(self, far: Communicator, memory: _Memory, library: ctypes.CDLL, timeout: float):
+    def __init__(
+        self,
+        far: Communicator,
+        memory: _Memory,
+        library: ctypes.CDLL,
+        alive: dict[int, int],
+        timeout: float,
+    ):
         self.size, self.rank = far.size, far.rank
         self._far, self.memory, self._library = far, memory, library
         self._timeout = timeout
+        self._ends: dict[int, select.poll] = {}
+        for rank, file in alive.items():
+            self._ends[rank] = select.poll()
+            self._ends[rank].register(file, select.POLLIN)
+            weakref.finalize(self, os.close, file)
         self._written = self._read = 0
         self._pending: list[_Message] = []
 
@@ -274,8 +295,9 @@ class Shared:
         wanted &= 0xFFFFFFFF
         while not self._library.bngen_shared_wait(counter, wanted, *patience, most):
             patience = 0, 0
-            is_left = self.memory.is_left(rank)  # It may have come that far, and ended then.
-            if is_left and not self._library.bngen_shared_wait(counter, wanted, 0, 0, 0):
+            has_ended = bool(self._ends[rank].poll(0))
+            # It may have come that far, and ended then.
+            if has_ended and not self._library.bngen_shared_wait(counter, wanted, 0, 0, 0):
                 raise RuntimeError(f"rank {rank} has ended")
             if time.monotonic() - start > self._timeout:
                 raise RuntimeError(f"rank {rank} took longer than {self._timeout:g} s")
