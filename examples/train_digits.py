@@ -2,8 +2,13 @@
 
 One compiled program is one training step: forward, backward and the update by SGD, in place. A
 second program, the same network in evaluation mode, takes the trained state and judges it.
+
+    python examples/train_digits.py --dtype bfloat16
+
+computes with bfloat16 as `torch.autocast` does, weights and statistics in float32.
 """
 
+import argparse
 import math
 
 import numpy as np
@@ -29,29 +34,34 @@ def network(x, training):
     return bg.layers.linear(x.mean((2, 3)), "classifier", 10)
 
 
-def compile_programs(test_images):
+def compile_programs(test_images, dtype):
     def loss(x, labels):
         return bg.cross_entropy(network(x, training=True), labels)
 
     def predict(x):
         return network(x, training=False)
 
+    meant = bg.autocast if dtype == "bfloat16" else lambda program: program
     program = bg.trace(loss, bg.Tensor[BATCH, 1, 8, 8], bg.Tensor[BATCH, bg.int64])
     optimizer = bg.SGD(lr=None, momentum=0.9, weight_decay=1e-4, nesterov=True)
-    step = bg.build(bg.training_step(program, optimizer))
-    return step, bg.build(bg.trace(predict, bg.Tensor[test_images, 1, 8, 8]))
+    step = bg.build(bg.training_step(meant(program), optimizer))
+    return step, bg.build(meant(bg.trace(predict, bg.Tensor[test_images, 1, 8, 8])))
 
 
 def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
     images, labels = load_digits(return_X_y=True)
     images = (images.reshape(-1, 1, 8, 8) / 16).astype(np.float32)
     x, x_test, y, y_test = train_test_split(
         images, labels.astype(np.int64), test_size=0.25, random_state=0, stratify=labels
     )
-    step, predict = compile_programs(len(x_test))
-    step.init(seed=0)
+    step, predict = compile_programs(len(x_test), options.dtype)
+    step.init(seed=options.seed)
 
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(options.seed)
     steps = EPOCHS * (len(x) // BATCH)
     columns = (*Progress.get_default_columns(), TextColumn("loss {task.fields[loss]:.4f}"))
     with Progress(*columns) as progress:

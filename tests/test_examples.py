@@ -32,9 +32,9 @@ assert "torch" not in sys.modules
 """
 
 
-def run(name):
+def run(name, *words):
     """Standard output of an example, in a process that finds no PyTorch."""
-    command = [sys.executable, "-c", RUN, str(EXAMPLES / name)]
+    command = [sys.executable, "-c", RUN, str(EXAMPLES / name), *words]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return done.stdout
@@ -42,7 +42,7 @@ def run(name):
 
 def test_every_example_is_run_here():
     source = Path(__file__).read_text()
-    tested = set(re.findall(r'run\("(\w+\.py)"\)|EXAMPLES / "(\w+\.py)"', source))
+    tested = set(re.findall(r'run\("(\w+\.py)"|EXAMPLES / "(\w+\.py)"', source))
     tested = {name for pair in tested for name in pair if name}
     assert tested == {p.name for p in EXAMPLES.glob("*.py")}
     gallery = (EXAMPLES.parent / "docs" / "gallery.md").read_text()
@@ -73,8 +73,9 @@ def test_own_activation():
     assert re.search(r"minimum,.*conv2d", out)
 
 
-def test_train_digits():
-    out = run("train_digits.py")
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"] if THOROUGH else ["float32"])
+def test_train_digits(dtype):
+    out = run("train_digits.py", "--dtype", dtype)
     assert float(re.search(r"test accuracy ([\d.]+)%", out).group(1)) >= 97
 
 

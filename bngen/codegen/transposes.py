@@ -32,6 +32,8 @@ from bngen.lower.opaque import dtype_of
 MOST_LANES = 16
 """Lanes of a gather: of more, the rows fill no registers."""
 
+_ZERO = tirx.const(0, "int32")
+
 
 def turn_gathers(statements: tirx.SeqStmt) -> tirx.Stmt:
     """A sequence in which runs of gathers side by side are loaded in rows."""
@@ -116,11 +118,30 @@ def _is_beside(
     p, q = a.indices[0], b.indices[0]
     if isinstance(p, tirx.Ramp) and isinstance(q, tirx.Ramp):
         pairs = [(p.base + distance, q.base), (p.stride, q.stride)]
+    elif _move_alike(p, q):
+        pairs = [(_start(p) + distance, _start(q))]
     else:
         lanes = range(_lanes(first))
-        pairs = [(lane(p, i), lane(q, i)) for i in lanes]
-        pairs = [(x + distance, y) for x, y in pairs]
+        pairs = [(lane(p, i) + distance, lane(q, i)) for i in lanes]
     return all(analyzer.can_prove_equal(x, y) for x, y in pairs)
+
+
+def _terms(index: Expr) -> list[Expr]:
+    """What a vector of indices is the sum of."""
+    if isinstance(index, tirx.Add):
+        return [*_terms(index.a), *_terms(index.b)]
+    return [index]
+
+
+def _move_alike(a: Expr, b: Expr) -> bool:
+    """Whether those of their terms that differ from lane to lane are the same."""
+    p, q = ([t for t in _terms(i) if not isinstance(t, tirx.Broadcast)] for i in (a, b))
+    return len(p) == len(q) and all(map(tvm_ffi.structural_equal, p, q))
+
+
+def _start(index: Expr) -> Expr:
+    """The sum of those that do not differ."""
+    return sum((t.value for t in _terms(index) if isinstance(t, tirx.Broadcast)), _ZERO)
 
 
 def _turned(run: Sequence[tirx.BufferStore]) -> list[tirx.Stmt]:

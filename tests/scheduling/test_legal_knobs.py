@@ -77,7 +77,7 @@ def choices(draw, job: Job) -> Knobs:
     return draw(st.sampled_from(space))
 
 
-@settings(max_examples=settings.default.max_examples // 3)
+@settings(max_examples=max(1, settings.default.max_examples // 3))
 @given(st.data())
 def test_drawn_legal_knobs_compile_and_change_no_result(data):
     found = work(data.draw(convolutions()))
@@ -115,7 +115,7 @@ def test_there_is_a_kernel_of_each_kind(several):
 
 
 @given(data=st.data())
-@settings(max_examples=settings.default.max_examples // 5)
+@settings(max_examples=max(1, settings.default.max_examples // 5))
 def test_knobs_of_no_legal_value_fall_to_the_rule(several, data):
     """Whatever a lookup answers, the kernel is the one that the rule makes."""
     job = data.draw(st.sampled_from(several))
