@@ -128,15 +128,19 @@ def products(kernel: Kernel) -> int:
 LARGE_SCRATCH = 0.06
 """What a task's scratch beyond a third of L2 costs: its share to this power."""
 
+STREAMED_TAPS = 4
+"""Tiles in the time of whose products taps are read that L2 does not hold: once a task."""
+
 
 def winograd_knobs(facts: ConvFacts, machine: Machine) -> Knobs:
     """Rows per task, and the register tile of products over the 2x2 tiles of those rows.
 
     Points, products and what the store slot reads and writes of a task should stay in a third of
     L2, as prefetched maps that fall out of it are read twice: four times that much takes some 8 %
-    more time.
+    more time. Where L2 cannot hold the taps, each task reads all of them from further away.
     """
     channels, columns = facts.in_blocks * facts.in_lanes, math.ceil(facts.w / TILE)
+    taps = facts.element_bytes * POINTS**2 * channels * facts.out_blocks * facts.lanes
     best: list[tuple[float, Knobs]] = []
     least, *more = rows_of_tiles(facts)
     enough = TASKS * machine.threads
@@ -154,6 +158,8 @@ def winograd_knobs(facts: ConvFacts, machine: Machine) -> Knobs:
         maps = 3 * TILE**2 * out  # what the store slot reads and writes
         scratch = facts.element_bytes * tiles * (POINTS**2 * (channels + out) + maps)
         score *= min(1.0, machine.l2 / (3 * scratch)) ** LARGE_SCRATCH
+        if taps > machine.l2:
+            score /= 1 + STREAMED_TAPS / tiles
         best.append((score, {"columns": width, "blocks": blocks, "rows": rows}))
     return max(best, key=lambda found: (found[0], found[1]["rows"]))[1]
 
