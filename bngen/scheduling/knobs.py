@@ -46,20 +46,21 @@ SEVERAL_BLOCKS = 0.94
 FREE_IN_FLIGHT = 7
 """Accumulators that are enough where broadcasts are free."""
 
-BROADCAST_COST, WEIGHT_COST = 0.57, 1.2
+BROADCAST_COST, WEIGHT_COST = 0.57, 1.05
 """Cycles that a load port's load of one element for all lanes, and of a vector of weights, adds to
 a step of the multiply-adds: with both units at work, loads hide behind them in part only."""
 
-MANY_STREAMS = 0.3
+MANY_STREAMS = 0.37
 """Cycles that each output block beyond the second adds: its weights lie far from the others'."""
 
-STREAMED_COST, STAYS = 0.5, 0.75
-"""Cycles that a vector of weights adds that comes from L2 each time: where those of a register
-tile, for all terms of its sums, take more than so much of L1."""
+STREAMED_COST, STAYS = 0.8, 0.75
+"""Cycles that 64 bytes of weights add that come from L2 each time: where those of a register tile,
+for all terms of its sums, take more than so much of L1."""
 
-LARGE_TILE = 0.008
-"""What an accumulator adds to the time: while the store slot of a small tile waits for memory, the
-next one begins, which of a large one is not in the reach of the CPU."""
+LARGE_TILE, NOT_LARGE = 0.008, 1.75
+"""What each accumulator adds to the time, beyond so many times those that are under way at once:
+while the store slot of a small tile waits for memory, the next tile begins; that of a large one is
+out of the CPU's reach."""
 
 TAIL_OVERLAPS = 0.6
 """Part of the latency that a tile of few accumulators waits for: the next one has begun by then."""
@@ -108,7 +109,8 @@ def _share(width: int, tw: int, kb: int, traits: Traits, streamed: bool) -> floa
     tiles, rest = divmod(width, tw)
     cycles = tiles * tile_cycles(tw, kb, traits, streamed)
     cycles += tile_cycles(rest, kb, traits, streamed) if rest else 0.0
-    return width * kb / traits.multiply_add_units / cycles / (1 + LARGE_TILE * tw * kb)
+    large = 1 + LARGE_TILE * max(0.0, tw * kb - NOT_LARGE * traits.multiply_adds_in_flight)
+    return width * kb / traits.multiply_add_units / cycles / large
 
 
 def tile_cycles(columns: int, blocks: int, traits: Traits, streamed: bool = False) -> float:
@@ -116,12 +118,12 @@ def tile_cycles(columns: int, blocks: int, traits: Traits, streamed: bool = Fals
 
     Fitted to kernels of ResNet-50, DenseNet-121 and MobileNetV2 with 1 to 28 columns and 1 to 6
     blocks on two CPUs with two units and two load ports. On one of them (Emerald Rapids) its
-    choices for 18 kernels take 1.6 % longer than the best ones in the mean, 7 % at most.
+    choices for 18 kernels take 1.7 % longer than the best ones in the mean, 8 % at most.
     """
     multiply_adds = columns * blocks / traits.multiply_add_units
     least = TAIL_OVERLAPS * traits.multiply_add_latency
     loads = (WEIGHT_COST * blocks + BROADCAST_COST * columns) / traits.load_ports
-    loads += STREAMED_COST * blocks if streamed else 0.0
+    loads += STREAMED_COST * blocks * traits.vector_bytes / 64 if streamed else 0.0
     return max(multiply_adds, least) + loads + MANY_STREAMS * max(0, blocks - 2)
 
 

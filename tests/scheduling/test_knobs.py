@@ -104,7 +104,7 @@ TAPS = {"r": 3, "s": 3, "group_rows": 2}
          {"columns": 14, "blocks": 2, "rows": 2}),
         ("avx512", "winograd",
          {**WIDE, **TAPS, "h": 14, "w": 14, "in_blocks": 16, "out_blocks": 16, "padded_w": 16},
-         {"columns": 7, "blocks": 2, "rows": 2}),
+         {"columns": 7, "blocks": 2, "rows": 14}),
         ("avx512", "wgrad",
          {**WIDE, "h": 28, "w": 28, "in_blocks": 32, "out_blocks": 16, "padded_w": 28},
          {"chunks": 1, "out_blocks": 16, "in_blocks": 16, "rows": 2, "blocks": 2, "in_lanes": 8}),
