@@ -30,10 +30,10 @@ endif
 # caches. BENCH_OUT is the folder of the JSON files and the plots. PyTorch with jemalloc needs
 # libjemalloc2.
 BENCH ?= densenet121 resnet50 mobilenet_v2 --rounds 3 \
-  --against none,eager,channels-last,jemalloc-channels-last,bf16,jemalloc-bf16
+  --against none,backend,channels-last,jemalloc-channels-last,backend-bf16,jemalloc-bf16
 BENCH_LARGE ?= densenet121 --batch 32 --rounds 2 \
-  --against channels-last,jemalloc,jemalloc-channels-last,jemalloc-bf16
-BENCH_KERNELS ?= densenet121 resnet50 --against "" --kernels --rounds 3
+  --against jemalloc-channels-last,backend-bf16,jemalloc-bf16
+BENCH_KERNELS ?= densenet121 resnet50 mobilenet_v2 --against "" --kernels --rounds 2
 BENCH_STARTUP ?= densenet121 --startup --rounds 2 \
   --against none,mvf,eager,channels-last,compile,compile-channels-last
 BENCH_OUT ?= benchmarks
@@ -56,7 +56,7 @@ test: $(FOR_TEST)
 
 bench: $(FOR_BENCH)
 	mkdir -p $(BENCH_OUT)
-	$(BIN)/bngen bench $(BENCH) --json $(BENCH_OUT)/latest.json --plot $(BENCH_OUT)
+	$(BIN)/bngen bench $(BENCH) --json $(BENCH_OUT)/steps.json --plot $(BENCH_OUT)
 	$(BIN)/bngen bench $(BENCH_LARGE) --json $(BENCH_OUT)/batch32.json
 	$(BIN)/bngen bench $(BENCH_KERNELS) --json $(BENCH_OUT)/kernels.json --plot $(BENCH_OUT)/kernels
 

@@ -211,7 +211,7 @@ OPTIONS: tuple[Option, ...] = (
     ),
     _row(
         "shared_memory", "flag", "ranks of one machine exchange short arrays through memory",
-        flags=(), commands=(), default=True,
+        flags=(), commands=(), default=True, default_text="on",
     ),
     _row(
         "cache_dir", "path", "where bngen keeps what can be made again", flags=(), commands=(),

@@ -1,6 +1,6 @@
 """The pictures of the documentation, drawn anew: ``python docs/pictures.py``.
 
-In: plans of built-in networks, and the limits of a machine as ``benchmarks/kernels.json`` has them.
+In: plans of built-in networks, and the limits of a machine as ``benchmarks/znver4/kernels.json`` has them.
 Out: PNG files in ``docs/pictures``. Nothing is measured here: times are the least that the limits
 allow for what the plan says a kernel moves and does.
 """
@@ -23,7 +23,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt  # noqa: E402  (the backend is chosen before)
 
 HERE = Path(__file__).parent
-LIMITS = json.loads((HERE.parent / "benchmarks" / "kernels.json").read_text())["limits"]
+LIMITS = json.loads((HERE.parent / "benchmarks" / "znver4" / "kernels.json").read_text())["limits"]
 TARGET = "llvm -mcpu=x86-64-v4"
 COLOURS = {
     "CONV": "#3b6fb6", "BN": "#d98324", "ReLU": "#b8a11f", "sum": "#4b9b6e", "pool": "#8a63b8",

@@ -11,6 +11,8 @@
                 partial[input lanes, output blocks, lanes] += tile sum
     dweight <- partial in the weight's own order, summed over the chunks
 
+Of a single chunk the last is done in the task, too: its sums are in L2 then, and never leave it.
+
 No two tasks write one element, so there is nothing to merge and the bits do not depend on timing.
 """
 
@@ -211,27 +213,16 @@ def schedule_weight_gradient(low: Lowered, facts: GradientFacts, knobs: Knobs) -
     h_tile, h_in = sch.split(h, [None, knobs["rows"]])
     sch.reorder(n, h_tile, h_in, w)
     tile_sum = sch.rfactor(sch.fuse(n, h_tile), 0)
-    together = knobs["chunks"] == 1 and turns(sch, facts)
-    if together:
-        task, *square = _result_of_tasks(sch, facts, knobs)
-        for name in (*(["windows"] if low.points else []), sch.get(partial).name_hint):
-            sch.compute_at(sch.get_sblock(name), task, preserve_unit_loops=True)
-        tile, kb_in, cb_in, r, s, cl, lane = loops_inside(sch, partial, task)
-        tasks = []
-    else:
-        kb, cb, r, s, cl, lane, *chunk, tile = sch.get_loops(partial)
-        kb_task, kb_in = sch.split(kb, [None, knobs["out_blocks"]])
-        cb_task, cb_in = sch.split(cb, [None, knobs["in_blocks"]])
-        tasks = [*chunk, kb_task, cb_task]
-    kb_in, kb_register = sch.split(kb_in, [None, knobs["blocks"]])
+    square = turns(sch, facts)
+    task = _task_of_result(sch, facts, knobs) if square and knobs["chunks"] == 1 else None
+    tile, kb, cb, r, s, cl, lane = _loops_of_task(sch, low, partial, knobs, task)
+    kb, kb_register = sch.split(kb, [None, knobs["blocks"]])
     if wide:
         cl, cl_register = sch.split(cl, [None, knobs["in_lanes"]])
-        outer, registers = [kb_in, cb_in, r, s, cl], [cl_register, kb_register]
+        outer, registers = [kb, cb, r, s, cl], [cl_register, kb_register]
     else:
-        outer, registers = [kb_in, cb_in, r, cl], [s, kb_register]
-    sch.reorder(*tasks, tile, *outer, *registers, lane)
-    if tasks:
-        sch.parallel(sch.fuse(*tasks))
+        outer, registers = [kb, cb, r, cl], [s, kb_register]
+    sch.reorder(tile, *outer, *registers, lane)
     _register_block(sch, tile_sum, outer[-1], wide)
     attach_loads(sch, low, tile)
     sch.vectorize(lane)
@@ -239,18 +230,51 @@ def schedule_weight_gradient(low: Lowered, facts: GradientFacts, knobs: Knobs) -
     for loop in registers:
         sch.unroll(loop)
     if low.points:
-        windows = sch.get_sblock("windows")
-        loops = loops_inside(sch, windows, task) if together else sch.get_loops(windows)
-        *blocks, i, j, cl, lane = loops
-        sch.reorder(*blocks, cl, i, j, lane)
-        if not together:
-            sch.parallel(sch.fuse(*blocks))
-        spell_out(sch, i, j, lane)
-    if together:
-        turn(sch, square)
+        _windows(sch, task)
+    if square and task is None:
+        task = _task_of_result(sch, facts, {"out_blocks": 1, "in_blocks": 1})
+    if square:
+        turn(sch, task)
     else:
-        unpack(sch, facts)
+        unpack(sch)
     return sch
+
+
+def _loops_of_task(
+    sch: s_tir.Schedule, low: Lowered, partial: Any, knobs: Knobs, task: Any | None
+) -> list[Any]:
+    """The sums' loops within a task: tile of pixels, blocks, window, lanes.
+
+    Args:
+        sch: the schedule.
+        low: the kernel.
+        partial: the sums.
+        knobs: what a task owns.
+        task: loop over the tasks of the result, whose sums need never leave L2; None: the sums have
+            tasks of their own, several to an element of the result.
+    """
+    if task is not None:
+        for name in (*(["windows"] if low.points else []), "partial"):
+            sch.compute_at(sch.get_sblock(name), task, preserve_unit_loops=True)
+        return loops_inside(sch, partial, task)
+    kb, cb, r, s, cl, lane, *chunk, tile = sch.get_loops(partial)
+    kb_task, kb = sch.split(kb, [None, knobs["out_blocks"]])
+    cb_task, cb = sch.split(cb, [None, knobs["in_blocks"]])
+    loops = [tile, kb, cb, r, s, cl, lane]
+    sch.reorder(*chunk, kb_task, cb_task, *loops)
+    sch.parallel(sch.fuse(*chunk, kb_task, cb_task))
+    return loops
+
+
+def _windows(sch: s_tir.Schedule, task: Any | None) -> None:
+    """Windows of sums at Winograd's points: in their task, or in tasks of their own."""
+    block = sch.get_sblock("windows")
+    loops = sch.get_loops(block) if task is None else loops_inside(sch, block, task)
+    *blocks, i, j, cl, lane = loops
+    sch.reorder(*blocks, cl, i, j, lane)
+    if task is None:
+        sch.parallel(sch.fuse(*blocks))
+    spell_out(sch, i, j, lane)
 
 
 def _clear(sch: s_tir.Schedule, init: Any) -> None:
@@ -294,13 +318,10 @@ def reductions(sch: s_tir.Schedule, block: Any) -> int:
     return sum(axis.iter_type == tirx.IterVar.CommReduce for axis in sch.get(block).iter_vars)
 
 
-def unpack(sch: s_tir.Schedule, facts: GradientFacts | None = None) -> None:
-    """The gradient in the weight's own order, a task an output channel, or a square of blocks."""
-    if facts is not None and turns(sch, facts):
-        task, *square = _result_of_tasks(sch, facts, {"out_blocks": 1, "in_blocks": 1})
-        turn(sch, square)
-        return
-    loops = sch.get_loops(sch.get_sblock("dweight"))
+def unpack(sch: s_tir.Schedule) -> None:
+    """The gradient in the weight's own order, a task an output channel."""
+    block = sch.get_sblock("dweight")
+    loops = sch.get_loops(block)
     if extent(sch, loops[0]) > 1:
         sch.parallel(loops[0])
 
@@ -315,28 +336,28 @@ def turns(sch: s_tir.Schedule, facts: GradientFacts) -> bool:
     )
 
 
-def _result_of_tasks(sch: s_tir.Schedule, facts: GradientFacts, knobs: Knobs) -> tuple[Any, ...]:
-    """Cut the gradient into tasks; the loop over them, and those of a task."""
+def _task_of_result(sch: s_tir.Schedule, facts: GradientFacts, knobs: Knobs) -> Any:
+    """Cut the gradient into tasks of some blocks, squares innermost; the loop over them."""
     k, c, *taps = sch.get_loops(sch.get_sblock("dweight"))
     k_task, kb, k = sch.split(k, [None, knobs["out_blocks"], facts.lanes])
     c_task, cb, c = sch.split(c, [None, knobs["in_blocks"], facts.in_lanes])
     sch.reorder(k_task, c_task, kb, cb, k, c, *taps)
     task = sch.fuse(k_task, c_task)
     sch.parallel(task)
-    return task, k, c, *taps
+    return task
 
 
 MOST_TURNED = 9
 """Squares that are written out: all taps of a window of 3x3."""
 
 
-def turn(sch: s_tir.Schedule, square: Sequence[Any]) -> None:
+def turn(sch: s_tir.Schedule, task: Any) -> None:
     """Squares of channels turned over in registers (`bngen.codegen.transposes`).
 
     A vector is of neighbours in the weight's order, input channels with their taps; as many of them
     are written out as a block has output channels.
     """
-    k, *inner = square
+    _, _, k, *inner = loops_inside(sch, sch.get_sblock("dweight"), task)
     vectors, lane = sch.split(sch.fuse(*inner), [None, extent(sch, k)])
     sch.reorder(vectors, k, lane)
     if extent(sch, vectors) <= MOST_TURNED:

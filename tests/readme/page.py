@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from bngen.bench.forms import FORMS
 from bngen.bench.turns import unsettled
 from bngen.options import FUSION_CHOICES
 from tests.readme.goals import shown, verdicts
@@ -18,6 +19,8 @@ Json = Mapping[str, Any]
 
 BEGIN = "<!-- measured: generated from benchmarks/*.json -->\n"
 END = "<!-- end of measured -->"
+_SMALL = 0.02
+"""Part of all kernels' time below which a kind of them has no row of its own."""
 _VERDICTS = {"aim": "the aim, too", "reached": "reached", "missed": "**not reached**"}
 
 
@@ -93,7 +96,9 @@ def _kernels(part: Json) -> str:
         "| its time over bngen's, mean | worst |",
         "|---|--:|--:|--:|--:|--:|--:|",
     ]
-    for row in part["groups"]:
+    least = _SMALL * sum(row["seconds"] for row in part["groups"])
+    small = [row for row in part["groups"] if row["seconds"] < least]
+    for row in (row for row in part["groups"] if row["seconds"] >= least):
         compared = row["compared"] > 0
         cells = (
             f"{row['direction']} {row['window']}",
@@ -105,6 +110,9 @@ def _kernels(part: Json) -> str:
             f"{row['worst']:.2f}x" if compared else "",
         )
         lines.append(f"| {' | '.join(cells)} |")
+    if small:
+        calls, seconds = (sum(row[what] for row in small) for what in ("calls", "seconds"))
+        lines.append(f"| {len(small)} kinds more | {calls} | {1e3 * seconds:.0f} ms | | | | |")
     return "\n".join(lines)
 
 
@@ -113,6 +121,8 @@ def _name(row: Json) -> str:
     if row["name"] in FUSION_CHOICES:
         return f"bngen `{row['name']}`"
     other = "" if row["precision"] == "float32" else f" *({row['precision']})*"
+    if FORMS[row["name"]].compiler == "bngen":
+        return f"PyTorch with bngen as its backend{other}"
     return f"PyTorch {row['name']}{other}"
 
 

@@ -42,10 +42,10 @@ def test_a_page():
     assert "| PyTorch compile | - | - | - | - | - | - |" in lines
     assert sum(line.startswith("| PyTorch bf16 *(bfloat16)* | 500 ms |") for line in lines) == 1
     assert sum(line.startswith("| densenet121, batch") for line in lines if "forward" in line) == 2
-    goal = "| densenet121, batch 32: PyTorch's fastest | 2.20x | 2.80x | 2.50x | reached |"
+    goal = "| densenet121, batch 32: PyTorch's fastest | 2.80x | 3.60x | 2.50x | **not reached** |"
     assert goal in lines
     assert (
-        "| densenet121, batch 8: memory of eager | 0.50x | 0.35x | 1.00x | **not reached** |"
+        "| densenet121, batch 8: memory of PyTorch | 0.50x | 0.35x | 1.00x | **not reached** |"
         in lines
     )
 
@@ -63,7 +63,7 @@ def test_kernels_have_a_table_and_a_race_of_one_has_none():
         "compared": 4, "onednn_seconds": 0.145, "ratio": 1.67, "worst": 1.47,
     }  # fmt: skip
     part = {"program": "densenet121", "groups": [group, {**group, "compared": 0}], "rows": []}
-    part["summary"] = {"peak_share": 0.76}
+    part["summary"] = {"busy_share": 0.76}
     text = page.measured({"kernels.json": {**report(row("bngen", 1.0)), "kernels": [part]}})
     assert "| forward 3x3 | 58 | 90 ms | 115 | 145 ms | 1.67x | 1.47x |" in text.splitlines()
     assert "| forward 3x3 | 58 | 90 ms | 115 |  |  |  |" in text.splitlines()
