@@ -27,7 +27,8 @@ class NoTorch(PathFinder):
         return None if name.partition(".")[0] == "torch" else super().find_spec(name, path, target)
 
 sys.meta_path = [NoTorch if finder is PathFinder else finder for finder in sys.meta_path]
-runpy.run_path(sys.argv[1], run_name="__main__")
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
 assert "torch" not in sys.modules
 """
 

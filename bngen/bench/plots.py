@@ -92,7 +92,9 @@ def _steps(report: Json) -> Any:
         axis.set_title(f"{race['program']}{batch}")
         plt.setp(axis.get_xticklabels(), rotation=45, ha="right", rotation_mode="anchor")
         axis.set_ylabel("ms a training step")
-    axes[0][0].legend()
+    # Beside the bars, which a legend among them would cover.
+    named = axes[0][0].get_legend_handles_labels()
+    figure.legend(*named, loc="outside upper right", ncols=2)
     return figure
 
 

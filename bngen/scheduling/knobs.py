@@ -19,6 +19,9 @@ from bngen.target.machine import Machine
 
 Knobs = dict[str, int]
 
+LINE = 64
+"""Bytes of a cache line."""
+
 TASKS = 4
 """Tasks a thread should have, so that none waits long for the last."""
 
@@ -54,8 +57,9 @@ MANY_STREAMS = 0.37
 """Cycles that each output block beyond the second adds: its weights lie far from the others'."""
 
 STREAMED_COST, STAYS = 0.8, 0.75
-"""Cycles that 64 bytes of weights add that come from L2 each time: where those of a register tile,
-for all terms of its sums, take more than so much of L1."""
+"""Cycles that a vector of weights adds that is a whole cache line and comes from L2 each time:
+where those of a register tile, for all terms of its sums, take more than so much of L1. Of narrower
+vectors a line has several, and what was measured of them is explained without."""
 
 LARGE_TILE, NOT_LARGE = 0.008, 1.75
 """What each accumulator adds to the time, beyond so many times those that are under way at once:
@@ -123,7 +127,8 @@ def tile_cycles(columns: int, blocks: int, traits: Traits, streamed: bool = Fals
     multiply_adds = columns * blocks / traits.multiply_add_units
     least = TAIL_OVERLAPS * traits.multiply_add_latency
     loads = (WEIGHT_COST * blocks + BROADCAST_COST * columns) / traits.load_ports
-    loads += STREAMED_COST * blocks * traits.vector_bytes / 64 if streamed else 0.0
+    if streamed and traits.vector_bytes >= LINE:
+        loads += STREAMED_COST * blocks
     return max(multiply_adds, least) + loads + MANY_STREAMS * max(0, blocks - 2)
 
 

@@ -35,7 +35,8 @@ from tvm.sym import Analyzer
 
 from bngen.lower.lowered import Lowered
 from bngen.lower.opaque import Expr
-from bngen.scheduling.reading import COLUMN, LINE, Access, Nest, mentions, nests, replaced
+from bngen.scheduling.knobs import LINE
+from bngen.scheduling.reading import COLUMN, Access, Nest, mentions, nests, replaced
 
 _LEAST_WORK = 64
 """Vector multiply-adds between two bursts; shorter intervals cost more than they hide."""

@@ -13,9 +13,7 @@ from tvm import DataType, s_tir, tirx
 from tvm.ir import TensorLoad, Var
 
 from bngen.lower.opaque import Expr
-
-LINE = 64
-"""Bytes of a cache line."""
+from bngen.scheduling.knobs import LINE
 
 MAP_RANK = 5
 """Rank of a feature map in memory: block, image, row, column, lane."""

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from bngen.lower.lowered import Lowered
-from bngen.scheduling.knobs import Knobs
+from bngen.scheduling.knobs import LINE, Knobs
 
 if TYPE_CHECKING:
     from tvm import s_tir
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 UNROLL_LIMIT = 32
 """Longest loop that is written out."""
 
-SET_REACH, LINE = 4096, 64
-"""Bytes after which addresses fall into the same set of a level-1 cache again, and of a line.
+SET_REACH = 4096
+"""Bytes after which addresses fall into the same set of a level-1 cache again.
 
 A level-1 cache whose sets the offset in a page chooses has this reach on all CPUs with such pages.
 """
