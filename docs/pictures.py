@@ -1,7 +1,7 @@
 """The pictures of the documentation, drawn anew: ``python docs/pictures.py``.
 
-In: plans of built-in networks, and the limits of a machine as ``benchmarks/znver4/kernels.json`` has
-them. Out: PNG files in ``docs/pictures``. Nothing is measured here: times are the least that the
+In: plans of built-in networks, and the limits of a machine that ``benchmarks/znver4/kernels.json``
+has. Out: PNG files in ``docs/pictures``. Nothing is measured here: times are the least that the
 limits allow for what the plan says a kernel moves and does.
 """
 
