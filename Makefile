@@ -32,7 +32,7 @@ endif
 BENCH ?= densenet121 resnet50 mobilenet_v2 --rounds 3 \
   --against none,backend,channels-last,jemalloc-channels-last,backend-bf16,jemalloc-bf16
 BENCH_LARGE ?= densenet121 --batch 32 --rounds 2 \
-  --against jemalloc-channels-last,backend-bf16,jemalloc-bf16
+  --against jemalloc,jemalloc-channels-last,backend-bf16,jemalloc-bf16
 BENCH_KERNELS ?= densenet121 resnet50 mobilenet_v2 --against "" --kernels --rounds 2
 BENCH_STARTUP ?= densenet121 --startup --rounds 2 \
   --against none,mvf,eager,channels-last,compile,compile-channels-last

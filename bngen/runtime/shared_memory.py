@@ -49,6 +49,7 @@ _TICK = 0.1
 """Seconds after which one that sleeps looks whether the other one still lives."""
 _NAME = 48
 """Bytes of a file's name."""
+_NOTHING = "ranks exchange nothing through memory: %s"
 
 
 def beside(far: Communicator, timeout: float, *, wanted: bool = True) -> Communicator:
@@ -79,7 +80,7 @@ def beside(far: Communicator, timeout: float, *, wanted: bool = True) -> Communi
         if memory and far.rank == 0:
             memory.forget_name()
     if not all_share:
-        _LOG.info("ranks exchange nothing through memory: not all of them can")
+        _LOG.info(_NOTHING, "not all of them can")
         for file in (alive or {}).values():
             os.close(file)
         return far
@@ -105,7 +106,7 @@ def _alive(pids: Sequence[int], own: int) -> dict[int, int] | None:
             if rank != own:
                 files[rank] = os.pidfd_open(int(pid))
     except OSError as error:
-        _LOG.info("ranks exchange nothing through memory: %s", error)
+        _LOG.info(_NOTHING, error)
         for file in files.values():
             os.close(file)
         return None
@@ -118,7 +119,7 @@ def _library() -> ctypes.CDLL | None:
     try:
         library = toolchain.shared_library(Path(__file__).with_suffix(".c"), ctypes.CDLL, names)
     except ToolchainError as error:
-        _LOG.info("ranks exchange nothing through memory: %s", error)
+        _LOG.info(_NOTHING, error)
         return None
     library.bngen_shared_raise.argtypes = [ctypes.c_void_p, ctypes.c_uint32]
     library.bngen_shared_raise.restype = None
@@ -147,14 +148,14 @@ class _Memory:
         try:
             file = os.open(FOLDER / name, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         except OSError as error:
-            _LOG.info("ranks exchange nothing through memory: %s", error)
+            _LOG.info(_NOTHING, error)
             return None
         try:
             # Room that is only promised ends a process when it is first written to.
             os.posix_fallocate(file, 0, _bytes_of(size))
             return cls(file, name, size)
         except OSError as error:
-            _LOG.info("ranks exchange nothing through memory: %s", error)
+            _LOG.info(_NOTHING, error)
             os.unlink(FOLDER / name)
             return None
         finally:
@@ -166,12 +167,12 @@ class _Memory:
         try:
             file = os.open(FOLDER / name, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError as error:
-            _LOG.info("ranks exchange nothing through memory: %s", error)
+            _LOG.info(_NOTHING, error)
             return None
         try:
             return cls(file, name, size)
         except (OSError, ValueError) as error:
-            _LOG.info("ranks exchange nothing through memory: %s", error)
+            _LOG.info(_NOTHING, error)
             return None
         finally:
             os.close(file)
@@ -226,7 +227,7 @@ class Shared:
             self._ends[rank] = select.poll()
             self._ends[rank].register(file, select.POLLIN)
             weakref.finalize(self, os.close, file)
-        self._written = self._read = 0
+        self._written = 0
         self._pending: list[_Message] = []
 
     def sum(self, array: np.ndarray) -> Work:
@@ -276,8 +277,7 @@ class Shared:
                 rows[rank] = place[_HEAD : _HEAD + message.nbytes]
             message.rows = rows
             self._pending.pop(0)
-            self._read = message.number + 1
-            self._raise(self.memory.read(self.rank), self._read)
+            self._raise(self.memory.read(self.rank), message.number + 1)
 
     def _others(self) -> Iterator[int]:
         return (rank for rank in range(self.size) if rank != self.rank)

@@ -103,7 +103,7 @@ def register_tiles(
             yield ragged * share(width, tw, kb, machine.traits, streamed), tw, kb
 
 
-def _share_where_free(width: int, tw: int, kb: int, _: Traits, __: bool) -> float:
+def _share_where_free(width: int, tw: int, kb: int, traits: Traits, streamed: bool) -> float:
     full = width / (math.ceil(width / tw) * tw)
     busy = min(1.0, tw * kb / FREE_IN_FLIGHT)
     return full * busy * (1.0 if kb == 1 else SEVERAL_BLOCKS) * (1 - SIZE_MATTERS * tw * kb)

@@ -213,7 +213,7 @@ def schedule_weight_gradient(low: Lowered, facts: GradientFacts, knobs: Knobs) -
     h_tile, h_in = sch.split(h, [None, knobs["rows"]])
     sch.reorder(n, h_tile, h_in, w)
     tile_sum = sch.rfactor(sch.fuse(n, h_tile), 0)
-    square = turns(sch, facts)
+    square = _is_of_squares(sch, facts)
     task = _task_of_result(sch, facts, knobs) if square and knobs["chunks"] == 1 else None
     tile, kb, cb, r, s, cl, lane = _loops_of_task(sch, low, partial, knobs, task)
     kb, kb_register = sch.split(kb, [None, knobs["blocks"]])
@@ -234,7 +234,7 @@ def schedule_weight_gradient(low: Lowered, facts: GradientFacts, knobs: Knobs) -
     if square and task is None:
         task = _task_of_result(sch, facts, {"out_blocks": 1, "in_blocks": 1})
     if square:
-        turn(sch, task)
+        _turn(sch, task)
     else:
         unpack(sch)
     return sch
@@ -326,7 +326,7 @@ def unpack(sch: s_tir.Schedule) -> None:
         sch.parallel(loops[0])
 
 
-def turns(sch: s_tir.Schedule, facts: GradientFacts) -> bool:
+def _is_of_squares(sch: s_tir.Schedule, facts: GradientFacts) -> bool:
     """Whether the gradient is made of whole squares of blocks."""
     k, c, *taps = (extent(sch, loop) for loop in sch.get_loops(sch.get_sblock("dweight")))
     return (
@@ -347,11 +347,11 @@ def _task_of_result(sch: s_tir.Schedule, facts: GradientFacts, knobs: Knobs) -> 
     return task
 
 
-MOST_TURNED = 9
+_MOST_TURNED = 9
 """Squares that are written out: all taps of a window of 3x3."""
 
 
-def turn(sch: s_tir.Schedule, task: Any) -> None:
+def _turn(sch: s_tir.Schedule, task: Any) -> None:
     """Squares of channels turned over in registers (`bngen.codegen.transposes`).
 
     A vector is of neighbours in the weight's order, input channels with their taps; as many of them
@@ -360,7 +360,7 @@ def turn(sch: s_tir.Schedule, task: Any) -> None:
     _, _, k, *inner = loops_inside(sch, sch.get_sblock("dweight"), task)
     vectors, lane = sch.split(sch.fuse(*inner), [None, extent(sch, k)])
     sch.reorder(vectors, k, lane)
-    if extent(sch, vectors) <= MOST_TURNED:
+    if extent(sch, vectors) <= _MOST_TURNED:
         sch.unroll(vectors)
     sch.unroll(k)
     sch.vectorize(lane)
