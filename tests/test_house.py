@@ -82,7 +82,9 @@ ONLY_PARTS = {
     ("explain", "scheduling"): {"knobs"},
     # The blocks that lowering has named, and the facts that knobs follow from; of a target, what it
     # is to a schedule.
-    ("scheduling", "lower"): {"facts", "geometry", "lowered", "opaque", "sweep_facts"},
+    ("scheduling", "lower"): {
+        "facts", "geometry", "joined_rows", "lowered", "opaque", "sweep_facts",
+    },
     ("scheduling", "target"): {"cpus", "machine", "tiles"},
     ("cli", "runtime"): {"artifact", "bundle"},
     ("cli", "target"): {"parse"},

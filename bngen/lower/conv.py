@@ -19,6 +19,7 @@ from tvm import te
 from bngen.lower.body import Body
 from bngen.lower.facts import Layouts
 from bngen.lower.geometry import Geometry
+from bngen.lower.joined_rows import with_joined_rows
 from bngen.lower.lowered import Lowered
 from bngen.lower.operand import form_of, operand, summed_channel, term
 from bngen.plan.kernel import Kernel
@@ -27,7 +28,7 @@ from bngen.plan.layout import PackedWeight, physical_shape
 
 def lower_conv(kernel: Kernel, layouts: Layouts) -> Lowered:
     """Forward convolution or data gradient over a weight packed in blocks."""
-    return _lowered(kernel, layouts, _blocked)
+    return _lowered(*with_joined_rows(kernel, layouts), _blocked)
 
 
 def lower_depthwise(kernel: Kernel, layouts: Layouts) -> Lowered:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 
 from bngen.lower.facts import ConvFacts, Declined, Layouts, element_bytes, group_rows
 from bngen.lower.geometry import Geometry
+from bngen.lower.joined_rows import with_joined_rows
 from bngen.lower.lowered import Lowered
 from bngen.plan.kernel import Kernel
 from bngen.plan.layout import PackedWeight, physical_shape
@@ -46,6 +47,7 @@ def applies(kernel: Kernel, layouts: Layouts) -> ConvFacts | Declined:
         return Declined("it has one input channel an output channel")
     if packed.shuffled:
         return Declined("its groups cut channel blocks")
+    kernel, layouts = with_joined_rows(kernel, layouts)
     return conv_facts(kernel, layouts, Geometry.of_convolution(kernel.anchor))
 
 

@@ -33,7 +33,7 @@ def test_a_tensor_too_large_is_refused_at_the_users_line(kind, fusion):
     op, *types = TOO_LARGE[kind]
     program = bg.trace(lambda *xs: op(*xs), *types)
     with pytest.raises(bg.ProgramError, match=f"kernels count to {MOST_ELEMENTS}") as caught:
-        bg.build(program, target="llvm -mcpu=x86-64-v4", fusion=fusion)
+        bg.bundle(program, target="llvm -mcpu=x86-64-v4", fusion=fusion)
     assert caught.value.loc is not None and caught.value.loc.file == __file__
 
 

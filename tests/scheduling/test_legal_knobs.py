@@ -98,7 +98,7 @@ def several() -> list[Job]:
         ((40, 1, 3, 3), {"padding": (1, 1, 1, 1), "groups": 40}),
         ((20, 40, 3, 3), {"padding": (1, 1, 1, 1), "stride": (2, 2)}),
         ((24, 20, 1, 1), {}),
-        ((24, 6, 3, 3), {"padding": (1, 1, 1, 1), "groups": 4}),
+        ((24, 2, 3, 3), {"padding": (1, 1, 1, 1), "groups": 12}),
     ]):  # fmt: skip
         x = b.emit("conv2d", x, b.input(f"w{i}", TensorType(shape), "parameter"), **attrs)
         x = b.emit("relu", b.emit("batch_norm", x)[0])
