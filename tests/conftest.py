@@ -16,7 +16,7 @@ os.environ["BNGEN_NO_CACHE"] = "1"
 os.environ["BNGEN_JOBS"] = "1"
 
 _COMMON = {"deadline": None, "suppress_health_check": [HealthCheck.too_slow]}
-settings.register_profile("quick", max_examples=5, derandomize=True, **_COMMON)
+settings.register_profile("quick", max_examples=4, derandomize=True, **_COMMON)
 settings.register_profile("thorough", max_examples=1000, print_blob=True, **_COMMON)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "quick"))
 

@@ -28,7 +28,7 @@ from tests.compiled import (
     forward,
 )
 from tests.oracle import assert_close, kink_margin, torch_runs
-from tests.profiles import LEVELS, some, takes_long
+from tests.profiles import LEVELS, THOROUGH, some, takes_long
 from tests.strategies import formats_of, memory_format_of, programs, random_args
 
 NATIVE, AVX2 = "llvm -mcpu=native", "llvm -mcpu=x86-64-v3"
@@ -205,7 +205,7 @@ CONVOLUTIONS = {
 }
 
 
-@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("name", CONVOLUTIONS if THOROUGH else list(CONVOLUTIONS)[::2])
 def test_convolutions(name):
     """Between BN with an activation and BN, so that load and store slots are filled."""
     attrs = dict(CONVOLUTIONS[name])

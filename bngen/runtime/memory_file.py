@@ -1,8 +1,8 @@
 """Files in memory: paths for tools and loaders with no disk, mount or other process behind them.
 
-In: contents. Out: a path for as long as a block. A file in memory cannot be swapped between a check
-and its use, lies on no file system that is full, read-only or mounted noexec, and is gone with its
-process.
+In: contents. Out: a path, for as long as its descriptor is open. A file in memory cannot be swapped
+between a check and its use, lies on no file system that is full, read-only or mounted noexec, and is
+gone with its process.
 """
 
 from __future__ import annotations
@@ -26,12 +26,13 @@ _DESCRIPTORS = "/proc/self/fd"
 _count = itertools.count()
 
 
-@contextmanager
-def sealed(content: bytes) -> Iterator[str]:
-    """A path to a content that nobody can change any more.
+def sealed(content: bytes) -> tuple[str, int]:
+    """A path to a content that nobody can change any more, and its descriptor, for who closes it.
 
     No two of these paths are equal. The dynamic loader takes a path that it knows for the library
-    that it has loaded from there, though another file may lie there by now.
+    that it has loaded from there, though another file may lie there by now. Who walks through the
+    libraries of a process, as a backtrace does, opens each by its path: once the descriptor is
+    closed it may be any file.
 
     Raises:
         OSError: where the system has no files in memory.
@@ -41,11 +42,12 @@ def sealed(content: bytes) -> Iterator[str]:
         with open(descriptor, "wb", closefd=False) as file:
             file.write(content)
         fcntl.fcntl(descriptor, _ADD_SEALS, _ALL_SEALS)
-        # `a//b` and `a/./b` are `a/b`: a number, written with one and the other.
-        spelling = "".join("/." if bit == "1" else "/" for bit in f"{next(_count):b}")
-        yield f"{_DESCRIPTORS}{spelling}/{descriptor}"
-    finally:
+    except BaseException:
         os.close(descriptor)
+        raise
+    # `a//b` and `a/./b` are `a/b`: a number, written with one and the other.
+    spelling = "".join("/." if bit == "1" else "/" for bit in f"{next(_count):b}")
+    return f"{_DESCRIPTORS}{spelling}/{descriptor}", descriptor
 
 
 @contextmanager

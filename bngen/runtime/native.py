@@ -81,6 +81,9 @@ def load_file(path: Path, symbols: Iterable[str]) -> dict[str, Entry]:
     return {symbol: Entry(owner.address(symbol), 0, owner) for symbol in symbols}
 
 
+_staying: list[ctypes.CDLL] = []
+
+
 def open_library(library: bytes, kind: type[L], symbols: Iterable[str]) -> L:
     """A shared library that stays loaded, by ctypes.
 
@@ -93,6 +96,7 @@ def open_library(library: bytes, kind: type[L], symbols: Iterable[str]) -> L:
         ToolchainError: for what is no such library, or where none can be loaded.
     """
     found = _loaded(library, kind)
+    _staying.append(found)
     missing = [symbol for symbol in symbols if not hasattr(found, symbol)]
     if missing:
         raise ToolchainError(f"a compiled library lacks {missing[0]}")
@@ -102,8 +106,14 @@ def open_library(library: bytes, kind: type[L], symbols: Iterable[str]) -> L:
 def _loaded(library: bytes, load: Callable[[str], T]) -> T:
     """What ``load`` makes of a path to the library: in memory, or else in a scratch folder."""
     try:
-        with memory_file.sealed(library) as path:
-            return load(path)
+        path, descriptor = memory_file.sealed(library)
+        try:
+            found = load(path)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        weakref.finalize(found, os.close, descriptor).atexit = False
+        return found
     except (OSError, ToolchainError) as error:
         _LOG.info("not loaded from memory: %s", error)
     with folders.scratch() as folder:

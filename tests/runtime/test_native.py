@@ -50,22 +50,54 @@ def test_each_is_the_one_that_was_asked_for(library):
     assert [opened(content).answer() for content in contents] == [0, 1, 2, 3, 4]
 
 
-def test_no_descriptor_stays_open(library):
-    content, before = library(1), len(os.listdir("/proc/self/fd"))
+class _Loaded(ctypes.Structure):
+    """The beginning of ``dl_phdr_info`` of link.h."""
+
+    _fields_ = [("start", ctypes.c_void_p), ("name", ctypes.c_char_p)]
+
+
+def names_in_memory():
+    """By which paths the loader knows libraries that lie behind descriptors."""
+    found = []
+
+    def seen(info, _size, _data):
+        found.append(os.fsdecode(info.contents.name or b""))
+        return 0
+
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.POINTER(_Loaded), ctypes.c_size_t, ctypes.c_void_p)
+    ctypes.CDLL(None).dl_iterate_phdr(kind(seen), None)
+    return [name for name in found if name.startswith("/proc/self/fd")]
+
+
+def test_the_path_of_a_library_is_no_other_files(library, tmp_path):
+    """A backtrace opens all libraries by their paths; one that has become short is a SIGBUS."""
+    opened(library(1))
+    bg.build(small(4), cache=False)
+    later = [open(tmp_path / f"{i}", "wb") for i in range(20)]
+    assert len(names := names_in_memory()) >= 2
+    assert all(os.readlink(name).startswith("/memfd:bngen") for name in names)
+    for file in later:
+        file.close()
+
+
+def test_a_file_that_is_no_library_is_closed():
+    before = os.listdir("/proc/self/fd")
     for _ in range(5):
-        opened(content)
-    assert len(os.listdir("/proc/self/fd")) == before
+        with pytest.raises(ToolchainError):
+            opened(b"nonsense")
+    assert os.listdir("/proc/self/fd") == before
 
 
 def test_paths_in_memory_are_never_equal_and_cannot_be_changed():
     seen = set()
     for _ in range(40):
-        with memory_file.sealed(b"content") as path:
-            seen.add(path)
-            with open(path, "rb") as file:
-                assert file.read() == b"content"
-            with pytest.raises(PermissionError):
-                open(path, "wb").close()
+        path, descriptor = memory_file.sealed(b"content")
+        seen.add(path)
+        with open(path, "rb") as file:
+            assert file.read() == b"content"
+        with pytest.raises(PermissionError):
+            open(path, "wb").close()
+        os.close(descriptor)
     assert len(seen) == 40
 
 
@@ -125,7 +157,7 @@ def test_modules_that_are_gone_leave_no_code_behind(kept):
     x = np.ones((2, 6), np.float32)
     bg.build(small(4), grad=True, cache=kept).init(0)(x)
     gc.collect()
-    before = mapped()
+    before, open_before = mapped(), os.listdir("/proc/self/fd")
     for i in range(6):
         module = bg.build(small(4), grad=True, cache=kept).init(0)
         module(x)
@@ -134,6 +166,7 @@ def test_modules_that_are_gone_leave_no_code_behind(kept):
         del module
         gc.collect()
         assert mapped() == before, f"after build {i}"
+    assert os.listdir("/proc/self/fd") == open_before
 
 
 def test_code_stays_while_anything_of_a_module_is_in_use():
