@@ -15,7 +15,7 @@ import re
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
@@ -35,6 +35,20 @@ def opened(path: Path | str) -> Iterator[int]:
         yield descriptor
     finally:
         os.close(descriptor)
+
+
+@contextmanager
+def alone_in(path: Path | str) -> Iterator[None]:
+    """A block that begins when no other process is in one with the same folder.
+
+    The folder is made if need be. Who reads a file there, adds to it and writes it anew loses
+    nothing of what others add. Where the folder cannot be locked the block begins at once.
+    """
+    with ExitStack() as stack:
+        with suppress(OSError):
+            os.makedirs(path, exist_ok=True)
+            fcntl.flock(stack.enter_context(opened(path)), fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager

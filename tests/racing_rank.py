@@ -22,7 +22,7 @@ class Slow:
     """A communicator whose messages take their time, and are counted."""
 
     def __init__(self, ranks, network: Network):
-        self.size, self.rank = ranks.size, ranks.rank
+        self.size, self.rank, self.names = ranks.size, ranks.rank, ranks.names
         self._ranks, self._network = ranks, network
 
     def sum(self, array):

@@ -86,7 +86,7 @@ class Carrier:
     """The communicator of one rank."""
 
     def __init__(self, ranks: Ranks, rank: int):
-        self.size, self.rank = ranks.size, rank
+        self.size, self.rank, self.names = ranks.size, rank, range(ranks.size)
         self.log: list[tuple[str, int]] = []
         self.timeout = 60.0
         self._ranks = ranks

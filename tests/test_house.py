@@ -84,7 +84,7 @@ ONLY_PARTS = {
     # is to a schedule.
     ("scheduling", "lower"): {
         "facts", "geometry", "joined_rows", "lowered", "opaque", "sweep_facts",
-    },
+    },  # fmt: skip
     ("scheduling", "target"): {"cpus", "machine", "tiles"},
     ("cli", "runtime"): {"artifact", "bundle"},
     ("cli", "target"): {"parse"},

@@ -28,7 +28,7 @@ def batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = False,
-    momentum: float | None = 0.1,
+    momentum: float | Tensor | None = 0.1,
     eps: float = 1e-5,
     *,
     num_batches_tracked: Tensor | None = None,
@@ -50,7 +50,8 @@ def batch_norm(
         weight: factor ``[C]``.
         bias: summand ``[C]``.
         training: whose statistics to use.
-        momentum: weight of the new batch; ``None`` averages all batches so far.
+        momentum: weight of the new batch, a number or computed, without axes; ``None`` averages all
+            batches so far.
         eps: added to the variance.
         num_batches_tracked: int64 without axes; counts training batches. Needed for
             ``momentum=None``.
@@ -235,7 +236,9 @@ def evaluate_running(
     return emit("bn_normalize", *operands, label=label, hint=HINT, eps=eps).to(x.dtype)
 
 
-def _momentum(trace: Trace, momentum: float | None, tracked: Tensor | None) -> float | Tensor:
+def _momentum(
+    trace: Trace, momentum: float | Tensor | None, tracked: Tensor | None
+) -> float | Tensor:
     """Count the batch; the weight it has in the running statistics."""
     if tracked is not None:
         check_tensor("batch_norm", "num_batches_tracked", tracked)
@@ -249,7 +252,12 @@ def _momentum(trace: Trace, momentum: float | None, tracked: Tensor | None) -> f
             hint = "pass num_batches_tracked=, or a momentum"
             raise error("batch_norm: momentum=None averages over batches nobody counts", hint)
         return 1.0 / seen
-    return real("batch_norm", "momentum", momentum)
+    if not isinstance(momentum, Tensor):
+        return real("batch_norm", "momentum", momentum)
+    if momentum.shape or not momentum.type.is_float:
+        hint = "compute it as a float without axes"
+        raise error(f"batch_norm: momentum is {momentum.type}", hint)
+    return momentum
 
 
 def update_running(

@@ -18,7 +18,7 @@ from dataclasses import astuple, dataclass
 import numpy as np
 
 from bngen.errors import CallError
-from bngen.runtime.communicator import Communicator, Work, waiting_for
+from bngen.runtime.communicator import Communicator, waiting_for
 from bngen.runtime.steps import AVERAGE, MOMENTS, SUM
 
 SHOWN = {
@@ -26,7 +26,9 @@ SHOWN = {
     AVERAGE: "the average over ranks",
     MOMENTS: "the batch statistics of all ranks",
 }
-_DIGEST, _HEAD = 16, 24
+_DIGEST, _LENGTH = 16, 8
+_HEAD = _DIGEST + _LENGTH + 1
+"""Bytes; statistics and sums are never of an odd number, so that none is taken for a head."""
 _NOTHING = bytes(_HEAD)
 """The head of a rank that follows."""
 
@@ -106,11 +108,12 @@ class Agreement:
         if planned:
             digest = hashlib.sha256(self._text).digest()[:_DIGEST]
             head = digest + len(self._text).to_bytes(_HEAD - _DIGEST, "little")
-        self._work = carrier.gather(np.frombuffer(head, np.uint8).copy())
+        with waiting_for(self._first(), carrier, who):
+            self._work = carrier.gather(np.frombuffer(head, np.uint8).copy())
 
-    def _waited(self, work: Work, what: str) -> np.ndarray:
-        with waiting_for(what, self._carrier, self._who):
-            return work.result()
+    def _first(self) -> str:
+        first = f", first {self._planned[0]}" if self._planned else ""
+        return f"what ranks are going to exchange{first}"
 
     def settled(self) -> tuple[tuple[Planned, ...], tuple[int, ...]]:
         """Wait until all ranks have said what they plan.
@@ -122,8 +125,8 @@ class Agreement:
             CallError: when they plan different things, or none of them anything; or when one has no
                 plan that would follow the others in several groups.
         """
-        first = f", first {self._planned[0]}" if self._planned else ""
-        heads = self._waited(self._work, f"what ranks are going to exchange{first}")
+        with waiting_for(self._first(), self._carrier, self._who):
+            heads = self._work.result()
         leads = heads.any(axis=1)
         if not leads.any():
             raise CallError(
@@ -136,17 +139,18 @@ class Agreement:
         same = len({d for d, lead in zip(digests, leads, strict=True) if lead}) == 1
         if same and not followers:
             return tuple(self._planned), ()
-        longest = int(heads[:, _DIGEST:].copy().view("<u8").max())
+        longest = int(heads[:, _DIGEST:][:, :_LENGTH].copy().view("<u8").max())
         text = np.frombuffer(self._text.ljust(longest), np.uint8).copy()
         what = "what they differ in" if not same else "what a rank without images follows"
-        texts = self._waited(self._carrier.gather(text), what)
+        with waiting_for(what, self._carrier, self._who):
+            texts = self._carrier.gather(text).result()
         plans = {i: _heard(bytes(texts[i])) for i in range(len(heads)) if leads[i]}
         if not same:
             self._refuse(plans, digests)
         if (count := plans[leader][0].groups) > 1:
+            what = f"has no image of this batch, and layers meet in {count} process groups"
             raise CallError(
-                f"{self._who}rank {followers[0]} has no image of this batch, and layers meet in "
-                f"{count} process groups",
+                f"{self._who}rank {self._carrier.names[followers[0]]} {what}",
                 hint="share the batch out so that each rank has an image",
             )
         return plans[leader], followers
@@ -154,9 +158,10 @@ class Agreement:
     def _refuse(self, plans: dict[int, tuple[Planned, ...]], digests: Sequence[bytes]) -> None:
         own = self._carrier.rank if self._carrier.rank in plans else min(plans)
         other = next(i for i in plans if digests[i] != digests[own])
+        one, another = (self._carrier.names[i] for i in (own, other))
         raise CallError(
-            f"{self._who}rank {own} exchanges {_first_difference(plans[own], plans[other])}",
-            hint=f"rank {other} has another model or another part of a batch, or runs in PyTorch",
+            f"{self._who}rank {one} exchanges {_first_difference(plans[own], plans[other])}",
+            hint=f"rank {another} has another model or another part of a batch, or runs in PyTorch",
         )
 
 

@@ -7,7 +7,7 @@ has to do, and the error of a rank for which it fails.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -33,10 +33,12 @@ class Communicator(Protocol):
     Attributes:
         size: the number of ranks.
         rank: which of them this process is.
+        names: their numbers among all processes there are, by which users know them.
     """
 
     size: int
     rank: int
+    names: Sequence[int]
 
     def sum(self, array: np.ndarray) -> Work:
         """Begin to add up an array of all ranks, which is this work's from now on."""
@@ -51,6 +53,7 @@ class Alone:
 
     size: int = 1
     rank: int = 0
+    names: Sequence[int] = (0,)
 
     def sum(self, array: np.ndarray) -> Work:
         """Never asked for."""
@@ -78,7 +81,15 @@ def waiting_for(what: str, carrier: Communicator, who: str = "") -> Iterator[Non
         if said.startswith("["):  # where in its source
             said = said.partition("] ")[2]
         raise CallError(
-            f"{who}rank {carrier.rank} of {carrier.size} waited for {what}, and it failed: "
+            f"{who}{_named(carrier)} waited for {what}, and it failed: "
             f"{said.partition('. ')[0]:.200}",
             hint="another rank has ended, hangs or does something else: see what it says",
         ) from None
+
+
+def _named(carrier: Communicator) -> str:
+    """This rank among those that it is of."""
+    names = tuple(carrier.names)
+    whole = names == tuple(range(carrier.size))
+    among = f"of {carrier.size}" if whole else f"(of ranks {', '.join(map(str, names))})"
+    return f"rank {names[carrier.rank]} {among}"

@@ -1,8 +1,8 @@
 """Files in memory: paths for tools and loaders with no disk, mount or other process behind them.
 
 In: contents. Out: a path, for as long as its descriptor is open. A file in memory cannot be swapped
-between a check and its use, lies on no file system that is full, read-only or mounted noexec, and is
-gone with its process.
+between a check and its use, lies on no file system that is full, read-only or mounted noexec, and
+is gone with its process.
 """
 
 from __future__ import annotations

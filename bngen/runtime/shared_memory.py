@@ -219,7 +219,7 @@ class Shared:
         alive: dict[int, int],
         timeout: float,
     ):
-        self.size, self.rank = far.size, far.rank
+        self.size, self.rank, self.names = far.size, far.rank, far.names
         self._far, self.memory, self._library = far, memory, library
         self._timeout = timeout
         self._ends: dict[int, select.poll] = {}
@@ -229,9 +229,11 @@ class Shared:
             weakref.finalize(self, os.close, file)
         self._written = 0
         self._pending: list[_Message] = []
+        self._failure = ""
 
     def sum(self, array: np.ndarray) -> Work:
         """Begin to add up an array of all ranks."""
+        self._check_in_step()
         if array.nbytes > MOST_BYTES:
             return self._far.sum(array)
 
@@ -243,6 +245,7 @@ class Shared:
 
     def gather(self, array: np.ndarray) -> Work:
         """Begin to gather bytes, as many of each rank."""
+        self._check_in_step()
         if array.nbytes > MOST_BYTES:
             return self._far.gather(array)
         return self._sent(array, lambda rows: rows)
@@ -266,6 +269,7 @@ class Shared:
 
     def receive(self, last: _Message) -> None:
         """Read messages of the others, in order, until one of them is read."""
+        self._check_in_step()
         while self._pending and self._pending[0].number <= last.number:
             message = self._pending[0]
             rows = np.empty((self.size, message.nbytes), np.uint8)
@@ -273,7 +277,7 @@ class Shared:
                 self._wait(self.memory.written(rank), message.number + 1, rank)
                 place = self.memory.place(rank, message.number)
                 if (nbytes := int(place[:_HEAD].view("<i8")[0])) != message.nbytes:
-                    raise RuntimeError(f"rank {rank} sent {nbytes} bytes, not {message.nbytes}")
+                    raise self._failed(rank, f"sent {nbytes} bytes, not {message.nbytes}")
                 rows[rank] = place[_HEAD : _HEAD + message.nbytes]
             message.rows = rows
             self._pending.pop(0)
@@ -298,9 +302,19 @@ class Shared:
             has_ended = bool(self._ends[rank].poll(0))
             # It may have come that far, and ended then.
             if has_ended and not self._library.bngen_shared_wait(counter, wanted, 0, 0, 0):
-                raise RuntimeError(f"rank {rank} has ended")
+                raise self._failed(rank, "has ended")
             if time.monotonic() - start > self._timeout:
-                raise RuntimeError(f"rank {rank} took longer than {self._timeout:g} s")
+                raise self._failed(rank, f"took longer than {self._timeout:g} s")
+
+    def _failed(self, rank: int, what: str) -> RuntimeError:
+        """The error of what fails, after which nobody knows which message of another comes next."""
+        self._failure = f"rank {self.names[rank]} {what}"
+        return RuntimeError(self._failure)
+
+    def _check_in_step(self) -> None:
+        if self._failure:
+            what = f"ranks are out of step since {self._failure}, and need a new process group"
+            raise RuntimeError(what)
 
 
 class _Message:

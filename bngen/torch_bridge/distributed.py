@@ -39,6 +39,7 @@ class Carrier:
     Attributes:
         size: the number of ranks.
         rank: which of them this process is.
+        names: which ranks of all processes they are.
 
     Raises:
         CallError: when the others do not come within the group's timeout.
@@ -46,6 +47,7 @@ class Carrier:
 
     def __init__(self, group: Any):
         self.size, self.rank = group.size(), group.rank()
+        self.names = tuple(dist.get_process_group_ranks(group))
         self._group = group
         if self.size > 1:
             with waiting_for(f"the ranks of process group {group.group_name!r} to connect", self):

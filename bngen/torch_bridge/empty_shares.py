@@ -13,9 +13,10 @@ autograd runs nodes in the opposite order of that in which they were made, here 
 
 from __future__ import annotations
 
+import functools
 import json
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,23 +61,24 @@ def told(
     layers = layers if carrier.rank == first else ()
     text = json.dumps([[layer.name, [len(s) for s in layer.statistics]] for layer in layers])
     said = np.frombuffer(text.encode(), np.uint8)
-    lengths = _waited(carrier, carrier.gather(np.array([said.size], "<i8").view(np.uint8)))
+    size = np.array([said.size], "<i8").view(np.uint8)
+    lengths = _waited(carrier, lambda: carrier.gather(size))
     room = np.full(int(lengths.copy().view("<i8").max()), ord(" "), np.uint8)
     room[: said.size] = said
-    rows = json.loads(bytes(_waited(carrier, carrier.gather(room))[first]))
+    rows = json.loads(bytes(_waited(carrier, lambda: carrier.gather(room))[first]))
     sizes = [size for _, lengths in rows for size in lengths]
     values = np.zeros(sum(sizes))
     if layers and sizes:
         values = torch.cat([s for layer in layers for s in layer.statistics]).double().numpy()
     if sizes:
-        values = _waited(carrier, carrier.sum(values))
+        values = _waited(carrier, functools.partial(carrier.sum, values))
     parts = iter(torch.from_numpy(values).split(sizes))
     return [(name, [next(parts) for _ in lengths]) for name, lengths in rows]
 
 
-def _waited(carrier: Communicator, work: Work) -> np.ndarray:
+def _waited(carrier: Communicator, begin: Callable[[], Work]) -> np.ndarray:
     with waiting_for("the running statistics for ranks without images", carrier):
-        return work.result()
+        return begin().result()
 
 
 class Follower:

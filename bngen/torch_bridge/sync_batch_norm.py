@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,7 @@ from torch._subclasses.functional_tensor import FunctionalTensor
 from bngen.errors import BngenError
 from bngen.moments import merged
 from bngen.runtime.agreement import Agreement, Planned
-from bngen.runtime.communicator import Communicator, waiting_for
+from bngen.runtime.communicator import Communicator, Work, waiting_for
 from bngen.runtime.signature import BACKWARD, FORWARD
 from bngen.runtime.steps import MOMENTS, SUM
 from bngen.torch_bridge.derivatives import first_derivatives
@@ -51,7 +51,7 @@ def sync_batch_norm(
     weight: Tensor | None = None,
     bias: Tensor | None = None,
     training: bool = True,
-    momentum: float = 0.1,
+    momentum: float | Tensor = 0.1,
     eps: float = 1e-5,
     *,
     group: str = "",
@@ -83,10 +83,10 @@ def sync_batch_norm(
         # Of one element for each channel PyTorch has no types of batch normalization in training.
         like = next(v for v in (weight, bias, running_mean, input) if v is not None)
         statistics = like.new_ones(2, input.shape[1])
-        return F.batch_norm(input, *statistics, weight, bias, False, momentum, eps)
+        return F.batch_norm(input, *statistics, weight, bias, False, 0.0, eps)
     if _ALONE.get():
         given = input, weight, bias, running_mean, running_var
-        return torch.batch_norm(*given, training, momentum, eps, False)
+        return torch.batch_norm(*given, training, float(momentum), eps, False)
     if not input.numel():
         running = running_mean, running_var
         return Follower().normalized(input, running, weight, bias, group, layer)
@@ -101,8 +101,8 @@ class _Synchronized(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None,
-        running_mean: Tensor | None, running_var: Tensor | None, momentum: float, eps: float,
-        carrier: Communicator, layer: str, followed: bool,
+        running_mean: Tensor | None, running_var: Tensor | None, momentum: float | Tensor,
+        eps: float, carrier: Communicator, layer: str, followed: bool,
     ) -> Tensor:  # fmt: skip
         # Statistics and sums of what is only stored are not.
         wide = x.dtype if x.dtype.itemsize >= 4 else torch.float32
@@ -117,15 +117,17 @@ class _Synchronized(torch.autograd.Function):
         var, mean = torch.var_mean(x.double(), axes, correction=0)
         head = np.array([count], "<f8")
         sent = np.concatenate([head, mean.numpy(), var.numpy()]).view(np.uint8)
-        found = _waited(carrier.gather(sent), "batch statistics", layer, carrier).view("<f8")
+        gathered = _waited(lambda: carrier.gather(sent), "batch statistics", layer, carrier)
+        found = gathered.view("<f8")
         mean, var, total = merged(found[:, 0].astype(int), *np.split(found[:, 1:], 2, axis=1))
         mean, var = (torch.from_numpy(v).to(wide) for v in (mean, var))
         kept: tuple[Tensor, ...] = ()
         if running_mean is not None and running_var is not None:
             kept = running_mean, running_var
             unbiased = var * (total / (total - 1)) if total > 1 else var * torch.nan
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+            share = float(momentum)
+            running_mean.lerp_(mean.to(running_mean.dtype), share)
+            running_var.lerp_(unbiased.to(running_var.dtype), share)
         if followers:
             told(carrier, followers, [Layer(layer, kept)])
         ctx.save_for_backward(x, weight, mean, var)
@@ -144,8 +146,9 @@ class _Synchronized(torch.autograd.Function):
         own = torch.stack([dy.sum(axes), (dy * xhat).sum(axes)])
         dx = None
         if ctx.needs_input_grad[0]:
-            work = carrier.sum(own.numpy().flatten())  # which copies
-            sums = torch.from_numpy(_waited(work, "sums of gradients", layer, carrier)) / total
+            sent = own.numpy().flatten()  # which copies
+            found = _waited(lambda: carrier.sum(sent), "sums of gradients", layer, carrier)
+            sums = torch.from_numpy(found) / total
             mean_dy, mean_dy_xhat = (s.reshape(shape) for s in sums.chunk(2))
             inner = dy - mean_dy - xhat * mean_dy_xhat
             dx = (inner * (inv if weight is None else inv * weight).reshape(shape)).to(x.dtype)
@@ -154,9 +157,9 @@ class _Synchronized(torch.autograd.Function):
         return dx, *vectors, *(None,) * 7
 
 
-def _waited(work: Any, what: str, layer: str, carrier: Communicator) -> np.ndarray:
+def _waited(begin: Callable[[], Work], what: str, layer: str, carrier: Communicator) -> np.ndarray:
     with waiting_for(f"{what} of {layer or 'a layer'}", carrier):
-        return work.result()
+        return begin().result()
 
 
 # --- in captured graphs -----------------------------------------------------------------------

@@ -51,7 +51,8 @@ def _forward(self: SyncBatchNorm, input: Tensor) -> Tensor:
     if self.track_running_stats:
         self.num_batches_tracked.add_(1)
         if self.momentum is None:
-            momentum = 1.0 / self.num_batches_tracked.item()
+            # A number would be another one in each step, and a program of its own.
+            momentum = 1.0 / self.num_batches_tracked
     kept = (self.running_mean, self.running_var) if self.track_running_stats else (None, None)
     given = input, *kept, self.weight, self.bias, True, momentum, self.eps
     if torch.compiler.is_compiling():  # then it is named by its place; see `name_layers`

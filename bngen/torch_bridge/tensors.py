@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+import torch  # noqa: F401 - who asks for tensors need not have imported it
 
 from bngen.dtypes import DTYPES
 from bngen.errors import CallError
@@ -17,7 +18,10 @@ from bngen.runtime.tensors import as_tensor
 
 
 def to_torch(arrays: Any) -> Any:
-    """Make tensors of arrays, over the same memory and bfloat16 included.
+    """Make tensors of arrays, bfloat16 included: over the same memory where they can lie so.
+
+    PyTorch's lie in no negative steps, can be written to, and have this machine's order of bytes;
+    other arrays are copied.
 
     Of a module that PyTorch is to have a checkpoint of::
 
@@ -42,4 +46,12 @@ def to_torch(arrays: Any) -> Any:
         known = ", ".join(DTYPES)
         what = f"to_torch takes arrays, not {type(arrays).__name__} of {array.dtype}"
         raise CallError(what, hint=f"element types are {known}")
-    return as_tensor(array if array.flags.writeable else array.copy())
+    if not _can_be_shared(array):
+        array = array.astype(array.dtype.newbyteorder("="))
+    return as_tensor(array)
+
+
+def _can_be_shared(array: np.ndarray) -> bool:
+    steps = (step for step, extent in zip(array.strides, array.shape, strict=True) if extent > 1)
+    whole = all(step >= 0 and step % array.itemsize == 0 for step in steps)
+    return array.flags.writeable and array.dtype.isnative and whole

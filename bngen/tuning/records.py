@@ -21,7 +21,7 @@ import math
 import os
 import re
 import tomllib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -273,6 +273,27 @@ def _record(path: Path, number: int, row: Any) -> Record:
 
 def _has(row: Any, name: str, fits: Callable[[Any], bool]) -> bool:
     return isinstance(row, dict) and name in row and fits(row[name])
+
+
+def add(
+    path: Path, found: dict[str, Record], own: Container[str], versions: Mapping[str, str]
+) -> None:
+    """Write a record file to which another tuner may be adding, too.
+
+    Args:
+        path: its name is the CPU's.
+        found: records by digest; what the file holds by now is added.
+        own: digests of those that count, whatever the file says of their kernels.
+        versions: see `write`.
+
+    Raises:
+        BngenError: for a file that has been damaged meanwhile.
+        ToolchainError: when the folder cannot be written.
+    """
+    with files.alone_in(path.parent):
+        if path.exists():
+            found.update({r.id: r for r in read(path) if r.id not in own})
+        write(path, found.values(), versions)
 
 
 def write(path: Path, records: Iterable[Record], versions: Mapping[str, str]) -> None:

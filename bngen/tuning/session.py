@@ -39,7 +39,7 @@ def tune_into(
         wrt: names of what it is trained by.
         target: this machine.
         fusion: the level.
-        found: records so far by digest; what comes is added.
+        found: records so far by digest; what comes is added, and what other tuners find meanwhile.
         trials: candidates for each kernel.
         threads: that they run on; all of the machine when None.
         progress: called with how many kernels of how many are behind, and the best so far.
@@ -57,8 +57,10 @@ def tune_into(
         return search.compile_candidate(job, target, knobs, threads)
 
     versions = {"bngen": __version__, "apache-tvm": importlib.metadata.version("apache-tvm")}
+    own: set[str] = set()
     registers = target.machine.traits.vector_registers
     for record in search.tune(work, dict(found), trials, threads, registers, compile, report):
         found[record.id] = record
-        records.write(path, found.values(), versions)
+        own.add(record.id)
+        records.add(path, found, own, versions)
         yield record

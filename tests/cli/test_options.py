@@ -12,6 +12,7 @@ from bngen.cli.ablate import AblateRequest
 from bngen.cli.bench import BenchRequest
 from bngen.cli.build import BuildRequest
 from bngen.cli.explain import ExplainRequest
+from bngen.cli.main import _wants_traceback
 from bngen.cli.profile import ProfileRequest
 from bngen.cli.tune import TuneRequest
 from bngen.cli.verify import VerifyRequest
@@ -137,6 +138,7 @@ def test_bad_debug_level(monkeypatch, text):
     monkeypatch.setenv("BNGEN_DEBUG", text)
     with pytest.raises(UsageError, match=r"BNGEN_DEBUG=.* whole number"):
         options.debug_level()
+    assert not _wants_traceback([])
 
 
 def test_environment_of_the_python_interface(monkeypatch):

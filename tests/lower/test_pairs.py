@@ -23,6 +23,7 @@ from bngen.runtime import host
 from bngen.target import cpus
 from bngen.target.cpus import Pairs
 from bngen.target.parse import Target
+from tests.profiles import some
 
 BF16 = np.dtype(ml_dtypes.bfloat16)
 DIRECTIONS = {"conv2d", "conv2d_grad_input", "conv2d_grad_weight"}

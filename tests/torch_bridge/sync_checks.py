@@ -11,6 +11,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
+import bngen
+from bngen.torch_bridge import builds
 from bngen.torch_bridge.sync_layers import synchronize
 
 AUTOCAST, BFLOAT16 = "autocast", "bfloat16"
@@ -83,3 +85,20 @@ def near(name, found, want, kind):
     error = (found.double() - want.double()).abs().max().item()
     scale = want.double().abs().max().item()
     assert error <= (2e-2 if kind else 1e-5) * scale, f"{name}: error {error} of {scale}"
+
+
+def check_cumulative(rank):
+    """Statistics that average all batches: another factor in each step, and the same program."""
+    torch.manual_seed(2)
+    x, made, build = torch.randn(3, 2, 3, 3, 6, 6), [], builds.build
+    builds.build = lambda *given, **options: made.append(given) or build(*given, **options)
+    one = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4, momentum=None))
+    met = bngen.compile(copy.deepcopy(one), sync_bn=True)
+    for shares in x:
+        found, want = met(shares[rank]), one(shares.flatten(0, 1))
+        near("cumulative: result", found, want[3 * rank :][:3], None)
+        found.square().sum().backward()
+    builds.build = build
+    assert len(made) == 1
+    for p, q in zip(met.buffers(), one.buffers(), strict=True):
+        near("cumulative: statistics", p, q, None)

@@ -111,7 +111,10 @@ def other_length(rank: int, folder: str) -> None:
     with pytest.raises(CallError, match=r"rank \d sent \d+ bytes, not \d+"):
         with waiting_for("a sum", carrier):
             carrier.sum(np.ones(rank + 1, np.float32)).result()
-    carrier.gather(np.zeros(1, np.uint8))
+    for begin in (carrier.sum, carrier.gather):
+        with pytest.raises(CallError, match=r"out of step since rank \d sent \d+ bytes"):
+            with waiting_for("what comes next", carrier):
+                begin(np.zeros(1, np.uint8))
 
 
 def test_arrays_of_different_lengths_are_an_error(tmp_path):

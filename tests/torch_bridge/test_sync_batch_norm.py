@@ -18,7 +18,13 @@ from bngen.torch_bridge.sync_layers import SyncBatchNorm, synchronize
 from tests.profiles import THOROUGH, takes_long
 from tests.torch_bridge.processes import Started, joined
 from tests.torch_bridge.small import Net
-from tests.torch_bridge.sync_checks import Activated, SyncActivated, check_copies, check_eager
+from tests.torch_bridge.sync_checks import (
+    Activated,
+    SyncActivated,
+    check_copies,
+    check_cumulative,
+    check_eager,
+)
 
 
 def process(rank, folder):
@@ -40,6 +46,7 @@ def process(rank, folder):
     check_copies(other, x, whole)
     check_copies(bngen.compile(other, sync_bn=alone), x, want, pickled=False)
     check_eager(rank)
+    check_cumulative(rank)
     if rank == 0:  # and nobody waits for it
         assert str(explain_model(met, x)).startswith("bngen takes")
     # Nobody has an image, in whatever way it runs.

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import ml_dtypes
 import numpy as np
 import pytest
@@ -44,6 +47,28 @@ def test_results_are_tensors_too():
     frozen.flags.writeable = False
     assert bg.to_torch({"loss": scalar, "ones": frozen})["loss"].item() == 2.5
     assert bg.to_torch(frozen).sum() == 3
+
+
+ODD = {
+    "backwards": lambda a: a[:, ::-1],
+    "of the other order of bytes": lambda a: a.astype(">f4"),
+    "a field of records": lambda a: np.rec.fromarrays([a[0], a[0].astype("i1")])["f0"],
+    "one element, repeated": lambda a: np.broadcast_to(a[0, 0], (2, 3)),
+    "empty": lambda a: a[:0, ::-1],
+}
+
+
+@pytest.mark.parametrize("odd", ODD)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_tensors_cannot_lie_like_is_copied(odd, dtype):
+    given = ODD[odd](np.arange(6).reshape(2, 3).astype(numpy_dtype(dtype)))
+    assert bg.to_torch(given).tolist() == given.tolist()
+
+
+def test_who_asks_for_tensors_need_not_have_imported_pytorch():
+    script = "import numpy, bngen; print(bngen.to_torch(numpy.ones(2)).sum().item())"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.stdout == "2.0\n", done.stderr
 
 
 @pytest.mark.parametrize("wrong", ["text", None, np.ones(2, np.complex64)])

@@ -160,3 +160,21 @@ def test_knobs_that_are_no_number_of_anything_are_declined(kind: str):
             if value == 0 and name == "scratch":  # a switch
                 continue
             assert name in legal(kind, EXTENTS[kind], {**good, name: value}).reason
+
+
+OURS, THEIRS = 16 * "a", 16 * "b"
+
+
+def test_what_another_tuner_has_added_stays(tmp_path):
+    """Each writes the whole file, with what it knows; of its own kernels it knows better."""
+    path = tmp_path / "cpu.toml"
+    ours, theirs = (replace(KNOWN[0], id=name) for name in (OURS, THEIRS))
+    found = {OURS: ours}
+    records.add(path, found, {OURS}, {})
+    records.add(path, {THEIRS: theirs}, {THEIRS}, {})
+    found[OURS] = replace(ours, trials=ours.trials + 1)
+    records.add(path, found, {OURS}, {})
+    assert {r.id: r.trials for r in records.read(path)} == {
+        OURS: ours.trials + 1, THEIRS: theirs.trials,
+    }  # fmt: skip
+    assert set(found) == {OURS, THEIRS}
