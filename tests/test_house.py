@@ -83,7 +83,12 @@ ONLY_PARTS = {
     # The blocks that lowering has named, and the facts that knobs follow from; of a target, what it
     # is to a schedule.
     ("scheduling", "lower"): {
-        "facts", "geometry", "joined_rows", "lowered", "opaque", "sweep_facts",
+        "facts",
+        "geometry",
+        "joined_rows",
+        "lowered",
+        "opaque",
+        "sweep_facts",
     },  # fmt: skip
     ("scheduling", "target"): {"cpus", "machine", "tiles"},
     ("cli", "runtime"): {"artifact", "bundle"},
