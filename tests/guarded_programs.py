@@ -60,7 +60,7 @@ def drawn_knobs(number: int) -> Callable[[KernelPlan, Target], KnobLookup]:
             chosen = table[choice.strategy.kind, signature(kernel, plan)] = {}
             for name, choices in choice.strategy.space(choice.facts).items():
                 chosen[name] = rng.choice(choices(chosen))
-        return lambda kind, key: table[kind, key.partition("|")[0]] or None
+        return lambda kind, key, _: table[kind, key.partition("|")[0]] or None
 
     return choose
 

@@ -32,8 +32,8 @@ MOST_ELEMENTS = 2**31 - 2**20
 
 A loop that is shared out to threads and cut into vectors counts a little further than its end.
 """
-KnobLookup = Callable[[str, str], dict[str, int] | None]
-"""(kind, signature) -> knobs of a record, or None for the analytic ones."""
+KnobLookup = Callable[[str, str, Mapping[str, int]], dict[str, int] | None]
+"""(kind, signature, extents) -> knobs of a record, or None for the analytic ones."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +111,8 @@ def _task(
     layouts = {v: plan.layouts[v] for v in values if v in plan.layouts}
     record = None
     if knobs:
-        record = knobs(choose(kernel, layouts, target.machine).strategy.kind, key)
+        choice = choose(kernel, layouts, target.machine)
+        record = knobs(choice.strategy.kind, key, choice.facts.extents())
     return Task(kernel, layouts, target, unaligned, shared, record)
 
 

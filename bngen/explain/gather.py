@@ -152,9 +152,11 @@ class Tuned:
         self._records = records.find(target, folder)
         self._places = records.places(target, folder)
 
-    def __call__(self, kind: str, signature: str) -> tuple[Knobs, str] | None:
+    def __call__(
+        self, kind: str, signature: str, extents: Mapping[str, int]
+    ) -> tuple[Knobs, str] | None:
         """Knobs of a kernel's record, and file and line of it."""
-        knobs = self._records.lookup(kind, signature)
+        knobs = self._records.lookup(kind, signature, extents)
         if knobs is None:
             return None
         return knobs, str(self._places[records.digest(kind, signature)])

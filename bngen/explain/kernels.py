@@ -29,7 +29,7 @@ from bngen.target.machine import Machine
 COLLECTIVE = "collective"
 """What stands in the place of a strategy where values are exchanged between processes."""
 
-Tuned = Callable[[str, str], tuple[Knobs, str] | None]
+Tuned = Callable[[str, str, Mapping[str, int]], tuple[Knobs, str] | None]
 """(kind of a strategy, signature of a kernel) -> knobs of a record and where it stands, if any."""
 
 
@@ -96,7 +96,7 @@ def _decided(kernel: Kernel, plan: KernelPlan, machine: Machine, tuned: Tuned) -
             "operations": 0, "strategy": COLLECTIVE, "declined": {}, "knobs": {}, "record": "",
         }  # fmt: skip
     choice = choose(kernel, plan.layouts, machine)
-    found = tuned(choice.strategy.kind, signature(kernel, plan))
+    found = tuned(choice.strategy.kind, signature(kernel, plan), choice.facts.extents())
     knobs = choice.knobs(machine, found[0] if found else None)
     return {
         "operations": operations(kernel, choice.strategy),

@@ -91,13 +91,19 @@ class Records:
 
     of: dict[str, Record] = field(default_factory=dict)
 
-    def lookup(self, kind: str, signature: str) -> Knobs | None:
-        """Knobs for a kernel, or None where the rule's own serve."""
+    def lookup(self, kind: str, signature: str, extents: Mapping[str, int]) -> Knobs | None:
+        """Knobs for a kernel, or None where the rule's own serve.
+
+        Args:
+            kind: of its strategy.
+            signature: of it.
+            extents: what the strategy knows of it by now; that may be other than when it was tuned.
+        """
         record = self.of.get(digest(kind, signature))
         # Where nothing beat the rule, the rule decides: it may be a better one by now.
         if record is None or record.seconds >= record.baseline:
             return None
-        if legal(kind, record.extents, record.knobs):
+        if dict(extents) != record.extents or legal(kind, record.extents, record.knobs):
             return None
         return dict(record.knobs)
 

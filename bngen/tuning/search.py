@@ -103,7 +103,7 @@ class Candidate(Protocol):
 def compile_candidate(job: Job, target: Target, knobs: Knobs, threads: int = 0) -> LoneKernel:
     """The job's kernel with given knobs."""
     plan = replace(job.plan, kernels=(job.kernel,))
-    (compiled,) = compile_plan(plan, target, knobs=lambda kind, key: knobs, jobs=1)
+    (compiled,) = compile_plan(plan, target, knobs=lambda *_: knobs, jobs=1)
     return LoneKernel(compiled, threads)
 
 
@@ -259,7 +259,11 @@ def tune(
     for job in work:
         space = job.space(registers)
         old = known.get(job.id)
-        if old and (job.strategy.misfit(job.facts, old.knobs) or old.threads != threads):
+        if old and (
+            old.extents != job.facts.extents()
+            or job.strategy.misfit(job.facts, old.knobs)
+            or old.threads != threads
+        ):
             old = None
         if old and old.trials >= min(trials, len(space)):
             continue

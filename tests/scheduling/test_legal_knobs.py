@@ -128,7 +128,7 @@ def test_knobs_of_no_legal_value_fall_to_the_rule(several, data):
     ]))  # fmt: skip
     assert job.strategy.misfit(job.facts, bad) is not None
     plan = replace(job.plan, kernels=(job.kernel,))
-    (compiled,) = compile_plan(plan, target(), knobs=lambda kind, key: bad, jobs=1)
+    (compiled,) = compile_plan(plan, target(), knobs=lambda *_: bad, jobs=1)
     assert compiled.code.knobs == job.own
     own = compile_candidate(job, target(), job.own).results()
     for ours, theirs in zip(LoneKernel(compiled).results(), own, strict=True):

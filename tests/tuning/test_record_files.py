@@ -64,7 +64,7 @@ def check_file(path: Path, content: str | bytes) -> list[Record]:
 def check_lookup(row: Record) -> None:
     """What is found is legal for the extents that the file names, and made of small integers."""
     key = records.digest(row.kind, "some kernel")
-    knobs = Records({key: replace(row, id=key)}).lookup(row.kind, "some kernel")
+    knobs = Records({key: replace(row, id=key)}).lookup(row.kind, "some kernel", row.extents)
     assert knobs is None or legal(row.kind, row.extents, knobs) is None
     assert all(type(v) is int and 0 <= v < 2**31 for v in (knobs or {}).values())
 

@@ -169,29 +169,39 @@ def test_lookup_prefers_the_nearest(places):
         mine = replace(RECORD, id=key, knobs={**RECORD.knobs, "columns": rows})
         write(places[where] / f"{name}.toml", [mine], {})
     for rows, (where, name) in enumerate(order, start=1):
-        knobs = find(Cpu(), places["given"]).lookup("conv", "some kernel|u.")
+        knobs = find(Cpu(), places["given"]).lookup("conv", "some kernel|u.", RECORD.extents)
         assert knobs == {**RECORD.knobs, "columns": rows}
         (places[where] / f"{name}.toml").unlink()
-    assert find(Cpu(), places["given"]).lookup("conv", "some kernel") is None
+    assert find(Cpu(), places["given"]).lookup("conv", "some kernel", RECORD.extents) is None
 
 
 def test_a_kernel_that_one_file_lacks_may_be_in_the_next(places):
     write(places["user"] / "znver4.toml", [replace(RECORD, id=digest("conv", "a"))], {})
     write(places["shipped"] / "generic.toml", [replace(RECORD, id=digest("conv", "b"))], {})
     found = find(Cpu())
-    assert found.lookup("conv", "a") == found.lookup("conv", "b") == RECORD.knobs
-    assert found.lookup("conv", "c") is None
-    assert found.lookup("window", "a") is None
+    assert (
+        found.lookup("conv", "a", RECORD.extents)
+        == found.lookup("conv", "b", RECORD.extents)
+        == RECORD.knobs
+    )
+    assert found.lookup("conv", "c", RECORD.extents) is None
+    assert found.lookup("window", "a", RECORD.extents) is None
 
 
 def test_illegal_knobs_are_passed_over():
     bad = replace(RECORD, id=digest("conv", "a"), knobs={**RECORD.knobs, "rows": 5})
-    assert Records({bad.id: bad}).lookup("conv", "a") is None
+    assert Records({bad.id: bad}).lookup("conv", "a", RECORD.extents) is None
+
+
+def test_records_of_other_extents_are_passed_over():
+    """A strategy may take a kernel for another one than when it was tuned, with other knobs."""
+    mine, other = replace(RECORD, id=digest("conv", "a")), {**RECORD.extents, "w": 99}
+    assert Records({mine.id: mine}).lookup("conv", "a", other) is None
 
 
 def test_where_nothing_beat_the_rule_the_rule_decides():
     even = replace(RECORD, id=digest("conv", "a"), seconds=RECORD.baseline)
-    assert Records({even.id: even}).lookup("conv", "a") is None
+    assert Records({even.id: even}).lookup("conv", "a", RECORD.extents) is None
 
 
 def test_a_folder_that_is_not_there():
