@@ -25,6 +25,11 @@ def pytest_addoption(parser):
     parser.addoption("--update-golden", action="store_true", help="rewrite tests/golden")
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest begins first: at the end one process would go on with it alone."""
+    items.sort(key=lambda item: item.path.name != "test_examples.py")
+
+
 @pytest.fixture
 def tmpfs(tmp_path):
     """``tmpfs("ro", ...)``: a new small file system, mounted with these options."""

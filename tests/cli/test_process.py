@@ -60,6 +60,8 @@ def test_signals_clean_up(tmp_path, number):
     process = subprocess.Popen(
         [sys.executable, "-u", "-m", "bngen.cli.main", "build", "slow.py:net", "--out", "out"],
         cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        # A shell lets what it starts in the background ignore the keyboard.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     try:
         while process.stderr.readline().strip() != "tracing":
