@@ -89,7 +89,7 @@ ONLY_PARTS = {
         "lowered",
         "opaque",
         "sweep_facts",
-    },  # fmt: skip
+    },
     ("scheduling", "target"): {"cpus", "machine", "tiles"},
     ("cli", "runtime"): {"artifact", "bundle"},
     ("cli", "target"): {"parse"},

@@ -293,7 +293,7 @@ def _failed(line: str, status: int, argv: Sequence[str]) -> int:
 def _wants_traceback(argv: Sequence[str]) -> bool:
     # Looked up by hand: the error may be that the command line itself cannot be parsed.
     level = os.environ.get("BNGEN_DEBUG", "")
-    return "--debug" in argv or (level.isdecimal() and int(level) > 0)
+    return "--debug" in argv or (level.isdecimal() and level.strip("0") != "")
 
 
 def _terminate(signum: int, frame: Any) -> None:

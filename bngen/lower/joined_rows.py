@@ -29,11 +29,11 @@ def with_joined_rows(kernel: Kernel, layouts: Layouts) -> tuple[Kernel, Layouts]
         layouts: how its values lie.
     """
     geo = Geometry.of_convolution(kernel.anchor)
-    height, width = geo.out
-    rows = _rows_to_join(kernel, height, width)
-    one_tap = geo.window == (1, 1) and geo.is_identity and geo.out == geo.source
+    if geo.window != (1, 1) or not geo.is_identity or geo.out != geo.source:
+        return kernel, layouts
+    rows = _rows_to_join(kernel, *geo.out)
     others = (n for n in kernel.nodes if n is not kernel.anchor)
-    if rows == 1 or not one_tap or not all(_is_of_pixels(n, geo.out) for n in others):
+    if rows == 1 or not all(_is_of_pixels(n, geo.out) for n in others):
         return kernel, layouts
 
     def joined(v: Value) -> Value:
@@ -64,9 +64,9 @@ def _is_of_pixels(node: Node, extents: tuple[int, int]) -> bool:
     vectors = {v for v, role in zip(node.inputs, node.row.roles, strict=False)
                if role in node.row.channel}  # fmt: skip
     spread = [v for v in node.operands if v not in vectors]
-    if not all(_is_map(v, extents) for v in node.outputs):
-        # What belongs to channels; or a pixel of its own to each image, as a gate is.
-        return not any(_is_map(v, extents) for v in (*spread, *node.outputs))
+    if not any(_is_map(v, extents) for v in (*spread, *node.outputs)):
+        return True
+    # All pixels of an image may share a number of their own, as those of a gate.
     return all(_is_map(v, extents) or not v.shape or v.shape[2:] == (1, 1) for v in spread)
 
 

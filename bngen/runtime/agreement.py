@@ -108,12 +108,10 @@ class Agreement:
         if planned:
             digest = hashlib.sha256(self._text).digest()[:_DIGEST]
             head = digest + len(self._text).to_bytes(_HEAD - _DIGEST, "little")
-        with waiting_for(self._first(), carrier, who):
+        first = f", first {planned[0]}" if planned else ""
+        self._what = f"what ranks are going to exchange{first}"
+        with waiting_for(self._what, carrier, who):
             self._work = carrier.gather(np.frombuffer(head, np.uint8).copy())
-
-    def _first(self) -> str:
-        first = f", first {self._planned[0]}" if self._planned else ""
-        return f"what ranks are going to exchange{first}"
 
     def settled(self) -> tuple[tuple[Planned, ...], tuple[int, ...]]:
         """Wait until all ranks have said what they plan.
@@ -125,7 +123,7 @@ class Agreement:
             CallError: when they plan different things, or none of them anything; or when one has no
                 plan that would follow the others in several groups.
         """
-        with waiting_for(self._first(), self._carrier, self._who):
+        with waiting_for(self._what, self._carrier, self._who):
             heads = self._work.result()
         leads = heads.any(axis=1)
         if not leads.any():
@@ -139,7 +137,7 @@ class Agreement:
         same = len({d for d, lead in zip(digests, leads, strict=True) if lead}) == 1
         if same and not followers:
             return tuple(self._planned), ()
-        longest = int(heads[:, _DIGEST:][:, :_LENGTH].copy().view("<u8").max())
+        longest = int(heads[:, _DIGEST : _DIGEST + _LENGTH].copy().view("<u8").max())
         text = np.frombuffer(self._text.ljust(longest), np.uint8).copy()
         what = "what they differ in" if not same else "what a rank without images follows"
         with waiting_for(what, self._carrier, self._who):

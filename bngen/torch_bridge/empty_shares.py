@@ -13,7 +13,6 @@ autograd runs nodes in the opposite order of that in which they were made, here 
 
 from __future__ import annotations
 
-import functools
 import json
 from collections import Counter
 from collections.abc import Callable, Collection, Sequence
@@ -70,9 +69,8 @@ def told(
     values = np.zeros(sum(sizes))
     if layers and sizes:
         values = torch.cat([s for layer in layers for s in layer.statistics]).double().numpy()
-    if sizes:
-        values = _waited(carrier, functools.partial(carrier.sum, values))
-    parts = iter(torch.from_numpy(values).split(sizes))
+    summed = _waited(carrier, lambda: carrier.sum(values)) if sizes else values
+    parts = iter(torch.from_numpy(summed).split(sizes))
     return [(name, [next(parts) for _ in lengths]) for name, lengths in rows]
 
 
