@@ -245,7 +245,7 @@ class Binding:
     def kernel_step(self, c: CompiledKernel) -> KernelStep:
         """The call of a kernel."""
         operands = tuple(self.operand(a.value, a.shape) for a in c.arguments)
-        return KernelStep(c.kernel.name, c.code.symbol, operands)
+        return KernelStep(c.kernel.name, c.code.symbol, operands, c.code.numbers)
 
     def result_copies(self, start: int, stop: int) -> list[CopyStep]:
         """The results [start, stop) that no kernel writes to where they are handed out."""

@@ -200,7 +200,7 @@ class GuardedExecutor(Executor):
         named = {place: f"{place[0]} {place[1]}" for place in blocks}
         operands = [Operand(named[o.slot, o.offset], 0, o.shape, o.dtype) for o in step.operands]
         buffers = {named[place]: buffer(block.data) for place, block in blocks.items()}
-        table = CallTable([(self._entries[step.symbol], operands)], buffers)
+        table = CallTable([(self._entries[step.symbol], operands, step.numbers)], buffers)
         self._scratch.owner = step.name
         with watching() as faults:
             failed = table.run(0, 1)

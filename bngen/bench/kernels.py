@@ -104,9 +104,9 @@ def compile_distinct(
     plan: KernelPlan, target: Target, knobs: KnobLookup, progress: Progress
 ) -> list[tuple[CompiledKernel, int]]:
     """One kernel of each set of equal ones, and how many there are."""
-    kinds: dict[str, list[CompiledKernel]] = {}
+    kinds: dict[tuple[str, tuple[int, ...]], list[CompiledKernel]] = {}
     for compiled in compile_plan(plan, target, knobs=knobs, progress=progress):
-        kinds.setdefault(compiled.code.symbol, []).append(compiled)
+        kinds.setdefault((compiled.code.symbol, compiled.code.numbers), []).append(compiled)
     return [(same[0], len(same)) for same in kinds.values()]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import re
 from collections.abc import Callable, Hashable, Iterable, Mapping
 from dataclasses import dataclass
 
@@ -32,6 +33,9 @@ MOST_ELEMENTS = 2**31 - 2**20
 
 A loop that is shared out to threads and cut into vectors counts a little further than its end.
 """
+LARGEST = 32
+"""Kernels that are compiled together: more processes than one shall have something to do."""
+_NUMBER = re.compile(r"\d+")
 KnobLookup = Callable[[str, str, Mapping[str, int]], dict[str, int] | None]
 """(kind, signature, extents) -> knobs of a record, or None for the analytic ones."""
 
@@ -85,16 +89,28 @@ def compile_plan(
             tasks[key] = _task(kernel, plan, target, users, shared, knobs, key)
     done = 0
     codes: dict[str, Code] = {}
-    with contextlib.closing(codes_of(tasks, jobs or target.machine.threads, here=here)) as made:
-        for key, code in made:
-            codes[key] = code
-            done += len(groups[key])
-            if progress:
-                progress(done, len(plan.computed), groups[key][0].name)
+    units = {unit: [tasks[key] for key in unit] for unit in _units(tasks)}
+    with contextlib.closing(codes_of(units, jobs or target.machine.threads, here=here)) as made:
+        for unit, of_unit in made:
+            for key, code in zip(unit, of_unit, strict=True):
+                codes[key] = code
+                done += len(groups[key])
+                if progress:
+                    progress(done, len(plan.computed), groups[key][0].name)
     return [
         CompiledKernel(kernel, codes[key], _arguments(kernel, codes[key]))
         for kernel, key in zip(plan.computed, keys, strict=True)
     ]
+
+
+def _units(keys: Iterable[str]) -> list[tuple[str, ...]]:
+    """What is to be compiled together, the largest first: kernels that numbers tell apart."""
+    alike: dict[str, list[str]] = {}
+    for key in keys:
+        alike.setdefault(_NUMBER.sub("#", key), []).append(key)
+    units = [tuple(some[i : i + LARGEST]) for some in alike.values()
+             for i in range(0, len(some), LARGEST)]  # fmt: skip
+    return sorted(units, key=len, reverse=True)
 
 
 def _task(

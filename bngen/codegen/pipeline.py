@@ -1,6 +1,6 @@
 """TVM's lowering pipeline for scheduled kernels, but for some things.
 
-In: a scheduled IRModule. Out: a library.
+In: a scheduled IRModule. Out: a lowered one, and of that a library.
 
 - TVM puts an allocation of more than 1 KiB into a workspace that the runtime hands out,
   accumulators of a register tile included. To LLVM such a tile is memory that anything may point
@@ -17,7 +17,6 @@ In: a scheduled IRModule. Out: a library.
 
 from __future__ import annotations
 
-import functools
 from typing import Any
 
 import tvm
@@ -33,25 +32,37 @@ from bngen.codegen.transposes import turn_gathers
 from bngen.lower.opaque import revealed
 
 NAME = "bngen"
+_NOTHING = Sequential([])
 
 STACK_LIMIT = 1 << 16
 """Bytes of an allocation in local scope that stays on the stack, which a thread has 8 MiB of."""
 
 
 def compile_module(module: tvm.IRModule, target: Any, *, paired: bool = True) -> Any:
-    """Machine code of scheduled kernels for a target.
+    """Machine code of scheduled kernels for a target; see `lowered`."""
+    return generated(lowered(module, target, paired=paired), target)
+
+
+def lowered(module: tvm.IRModule, target: Any, *, paired: bool = True) -> tvm.IRModule:
+    """Scheduled kernels as LLVM takes them.
 
     Args:
         module: the kernels.
         target: TVM's.
         paired: whether they may hold numbers of a type that comes in pairs.
     """
-    name = f"{NAME}_pairs" if paired else NAME
-    tirx.register_tir_pipeline(name, functools.partial(_pipeline, paired))
     if "riscv64" in str(target.attrs.get("mtriple", "")):
         module = _with_fixed_vectors(module, target)
+    passes, finish = _pipeline(paired)
     with PassContext(config={"tirx.disable_cse_tir": True}):
-        return tvm.compile(module, target=target, tir_pipeline=name)
+        bound = tirx.transform.BindTarget(target.with_host(target))(module)
+        return finish(passes(bound))
+
+
+def generated(module: tvm.IRModule, target: Any) -> Any:
+    """Machine code of lowered kernels."""
+    tirx.register_tir_pipeline(NAME, lambda: (_NOTHING, lambda: _NOTHING, lambda: _NOTHING))
+    return tvm.compile(module, target=target, tir_pipeline=NAME)
 
 
 def _with_fixed_vectors(module: tvm.IRModule, target: Any) -> tvm.IRModule:
@@ -67,14 +78,13 @@ def _with_fixed_vectors(module: tvm.IRModule, target: Any) -> tvm.IRModule:
     return tvm.IRModule(functions, attrs=module.attrs)
 
 
-def _pipeline(paired: bool) -> tuple[Any, Any, Any]:
-    passes, finish_host, finish_device = tirx.get_tir_pipeline("s_tir")
-
-    def finish() -> Sequential:
-        last = [*([sum_pairs()] if paired else ()), _reveal()]
-        return Sequential([_tiles_on_stack(), tirx.transform.SkipAssert(), finish_host(), *last])
-
-    return passes, finish, finish_device
+def _pipeline(paired: bool) -> tuple[Any, Any]:
+    """What TVM's own pipeline does, and then what finishes code for a CPU."""
+    passes, finish_host, _ = tirx.get_tir_pipeline("s_tir")
+    last = [*([sum_pairs()] if paired else ()), _reveal()]
+    return passes, Sequential(
+        [_tiles_on_stack(), tirx.transform.SkipAssert(), finish_host(), *last]
+    )
 
 
 def _reveal() -> Any:

@@ -1,6 +1,6 @@
 """Who compiles kernels: threads of this process or, of many kernels on many CPUs, processes.
 
-In: tasks by key. Out: their code, as it is ready. Lowering and scheduling are Python, which the
+In: units of tasks by key. Out: their code, as it is ready. Lowering and scheduling are Python, which the
 threads of a process run one at a time, and some two fifths of the work: a fourth thread would gain
 nothing. On two CPUs threads do as well (DenseNet-121's step: 69 s of CPU time, 38 s by two of them,
 41 s by two processes, whose beginning and messages take 8 s more). A process begins while a program
@@ -13,16 +13,17 @@ done here, and fails here if it must.
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import logging
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Hashable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from bngen.codegen.code import Code, Task, compiled
 
@@ -40,33 +41,37 @@ _STACK = 64 << 20
 """Bytes of address space for LLVM's recursions; what is not touched is no memory."""
 
 _LOG = logging.getLogger(__name__)
+K = TypeVar("K", bound=Hashable)
 _starting = threading.Lock()
 
 
 def codes(
-    tasks: Mapping[str, Task], jobs: int, *, here: bool = False
-) -> Generator[tuple[str, Code]]:
-    """The code of each task, as it is ready.
+    units: Mapping[K, Sequence[Task]], jobs: int, *, here: bool = False
+) -> Generator[tuple[K, list[Code]]]:
+    """The code of each unit's tasks, as it is ready.
 
     Args:
-        tasks: what there is to compile, by any key.
+        units: what there is to compile, by any key; what takes longest had better come first.
         jobs: processes, or threads, that share it.
         here: whether this process shall compile all of it, so that TVM's forms are there, too.
     """
-    pool = None if here or len(tasks) < LEAST else processes(jobs)
+    pool = None if here or sum(map(len, units.values())) < LEAST else processes(jobs)
+    stop = threading.Event()
+    in_thread = functools.partial(compiled, stop=stop)
     with _without_collections(), ThreadPoolExecutor(jobs) as threads:
         futures = {
-            _submitted(pool, _remote, task) if pool else _submitted(threads, compiled, task): key
-            for key, task in tasks.items()
+            _submitted(pool, _remote, unit) if pool else _submitted(threads, in_thread, unit): key
+            for key, unit in units.items()
         }
         try:
             for future in as_completed(futures):
                 key = futures[future]
                 if pool and (error := future.exception()):
-                    _LOG.info("a kernel is compiled in this process: %r", error)
-                    future = _submitted(threads, compiled, tasks[key])
+                    _LOG.info("kernels are compiled in this process: %r", error)
+                    future = _submitted(threads, in_thread, units[key])
                 yield key, future.result()
         except BaseException:
+            stop.set()
             for future in futures:
                 future.cancel()
             raise
@@ -75,20 +80,22 @@ def codes(
 # --- threads ----------------------------------------------------------------------------------
 
 
-def _submitted(pool: Executor, work: Callable[[Task], Code], task: Task) -> Future[Code]:
-    """A task in a pool; where the system starts nobody for it, done by this thread at once.
+def _submitted(
+    pool: Executor, work: Callable[[Sequence[Task]], list[Code]], unit: Sequence[Task]
+) -> Future[list[Code]]:
+    """A unit in a pool; where the system starts nobody for it, done by this thread at once.
 
     A thread that is started for it has the stack that LLVM's recursions need, whatever ulimit says.
     """
     with _starting:
         before = threading.stack_size(_STACK)
         try:
-            return pool.submit(work, task)
+            return pool.submit(work, unit)
         except (RuntimeError, OSError):
-            done: Future[Code] = Future()
+            done: Future[list[Code]] = Future()
         finally:
             threading.stack_size(before)
-    done.set_result(compiled(task))
+    done.set_result(compiled(unit))
     return done
 
 
@@ -175,6 +182,6 @@ def _end_with(parent: int) -> None:
     os._exit(1)
 
 
-def _remote(task: Task) -> Code:
-    """A task in such a process."""
-    return replace(_thread[0].submit(compiled, task).result(), kept=None)
+def _remote(unit: Sequence[Task]) -> list[Code]:
+    """A unit in such a process."""
+    return [replace(code, kept=None) for code in _thread[0].submit(compiled, unit).result()]

@@ -31,7 +31,7 @@ from bngen.version import __version__
 DATA, MANIFEST, LIBRARY = "bundle.json", artifact.MANIFEST, "kernels.so"
 TEXTS = {"tir": ".tir.py", "ll": ".ll", "asm": ".s"}
 """Kinds of text, and how the names of their files end."""
-FORMAT = 3
+FORMAT = 4
 """Grows when a field changes its meaning."""
 _SYMBOL = re.compile(r"\w{1,200}", re.ASCII)
 
@@ -81,6 +81,7 @@ class _Step:
         group: of a collective; else ``""``.
         number: its count, or the step that started what is waited for; else 0.
         operands: by number: they recur.
+        numbers: what a kernel's code takes after its operands.
     """
 
     name: str
@@ -89,6 +90,7 @@ class _Step:
     group: str
     number: int
     operands: tuple[int, ...]
+    numbers: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, step: Step, numbers: dict[Operand, int]) -> _Step:
@@ -96,7 +98,7 @@ class _Step:
         operands = tuple(numbers.setdefault(o, len(numbers)) for o in step.operands)
         match step:
             case KernelStep():
-                return cls(step.name, "kernel", step.symbol, "", 0, operands)
+                return cls(step.name, "kernel", step.symbol, "", 0, operands, step.numbers)
             case StartStep():
                 rest = step.combine, step.group, step.count
                 return cls(step.name, "start", *rest, operands)
@@ -235,7 +237,7 @@ def _step(written: _Step, operands: list[Operand]) -> Step:
     name, given = written.name, tuple(operands)
     match written.kind:
         case "kernel":
-            return KernelStep(name, written.symbol, given)
+            return KernelStep(name, written.symbol, given, written.numbers)
         case "start":
             return StartStep(name, written.group, written.symbol, written.number, given)
         case "wait":

@@ -30,7 +30,7 @@ _TENSOR = np.dtype([
 ])  # fmt: skip
 _ANY = np.dtype([("type", "i4"), ("padding", "i4"), ("value", "u8")])
 _CALL = np.dtype([("call", "u8"), ("handle", "u8"), ("arguments", "u8"), ("count", "i8")])
-_CPU, _TENSOR_POINTER = 1, 7
+_CPU, _INTEGER, _TENSOR_POINTER = 1, 1, 7
 NO_STACK = -2
 """What dispatch.c returns where the calling thread has no room for the tiles of kernels."""
 
@@ -39,16 +39,16 @@ class CallTable:
     """Calls with their arguments.
 
     Args:
-        calls: an entry and its operands each, in execution order.
+        calls: an entry, its operands and then its numbers each, in execution order.
         fixed: the buffers that never move, by slot; all others come with a call, as the arena does.
     """
 
     def __init__(
         self,
-        calls: Sequence[tuple[Entry, Sequence[Operand]]],
+        calls: Sequence[tuple[Entry, Sequence[Operand], Sequence[int]]],
         fixed: Mapping[str, Buffer],
     ):
-        operands = list(dict.fromkeys(o for _, given in calls for o in given))
+        operands = list(dict.fromkeys(o for _, given, _ in calls for o in given))
         self._tensors, self._extents = _tensors(operands)
         rows = list(enumerate(operands))
         self._arena = _Group([(i, o) for i, o in rows if o.slot is None])
@@ -57,17 +57,25 @@ class CallTable:
         held.fill(self._tensors, {slot: there.address for slot, there in fixed.items()})
         self._base: int | None = None
         place = dict(zip(operands, _addresses(self._tensors), strict=True))
-        counts = [len(given) for _, given in calls]
-        self._arguments = np.zeros(sum(counts), _ANY)
-        self._arguments["type"] = _TENSOR_POINTER
-        self._arguments["value"] = [place[o] for _, given in calls for o in given]
+        counts = [len(given) + len(numbers) for _, given, numbers in calls]
+        self._arguments = np.array(
+            [
+                argument
+                for _, given, numbers in calls
+                for argument in (
+                    *((_TENSOR_POINTER, 0, place[o]) for o in given),
+                    *((_INTEGER, 0, number) for number in numbers),
+                )
+            ],
+            _ANY,
+        )
         self._calls = np.zeros(len(calls), _CALL)
-        self._calls["call"] = [entry.call for entry, _ in calls]
-        self._calls["handle"] = [entry.handle for entry, _ in calls]
+        self._calls["call"] = [entry.call for entry, _, _ in calls]
+        self._calls["handle"] = [entry.handle for entry, _, _ in calls]
         self._calls["count"] = counts
         firsts = np.cumsum([0, *counts])[:-1]
         self._calls["arguments"] = _addresses(self._arguments, firsts)
-        self._owners = [entry.owner for entry, _ in calls]
+        self._owners = [entry.owner for entry, _, _ in calls]
 
     def bind(self, arena: Arena, slots: Mapping[str, Buffer]) -> None:
         """Fill in where the memory of a call lies.

@@ -81,7 +81,9 @@ class Executor:
         self._steps = tuple(steps)
         self._fixed = {slot: buffer(array) for slot, array in fixed.items()}
         kernels = [s for s in steps if isinstance(s, KernelStep)]
-        self._table = CallTable([(entries[s.symbol], s.operands) for s in kernels], self._fixed)
+        self._table = CallTable(
+            [(entries[s.symbol], s.operands, s.numbers) for s in kernels], self._fixed
+        )
         self._actions: dict[tuple[int, int], tuple[Action, ...]] = {}
         self._note: Note | None = None
 

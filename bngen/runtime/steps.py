@@ -37,11 +37,13 @@ class KernelStep:
         name: the kernel's, for messages.
         symbol: of its code.
         operands: its arguments, in order.
+        numbers: what its code takes after them.
     """
 
     name: str
     symbol: str
     operands: tuple[Operand, ...]
+    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -33,8 +33,9 @@ class LoneKernel:
             operands.append(Operand(None, offset, a.shape, a.value.dtype))
             nbytes = math.prod(a.shape) * a.value.type.element.nbytes
             offset += -(-nbytes // ALIGNMENT) * ALIGNMENT
-        step = KernelStep(compiled.kernel.name, compiled.code.symbol, tuple(operands))
-        self._executor = Executor([step], load([compiled.code]), {})
+        code = compiled.code
+        step = KernelStep(compiled.kernel.name, code.symbol, tuple(operands), code.numbers)
+        self._executor = Executor([step], load([code]), {})
         self._memory = Memory(Arena(offset), {})
         self._threads = threads
         inputs = len(compiled.kernel.inputs)
