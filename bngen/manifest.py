@@ -69,7 +69,8 @@ def manifest(
     Of a kernel ``slots`` says how many of its sub-layers are in load slots, and whether the next
     one is what it is built around; ``ops`` are these sub-layers, each with its result, its layer
     and the user's line; ``sources`` are positions of the kernels that write what it reads;
-    ``operations`` are counted as `bngen.codegen.operations` says.
+    ``operations`` are counted as `bngen.codegen.operations` says; ``symbol`` is a function that
+    kernels share which differ in the ``numbers`` that it takes after its tensors.
     """
     plan = planned.plan
     maps = feature_maps(plan.graph)
@@ -110,6 +111,7 @@ def manifest(
             {
                 "name": c.kernel.name,
                 "symbol": c.code.symbol,
+                "numbers": list(c.code.numbers),
                 "call": call,
                 "layer": layer_of_kernel(c.kernel, layers),
                 "work": work_of_kernel(c.kernel),

@@ -185,14 +185,16 @@ def _driver(bundle: Bundle, memory: Arrays) -> str:
     operands = list(dict.fromkeys(o for step in steps for o in step.operands))
     number = {operand: i for i, operand in enumerate(operands)}
     names = list(memory)
-    arguments: list[int] = []
+    arguments: list[str] = []
     calls = [f"{p} = (void *){p.removeprefix('__')};" for p in pointers]
     for step in steps:
         if isinstance(step, CopyStep):
             calls.append(_copy(number, step))
             continue
-        calls.append(f"RUN(__tvm_ffi_{step.symbol}, {len(arguments)}, {len(step.operands)})")
-        arguments += [number[o] for o in step.operands]
+        given = [f"{{7, 0, tensors + {number[o]}}}" for o in step.operands]
+        given += [f"{{1, 0, (DLTensor *){n}}}" for n in step.numbers]
+        calls.append(f"RUN(__tvm_ffi_{step.symbol}, {len(arguments)}, {len(given)})")
+        arguments += given
     lines = [
         _HEAD,
         *(f"extern Kernel __tvm_ffi_{symbol};" for symbol in bundle.objects),
@@ -203,7 +205,7 @@ def _driver(bundle: Bundle, memory: Arrays) -> str:
         _table("DLTensor tensors", map(_tensor, range(len(operands)), operands)),
         _table("const int slots", [names.index(o.slot) for o in operands]),
         _table("const int64_t offsets", [o.offset for o in operands]),
-        _table("const Any arguments", [f"{{7, 0, tensors + {i}}}" for i in arguments]),
+        _table("const Any arguments", arguments),
         _MAIN.replace("STEPS", "\n  ".join(calls)),
     ]
     return "\n".join(lines)

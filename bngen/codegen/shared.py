@@ -6,7 +6,7 @@ block differ in nothing but a number of channels.
 
 ::
 
-    k1: for i in range(8): y[i * 512] = ...        k(n):  for i in range(n * 4 + 8): y[i * 512] = ...
+    k1: for i in range(8): y[i * 512] = ...        k(n): for i in range(8 + 4 * n): y[i * 512] = ...
     k2: for i in range(12): y[i * 512] = ...       k1 = k(0), k2 = k(1)
 
 Results are the same to the bit: all that was to be simplified, unrolled or cut into vectors has

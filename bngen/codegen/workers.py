@@ -1,10 +1,10 @@
 """Who compiles kernels: threads of this process or, of many kernels on many CPUs, processes.
 
-In: units of tasks by key. Out: their code, as it is ready. Lowering and scheduling are Python, which the
-threads of a process run one at a time, and some two fifths of the work: a fourth thread would gain
-nothing. On two CPUs threads do as well (DenseNet-121's step: 69 s of CPU time, 38 s by two of them,
-41 s by two processes, whose beginning and messages take 8 s more). A process begins while a program
-is planned, and ends when it has had nothing to do for a while.
+In: units of tasks by key. Out: their code, as it is ready. Lowering and scheduling are Python,
+which the threads of a process run one at a time, and half of the work: a fourth thread would gain
+nothing. On two CPUs threads do as well: processes take 8 s more, for their beginning and for
+messages. A process begins while a program is planned, and ends when it has had nothing to do for a
+while.
 
 Processes are a gain alone. Where none can be started, or one ends, or fails, what it had to do is
 done here, and fails here if it must.

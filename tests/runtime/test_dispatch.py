@@ -61,6 +61,8 @@ class Recorder:
 
 
 def described(argument):
+    if argument.type == 1:  # kTVMFFIInt
+        return ctypes.cast(argument.tensor, ctypes.c_void_p).value or 0
     assert argument.type == 7  # kTVMFFIDLTensorPtr
     t = argument.tensor.contents
     assert (t.device_type, t.device_id, t.lanes, t.byte_offset) == (1, 0, 1, 0)
@@ -85,9 +87,9 @@ HELD = np.zeros(8, np.float64)
 NOTHING = Memory(Arena(0), {})
 
 
-def table(recorder, given):
+def table(recorder, given, numbers=()):
     return CallTable(
-        [(recorder.entry(i), operands) for i, operands in enumerate(given)],
+        [(recorder.entry(i), operands, numbers) for i, operands in enumerate(given)],
         {"in:w": buffer(HELD)},
     )
 
@@ -116,6 +118,12 @@ def test_kernels_see_the_tensors_they_were_promised():
     assert recorder.seen == [
         (0, 100, [image, labels, weight]), (1, 101, []), (2, 102, [weight, scalar, empty, image]),
     ]  # fmt: skip
+
+
+def test_numbers_follow_on_the_tensors():
+    recorder = Recorder()
+    run(table(recorder, [(WEIGHT,), ()], numbers=(3, 0, 2**40)), {}, 0, 2)
+    assert [seen[2][-3:] for seen in recorder.seen] == [[3, 0, 2**40]] * 2
 
 
 def test_a_run_takes_the_buffers_it_is_given_and_forgets_those_before():
