@@ -50,9 +50,11 @@ run: $(FOR_RUN)
 
 # HYPOTHESIS_PROFILE=thorough make test draws many more, and new, examples.
 # Three test processes share the cores, since some wait; idle OpenMP threads must sleep, not spin.
+# Hundreds of processes import the package: its byte code is kept, whatever the shell says.
 test: $(FOR_TEST)
 	@$(BIN)/ruff check . || lint=1; \
-	OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n 3 --dist worksteal $(TESTS) && exit $${lint:-0}
+	OMP_WAIT_POLICY=passive PYTHONDONTWRITEBYTECODE= \
+	$(BIN)/python -m pytest -n 3 --dist worksteal $(TESTS) && exit $${lint:-0}
 
 bench: $(FOR_BENCH)
 	mkdir -p $(BENCH_OUT)

@@ -4,6 +4,7 @@ Imports inside functions count too: a lazy import is still a dependency.
 """
 
 import ast
+import functools
 import re
 import sys
 from collections.abc import Iterator
@@ -116,9 +117,17 @@ def room_of(path: Path) -> str:
     return "" if first == "__init__" else first
 
 
-def imported_by(path: Path) -> Iterator[tuple[str, int, bool]]:
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    """The syntax of a module, which is looked at by many tests."""
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imported_by(path: Path) -> list[tuple[str, int, bool]]:
     """Dotted names of what a module imports, with the line and whether that runs on import."""
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
+    found: list[tuple[str, int, bool]] = []
     lazy = {
         id(inner)
         for outer in ast.walk(tree)
@@ -130,11 +139,12 @@ def imported_by(path: Path) -> Iterator[tuple[str, int, bool]]:
     for node in ast.walk(tree):
         eager = id(node) not in lazy
         if isinstance(node, ast.Import):
-            yield from ((alias.name, node.lineno, eager) for alias in node.names)
+            found += ((alias.name, node.lineno, eager) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else ()
             dotted = ".".join((*base, *([node.module] if node.module else [])))
-            yield from ((f"{dotted}.{alias.name}", node.lineno, eager) for alias in node.names)
+            found += ((f"{dotted}.{alias.name}", node.lineno, eager) for alias in node.names)
+    return found
 
 
 def rooms_imported_by(path: Path) -> Iterator[tuple[str, int]]:
@@ -299,7 +309,7 @@ def test_target_asks_the_host_only():
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_every_module_says_what_it_is(path):
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parsed(path)
     assert ast.get_docstring(tree), f"{path.relative_to(ROOT)} has no docstring"
     stars = [n.lineno for n in ast.walk(tree) if isinstance(n, ast.ImportFrom)
              and any(a.name == "*" for a in n.names)]  # fmt: skip
@@ -309,7 +319,7 @@ def test_every_module_says_what_it_is(path):
 def compares_op_names(path: Path) -> list[int]:
     """Lines on which ``.op`` of something is compared with words rather than looked up."""
     found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Compare):
             sides = (node.left, *node.comparators)
             asked = any(isinstance(s, ast.Attribute) and s.attr == "op" for s in sides)
