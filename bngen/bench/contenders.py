@@ -115,8 +115,8 @@ class BngenStep:
         """See `Contender`."""
         result = self.module.forward(*self._arguments)
         first = next(iter(result.values())) if isinstance(result, Mapping) else result
-        first = first[0] if isinstance(first, tuple) else first
-        return float(np.sum(first))
+        first = np.asarray(first[0] if isinstance(first, tuple) else first)
+        return float(first.flat[0]) if first.size else 0.0
 
     def backward(self) -> None:
         """See `Contender`; the gradients are dropped."""

@@ -9,9 +9,10 @@ block differ in nothing but a number of channels.
     k1: for i in range(8): y[i * 512] = ...        k(n): for i in range(8 + 4 * n): y[i * 512] = ...
     k2: for i in range(12): y[i * 512] = ...       k1 = k(0), k2 = k(1)
 
-Results are the same to the bit: all that was to be simplified, unrolled or cut into vectors has
-been. A number that machine code is better for knowing stays in it, and kernels that differ in one
-share nothing (`fixed`).
+The operations are the same, in the same order: all that was to be simplified, unrolled or cut into
+vectors has been. (LLVM may contract a product and a sum in one form that it moves apart in another;
+then the last bit differs.) A number that machine code is better for knowing stays in it, and
+kernels that differ in one share nothing (`fixed`).
 """
 
 from __future__ import annotations

@@ -17,12 +17,15 @@ After::
     dw = conv2d_grad_weight(y, dx)
 
 Slices along the channels move through the same way, and conversions do: of gradients that are
-only stored, ``g`` is. In and out: graphs of equal meaning.
+only stored, ``g`` is. Of a gradient that is one number for all pixels, as that of a mean over them
+is, ``a*dy`` is not rounded: all pixels would have the same error, and the other half, which is not
+rounded, would not cancel it. In and out: graphs of equal meaning.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from math import prod
 
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
@@ -35,8 +38,9 @@ from bngen.passes.simplify import emit_slice
 class Deferred:
     """``core + slope*(x - mean) + offset``; a missing core is zero.
 
-    The core has the type of the value, perhaps one that is only stored: it is rounded, and what is
-    added to it when it is read is not, before both are.
+    Attributes:
+        core: of the value's type, perhaps one that is only stored, or not rounded to that.
+        dtype: the value's type; what is added to the core when it is read is not rounded before.
     """
 
     core: Value | None
@@ -44,6 +48,7 @@ class Deferred:
     mean: Value
     slope: Value
     offset: Value
+    dtype: str
 
 
 def defer_affine_gradients(graph: Graph) -> Graph:
@@ -52,13 +57,17 @@ def defer_affine_gradients(graph: Graph) -> Graph:
 
 
 class _Deferral:
-    """One walk over a graph; ``deferred`` knows split forms, ``spelled`` what was emitted."""
+    """One walk over a graph; ``deferred`` knows split forms, ``spelled`` what was emitted.
+
+    ``spread`` remembers answers of `is_spread`.
+    """
 
     def __init__(self, graph: Graph):
         self.graph = graph
         self.b = GraphBuilder.rewriting(graph)
         self.deferred: dict[Value, Deferred] = {}
         self.spelled: set[Value] = set()
+        self.spread: dict[Value, bool] = {}
 
     def run(self) -> Graph:
         for node in self.graph.nodes:
@@ -86,7 +95,7 @@ class _Deferral:
 
     def combine(self, node: Node) -> Deferred | None:
         if node.row.deferrable:
-            return Deferred(None, *(self.b.resolve(v) for v in node.inputs))
+            return Deferred(None, *(self.b.resolve(v) for v in node.inputs), node.out.dtype)
         if converts(node) and node.inputs[0] in self.deferred:
             return self.combine_conversion(node)
         through = {"add": self.combine_sum, "slice": self.combine_slice}.get(node.op)
@@ -100,15 +109,30 @@ class _Deferral:
         if du is not None and dv is not None:
             if (du.x, du.mean) != (dv.x, dv.mean):
                 return None
-            core = self.plus(du.core, dv.core)
+            core = self.plus(du.core, dv.core, node.out.dtype)
             slope, offset = self.plus(du.slope, dv.slope), self.plus(du.offset, dv.offset)
-            return Deferred(core, du.x, du.mean, slope, offset)
+            return replace(du, core=core, slope=slope, offset=offset)
         d, other = (du, v) if du is not None else (dv, u)
-        return Deferred(self.plus(d.core, self.b.resolve(other)), d.x, d.mean, d.slope, d.offset)
+        return replace(d, core=self.plus(d.core, self.b.resolve(other), node.out.dtype))
 
     def combine_conversion(self, node: Node) -> Deferred:
-        d = self.deferred[node.inputs[0]]
-        return replace(d, core=d.core and converted(self.b, d.core, node.out.dtype))
+        d = replace(self.deferred[node.inputs[0]], dtype=node.out.dtype)
+        if d.core is None or self.is_spread(d.core):
+            return d
+        return replace(d, core=converted(self.b, d.core, d.dtype))
+
+    def is_spread(self, v: Value) -> bool:
+        """Whether pixels differ in no more than a mask: one number was spread to all of them."""
+        if v not in self.spread:
+            node = self.b.producer(v)
+            inputs = node.inputs if node else ()
+            alike = [u for u in inputs if u.shape == v.shape and u.type.is_float]
+            if alike:
+                self.spread[v] = node.row.kind == "pointwise" and all(map(self.is_spread, alike))
+            else:
+                few = (u for u in inputs if prod(u.shape[2:]) == 1)
+                self.spread[v] = any(u.shape[:2] == v.shape[:2] for u in few)
+        return self.spread[v]
 
     def combine_slice(self, node: Node) -> Deferred | None:
         d = self.deferred.get(node.inputs[0])
@@ -119,10 +143,13 @@ class _Deferral:
         def cut(v: Value | None, axis: int) -> Value | None:
             return v and emit_slice(self.b, v, axis, start, stop)
 
+        core = d.core and converted(self.b, d.core, d.dtype)
         vectors = (cut(v, 0) for v in (d.mean, d.slope, d.offset))
-        return Deferred(cut(d.core, 1), cut(d.x, 1), *vectors)
+        return Deferred(cut(core, 1), cut(d.x, 1), *vectors, d.dtype)
 
-    def plus(self, a: Value | None, c: Value | None) -> Value | None:
+    def plus(self, a: Value | None, c: Value | None, dtype: str | None = None) -> Value | None:
+        """A sum of what there is; of two terms it is rounded to a type that is only stored."""
         if a is None or c is None:
             return a if c is None else c
-        return self.b.emit("add", a, c)
+        total = self.b.emit("add", self.b.widened(a), self.b.widened(c))
+        return converted(self.b, total, dtype or total.dtype)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, field, replace
 
 import numpy as np
 
@@ -44,7 +44,8 @@ class Planned:
         dtype: their type.
         name: the layer or the value that it is of.
         where: what else ranks have in common that exchange it; "" of compiled programs.
-        groups: of how many groups of ranks the program has such plans.
+        groups: of how many groups of ranks this rank's program has such plans; others may be in
+            more.
     """
 
     call: str
@@ -53,7 +54,7 @@ class Planned:
     dtype: str
     name: str
     where: str = ""
-    groups: int = 1
+    groups: int = field(default=1, compare=False)
 
     def __str__(self) -> str:
         words = f"{SHOWN[self.combine]} of {self.count} {self.dtype}"
@@ -106,7 +107,8 @@ class Agreement:
         self._who, self._carrier, self._planned = who, carrier, planned
         self._text, head = _said(planned), _NOTHING
         if planned:
-            digest = hashlib.sha256(self._text).digest()[:_DIGEST]
+            same = _said([replace(p, groups=1) for p in planned])
+            digest = hashlib.sha256(same).digest()[:_DIGEST]
             head = digest + len(self._text).to_bytes(_HEAD - _DIGEST, "little")
         first = f", first {planned[0]}" if planned else ""
         self._what = f"what ranks are going to exchange{first}"
@@ -145,7 +147,7 @@ class Agreement:
         plans = {i: _heard(bytes(texts[i])) for i in range(len(heads)) if leads[i]}
         if not same:
             self._refuse(plans, digests)
-        if (count := plans[leader][0].groups) > 1:
+        if (count := max(plan[0].groups for plan in plans.values())) > 1:
             what = f"has no image of this batch, and layers meet in {count} process groups"
             raise CallError(
                 f"{self._who}rank {self._carrier.names[followers[0]]} {what}",

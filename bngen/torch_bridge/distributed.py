@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import secrets
+import weakref
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
@@ -52,6 +53,13 @@ class Carrier:
         if self.size > 1:
             with waiting_for(f"the ranks of process group {group.group_name!r} to connect", self):
                 self._group = _connected(group)
+
+    def close(self) -> None:
+        """Give the connections up, and what they keep of the store that the ranks met in.
+
+        That may be the server of its address, where the next process group wants to have its own.
+        """
+        self._group = None
 
     def sum(self, array: np.ndarray) -> _Work:
         """Begin to add up an array of all ranks."""
@@ -99,6 +107,7 @@ def _timeout_of(group: Any) -> timedelta:
 
 def _carrier_of(group: Any) -> Communicator:
     carrier = Carrier(group)
+    weakref.finalize(group, carrier.close).atexit = False
     if carrier.size == 1:
         return carrier
     with waiting_for(f"the ranks of process group {group.group_name!r} to share memory", carrier):
@@ -110,7 +119,7 @@ class _Carriers:
     """One for each process group, made when it is first needed."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[Any, Communicator]] = {}
+        self._known: dict[str, tuple[weakref.ref[Any], Communicator]] = {}
         self._others: list[Any] = []
         self._lock = Lock()
         forget_at_fork(self)
@@ -120,8 +129,8 @@ class _Carriers:
         with self._lock:
             known = self._known.get(group.group_name)
             # Names are used again once a group is destroyed.
-            if known is None or known[0] is not group:
-                known = self._known[group.group_name] = group, _carrier_of(group)
+            if known is None or known[0]() is not group:
+                known = self._known[group.group_name] = weakref.ref(group), _carrier_of(group)
             return known[1]
 
     def after_fork(self) -> None:

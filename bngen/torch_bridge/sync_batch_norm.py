@@ -10,7 +10,8 @@ from __future__ import annotations
 import contextlib
 import contextvars
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Container, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -170,14 +171,25 @@ _STEP = re.compile(r"\['?([^'\]]+)'?\]|\.?([^.\[\]]+)")
 
 
 def name_layers(graph: fx.Graph) -> None:
-    """Tell each such call of a captured graph which layer of the model it is."""
+    """Tell each such call of a captured graph which layer of the model it is.
+
+    What wraps a model is no part of a name, unless two layers would have the same.
+    """
+    paths: dict[fx.Node, str] = {}
     for node in graph.nodes:
         if node.target is sync_batch_norm and "layer" not in node.kwargs:
             stack = node.meta.get("nn_module_stack") or {}
-            path = str(list(stack.values())[-1][0]) if stack else ""
-            words = ["".join(found) for found in _STEP.findall(path)]
-            words = [w for w in words if w not in _NO_NAMES]
-            node.kwargs = {**node.kwargs, "layer": ".".join(words)}
+            paths[node] = str(list(stack.values())[-1][0]) if stack else ""
+    short = {path: _name(path, _NO_NAMES) for path in paths.values()}
+    often = Counter(short.values())
+    for node, path in paths.items():
+        name = short[path] if often[short[path]] == 1 else _name(path)
+        node.kwargs = {**node.kwargs, "layer": name}
+
+
+def _name(path: str, without: Container[str] = ()) -> str:
+    words = ("".join(found) for found in _STEP.findall(path))
+    return ".".join(word for word in words if word not in without)
 
 
 def layers_of(

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.lazy import LazyModuleMixin
 
 from bngen.errors import BngenError
 from bngen.torch_bridge.sync_batch_norm import sync_batch_norm
@@ -85,7 +86,8 @@ class SyncBatchNorm(_BatchNorm):
         return made
 
 
-_LOCAL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_PLAIN = (_BatchNorm, nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+"""Layers that are nothing else."""
 
 
 def synchronize(model: nn.Module, process_group: Any = None, *, local: bool = True) -> nn.Module:
@@ -104,14 +106,20 @@ def synchronize(model: nn.Module, process_group: Any = None, *, local: bool = Tr
         The model itself.
 
     Raises:
-        BngenError: for a layer that is a batch normalization and has a formula of its own.
+        BngenError: for a layer that is a batch normalization and has a formula of its own, or has
+            yet to see how many channels there are.
     """
     for name, module in model.named_modules():
         kind = type(module)
         if isinstance(module, nn.SyncBatchNorm):
             module.__class__ = _of_ours(kind)
-        elif local and isinstance(module, (*_LOCAL, SyncBatchNorm)):
-            if isinstance(module, _LOCAL) and not _normalizes_by_super(kind):
+        elif local and isinstance(module, _BatchNorm):
+            if isinstance(module, LazyModuleMixin):
+                raise BngenError(
+                    f"sync_bn: {name or 'the model'} is a {kind.__name__} that has seen no input",
+                    hint="call the model once before",
+                )
+            if not isinstance(module, SyncBatchNorm) and not _normalizes_by_super(kind):
                 raise BngenError(
                     f"sync_bn: {name or 'the model'} is a {kind.__name__}, whose forward does not "
                     "leave normalizing to that of torch.nn.BatchNorm2d",
@@ -142,9 +150,9 @@ def _of_ours(kind: type) -> type:
     What it does besides, such as an activation, it does; its ``super().forward`` is bngen's.
     DistributedDataParallel would refuse one that has ``torch.nn.SyncBatchNorm`` among its bases.
     """
-    if kind in (*_LOCAL, nn.SyncBatchNorm):
+    if kind in _PLAIN:
         return SyncBatchNorm
-    if not issubclass(kind, (*_LOCAL, nn.SyncBatchNorm)):
+    if issubclass(kind, SyncBatchNorm) or not issubclass(kind, _BatchNorm):
         return kind
     itself = types.CellType()
     own = {n: v for n, v in vars(kind).items() if n not in ("__dict__", "__weakref__")}

@@ -1,10 +1,13 @@
 """Synchronized batch normalization on CPUs: shares of a batch against one process with it all."""
 
 import copy
+import gc
 import os
 import signal
 import time
+import weakref
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
@@ -12,8 +15,10 @@ from torch import nn
 from torch._subclasses import FakeTensorMode
 
 import bngen
+from bngen.runtime.agreement import Agreement, Planned
+from bngen.runtime.steps import MOMENTS
 from bngen.torch_bridge.explain import explain_model
-from bngen.torch_bridge.sync_batch_norm import sync_batch_norm
+from bngen.torch_bridge.sync_batch_norm import name_layers, sync_batch_norm
 from bngen.torch_bridge.sync_layers import SyncBatchNorm, synchronize
 from tests.profiles import THOROUGH, takes_long
 from tests.torch_bridge.processes import Started, joined
@@ -47,6 +52,14 @@ def process(rank, folder):
     check_copies(bngen.compile(other, sync_bn=alone), x, want, pickled=False)
     check_eager(rank)
     check_cumulative(rank)
+    # What a group's ranks met in is given up with it.
+    pair = dist.new_group([0, 1])
+    synchronize(nn.BatchNorm2d(3), pair)(x)
+    gone = weakref.ref(pair)
+    dist.destroy_process_group(pair)
+    del pair
+    gc.collect()  # a layer and its class refer to each other
+    assert gone() is None
     if rank == 0:  # and nobody waits for it
         assert str(explain_model(met, x)).startswith("bngen takes")
     # Nobody has an image, in whatever way it runs.
@@ -65,6 +78,73 @@ def test_groups_of_one_rank_and_of_all(tmp_path):
     job = f"import {__name__} as t; t.process({{}}, {str(tmp_path)!r})"
     with Started(job, 2, tmp_path / "cache") as started:
         started.all_well()
+
+
+class Plain(nn.modules.batchnorm._BatchNorm):
+    """Made of what PyTorch's layers are made of."""
+
+    def _check_input_dim(self, input):
+        pass
+
+
+def test_whatever_is_a_batch_normalization_is_synchronized():
+    net = synchronize(nn.Sequential(nn.BatchNorm2d(2), Plain(2), nn.InstanceNorm2d(2, affine=True)))
+    assert [isinstance(layer, SyncBatchNorm) for layer in net] == [True, True, False]
+    again = synchronize(copy.deepcopy(net))
+    assert [type(layer) for layer in again] == [type(layer) for layer in net]
+    x = torch.randn(3, 2, 4, 4)
+    torch.testing.assert_close(net[1](x), nn.BatchNorm2d(2)(x))
+
+
+def test_a_layer_that_has_seen_no_input_is_refused():
+    net = nn.Sequential(nn.LazyBatchNorm2d())
+    with pytest.raises(bngen.BngenError, match=r"^sync_bn: 0 is a LazyBatchNorm2d that has seen"):
+        synchronize(net)
+    net(torch.randn(2, 3, 4, 4))
+    assert isinstance(synchronize(net)[0], SyncBatchNorm)
+
+
+@pytest.mark.parametrize(
+    ("paths", "names"),
+    [
+        (["L['self'].module.bn1", "L['self'].module.bn2"], ["bn1", "bn2"]),
+        (["L.bn", "L._modules.module.bn"], ["L.bn", "L._modules.module.bn"]),
+        (["L['self'].bn", "L['self'].bn"], ["bn", "bn"]),
+    ],
+)  # fmt: skip
+def test_two_layers_have_two_names(paths, names):
+    graph = torch.fx.Graph()
+    x = graph.placeholder("x")
+    for path in paths:
+        node = graph.call_function(sync_batch_norm, (x,))
+        node.meta["nn_module_stack"] = {"": (path, nn.BatchNorm2d)}
+    name_layers(graph)
+    found = [n.kwargs["layer"] for n in graph.nodes if n.target is sync_batch_norm]
+    assert found == names
+
+
+class Two:
+    """One of two ranks that meet in this process."""
+
+    size, names = 2, (0, 1)
+
+    def __init__(self, rank, sent):
+        self.rank, self.sent = rank, sent
+
+    def gather(self, array):
+        self.sent.append(array)
+        return self
+
+    def result(self):
+        return np.stack(self.sent[:2])
+
+
+def test_ranks_in_more_groups_than_others_agree_all_the_same():
+    sent = []
+    plans = [[Planned("forward", MOMENTS, 8, "float32", "bn", groups=n)] for n in (1, 2)]
+    agreements = [Agreement("", Two(rank, sent), plan) for rank, plan in enumerate(plans)]
+    for agreement, plan in zip(agreements, plans, strict=True):
+        assert agreement.settled() == (tuple(plan), ())
 
 
 # --- faults -----------------------------------------------------------------------------------
