@@ -251,6 +251,8 @@ def _check(form: Form) -> None:
     operands = form.operands
     if any(not 0 <= number < len(operands) for step in form.steps for number in step.operands):
         raise PlainError("a step has an operand that is not there")
+    if any(not 0 <= number < 2**62 for step in form.steps for number in step.numbers):
+        raise PlainError("a kernel takes a number that none has")
     symbols = {*form.objects, *(s for texts in form.texts.values() for s in texts)}
     if not all(map(_SYMBOL.fullmatch, symbols)) or not form.texts.keys() <= TEXTS.keys():
         raise PlainError("a file has a name that no kernel has")

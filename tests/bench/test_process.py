@@ -7,13 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pytest
 
 from bngen.bench import forms, worker
-from bngen.bench.contenders import Entry
+from bngen.bench.contenders import OURS, Entry, contender
 from bngen.bench.process import Process, Unavailable
 from bngen.bench.turns import Rule
 from bngen.options import FUSION_CHOICES, RIVAL_CHOICES, RIVALS
@@ -122,6 +123,21 @@ def test_a_process_of_its_own(name):
         assert turn["step"] > 0 and turn["steps"] >= 3 and turn["discarded"] >= 3
     finally:
         process.stop()
+
+
+def test_what_a_step_gives_costs_it_nothing(tmp_path):
+    """Numbers of bfloat16 are added up one by one, and one that no kernel has written is any."""
+    path = tmp_path / "half.py"
+    path.write_text(
+        "import bngen as bg\n@bg.program\n"
+        "def half(x: bg.Tensor[2, 5, 8, 8, bg.bfloat16]):\n    return bg.relu(x), x * 2\n"
+    )
+    step = contender(Entry(f"{path}:half", OURS))
+    assert step.forward() == float(step.module.forward(*step._arguments)[0][0, 0, 0, 0])
+    step.without_work()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step.forward()
 
 
 def test_who_waits_is_stopped_and_can_be_asked_again(process):

@@ -115,6 +115,8 @@ HOSTILE = {
     "no slot": lambda f: _operand(f, slot=""),
     "no such operand": lambda f: f["steps"]["operands"][0].append(10**6),
     "the last operand": lambda f: f["steps"]["operands"][0].append(-1),
+    "a number below nought": lambda f: f["steps"]["numbers"][0].append(-1),
+    "a number of too many bits": lambda f: f["steps"]["numbers"][0].append(1 << 70),
     "more forward than there is": lambda f: _calls(f, start=[0, 10**6], stop=[10**6, 10**6]),
     "less than nothing": lambda f: _calls(f, start=[0, -1], stop=[-1, len(f["steps"]["name"])]),
     "steps of no call": lambda f: _calls(f, stop=[f["signature"]["calls"]["stop"][0]] * 2),
