@@ -31,6 +31,8 @@ from bngen.codegen.fixed import fixed
 
 MOST = 12
 """Numbers that a function takes at most: each is an argument of every call."""
+LARGEST = 1 << 30
+"""A number that is computed of a parameter: 32 bits hold it, and what it differs by."""
 
 _PREFIX = "__tvm_ffi_"
 """TVM's, of functions of its calling convention."""
@@ -161,6 +163,8 @@ def _groups(members: list[_Member]) -> Iterator[list[_Member]]:
         yield members
         return
     stay = fixed(members[0].function, members[0].numbers)
+    columns = zip(*(member.numbers for member in members), strict=True)
+    stay += [i for i, column in enumerate(columns) if max(map(abs, column)) > LARGEST]
     groups: dict[tuple[int, ...], list[_Member]] = {}
     for member in members:
         groups.setdefault(tuple(member.numbers[i] for i in stay), []).append(member)

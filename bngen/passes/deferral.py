@@ -125,12 +125,12 @@ class _Deferral:
         """Whether pixels differ in no more than a mask: one number was spread to all of them."""
         if v not in self.spread:
             node = self.b.producer(v)
-            inputs = node.inputs if node else ()
-            alike = [u for u in inputs if u.shape == v.shape and u.type.is_float]
+            operands = node.operands if node else ()
+            alike = [u for u in operands if u.shape == v.shape and u.type.is_float]
             if alike:
                 self.spread[v] = node.row.kind == "pointwise" and all(map(self.is_spread, alike))
             else:
-                few = (u for u in inputs if prod(u.shape[2:]) == 1)
+                few = (u for u in operands if prod(u.shape[2:]) == 1)
                 self.spread[v] = any(u.shape[:2] == v.shape[:2] for u in few)
         return self.spread[v]
 

@@ -11,6 +11,7 @@ with a count or a sum of zero.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Sequence
 from dataclasses import astuple, dataclass, field, replace
@@ -86,6 +87,17 @@ def _said(planned: Sequence[Planned]) -> bytes:
     return "\n".join(_BETWEEN.join(map(str, astuple(p))) for p in planned).encode()
 
 
+@functools.lru_cache(64)
+def _told(planned: tuple[Planned, ...], groups: int) -> tuple[bytes, bytes]:
+    """A plan as it is sent, and its head; made once, as a program has the same in each call.
+
+    The digest is of what ranks have to agree in.
+    """
+    digest = hashlib.sha256(_said([replace(p, groups=1) for p in planned])).digest()[:_DIGEST]
+    text = _said([replace(p, groups=groups) for p in planned])
+    return text, digest + len(text).to_bytes(_HEAD - _DIGEST, "little")
+
+
 def _heard(text: bytes) -> tuple[Planned, ...]:
     rows = [line.split(_BETWEEN) for line in text.decode().rstrip(" ").split("\n")]
     return tuple(
@@ -105,11 +117,9 @@ class Agreement:
 
     def __init__(self, who: str, carrier: Communicator, planned: Sequence[Planned]):
         self._who, self._carrier, self._planned = who, carrier, planned
-        self._text, head = _said(planned), _NOTHING
+        self._text, head = b"", _NOTHING
         if planned:
-            same = _said([replace(p, groups=1) for p in planned])
-            digest = hashlib.sha256(same).digest()[:_DIGEST]
-            head = digest + len(self._text).to_bytes(_HEAD - _DIGEST, "little")
+            self._text, head = _told(tuple(planned), planned[0].groups)
         first = f", first {planned[0]}" if planned else ""
         self._what = f"what ranks are going to exchange{first}"
         with waiting_for(self._what, carrier, who):

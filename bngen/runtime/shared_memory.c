@@ -28,6 +28,15 @@ static int64_t now(void) {
   return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
+/* Leaves the core to the other thread on it, which may be the rank that is waited for. */
+static void pause_briefly(void) {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  __asm__ volatile("yield");
+#endif
+}
+
 static int reached(counter *c, uint32_t wanted) {
   return (int32_t)(atomic_load_explicit(&c->value, memory_order_acquire) - wanted) >= 0;
 }
@@ -49,6 +58,7 @@ int bngen_shared_wait(counter *c, uint32_t wanted, int64_t eager, int64_t patien
   while ((passed = now() - start) < patient && passed < most) {
     if (reached(c, wanted)) return 1;
     if (passed >= eager) sched_yield();
+    else pause_briefly();
   }
   atomic_fetch_add(&c->sleepers, 1);
   while (!reached(c, wanted) && (passed = now() - start) < most) {

@@ -28,13 +28,14 @@ LANES = 8
 # --- what is shared ---------------------------------------------------------------------------
 
 
-def kernel(rows, columns, divisor=1, apart=1, inner=False, offset=0, scale=1.0):
+def kernel(rows, columns, divisor=1, apart=1, inner=False, offset=0, scale=1.0, seed=7):
     """A lowered kernel of rows of vectors; where ``inner``, columns are divided, not rows alone."""
     x = te.placeholder((1 << 14,), "float32", "x")
 
     def element(i, j, lane):
         at = (i + j if inner else i) // divisor
-        return te.exp(x[at * 64 + offset + lane * apart]) * scale
+        drawn = (i.astype("uint64") * tirx.const(seed, "uint64")).astype("float32")
+        return te.exp(x[at * 64 + offset + lane * apart]) * scale + drawn
 
     y = te.compute((rows, columns, LANES), element, "y")
     sch = tvm.s_tir.Schedule(te.create_prim_func([x, y]).with_attr("global_symbol", "k"))
@@ -89,6 +90,7 @@ def test_kernels_that_differ_in_numbers_share_a_function(differing):
         {"divisor": 5, "inner": True},  # a division in the inner loop
         {"offset": 24},  # a displacement in a load
         {"scale": 2.0},  # what is no integer
+        {"seed": 2**64 - 59},  # what 32 bits do not hold
     ],
     ids=str,
 )
