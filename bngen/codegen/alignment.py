@@ -29,7 +29,7 @@ def relax_alignment(func: tirx.PrimFunc, parameters: Sequence[int]) -> tirx.Prim
     if not parameters:
         return func
     chosen = [func.params[i] for i in parameters]
-    return _substitute(func, {var: _aligned_to_element(var) for var in chosen})
+    return substituted(func, {var: _aligned_to_element(var) for var in chosen})
 
 
 def merge_parameters(func: tirx.PrimFunc, keep: int, drop: int) -> tirx.PrimFunc:
@@ -63,7 +63,7 @@ def merge_parameters(func: tirx.PrimFunc, keep: int, drop: int) -> tirx.PrimFunc
             f"cannot merge {dropped.name} into {kept.name}: the kernel does not read"
             f" {dropped.name}[i] only where it writes {kept.name}[i]"
         )
-    merged = _substitute(func, {dropped: kept})
+    merged = substituted(func, {dropped: kept})
     params = [var for i, var in enumerate(merged.params) if i != drop]
     return tirx.PrimFunc(params, merged.body, merged.ret_type, merged.attrs, merged.span)
 
@@ -97,8 +97,8 @@ def merge_overwritten(
     return function, tuple(dropped)
 
 
-def _substitute(func: tirx.PrimFunc, replacement: Mapping[Var, Var]) -> tirx.PrimFunc:
-    """The function with some of its parameters' variables replaced wherever they occur."""
+def substituted(func: tirx.PrimFunc, replacement: Mapping[Var, Var]) -> tirx.PrimFunc:
+    """The function with some of its variables replaced wherever they occur."""
 
     def replace(root: tirx.PrimFunc, mutator: tvm_ffi.StructuralMutator) -> tirx.PrimFunc:
         for old, new in replacement.items():
@@ -109,16 +109,22 @@ def _substitute(func: tirx.PrimFunc, replacement: Mapping[Var, Var]) -> tirx.Pri
 
 
 def _aligned_to_element(var: Var) -> Var:
-    """A fresh variable of the same buffer type but for the alignment."""
+    return redeclared(var, alignment=DataType(var.ty.dtype).itemsize)
+
+
+def redeclared(
+    var: Var, *, shape: Sequence[int] | None = None, alignment: int | None = None
+) -> Var:
+    """A fresh variable of the same buffer type but for its shape or alignment."""
     ty = var.ty
     return tirx.decl_buffer(
-        ty.shape,
+        ty.shape if shape is None else shape,
         ty.dtype,
         var.name,
         strides=ty.strides,
         elem_offset=ty.elem_offset,
         scope=ty.storage_scope,
-        data_alignment=DataType(ty.dtype).itemsize,
+        data_alignment=ty.data_alignment if alignment is None else alignment,
         offset_factor=ty.offset_factor,
         layout=ty.layout,
     )

@@ -27,11 +27,12 @@ import tvm_ffi
 from tvm import tirx
 from tvm.ir import Expr, StringImm, Var
 
+from bngen.codegen.alignment import redeclared, substituted
 from bngen.codegen.fixed import fixed
 
 MOST = 12
 """Numbers that a function takes at most: each is an argument of every call."""
-LARGEST = 1 << 30
+GREATEST = 1 << 30
 """A number that is computed of a parameter: 32 bits hold it, and what it differs by."""
 
 _PREFIX = "__tvm_ffi_"
@@ -85,10 +86,11 @@ def share(functions: Sequence[tirx.PrimFunc], arguments: Sequence[int]) -> list[
             of_hash.append((form, members := []))
         members.append(_Member(i, function, count, numbers))
     return [
-        _shared(group)
+        shared
         for of_hash in alike.values()
         for _, members in of_hash
         for group in _groups(members)
+        for shared in _shared(group)
     ]
 
 
@@ -131,26 +133,10 @@ def _without_shapes(function: tirx.PrimFunc) -> tirx.PrimFunc:
     shapeless: dict[Var, Var] = {}
 
     def declared(declaration: tirx.DeclBuffer) -> None:
-        old = declaration.buffer
-        shapeless[old] = tirx.decl_buffer(
-            (1,),
-            old.ty.dtype,
-            old.name,
-            strides=old.ty.strides,
-            elem_offset=old.ty.elem_offset,
-            scope=old.ty.storage_scope,
-            data_alignment=old.ty.data_alignment,
-            offset_factor=old.ty.offset_factor,
-            layout=old.ty.layout,
-        )
-
-    def replace(root: tirx.PrimFunc, mutator: tvm_ffi.StructuralMutator) -> tirx.PrimFunc:
-        for old, new in shapeless.items():
-            mutator.var_remap_set(old, new)
-        return mutator.default_mutate(root)
+        shapeless[declaration.buffer] = redeclared(declaration.buffer, shape=(1,))
 
     tvm_ffi.structural_walk(function, (tirx.DeclBuffer, declared))
-    return tvm_ffi.structural_mutate(function, (tirx.PrimFunc, replace))
+    return substituted(function, shapeless)
 
 
 def _are_equal(form: tirx.PrimFunc, other: tirx.PrimFunc) -> bool:
@@ -158,39 +144,33 @@ def _are_equal(form: tirx.PrimFunc, other: tirx.PrimFunc) -> bool:
 
 
 def _groups(members: list[_Member]) -> Iterator[list[_Member]]:
-    """Kernels of one form, those together that differ in few numbers, none of which is fixed."""
+    """Kernels of one form, those together that differ in no number that stays in the code."""
     if len(members) == 1:
         yield members
         return
     stay = fixed(members[0].function, members[0].numbers)
     columns = zip(*(member.numbers for member in members), strict=True)
-    stay += [i for i, column in enumerate(columns) if max(map(abs, column)) > LARGEST]
+    stay += [i for i, column in enumerate(columns) if max(map(abs, column)) > GREATEST]
     groups: dict[tuple[int, ...], list[_Member]] = {}
     for member in members:
         groups.setdefault(tuple(member.numbers[i] for i in stay), []).append(member)
-    for group in groups.values():
-        yield from _halved(group)
+    yield from groups.values()
 
 
-def _halved(group: list[_Member]) -> Iterator[list[_Member]]:
-    """The kernels, in as many groups as it takes for none to need too many numbers."""
-    if len(_parameters(_terms(group))) <= MOST:
-        yield group
-        return
-    half = len(group) // 2
-    yield from _halved(group[:half])
-    yield from _halved(group[half:])
-
-
-def _shared(group: list[_Member]) -> Shared:
-    """One function for a group of kernels."""
+def _shared(group: list[_Member]) -> Iterator[Shared]:
+    """One function for a group of kernels, or as many as it takes for none to need too much."""
     terms = _terms(group)
-    parameters = _parameters(terms)
+    parameters = list(dict.fromkeys(term.parameter for term in terms.values()))
+    if len(parameters) > MOST:
+        half = len(group) // 2
+        yield from _shared(group[:half])
+        yield from _shared(group[half:])
+        return
     numbers = tuple(zip(*parameters, strict=True)) or ((),) * len(group)
     function = group[0].function
     if parameters:
         function = _with_parameters(function, group[0].arguments, terms, parameters)
-    return Shared(function, tuple(member.position for member in group), numbers)
+    yield Shared(function, tuple(member.position for member in group), numbers)
 
 
 # --- numbers that are parameters --------------------------------------------------------------
@@ -220,11 +200,6 @@ def _term(column: Sequence[int]) -> _Term:
     rising = tuple((number - least) // factor for number in column)
     falling = tuple((most - number) // factor for number in column)
     return _Term(most, -factor, falling) if falling < rising else _Term(least, factor, rising)
-
-
-def _parameters(terms: Mapping[int, _Term]) -> list[tuple[int, ...]]:
-    """Each distinct parameter, of every member."""
-    return list(dict.fromkeys(term.parameter for term in terms.values()))
 
 
 def _with_parameters(

@@ -57,17 +57,13 @@ def defer_affine_gradients(graph: Graph) -> Graph:
 
 
 class _Deferral:
-    """One walk over a graph; ``deferred`` knows split forms, ``spelled`` what was emitted.
-
-    ``spread`` remembers answers of `is_spread`.
-    """
+    """One walk over a graph; ``deferred`` knows split forms, ``spelled`` what was emitted."""
 
     def __init__(self, graph: Graph):
         self.graph = graph
         self.b = GraphBuilder.rewriting(graph)
         self.deferred: dict[Value, Deferred] = {}
         self.spelled: set[Value] = set()
-        self.spread: dict[Value, bool] = {}
 
     def run(self) -> Graph:
         for node in self.graph.nodes:
@@ -123,16 +119,19 @@ class _Deferral:
 
     def is_spread(self, v: Value) -> bool:
         """Whether pixels differ in no more than a mask: one number was spread to all of them."""
-        if v not in self.spread:
-            node = self.b.producer(v)
+        pending, seen = [v], {v}
+        while pending:
+            node = self.b.producer(pending.pop())
             operands = node.operands if node else ()
             alike = [u for u in operands if u.shape == v.shape and u.type.is_float]
-            if alike:
-                self.spread[v] = node.row.kind == "pointwise" and all(map(self.is_spread, alike))
-            else:
-                few = (u for u in operands if prod(u.shape[2:]) == 1)
-                self.spread[v] = any(u.shape[:2] == v.shape[:2] for u in few)
-        return self.spread[v]
+            few = (u for u in operands if prod(u.shape[2:]) == 1)
+            if alike and node.row.kind != "pointwise":
+                return False
+            if not alike and not any(u.shape[:2] == v.shape[:2] for u in few):
+                return False
+            pending += (u for u in alike if u not in seen)
+            seen.update(alike)
+        return True
 
     def combine_slice(self, node: Node) -> Deferred | None:
         d = self.deferred.get(node.inputs[0])

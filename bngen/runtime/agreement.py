@@ -91,10 +91,11 @@ def _said(planned: Sequence[Planned]) -> bytes:
 def _told(planned: tuple[Planned, ...], groups: int) -> tuple[bytes, bytes]:
     """A plan as it is sent, and its head; made once, as a program has the same in each call.
 
-    The digest is of what ranks have to agree in.
+    The digest is of what ranks have to agree in; ``groups`` is that of the plan, which its equality
+    leaves out.
     """
     digest = hashlib.sha256(_said([replace(p, groups=1) for p in planned])).digest()[:_DIGEST]
-    text = _said([replace(p, groups=groups) for p in planned])
+    text = _said(planned)
     return text, digest + len(text).to_bytes(_HEAD - _DIGEST, "little")
 
 

@@ -26,6 +26,7 @@ from bngen.runtime.module import Module
 from bngen.runtime.shared_memory import beside
 from bngen.torch_bridge.forks import Lock, forget_at_fork
 
+_AGAIN = "bngen.connect(module, process_group) with another one"
 _START = "torch.distributed.init_process_group('gloo')"
 
 
@@ -63,13 +64,18 @@ class Carrier:
 
     def sum(self, array: np.ndarray) -> _Work:
         """Begin to add up an array of all ranks."""
-        return _Work(self._group.allreduce([torch.from_numpy(array)]), array)
+        return _Work(self._open().allreduce([torch.from_numpy(array)]), array)
 
     def gather(self, array: np.ndarray) -> _Work:
         """Begin to gather bytes, as many of each rank."""
         found = np.empty((self.size, array.size), np.uint8)
         parts = list(torch.from_numpy(found).unbind())
-        return _Work(self._group.allgather([parts], [torch.from_numpy(array)]), found)
+        return _Work(self._open().allgather([parts], [torch.from_numpy(array)]), found)
+
+    def _open(self) -> Any:
+        if self._group is None:
+            raise CallError("the process group of these ranks has been destroyed", hint=_AGAIN)
+        return self._group
 
 
 class _Work:
