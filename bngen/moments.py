@@ -8,6 +8,8 @@ holds.
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 
 
@@ -26,8 +28,13 @@ def merged(
     means, variances = (a[there].astype(np.float64) for a in (means, variances))
     total = int(counts.sum())
     # A rounding of this would be seen in constant channels, whose common mean is that of each.
-    middle = means[0] + ((means - means[0]) * share).sum(axis=0) / total
+    middle = means[0] + _added((means - means[0]) * share) / total
     # An infinity is its own mean, though no deviation from it is a number.
-    middle = np.where(np.isfinite(middle), middle, means.mean(axis=0))
-    spread = ((variances + np.square(means - middle)) * share).sum(axis=0) / total
+    middle = np.where(np.isfinite(middle), middle, _added(means) / len(means))
+    spread = _added((variances + np.square(means - middle)) * share) / total
     return middle, spread, total
+
+
+def _added(rows: np.ndarray) -> np.ndarray:
+    """Their sum, one after the other: with the same bits as `shared_memory.c` has it."""
+    return functools.reduce(np.add, rows)

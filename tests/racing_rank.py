@@ -25,6 +25,14 @@ class Slow:
         self.size, self.rank, self.names = ranks.size, ranks.rank, ranks.names
         self._ranks, self._network = ranks, network
 
+    @property
+    def address(self) -> int:
+        """Calls exchange by themselves where nothing is to take its time."""
+        return 0 if self._network.delay else self._ranks.address
+
+    def started(self, number, dtype):
+        return self._ranks.started(number, dtype)
+
     def sum(self, array):
         return Late(self._ranks.sum(array), self._network)
 
@@ -38,12 +46,11 @@ class Late:
     def __init__(self, work, network: Network):
         self._work, self._network = work, network
         self._over = time.perf_counter() + network.delay
-        network.collectives += 1
 
     def result(self):
-        start = time.perf_counter()
         found = self._work.result()
-        time.sleep(max(0.0, self._over - time.perf_counter()))
+        start = time.perf_counter()
+        time.sleep(max(0.0, self._over - start))
         self._network.waited += time.perf_counter() - start
         return found
 
@@ -53,15 +60,36 @@ class Network:
 
     def __init__(self) -> None:
         self.delay, self.bandwidth = 0.0, 0.0  # seconds a collective, bytes a second
-        self.waited, self.collectives, self.gradient_bytes = 0.0, 0, 0
+        self.waited, self.gradient_bytes = 0.0, 0
         self._free = 0.0
+        self._rings: list = []
+        self._before = 0, 0.0
 
     def watch(self) -> None:
         """Slow and count the collectives of synchronized batch normalization."""
         from bngen.torch_bridge import distributed
 
         made = distributed.beside
-        distributed.beside = lambda *given, **named: Slow(made(*given, **named), self)
+
+        def beside(*given, **named):
+            ranks = made(*given, **named)
+            self._rings.append(ranks.ring)
+            return Slow(ranks, self)
+
+        distributed.beside = beside
+
+    def begin(self) -> None:
+        """Count anew."""
+        self.waited, self.gradient_bytes = 0.0, 0
+        self._before = self._seen()
+
+    def found(self) -> dict:
+        """What there was since then: seconds that this rank waited for others, and messages."""
+        collectives, waited = (a - b for a, b in zip(self._seen(), self._before, strict=True))
+        return {"waited": self.waited + waited, "collectives": collectives}
+
+    def _seen(self) -> tuple[int, float]:
+        return sum(r.next for r in self._rings), sum(r.waited for r in self._rings)
 
     def hook(self, _state, bucket):
         """DistributedDataParallel's, for a bucket of gradients: their average, at that speed."""
@@ -96,13 +124,12 @@ def work(rank: int, folder: str, job: dict) -> None:
         switch[0] = turn["stages"]
         network.delay, network.bandwidth = turn["delay"] / 1000, turn["bandwidth"] * 1e6
         step()  # from what the others have left in the caches
-        network.waited, network.collectives, network.gradient_bytes = 0.0, 0, 0
+        network.begin()
         start = time.perf_counter()
         for _ in range(turn["steps"]):
             step()
         row = {
-            "seconds": time.perf_counter() - start, "waited": network.waited,
-            "collectives": network.collectives,
+            "seconds": time.perf_counter() - start, **network.found(),
             "gradient_bytes": network.gradient_bytes // turn["steps"],
         }  # fmt: skip
         print(json.dumps(row), flush=True)

@@ -15,6 +15,7 @@ import numpy as np
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
 from bngen.passes.rewrite import rewrite
+from bngen.runtime.communicator import Far
 
 GROUP = "all"
 MANY = 2**62
@@ -82,7 +83,7 @@ class Ranks:
         return results
 
 
-class Carrier:
+class Carrier(Far):
     """The communicator of one rank."""
 
     def __init__(self, ranks: Ranks, rank: int):

@@ -34,11 +34,14 @@ class Communicator(Protocol):
         size: the number of ranks.
         rank: which of them this process is.
         names: their numbers among all processes there are, by which users know them.
+        address: of their `ring.Ring`, by which calls exchange without an interpreter; 0 where they
+            share no memory.
     """
 
     size: int
     rank: int
     names: Sequence[int]
+    address: int
 
     def sum(self, array: np.ndarray) -> Work:
         """Begin to add up an array of all ranks, which is this work's from now on."""
@@ -46,9 +49,27 @@ class Communicator(Protocol):
     def gather(self, array: np.ndarray) -> Work:
         """Begin to gather bytes, as many of each rank: ``[ranks, bytes]``."""
 
+    def started(self, number: int, dtype: np.dtype | None) -> Work:
+        """What a call has begun by itself.
+
+        Args:
+            number: of its message in the ring.
+            dtype: of what is to be added up; None for bytes that are gathered.
+        """
+
+
+class Far:
+    """What ranks without memory in common lack of a `Communicator`."""
+
+    address = 0
+
+    def started(self, number: int, dtype: np.dtype | None) -> Work:
+        """Never asked for."""
+        raise AssertionError("calls begin nothing between ranks that share no memory")
+
 
 @dataclass(frozen=True)
-class Alone:
+class Alone(Far):
     """One rank alone, which has nobody to exchange anything with."""
 
     size: int = 1

@@ -12,6 +12,7 @@ import ctypes
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
@@ -31,8 +32,9 @@ _TENSOR = np.dtype([
 _ANY = np.dtype([("type", "i4"), ("padding", "i4"), ("value", "u8")])
 _CALL = np.dtype([("call", "u8"), ("handle", "u8"), ("arguments", "u8"), ("count", "i8")])
 _CPU, _INTEGER, _TENSOR_POINTER = 1, 1, 7
-NO_STACK = -2
-"""What dispatch.c returns where the calling thread has no room for the tiles of kernels."""
+DONE, NO_STACK = -1, -2
+"""What dispatch.c returns when no call has failed, and where the calling thread has no room for the
+tiles of kernels."""
 
 
 class CallTable:
@@ -41,12 +43,14 @@ class CallTable:
     Args:
         calls: an entry, its operands and then its numbers each, in execution order.
         fixed: the buffers that never move, by slot; all others come with a call, as the arena does.
+        recorded: position of a call that is made with a record of the moment -> its number.
     """
 
     def __init__(
         self,
         calls: Sequence[tuple[Entry, Sequence[Operand], Sequence[int]]],
         fixed: Mapping[str, Buffer],
+        recorded: Mapping[int, int] = MappingProxyType({}),
     ):
         operands = list(dict.fromkeys(o for _, given, _ in calls for o in given))
         self._tensors, self._extents = _tensors(operands)
@@ -76,14 +80,21 @@ class CallTable:
         firsts = np.cumsum([0, *counts])[:-1]
         self._calls["arguments"] = _addresses(self._arguments, firsts)
         self._owners = [entry.owner for entry, _, _ in calls]
+        self._recorded = np.fromiter(recorded, np.intp)
+        self._records = np.fromiter(recorded.values(), np.intp)
 
-    def bind(self, arena: Arena, slots: Mapping[str, Buffer]) -> None:
+    def bind(
+        self, arena: Arena, slots: Mapping[str, Buffer], records: np.ndarray | None = None
+    ) -> None:
         """Fill in where the memory of a call lies.
 
         Args:
             arena: the call's; what was last filled in stays when it is the same.
             slots: memory by slot; only calls that are not made may lack one.
+            records: of the moment, for the calls that are made with one.
         """
+        if records is not None:
+            self._calls["handle"][self._recorded] = _addresses(records, self._records)
         if arena.address != self._base:
             self._arena.fill(self._tensors, {None: arena.address})
             self._base = arena.address
@@ -97,14 +108,16 @@ class CallTable:
             stop: the call after the last.
 
         Returns:
-            The position of the call that failed, and where the calls ended; -1 when none did;
+            The position of the call that failed, and where the calls ended; `DONE` when none did;
             `NO_STACK` when none was made for want of stack.
         """
         return _dispatch()(self._calls.ctypes.data, start, stop)
 
     def without_work(self) -> None:
-        """Let every call return at once: what is left of a run is what bngen itself costs."""
-        self._calls["call"] = _idle_entry()
+        """Let every kernel return at once: what is left of a run is what bngen itself costs."""
+        kernels = np.ones(len(self._calls), bool)
+        kernels[self._recorded] = False
+        self._calls["call"][kernels] = _idle_entry()
 
 
 class _Group:
@@ -194,6 +207,16 @@ def run_in_python(calls: int, start: int, stop: int) -> int:
 @_KERNEL
 def _idle(handle: int, arguments: int, count: int, result: int) -> int:
     return 0
+
+
+@_KERNEL
+def _decline(handle: int, arguments: int, count: int, result: int) -> int:
+    return 1
+
+
+def declining() -> Entry:
+    """An entry that does nothing and says that it has failed."""
+    return Entry(ctypes.cast(_decline, ctypes.c_void_p).value or 0, 0, _decline)
 
 
 def _idle_entry() -> int:

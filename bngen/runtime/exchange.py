@@ -4,12 +4,16 @@ In: what a program exchanges (`Exchanges.of`), and who carries it: a `Communicat
 of ranks, given by whoever knows one. Out: an `Exchange` for each call, which the steps of the call
 use. Here it is said what is sent and what is made of it; how it travels is the communicator's.
 
+Where ranks share memory and have agreed, most of it is done by calls between those of the kernels
+(`ring`); what is done here is the rest, and means the same.
+
 Ranks tell each other at the beginning of each ``forward`` what they are going to exchange until the
 end of its ``backward``, behind the first kernels; see `agreement`.
 """
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +22,7 @@ import numpy as np
 
 from bngen.errors import CallError
 from bngen.moments import merged
+from bngen.runtime import ring
 from bngen.runtime.agreement import SHOWN, Agreement, Planned, summed_in
 from bngen.runtime.communicator import Communicator, Work, waiting_for
 from bngen.runtime.signature import BACKWARD, FORWARD, CallSpec
@@ -74,10 +79,34 @@ class Exchanges:
                 hint="bngen.connect(module, process_group)",
             )
         exchange = Exchange(self, given)
-        if agree:
-            for group, planned in self.planned.items():
+        for group, planned in self.planned.items():
+            if agree:
                 exchange.tell(group, planned)
+            else:
+                exchange.open(group)
         return exchange
+
+    @functools.cached_property
+    def rows(self) -> Mapping[int, int]:
+        """The number of each step's record."""
+        return {step: i for i, step in enumerate(self.starts)}
+
+    @functools.cached_property
+    def records(self) -> np.ndarray:
+        """Records of a call that begins."""
+        return ring.collectives(self.starts.values())
+
+    @functools.cached_property
+    def through_memory(self) -> Mapping[str, np.ndarray]:
+        """By group, the records of what goes through memory where its ranks share some."""
+        found = {
+            group: [
+                self.rows[i] for i, s in self.starts.items()
+                if s.group == group and ring.goes_through_memory(s)
+            ]
+            for group in self.groups
+        }  # fmt: skip
+        return {group: np.array(rows, np.intp) for group, rows in found.items()}
 
 
 def _planned(step: StartStep, call: str, groups: int) -> Planned:
@@ -89,6 +118,7 @@ class Exchange:
     """The collectives of one call that are under way.
 
     Attributes:
+        records: what calls know of each collective (`ring.COLLECTIVE`).
         followers: by group, the ranks that have no part of the batch and follow the others.
     """
 
@@ -96,6 +126,7 @@ class Exchange:
         self._of, self._given = exchanges, given
         self._told: dict[str, Agreement] = {}
         self._open: dict[int, Work | np.ndarray] = {}
+        self.records = exchanges.records.copy()
         self.followers: dict[str, tuple[int, ...]] = {}
 
     # --- agreeing -----------------------------------------------------------------------------
@@ -110,6 +141,12 @@ class Exchange:
         """Wait until all ranks have said that they are going to exchange the same."""
         if group in self._told:
             _, self.followers[group] = self._told.pop(group).settled()
+            self.open(group)
+
+    def open(self, group: str) -> None:
+        """From now on calls may exchange what ranks of a group do that share memory."""
+        rows = self._of.through_memory[group]
+        self.records["ring"][rows] = self._given[group].address
 
     # --- exchanging ---------------------------------------------------------------------------
 
@@ -142,8 +179,10 @@ class Exchange:
         Raises:
             CallError: when it fails, naming it.
         """
-        step, work = self._of.starts[number], self._open.pop(number)
+        step, work = self._of.starts[number], self._open.pop(number, None)
         dtype = np.dtype(step.operands[0].dtype)
+        if work is None:
+            work = self._begun_by_a_call(number, None if step.combine == MOMENTS else dtype)
         size = self._given[step.group].size
         if step.combine == MOMENTS:
             return self._moments(step, work, dtype)
@@ -151,6 +190,11 @@ class Exchange:
         if not isinstance(total, np.ndarray):
             total = self._result(work, f"{SHOWN[step.combine]} of {step.name!r}", step.group)
         return [total / dtype.type(size) if step.combine == AVERAGE else total.astype(dtype)]
+
+    def _begun_by_a_call(self, number: int, dtype: np.dtype | None) -> Work:
+        record = self.records[self._of.rows[number]]
+        message, record["number"] = int(record["number"]), -1
+        return self._given[self._of.starts[number].group].started(message, dtype)
 
     def _moments(
         self, step: StartStep, work: Work | np.ndarray, dtype: np.dtype

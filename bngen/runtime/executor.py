@@ -4,8 +4,8 @@ In: steps, entries of their kernels, and the buffers that never move. Out: `Exec
 given the memory that a call has to itself. Knows nothing of graphs; what it is given is data, so
 that a kept program runs by the same code.
 
-Consecutive kernels are one `Action`, handed to `dispatch` as a whole; a step that is no kernel is
-an action of its own.
+Consecutive calls are one `Action`, handed to `dispatch` as a whole: kernels, and collectives, which
+may decline (`ring`) and are then done here. A copy is an action of its own.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from typing import Protocol
 import numpy as np
 
 from bngen.errors import BngenError
-from bngen.runtime import native
+from bngen.runtime import native, ring
 from bngen.runtime.buffers import Buffer, buffer
-from bngen.runtime.dispatch import NO_STACK, CallTable
+from bngen.runtime.dispatch import DONE, NO_STACK, CallTable
 from bngen.runtime.exchange import Exchange
 from bngen.runtime.memory import Arena
 from bngen.runtime.native import Entry
@@ -80,10 +80,7 @@ class Executor:
     ):
         self._steps = tuple(steps)
         self._fixed = {slot: buffer(array) for slot, array in fixed.items()}
-        kernels = [s for s in steps if isinstance(s, KernelStep)]
-        self._table = CallTable(
-            [(entries[s.symbol], s.operands, s.numbers) for s in kernels], self._fixed
-        )
+        self._table = _table(self._steps, entries, self._fixed)
         self._actions: dict[tuple[int, int], tuple[Action, ...]] = {}
         self._note: Note | None = None
 
@@ -101,7 +98,8 @@ class Executor:
         span = start, len(self._steps) if stop is None else stop
         if span not in self._actions:
             self._actions[span] = tuple(self._actions_of(*span))
-        self._table.bind(memory.arena, memory.slots)
+        records = memory.exchange.records if memory.exchange else None
+        self._table.bind(memory.arena, memory.slots, records)
         if self._note is None:
             for action in self._actions[span]:
                 action.run(memory)
@@ -112,20 +110,28 @@ class Executor:
             self._note(i, began, time.perf_counter())
 
     def _actions_of(self, start: int, stop: int) -> Iterator[Action]:
-        first = sum(isinstance(s, KernelStep) for s in self._steps[:start])
-        for kernels, group in groupby(
-            range(start, stop), lambda i: isinstance(self._steps[i], KernelStep)
+        first = sum(isinstance(s, CALLED) for s in self._steps[:start])
+        for called, group in groupby(
+            range(start, stop), lambda i: isinstance(self._steps[i], CALLED)
         ):
             numbers = tuple(group)
-            if kernels:
-                names = tuple(self._steps[i].name for i in numbers)
-                # Those that are watched run each by itself.
-                parts = [(n,) for n in names] if self._note else [names]
-                for part in parts:
-                    yield _Kernels(self._table, first, part)
-                    first += len(part)
-            else:
-                yield from (_ACTIONS[type(s := self._steps[i])](s, i, self._fixed) for i in numbers)
+            if not called:
+                yield from (_Copy(self._steps[i], self._fixed) for i in numbers)
+                continue
+            # Those that are watched run each by itself.
+            for part in [(n,) for n in numbers] if self._note else [numbers]:
+                yield _Calls(self._table, first, tuple(self._otherwise(i) for i in part))
+                first += len(part)
+
+    def _otherwise(self, number: int) -> _Start | _Wait | str:
+        """What is done when the call of a step fails; of a kernel its name alone."""
+        match self._steps[number]:
+            case StartStep() as step:
+                return _Start(step, number, self._fixed)
+            case WaitStep() as step:
+                return _Wait(step, self._fixed)
+            case step:
+                return step.name
 
     def watch(self, note: Note | None) -> None:
         """Run steps one by one, and tell of each; None runs them together again.
@@ -141,24 +147,51 @@ class Executor:
         self._table.without_work()
 
 
+CALLED = (KernelStep, StartStep, WaitStep)
+"""Steps that the table calls."""
+
+
+def _table(
+    steps: Sequence[Step], entries: Mapping[str, Entry], fixed: Mapping[str, Buffer]
+) -> CallTable:
+    """The calls of all steps but copies, in order."""
+    calls, rows, begun = [], {}, {}
+    exchanging = any(isinstance(s, StartStep) for s in steps)
+    start, finish = ring.entries() if exchanging else (None, None)
+    for i, step in enumerate(steps):
+        match step:
+            case KernelStep():
+                calls.append((entries[step.symbol], step.operands, step.numbers))
+            case StartStep():
+                begun[i] = rows[len(calls)] = len(begun)
+                calls.append((start, step.operands, ()))
+            case WaitStep():
+                rows[len(calls)] = begun[step.start]
+                calls.append((finish, step.operands, ()))
+    return CallTable(calls, fixed, rows)
+
+
 @dataclass(frozen=True)
-class _Kernels:
-    """Consecutive kernels, by their place in the table."""
+class _Calls:
+    """Consecutive calls, by their place in the table, and what is done where one of them fails."""
 
     table: CallTable
     first: int
-    names: tuple[str, ...]
+    otherwise: tuple[_Start | _Wait | str, ...]
 
     def run(self, memory: Memory) -> None:
-        failed = self.table.run(self.first, self.first + len(self.names))
-        if failed == NO_STACK:
-            raise BngenError(
-                "kernels need 512 KiB of stack, and this thread has less",
-                hint="raise ulimit -s, or threading.stack_size before it is started",
-            )
-        if failed >= 0:
-            name = self.names[failed - self.first]
-            raise BngenError(f"kernel {name} failed: {native.raised()}")
+        at, stop = self.first, self.first + len(self.otherwise)
+        while at < stop and (failed := self.table.run(at, stop)) != DONE:
+            if failed == NO_STACK:
+                raise BngenError(
+                    "kernels need 512 KiB of stack, and this thread has less",
+                    hint="raise ulimit -s, or threading.stack_size before it is started",
+                )
+            otherwise = self.otherwise[failed - self.first]
+            if isinstance(otherwise, str):
+                raise BngenError(f"kernel {otherwise} failed: {native.raised()}")
+            otherwise.run(memory)
+            at = failed + 1
 
 
 @dataclass(frozen=True)
@@ -166,7 +199,6 @@ class _Copy:
     """A copy, perhaps of what never moves, or there."""
 
     step: CopyStep
-    number: int
     fixed: Mapping[str, Buffer]
 
     def run(self, memory: Memory) -> None:
@@ -194,7 +226,6 @@ class _Wait:
     """Its end."""
 
     step: WaitStep
-    number: int
     fixed: Mapping[str, Buffer]
 
     def run(self, memory: Memory) -> None:
@@ -203,9 +234,6 @@ class _Wait:
             there = _array(operand, memory, self.fixed)
             np.copyto(there, found[first : first + there.size].reshape(there.shape))
             first += there.size
-
-
-_ACTIONS = {CopyStep: _Copy, StartStep: _Start, WaitStep: _Wait}
 
 
 def _array(operand: Operand, memory: Memory, fixed: Mapping[str, Buffer]) -> np.ndarray:

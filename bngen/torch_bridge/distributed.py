@@ -21,7 +21,7 @@ import torch.distributed as dist
 
 from bngen.errors import BngenError, CallError
 from bngen.options import environment
-from bngen.runtime.communicator import Communicator, waiting_for
+from bngen.runtime.communicator import Communicator, Far, waiting_for
 from bngen.runtime.module import Module
 from bngen.runtime.shared_memory import beside
 from bngen.torch_bridge.forks import Lock, forget_at_fork
@@ -30,7 +30,7 @@ _AGAIN = "bngen.connect(module, process_group) with another one"
 _START = "torch.distributed.init_process_group('gloo')"
 
 
-class Carrier:
+class Carrier(Far):
     """The ranks of a process group.
 
     All of them have to make one at the same point of the program.

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bngen.runtime import shared_memory
+from bngen.runtime import ring, shared_memory
 from bngen.runtime.communicator import CallError, waiting_for
-from bngen.runtime.shared_memory import MOST_BYTES
+from bngen.runtime.ring import MOST_BYTES
 from bngen.torch_bridge import distributed
 from tests.profiles import THOROUGH
 from tests.torch_bridge.processes import Started, joined
@@ -79,24 +79,23 @@ def one_cannot(rank: int, folder: str) -> None:
         return isinstance(carrier, distributed.Carrier)
 
     if rank == 1:
-        shared_memory._library = lambda: None
+        ring.library = lambda: None
     assert far()
-    shared_memory._library = LIBRARY
+    ring.library = LIBRARY
     os.environ["BNGEN_SHARED_MEMORY"] = "10"[rank == 0]
     assert far()
     os.environ["BNGEN_SHARED_MEMORY"] = "1"
     shared_memory.FOLDER = Path(folder) if rank == 2 else places
     assert far()
-    shared_memory.FOLDER, kept = places, shared_memory._PLACES
-    shared_memory._PLACES = 1 << 40
+    shared_memory.FOLDER, ring.bytes_of = places, lambda size: 1 << 60
     assert far()
-    shared_memory._PLACES = kept
+    ring.bytes_of = BYTES
     assert not far()
     assert not [name for name in made if (places / f"bngen-{name}").exists()]
     assert bool(made) == (rank == 0)
 
 
-LIBRARY = shared_memory._library
+LIBRARY, BYTES = ring.library, ring.bytes_of
 
 
 def test_where_one_cannot_none_does(tmp_path):
