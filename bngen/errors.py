@@ -7,6 +7,8 @@ else that escapes is a bug in bngen (exit status 101).
 
 from __future__ import annotations
 
+import sys
+import warnings
 from dataclasses import dataclass
 
 INTERRUPTED = 130
@@ -63,3 +65,14 @@ class ToolchainError(BngenError, RuntimeError):
 
 class UsageError(BngenError):
     """A command-line argument that cannot be used."""
+
+
+_OURS = ("bngen", "torch")
+
+
+def warn(message: str) -> None:
+    """Warn of something at the line of the user's that led to it, behind bngen's and PyTorch's."""
+    frame, level = sys._getframe(), 1
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] in _OURS:
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, stacklevel=level)

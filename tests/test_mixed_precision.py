@@ -59,6 +59,38 @@ def test_what_is_rounded_in_a_gradient_still_cancels(level):
     assert left < 1e-3 * whole
 
 
+SATURATED = {
+    "sigmoid": lambda x: bg.sigmoid(x + 7),
+    "tanh": lambda x: bg.tanh(x * 0.4 + 3),
+    "softmax": lambda x: bg.softmax(x * 4 + 7, 1),
+    "deviations": lambda x: (x - x.mean((2, 3), keepdim=True)) / (x * x).sum((2, 3), keepdim=True),
+}
+
+
+@pytest.mark.parametrize("kind", SATURATED)
+def test_slopes_of_what_is_rounded_for_a_reader_are_not_rounded(kind):
+    """PyTorch keeps what was computed in float32, though a convolution reads it in bfloat16."""
+
+    @bg.program
+    def before(x: bg.Tensor[4, 6, 12, 12], w: bg.Tensor[6, 6, 3, 3]):
+        return bg.conv2d(SATURATED[kind](x).to(bg.bfloat16), w.to(bg.bfloat16), padding=1)
+
+    @bg.program
+    def exact(x: bg.Tensor[4, 6, 12, 12], w: bg.Tensor[6, 6, 3, 3]):
+        return bg.conv2d(SATURATED[kind](x), w, padding=1)
+
+    rng = np.random.default_rng(0)
+    x, w = (rng.standard_normal(s).astype(np.float32) for s in ((4, 6, 12, 12), (6, 6, 3, 3)))
+    dy = rng.standard_normal((4, 6, 12, 12)).astype(np.float32)
+    gradients = []
+    for program, arrived in ((before, dy.astype(BF16)), (exact, dy)):
+        module = compiled(program.graph)
+        module(x, w)
+        gradients.append(np.asarray(module.backward(arrived)["x"], np.float64))
+    rounded, wanted = gradients
+    assert np.linalg.norm(rounded - wanted) < 0.02 * np.linalg.norm(wanted)
+
+
 @pytest.mark.parametrize("name", ["tiny_densenet", "tiny_resnet", "tiny_mobilenet"])
 @pytest.mark.parametrize("level", FUSION_LEVELS)
 def test_conversions_cost_no_kernel_and_no_sweep(name, level):

@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -218,6 +219,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit status.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    with warnings.catch_warnings():
+        warnings.showwarning = _show_warning
+        return _main(argv)
+
+
+def _show_warning(message: Warning | str, *_place: Any) -> None:
+    """In the place of Python's two lines, which name one of bngen's."""
+    console.log(f"bngen: warning: {' '.join(str(message).split())}")
+
+
+def _main(argv: list[str]) -> int:
     try:
         status = _invoke(argv)
         console.result("", end="")

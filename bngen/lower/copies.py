@@ -6,6 +6,7 @@ what they read.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 from tvm import te, tirx
@@ -83,20 +84,18 @@ def _reshaped(body: Body, node: Node, coord):
 def _joined(body: Body, node: Node, coord):
     axis = node.attrs["axis"]
     here = logical(coord[axis])
-    starts, total = [], 0
-    for v in node.inputs:
-        starts.append(total)
-        total += v.shape[axis]
-    result = None
-    for v, start in reversed(list(zip(node.inputs, starts, strict=True))):
-        source = [here - start if i == axis else c for i, c in enumerate(coord)]
-        value = _guarded(body, v, coord, source)
-        result = (
-            value
-            if result is None
-            else tirx.if_then_else(here < start + v.shape[axis], value, result)
-        )
-    return result
+    starts = list(itertools.accumulate((v.shape[axis] for v in node.inputs), initial=0))
+
+    def among(first: int, stop: int) -> Expr:
+        # Halves of halves: expressions that nest as deep as there are parts could not be walked.
+        if stop - first == 1:
+            source = [here - starts[first] if i == axis else c for i, c in enumerate(coord)]
+            return _guarded(body, node.inputs[first], coord, source)
+        middle = (first + stop) // 2
+        before, behind = among(first, middle), among(middle, stop)
+        return tirx.if_then_else(here < starts[middle], before, behind)
+
+    return among(0, len(node.inputs))
 
 
 ELEMENTS: dict[str, Callable[..., Expr]] = {

@@ -9,18 +9,17 @@ affair, and gradients of gradients are not supported.
 from __future__ import annotations
 
 import difflib
-import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Literal
 
-from bngen.errors import ProgramError
+from bngen.errors import ProgramError, warn
 from bngen.ir.build import GraphBuilder, prune
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import TensorType, Value
 from bngen.labels import gradient_label
 from bngen.passes.concatenations import nest_concatenations
-from bngen.passes.conversions import narrows
+from bngen.passes.conversions import narrows, widens
 from bngen.passes.grad_rules import GRAD_RULES, NO_GRADIENT
 
 Adjoints = dict[Value, Value]
@@ -149,7 +148,7 @@ def warn_of_independent(names: Sequence[str]) -> None:
     """Say of inputs that no output depends on them; of none, nothing."""
     if names:
         listed = ", ".join(map(repr, names))
-        warnings.warn(f"no output depends on {listed}: the gradient is zero", stacklevel=3)
+        warn(f"no output depends on {listed}: the gradient is zero")
 
 
 # --- the walk -----------------------------------------------------------------------------------
@@ -165,14 +164,28 @@ def _active_values(graph: Graph, targets: Sequence[Value]) -> set[Value]:
 
 
 def _rounded_alone(graph: Graph) -> dict[Value, Value]:
-    """Values that are only read to be rounded for storing, and what they are then."""
-    consumers, results = graph.consumers(), set(graph.results())
+    """Results of ops in a type that is only stored, and what they are when they are rounded to it.
+
+    An op of which every operand is of such a type is one in that type, as PyTorch has it, which
+    keeps the rounded result. What is computed of float32 is rounded for one reader alone: of a
+    sigmoid near 1 that leaves nothing of its slope.
+    """
+    consumers, producers = graph.consumers(), graph.producers()
+    results = set(graph.results())
+    wide = {v for node in graph.nodes if not _is_narrow(node, producers) for v in node.outputs}
     return {
         v: readers[0].out
         for v, readers in consumers.items()
-        if len(readers) == 1 and readers[0].row.converts
-        if readers[0].out.type.element.computed == v.dtype and v not in results
+        if len(readers) == 1 and narrows(readers[0]) and v not in results and v not in wide
     }
+
+
+def _is_narrow(node: Node, producers: Mapping[Value, Node]) -> bool:
+    """Whether an op's tensors are widened to be computed with; a number takes part in any type."""
+    operands = [v for v in node.operands if v.type.is_float]
+    tensors = [v for v in operands if v.shape] or operands
+    made = [producers.get(v) for v in tensors]
+    return all(m is not None and (widens(m) or m.op == "constant") for m in made)
 
 
 def _push_back(

@@ -5,18 +5,22 @@
 block written with flat concatenations then accumulates its gradient feature map by feature map:
 what flows back through a ``cat`` is one slice for all of its predecessor, one for the rest.
 
+`split_concatenations` comes last before the layouts: no ``cat`` has more parts than code can read.
+
 `place_concatenations` comes after the layouts. In: a graph, layouts. Out: the same with copies of
 those parts that cannot lie in the concatenation's memory; the memory plan puts the others there.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 
 from bngen.ir.build import GraphBuilder
 from bngen.ir.node import Graph, Node
 from bngen.ir.types import Value
+from bngen.passes.rewrite import rewrite
 from bngen.plan.layout import Blocked, Layout
 
 CHANNEL_AXIS = 1
@@ -69,6 +73,27 @@ def _nest(
         if len(prefix) > 1 and prefix in joined:
             return node.with_inputs((joined[prefix], *operands[count:]))
     return node
+
+
+MOST_PARTS = 64
+"""Operands of a concatenation: what a kernel reads is declared one thing within the other, and TVM
+walks that by recursion."""
+
+
+def split_concatenations(graph: Graph) -> Graph:
+    """Join many parts in groups first, which are concatenations, too."""
+
+    def split(b: GraphBuilder, node: Node) -> tuple[Value, ...] | None:
+        parts, axis = node.inputs, node.attrs["axis"]
+        if len(parts) <= MOST_PARTS:
+            return None
+        while len(parts) > MOST_PARTS:
+            size = math.ceil(len(parts) / math.ceil(len(parts) / MOST_PARTS))
+            groups = [parts[i : i + size] for i in range(0, len(parts), size)]
+            parts = [b.emit("cat", *group, axis=axis, loc=node.loc) for group in groups]
+        return (b.emit("cat", *parts, axis=axis, loc=node.loc),)
+
+    return rewrite(graph, {"cat": split})
 
 
 # --- concatenations without copies ----------------------------------------------------------------

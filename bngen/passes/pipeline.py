@@ -14,7 +14,11 @@ from bngen.ir.node import Graph
 from bngen.ir.types import Value
 from bngen.ir.verify import verify
 from bngen.passes.collectives import sum_over_ranks_last
-from bngen.passes.concatenations import nest_concatenations, place_concatenations
+from bngen.passes.concatenations import (
+    nest_concatenations,
+    place_concatenations,
+    split_concatenations,
+)
 from bngen.passes.conversions import join_conversions
 from bngen.passes.deferral import defer_affine_gradients
 from bngen.passes.fission import fission_batch_norm, hoist_channel_factors, split_reductions
@@ -73,6 +77,7 @@ def graph_passes(level: FusionLevel) -> list[tuple[str, Callable[[Graph], Graph]
         ("factors", hoist_channel_factors),
         ("cse", share_common_subexpressions),
         ("prune", prune),
+        ("parts", split_concatenations),
     ]
     return passes
 

@@ -61,6 +61,9 @@ def spell_out(graph: fx.Graph) -> None:
 def _is_castable(node: fx.Node) -> bool:
     if node.op not in CALLS or node.op == MODULE or switches_mode(node) or node.meta.get("writes"):
         return False
+    # What has graphs of its own, as a custom function has, casts in them.
+    if isinstance(node.target, torch._ops.HigherOrderOperator):
+        return False
     return any(t.is_floating_point() for t in tensors_of(node.meta.get("val")))
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import sys
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -21,7 +20,7 @@ from torch import fx
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.weak import WeakIdKeyDictionary
 
-from bngen.errors import BngenError
+from bngen.errors import BngenError, warn
 from bngen.ir.node import Graph
 from bngen.options import debug_level, environment
 from bngen.torch_bridge.asked import Asked
@@ -221,7 +220,7 @@ class Captured:
         except BngenError as error:
             if not environment("fallback"):
                 raise
-            warnings.warn(f"bngen: {error}; this part of the model runs in PyTorch", stacklevel=4)
+            warn(f"bngen: {error}; this part of the model runs in PyTorch")
             self._versions[key] = self._captured
             return self._captured
 

@@ -59,6 +59,9 @@ def evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
         UnknownUntilRunError: when it cannot be done for this graph.
         BngenError: when it goes wrong.
     """
+    for node in module.graph.nodes:
+        if node.op == FUNCTION and _switches_levels(node.target):
+            raise UnknownUntilRunError(f"{called(node)} is of torch.func, which PyTorch runs")
     grad = torch.is_grad_enabled()
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     # Tensors of inference mode count no changes; the caller's hooks are not for what is fake.
@@ -79,6 +82,12 @@ def evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
             node.kwargs = {}
 
 
+def _switches_levels(function: Any) -> bool:
+    """Whether a call begins or ends a transform of ``torch.func``, for all calls of the process."""
+    return str(getattr(function, "__module__", "")).startswith(_LEVELS)
+
+
+_LEVELS = ("torch._C._functorch", "torch._functorch", "torch._C._autograd")
 _SIZED_AS = {"reshape_as": "reshape", "view_as": "view", "expand_as": "expand"}
 
 
@@ -153,6 +162,8 @@ class _Evaluation(FakeTensorProp):
         if n.op == ATTRIBUTE and isinstance(result, torch.Tensor):
             # A call in place would change the tensor itself: what is not fake may be computed.
             result = _fake(self._mode, result)
+        if n.target in _BATCH_NORMS:
+            result = _laid_out_as_computed(result, self.env[n.args[0]] if n.args else None)
         tensors = list(tensors_of(result))
         n.meta["requires_grad"] = any(t.requires_grad for t in tensors)
         n.meta["writes"] = tuple(i for i, was in before.items() if _state(self.env[i]) != was)
@@ -160,6 +171,13 @@ class _Evaluation(FakeTensorProp):
         n.meta["object"] = id(result)
         n.meta["memory"] = _memory(result) if isinstance(result, torch.Tensor) else None
         return result
+
+
+def _laid_out_as_computed(result: Any, given: torch.Tensor | None) -> Any:
+    """A batch normalization's result as it lies: types alone keep any order of the operand's."""
+    if given is None or not isinstance(result, torch.Tensor):
+        return result
+    return result.contiguous(memory_format=torch._prims_common.suggest_memory_format(given))
 
 
 def tensors_of(value: Any) -> Iterator[torch.Tensor]:

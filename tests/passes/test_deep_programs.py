@@ -29,6 +29,9 @@ from tests.profiles import some, takes_long
 MAP = TensorType((2, 16, 4, 4))
 
 
+LONG = 3 * MOST_OPS
+
+
 def chain(n: int) -> Graph:
     b = GraphBuilder()
     x = b.input("x", MAP)
@@ -98,6 +101,14 @@ def dense_layers(n: int) -> Graph:
     return layers(n, lambda b, x, y: b.emit("cat", x, y, axis=1))
 
 
+def wide(n: int) -> Graph:
+    """One concatenation of many parts."""
+    b = GraphBuilder()
+    x = b.input("x", TensorType((n, 3)))
+    parts = [b.emit("slice", x, axis=0, start=i, stop=i + 1) for i in reversed(range(n))]
+    return b.finish([b.emit("cat", *parts, axis=0)])
+
+
 FAMILIES = [chain, fan, tree, residual, running_sum, plain_layers, residual_layers, dense_layers]
 
 
@@ -155,14 +166,15 @@ def test_a_long_program_is_traced_printed_read_and_interpreted():
     assert 0 < y.max() < 0.1
 
 
-@pytest.mark.parametrize("family", [chain, running_sum])
-def test_a_long_program_is_compiled_and_right(family):
+@pytest.mark.parametrize(("family", "n"), [(chain, LONG), (running_sum, LONG), (wide, 500)])
+def test_a_long_program_is_compiled_and_right(family, n):
     """Longer than one kernel holds; gradients cross the borders between kernels."""
-    graph = family(3 * MOST_OPS)
+    graph = family(n)
     joint = join_gradient(graph)
     module = build(graph, grad=True)
     rng = np.random.default_rng(0)
-    x, dy = (rng.normal(size=MAP.shape).astype(np.float32) for _ in range(2))
+    shape = graph.input_values()[0].shape
+    x, dy = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
     cotangent = next(iter(set(i.name for i in joint.graph.inputs) - {"x"}))
     wanted = run(joint.graph, {"x": x, cotangent: dy}, "float64").outputs
     found = module.forward(x)

@@ -119,6 +119,37 @@ def test_a_weight_that_is_first_used_without_gradients_has_its_own():
     assert torch.equal(weight.grad, expected)
 
 
+class Square(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, dy):
+        (x,) = ctx.saved_tensors
+        return 2 * dy * x
+
+
+def test_a_function_with_a_gradient_of_its_own_runs_between_two_regions():
+    def train(function):
+        model = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1))
+        model.load_state_dict(STATE)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = function(lambda x: model[1:](Square.apply(model[0](x))))(X)
+        y.float().square().sum().backward()
+        return y, [p.grad for p in model.parameters()]
+
+    torch._dynamo.reset()
+    STATE = nn.Sequential(nn.Conv2d(4, 4, 3), nn.BatchNorm2d(4), nn.Conv2d(4, 2, 1)).state_dict()
+    y, gradients = train(lambda f: torch.compile(f, backend="bngen"))
+    expected, theirs = train(lambda f: f)
+    assert y.dtype == expected.dtype
+    torch.testing.assert_close(y, expected, rtol=0.05, atol=0.05)
+    for mine, wanted in zip(gradients, theirs, strict=True):
+        assert (mine - wanted).norm() <= 0.05 * wanted.norm() + 0.05
+
+
 def test_a_graph_that_cannot_be_evaluated_leaves_autocast_as_it_was():
     graph = fx.Graph()
     x = graph.placeholder("x")

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.utils.checkpoint import checkpoint
 
 import bngen
 from bngen.torch_bridge.backend import backend
@@ -108,6 +109,33 @@ def test_functional_transforms(name):
     expected = FUNCTIONAL[name](model, x)
     found = FUNCTIONAL[name](bngen.compile(model), x)
     torch.testing.assert_close(found, expected)
+
+
+class Inside(nn.Module):
+    """A model that asks for derivatives itself."""
+
+    def __init__(self, way):
+        super().__init__()
+        self.conv, self.head, self.way = nn.Conv2d(3, 8, 3), nn.Conv2d(8, 4, 1), way
+
+    def forward(self, x):
+        y = torch.relu(self.conv(x))
+        return self.head(y + self.way(y))
+
+
+INSIDE = {
+    "grad": torch.func.grad(lambda t: (t**3).sum()),
+    "vmap": torch.vmap(lambda t: t * t.sum()),
+    "jvp": lambda y: torch.func.jvp(torch.sin, (y,), (torch.ones_like(y),))[1],
+}
+
+
+@pytest.mark.parametrize("name", INSIDE)
+def test_functional_transforms_inside_a_model_are_pytorchs(name):
+    assert_as_eager(Inside(INSIDE[name]), (images(),), regions=0)
+    # What a transform forbids while it lasts is allowed again.
+    x = images(requires_grad=True)
+    checkpoint(torch.relu, x, use_reentrant=False).sum().backward()
 
 
 OTHERS = {

@@ -1,5 +1,6 @@
 """``torch.compile(model, backend="bngen")`` in all that users do with a model and its results."""
 
+import copy
 import threading
 
 import pytest
@@ -107,6 +108,21 @@ def test_results_lie_in_any_order_of_axes_that_eager_leaves_them_in():
             return *results, *model(x)
 
     assert_as_eager(Turned(), (images(4, 3, 8, 6),), script, regions=2)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_normalized_map_lies_as_eager_leaves_it(dtype):
+    given = {
+        "turned": (nn.BatchNorm2d(3), images(4, 3, 8, 6).transpose(2, 3)),
+        "channels last": (nn.BatchNorm2d(3), images(4, 8, 6, 3).permute(0, 3, 1, 2)),
+        "batch in the middle": (nn.BatchNorm2d(4), images(3, 4, 8, 6).permute(2, 1, 0, 3)),
+        "sequences": (nn.BatchNorm1d(8), images(4, 6, 8).transpose(1, 2)),
+    }
+    for layer, x in given.values():
+        torch._dynamo.reset()
+        model = nn.Sequential(layer, nn.ReLU()).to(dtype)
+        expected = copy.deepcopy(model)(x.to(dtype))
+        assert bngen.compile(model)(x.to(dtype)).stride() == expected.stride()
 
 
 def test_nested_inputs_and_results():
