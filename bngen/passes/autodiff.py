@@ -185,7 +185,7 @@ def _is_narrow(node: Node, producers: Mapping[Value, Node]) -> bool:
     operands = [v for v in node.operands if v.type.is_float]
     tensors = [v for v in operands if v.shape] or operands
     made = [producers.get(v) for v in tensors]
-    return all(m is not None and (widens(m) or m.op == "constant") for m in made)
+    return all(m is not None and (widens(m) or not m.inputs) for m in made)
 
 
 def _push_back(

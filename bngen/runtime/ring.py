@@ -10,11 +10,13 @@ from __future__ import annotations
 import ctypes
 import functools
 import logging
+import math
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 
+from bngen.dtypes import DTYPES
 from bngen.errors import ToolchainError
 from bngen.runtime import native, toolchain
 from bngen.runtime.dispatch import declining
@@ -165,10 +167,11 @@ def collectives(steps: Iterable[StartStep]) -> np.ndarray:
 
 def goes_through_memory(step: StartStep) -> bool:
     """Whether a compiled step can exchange it by itself, where ranks share memory."""
-    count = sum(int(np.prod(o.shape, dtype=np.int64)) for o in step.operands)
-    nbytes = count * _itemsize(step) + 8 * (step.combine == MOMENTS)
-    return step.operands[0].dtype in ("float32", "float64") and nbytes <= MOST_BYTES
+    row = DTYPES[step.operands[0].dtype]
+    count = sum(math.prod(o.shape) for o in step.operands)
+    nbytes = count * row.nbytes + 8 * (step.combine == MOMENTS)
+    return row.is_float and not row.stored_only and nbytes <= MOST_BYTES
 
 
 def _itemsize(step: StartStep) -> int:
-    return np.dtype(step.operands[0].dtype).itemsize
+    return DTYPES[step.operands[0].dtype].nbytes
