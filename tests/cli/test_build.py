@@ -4,8 +4,9 @@ import json
 
 import pytest
 
+from bngen.cli import main as cli
 from bngen.cli.console import SCHEMA
-from bngen.errors import TargetError
+from bngen.errors import TargetError, warn
 from tests.cli.conftest import MANIFEST
 
 TINY = "tiny_densenet"
@@ -95,6 +96,11 @@ def test_the_next_line_is_python_and_runs_here(bngen, compiler, monkeypatch):
     monkeypatch.setitem(MANIFEST["target"], "arch", "aarch64")
     out = bngen("build", *SMALL, "--out", "arm").out
     assert "bngen.load('arm')   (in Python, on a machine" in out and "mod = " not in out
+
+
+def test_a_warning_is_one_line(bngen, compiler, monkeypatch):
+    monkeypatch.setattr(cli, "_invoke", lambda argv: warn("no output depends\n on 'x'"))
+    assert bngen("build", *SMALL).err == "bngen: warning: no output depends on 'x'\n"
 
 
 def test_quiet_says_nothing_on_stderr(bngen, compiler):

@@ -394,8 +394,9 @@ def test_gradients_by_what_is_no_input(wrt, what):
 
 def test_independent_inputs_have_zero_gradients():
     program = bg.trace(lambda x, y: (x * x).sum(), bg.Tensor[3], bg.Tensor[2, 2])
-    with pytest.warns(UserWarning, match="no output depends on 'y': the gradient is zero"):
+    with pytest.warns(UserWarning, match="no output depends on 'y'") as caught:
         module = bg.build(program, grad=True)
+    assert [w.filename for w in caught] == [__file__]
     module(np.ones(3, np.float32), normal(2, 2))
     gradients = module.backward()
     np.testing.assert_array_equal(gradients["x"], np.full(3, 2))
