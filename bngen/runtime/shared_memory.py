@@ -11,6 +11,7 @@ machine, and a DenseNet-121 exchanges 243 in a step.
 from __future__ import annotations
 
 import contextlib
+import functools
 import mmap
 import os
 import secrets
@@ -200,6 +201,11 @@ class Shared:
         """
         return _Gather(self, number) if dtype is None else _Sum(self, number, dtype, (-1,))
 
+    def leave(self) -> None:
+        """Exchange nothing any more, in a process that was forked: ranks are the other one."""
+        self._failure = "this process was forked from one of them"
+        self.ring.fail()
+
     def _sent(self, message: np.ndarray) -> int:
         """The number of a message that is sent: one as many behind as are kept has been read."""
         while (number := self.ring.send(message)) < 0:
@@ -290,6 +296,6 @@ class _Sum(_Gather):
 
     def result(self) -> np.ndarray:
         """The sum, when it is there."""
-        # In the order of ranks: every one of them gets the same bits.
-        total = np.add.reduce(super().result().view(self._dtype), axis=0)
+        # One after the other, as calls do it: every rank gets the same bits.
+        total = functools.reduce(np.add, super().result().view(self._dtype))
         return total.reshape(self._shape)

@@ -13,9 +13,7 @@ follows them, and once where it does not.
 
 from __future__ import annotations
 
-import contextlib
-import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -23,11 +21,10 @@ from torch import fx
 from torch._subclasses import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from bngen.torch_bridge.evaluation import switches_mode, tensors_of
+from bngen.torch_bridge.evaluation import switches_mode, tensors_of, unlogged
 from bngen.torch_bridge.places import CALLS, METHOD, MODULE
 from bngen.torch_bridge.support import kind_of
 
-_FAKES = logging.getLogger("torch._subclasses.fake_tensor")
 Casts = tuple[torch.dtype | None, ...]
 
 
@@ -86,22 +83,12 @@ def _casts(node: fx.Node) -> Casts:
 
 def _made(node: fx.Node, given: Mapping[fx.Node, Any]) -> dict[fx.Node, torch.dtype]:
     """The casts of its operands that a call makes until it ends or is refused."""
-    with _unlogged(), _Watch(given) as watch:
+    with unlogged(), _Watch(given) as watch:
         try:
             _call(node, given)
         except (RuntimeError, TypeError, ValueError):
             pass  # Without autocast, operands of two types.
     return watch.casts
-
-
-@contextlib.contextmanager
-def _unlogged() -> Iterator[None]:
-    """Of a call that is only tried PyTorch would log why it fails."""
-    before, _FAKES.disabled = _FAKES.disabled, True
-    try:
-        yield
-    finally:
-        _FAKES.disabled = before
 
 
 def _detached(value: Any) -> Any:

@@ -23,7 +23,7 @@ from bngen.errors import BngenError, CallError
 from bngen.options import environment
 from bngen.runtime.communicator import Communicator, Far, waiting_for
 from bngen.runtime.module import Module
-from bngen.runtime.shared_memory import beside
+from bngen.runtime.shared_memory import Shared, beside
 from bngen.torch_bridge.forks import Lock, forget_at_fork
 
 _AGAIN = "bngen.connect(module, process_group) with another one"
@@ -51,6 +51,7 @@ class Carrier(Far):
         self.size, self.rank = group.size(), group.rank()
         self.names = tuple(dist.get_process_group_ranks(group))
         self._group = group
+        self._lost = "the process group of these ranks has been destroyed"
         if self.size > 1:
             with waiting_for(f"the ranks of process group {group.group_name!r} to connect", self):
                 self._group = _connected(group)
@@ -61,6 +62,11 @@ class Carrier(Far):
         That may be the server of its address, where the next process group wants to have its own.
         """
         self._group = None
+
+    def leave(self) -> None:
+        """Exchange nothing any more, in a process that was forked: connections are the other's."""
+        self._left, self._group = self._group, None
+        self._lost = "this process was forked from the one that the ranks know"
 
     def sum(self, array: np.ndarray) -> _Work:
         """Begin to add up an array of all ranks."""
@@ -74,7 +80,7 @@ class Carrier(Far):
 
     def _open(self) -> Any:
         if self._group is None:
-            raise CallError("the process group of these ranks has been destroyed", hint=_AGAIN)
+            raise CallError(self._lost, hint=_AGAIN)
         return self._group
 
 
@@ -111,7 +117,7 @@ def _timeout_of(group: Any) -> timedelta:
     return group._get_backend(torch.device("cpu")).options._timeout
 
 
-def _carrier_of(group: Any) -> Communicator:
+def _carrier_of(group: Any) -> Carrier | Shared:
     carrier = Carrier(group)
     weakref.finalize(group, carrier.close).atexit = False
     if carrier.size == 1:
@@ -125,7 +131,8 @@ class _Carriers:
     """One for each process group, made when it is first needed."""
 
     def __init__(self) -> None:
-        self._known: dict[str, tuple[weakref.ref[Any], Communicator]] = {}
+        self._known: dict[str, tuple[weakref.ref[Any], Carrier | Shared]] = {}
+        self._making: dict[str, Lock] = {}
         self._others: list[Any] = []
         self._lock = Lock()
         forget_at_fork(self)
@@ -133,6 +140,9 @@ class _Carriers:
     def of(self, group: Any) -> Communicator:
         """That of a process group."""
         with self._lock:
+            making = self._making.setdefault(group.group_name, Lock())
+        # Ranks may come to several groups in another order, in threads: none waits for the others.
+        with making:
             known = self._known.get(group.group_name)
             # Names are used again once a group is destroyed.
             if known is None or known[0]() is not group:
@@ -142,10 +152,13 @@ class _Carriers:
     def after_fork(self) -> None:
         """In a forked process: connections are the other one's.
 
-        To close them would wait for their threads, which are not in this process.
+        To close them would wait for their threads, which are not in this process; what shares
+        memory with other ranks would write there in the other's place.
         """
+        for _, carrier in self._known.values():
+            carrier.leave()
         self._others.append(self._known)
-        self._known = {}
+        self._known, self._making = {}, {}
 
 
 _CARRIERS = _Carriers()

@@ -17,6 +17,8 @@ size.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -32,8 +34,7 @@ from torch._subclasses.fake_tensor import (
 )
 from torch.fx.passes.fake_tensor_prop import FakeTensorProp
 
-from bngen.errors import BngenError
-from bngen.torch_bridge.places import AROUND, ATTRIBUTE, CALLS, FUNCTION, METHOD, called, place_of
+from bngen.torch_bridge.places import ATTRIBUTE, CALLS, FUNCTION, METHOD, called
 from bngen.torch_bridge.sync_batch_norm import sync_batch_norm
 
 _ONLY_AT_RUN_TIME = (
@@ -57,7 +58,6 @@ def evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
 
     Raises:
         UnknownUntilRunError: when it cannot be done for this graph.
-        BngenError: when it goes wrong.
     """
     for node in module.graph.nodes:
         if node.op == FUNCTION and _switches_levels(node.target):
@@ -67,7 +67,8 @@ def evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
     # Tensors of inference mode count no changes; the caller's hooks are not for what is fake.
     hooks = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
     # What the graph switches on is switched off however this is left.
-    with torch.inference_mode(False), torch.set_grad_enabled(grad), _same_autocast(), hooks:
+    as_called = torch.set_grad_enabled(grad), _same_autocast()
+    with torch.inference_mode(False), as_called[0], as_called[1], hooks, unlogged():
         given = _without_inference(inputs)
         fakes = [_fake(mode, x) if isinstance(x, torch.Tensor) else x for x in given]
         _Evaluation(module, mode, _numbers(module.graph, inputs)).propagate_dont_convert_inputs(
@@ -102,6 +103,19 @@ def _numbers(graph: fx.Graph, inputs: Sequence[Any]) -> dict[fx.Node, Any]:
     return {n: given[n.args[0]].item() for n in graph.nodes if reads_number(n)}
 
 
+@contextlib.contextmanager
+def unlogged() -> Iterator[None]:
+    """Of a call that is only tried PyTorch would log why it fails."""
+    before, _FAKES.disabled = _FAKES.disabled, True
+    try:
+        yield
+    finally:
+        _FAKES.disabled = before
+
+
+_FAKES = logging.getLogger("torch._subclasses.fake_tensor")
+
+
 def _same_autocast() -> torch.autocast:
     enabled = torch.is_autocast_enabled("cpu")
     return torch.autocast("cpu", torch.get_autocast_dtype("cpu"), enabled)
@@ -129,7 +143,11 @@ def _without_inference(inputs: Sequence[Any]) -> list[Any]:
 
 
 def _fake(mode: FakeTensorMode, value: torch.Tensor) -> torch.Tensor:
-    return mode.from_tensor(value, static_shapes=True)
+    try:
+        return mode.from_tensor(value, static_shapes=True)
+    except Exception as error:
+        said = f"{type(error).__name__}: {' '.join(str(error).split()):.200}"
+        raise UnknownUntilRunError(f"a tensor has no type to evaluate it on: {said}") from error
 
 
 class _Evaluation(FakeTensorProp):
@@ -157,8 +175,10 @@ class _Evaluation(FakeTensorProp):
                 f"what {called(n)} gives is known only when it has run"
             ) from error
         except Exception as error:
-            what = f"{called(n)} cannot be evaluated on types: {type(error).__name__}: {error}"
-            raise BngenError(what, loc=place_of(n), hint=AROUND) from error
+            # As it stands, or as what the model is given stands: PyTorch says it in its own words.
+            said = " ".join(str(error).split())
+            what = f"{called(n)} cannot be evaluated on types: {type(error).__name__}: {said:.200}"
+            raise UnknownUntilRunError(what) from error
         if n.op == ATTRIBUTE and isinstance(result, torch.Tensor):
             # A call in place would change the tensor itself: what is not fake may be computed.
             result = _fake(self._mode, result)

@@ -22,7 +22,7 @@ from bngen.runtime.module import Module
 from bngen.runtime.signature import BACKWARD
 from bngen.runtime.threads import default_threads
 from bngen.torch_bridge.asked import Asked
-from bngen.torch_bridge.derivatives import first_derivatives
+from bngen.torch_bridge.derivatives import first_derivatives, tokens
 from bngen.torch_bridge.distributed import carrier_named
 from bngen.torch_bridge.empty_shares import Layer, told
 from bngen.torch_bridge.reference import evaluate
@@ -97,7 +97,7 @@ class Region(torch.nn.Module):
             return self.as_eager(results)
         # A region may lie on both sides of a switch of gradients, which it has in its program.
         with torch.enable_grad():
-            under_way = UnderWay(self.built)
+            under_way = UnderWay(self.built, tokens(tensors))
             if len(self.stages) > 1 and is_shared():
                 tensors = tapped(tensors, self.stages, under_way)
             return _Differentiated.apply(self, under_way, *tensors)
@@ -201,7 +201,7 @@ class _Differentiated(torch.autograd.Function):
         region.lead(arguments)
         results = region.as_eager(results)
         ctx.region, ctx.call, ctx.rest = region, call, _Rest.of(region, arguments)
-        ctx.under_way = under_way
+        ctx.under_way, ctx.tokens = under_way, under_way.tokens
         ctx.set_materialize_grads(False)
         # For PyTorch's own check that nobody changes them before backward.
         ctx.save_for_backward(*(tensors[i] for i in region.read))

@@ -104,13 +104,14 @@ class UnderWay:
 
     Args:
         built: the region's module.
+        tokens: of the region's arguments, see `derivatives.tokens`.
 
     Attributes:
         first: the step up to which the region's own node runs; all where there are no stages.
     """
 
-    def __init__(self, built: Module):
-        self._built = built
+    def __init__(self, built: Module, tokens: Sequence[torch.Tensor]):
+        self._built, self.tokens = built, tokens
         self.first: int | None = None
         self._begun: Backward | None = None
 
@@ -155,7 +156,7 @@ class _Tap(torch.autograd.Function):
     def forward(
         ctx: Any, under_way: UnderWay, stop: int, *tensors: torch.Tensor
     ) -> tuple[torch.Tensor, ...]:
-        ctx.under_way, ctx.stop = under_way, stop
+        ctx.under_way, ctx.stop, ctx.tokens = under_way, stop, under_way.tokens
         ctx.set_materialize_grads(False)
         return tensors
 

@@ -3,6 +3,7 @@
 Ranks are threads, which share an array as processes share a file.
 """
 
+import functools
 import os
 import time
 from types import SimpleNamespace
@@ -109,6 +110,24 @@ def test_calls_exchange_the_same_bits_by_themselves(pipe, dtype, channels, many)
     # Not the first of forward; nor those for which there is no place, as is with many under way.
     assert none == (0,) * SIZE
     assert all(0 < n < 2 * (many + 2) for n in messages)
+
+
+def test_sums_are_added_one_after_the_other(pipe):
+    """Not in pairs, as NumPy adds what has but one column: calls do not."""
+    rows = np.random.default_rng(0).standard_normal((9, 1)).astype(np.float32)
+    ranks = sharing(pipe, size=9)
+    for found in ranks.run(lambda rank: ranks.carriers[rank].sum(rows[rank]).result()):
+        assert found.tobytes() == functools.reduce(np.add, rows).tobytes()
+
+
+def test_a_forked_process_writes_nothing(pipe):
+    ranks = sharing(pipe)
+    ranks.carriers[0].leave()
+    modules = [compiled(several(2, 3, 2, bg.float32)) for _ in range(1)]
+    modules[0].connect({GROUP: ranks.carriers[0]})
+    with pytest.raises(CallError, match=r"rank 0 of 3 .* this process was forked"):
+        modules[0].forward(drawn((2,), 3, "float32")[0])
+    assert not ranks.carriers[0].memory.content.any()
 
 
 def test_who_comes_late_is_waited_for_by_the_interpreter(pipe):

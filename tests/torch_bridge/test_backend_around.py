@@ -1,9 +1,12 @@
 """What is done to a compiled model between its steps, around it and with it is as in eager."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch._higher_order_ops import while_loop
 from torch.utils.checkpoint import checkpoint
 
 import bngen
@@ -136,6 +139,30 @@ def test_functional_transforms_inside_a_model_are_pytorchs(name):
     # What a transform forbids while it lasts is allowed again.
     x = images(requires_grad=True)
     checkpoint(torch.relu, x, use_reentrant=False).sum().backward()
+
+
+class Looping(Net):
+    def forward(self, x):
+        y = self.features(x)
+        (y,) = while_loop(lambda y: y.sum() > 1e3, lambda y: (y * 0.5,), (y,))
+        return y
+
+
+class Vanishing(Net):
+    def forward(self, x):
+        return F.interpolate(self.features(x), scale_factor=(0.01, 1.0))
+
+
+def test_what_cannot_be_evaluated_on_types_is_left_to_pytorch():
+    model, x = Looping().eval(), images()
+    with torch.no_grad():
+        assert torch.equal(bngen.compile(copy.deepcopy(model))(x), model(x))
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match="sizes should be greater than 0") as eager:
+        Vanishing()(x)
+    with pytest.raises(RuntimeError, match="sizes should be greater than 0") as found:
+        bngen.compile(Vanishing())(x)
+    assert type(found.value) is type(eager.value)
 
 
 OTHERS = {

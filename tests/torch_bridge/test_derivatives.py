@@ -2,7 +2,9 @@
 
 import pytest
 import torch
+from torch import nn
 
+import bngen
 from bngen.torch_bridge.derivatives import first_derivatives
 
 
@@ -33,6 +35,38 @@ def test_a_second_derivative_is_refused_whatever_the_cotangent(power):
     torch.testing.assert_close(gradient.detach(), torch.full((3,), 2.0 * power))
     with pytest.raises(RuntimeError, match="once_differentiable"):
         (gradient.square().sum() + x.sum()).backward()
+
+
+def test_a_second_derivative_is_refused_whatever_it_is_asked_for():
+    """Autograd goes no way that does not lead to what is named."""
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 2, 1))
+    bngen.compile(model)
+    x = torch.randn(2, 3, 6, 6, requires_grad=True)
+    inner = x * 2
+    weights = list(model.parameters())
+
+    def first(of, y=None):
+        y = model(inner).square().sum() if y is None else y
+        return torch.autograd.grad(y, of, create_graph=True)[0]
+
+    v = torch.ones(2, 2, 4, 4, requires_grad=True)
+    asked = {
+        "the input": lambda: torch.autograd.grad(first(x).norm(), x),
+        "what the input is computed of": lambda: torch.autograd.grad(first(inner).norm(), x),
+        "what is given": lambda: torch.autograd.grad(first(inner).norm(), inner),
+        "a weight": lambda: torch.autograd.grad(first(x).norm() + weights[0].sum(), weights[0]),
+        "the last weight": lambda: torch.autograd.grad(first(inner).norm(), weights[-2]),
+        "weights": lambda: (first(x).norm() + weights[0].sum()).backward(inputs=weights),
+        "a cotangent": lambda: torch.autograd.grad(first(x, (model(inner) * v).sum()).norm(), v),
+        "a product": lambda: torch.autograd.functional.hvp(lambda t: model(t).sum(), x, x),
+    }
+    for name, ask in asked.items():
+        with pytest.raises(RuntimeError, match="compiles first derivatives"):
+            ask()
+            pytest.fail(name)
+    # One that is not asked for is nobody's business.
+    first(x).norm()
+    model(x).sum().backward(create_graph=True)
 
 
 def test_a_step_that_is_compiled_as_a_whole_does_not_trace_it():
