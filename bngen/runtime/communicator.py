@@ -58,10 +58,13 @@ class Communicator(Protocol):
         """
 
 
-class Far:
-    """What ranks without memory in common lack of a `Communicator`."""
+class Far(Communicator):
+    """Ranks without memory in common."""
 
     address = 0
+
+    def check(self) -> None:
+        """Raise where the ranks are there no more."""
 
     def started(self, number: int, dtype: np.dtype | None) -> Work:
         """Never asked for."""

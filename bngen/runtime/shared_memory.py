@@ -25,7 +25,7 @@ from pathlib import Path
 import numpy as np
 
 from bngen.runtime import ring
-from bngen.runtime.communicator import Communicator, Work
+from bngen.runtime.communicator import Communicator, Far, Work
 from bngen.runtime.ring import LOG, MOST_BYTES, NOTHING, PLACES, Ring
 
 FOLDER = Path("/dev/shm")
@@ -33,7 +33,7 @@ _NAME = 48
 """Bytes of a file's name."""
 
 
-def beside(far: Communicator, timeout: float, *, wanted: bool = True) -> Communicator:
+def beside(far: Far, timeout: float, *, wanted: bool = True) -> Communicator:
     """The same ranks, with a shorter way for short arrays where all of them are on one machine.
 
     All ranks call it at the same point; what one of them cannot do, none does.
@@ -165,7 +165,7 @@ class Shared:
         address: of it.
     """
 
-    def __init__(self, far: Communicator, memory: _Memory, alive: dict[int, int], timeout: float):
+    def __init__(self, far: Far, memory: _Memory, alive: dict[int, int], timeout: float):
         self.size, self.rank, self.names = far.size, far.rank, far.names
         self.memory, self.ring = memory, Ring(memory.content, far.size, far.rank)
         self._far, self._timeout, self.address = far, timeout, self.ring.address
@@ -179,7 +179,7 @@ class Shared:
 
     def sum(self, array: np.ndarray) -> Work:
         """Begin to add up an array of all ranks."""
-        self._check_in_step()
+        self._check_there()
         if array.nbytes > MOST_BYTES:
             return self._far.sum(array)
         sent = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
@@ -187,7 +187,7 @@ class Shared:
 
     def gather(self, array: np.ndarray) -> Work:
         """Begin to gather bytes, as many of each rank."""
-        self._check_in_step()
+        self._check_there()
         if array.nbytes > MOST_BYTES:
             return self._far.gather(array)
         return _Gather(self, self._sent(np.ascontiguousarray(array)))
@@ -261,6 +261,10 @@ class Shared:
         self._failure = f"rank {self.names[rank]} {what}"
         self.ring.fail()
         return RuntimeError(self._failure)
+
+    def _check_there(self) -> None:
+        self._check_in_step()
+        self._far.check()
 
     def _check_in_step(self) -> None:
         if self._failure:

@@ -27,6 +27,7 @@ from bngen.runtime.shared_memory import Shared, beside
 from bngen.torch_bridge.forks import Lock, forget_at_fork
 
 _AGAIN = "bngen.connect(module, process_group) with another one"
+_DESTROYED = "the process group of these ranks has been destroyed"
 _START = "torch.distributed.init_process_group('gloo')"
 
 
@@ -51,7 +52,8 @@ class Carrier(Far):
         self.size, self.rank = group.size(), group.rank()
         self.names = tuple(dist.get_process_group_ranks(group))
         self._group = group
-        self._lost = "the process group of these ranks has been destroyed"
+        self._origin = weakref.ref(group)
+        self._lost = _DESTROYED
         if self.size > 1:
             with waiting_for(f"the ranks of process group {group.group_name!r} to connect", self):
                 self._group = _connected(group)
@@ -78,9 +80,20 @@ class Carrier(Far):
         parts = list(torch.from_numpy(found).unbind())
         return _Work(self._open().allgather([parts], [torch.from_numpy(array)]), found)
 
-    def _open(self) -> Any:
+    def check(self) -> None:
+        """Refuse to go on where the process group is there no more.
+
+        Raises:
+            CallError: saying so.
+        """
         if self._group is None:
             raise CallError(self._lost, hint=_AGAIN)
+        # Whoever still holds it keeps it alive, but it is none of PyTorch's any more.
+        if self._origin() not in dist.distributed_c10d._world.pg_map:
+            raise CallError(_DESTROYED, hint=_AGAIN)
+
+    def _open(self) -> Any:
+        self.check()
         return self._group
 
 

@@ -66,12 +66,23 @@ def process(rank, folder):
     for layers in (synchronize(copy.deepcopy(net)), met):
         with pytest.raises(bngen.BngenError, match="bn1.*|a layer.*: no rank has an image of this"):
             layers(x[:0])
+    summed = bngen.connect(bngen.build(bngen.trace(bngen.all_reduce, bngen.Tensor[3])))
+    ones = np.ones(3, np.float32)
+    assert summed(ones).tolist() == [2, 2, 2]
+    held = dist.group.WORLD
     dist.destroy_process_group()
-    # Alone again, and with others again.
+    # Alone again, and with others again; a program has no way to be alone.
     torch.testing.assert_close(met(x), want)
+    for _ in range(2):
+        with pytest.raises(bngen.BngenError, match="process group of these ranks has been destr"):
+            summed(ones)
     joined(rank, 2, folder, store="again")
     torch.testing.assert_close(met(x), whole)
+    with pytest.raises(bngen.BngenError, match="process group of these ranks has been destroyed"):
+        summed(ones)
+    assert bngen.connect(summed)(ones).tolist() == [2, 2, 2]
     dist.destroy_process_group()
+    del held
 
 
 def test_groups_of_one_rank_and_of_all(tmp_path):
