@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from bngen.errors import BngenError
+
 Backward = Callable[..., tuple[Any, ...]]
 
 
@@ -29,6 +31,11 @@ def first_derivatives(backward: Backward) -> Backward:
     @torch.compiler.disable
     @functools.wraps(backward)
     def first(ctx: Any, *cotangents: torch.Tensor | None) -> tuple[Any, ...]:
+        if any(map(_is_batched, cotangents)):
+            raise BngenError(
+                "backward takes one gradient at a time, and was given a batch of them by vmap",
+                hint="is_grads_batched=False, or vectorize=False",
+            )
         if not torch.is_grad_enabled():
             return backward(ctx, *cotangents)
         with torch.no_grad():
@@ -38,6 +45,13 @@ def first_derivatives(backward: Backward) -> Backward:
         return tuple(gradient if gradient is None else next(refusing) for gradient in found)
 
     return first
+
+
+def _is_batched(tensor: torch.Tensor | None) -> bool:
+    kinds = torch._C._functorch
+    return tensor is not None and (
+        kinds.is_batchedtensor(tensor) or kinds.is_legacy_batchedtensor(tensor)
+    )
 
 
 def tokens(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:

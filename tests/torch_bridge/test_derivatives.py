@@ -69,6 +69,14 @@ def test_a_second_derivative_is_refused_whatever_it_is_asked_for():
     model(x).sum().backward(create_graph=True)
 
 
+def test_a_batch_of_gradients_is_refused():
+    model = bngen.compile(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()))
+    x = torch.randn(2, 3, 6, 6, requires_grad=True)
+    y = model(x)
+    with pytest.raises(bngen.BngenError, match=r"one gradient at a time.*is_grads_batched=False"):
+        torch.autograd.grad(y, x, torch.ones(5, *y.shape), is_grads_batched=True)
+
+
 def test_a_step_that_is_compiled_as_a_whole_does_not_trace_it():
     def step(x):
         x.grad = None
