@@ -67,8 +67,10 @@ def evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
     # Tensors of inference mode count no changes; the caller's hooks are not for what is fake.
     hooks = torch.autograd.graph.saved_tensors_hooks(_itself, _itself)
     # What the graph switches on is switched off however this is left.
-    as_called = torch.set_grad_enabled(grad), _same_autocast()
-    with torch.inference_mode(False), as_called[0], as_called[1], hooks, unlogged():
+    with (
+        torch.inference_mode(False), torch.set_grad_enabled(grad), _same_autocast(), hooks,
+        unlogged(),
+    ):  # fmt: skip
         given = _without_inference(inputs)
         fakes = [_fake(mode, x) if isinstance(x, torch.Tensor) else x for x in given]
         _Evaluation(module, mode, _numbers(module.graph, inputs)).propagate_dont_convert_inputs(
@@ -84,11 +86,18 @@ def evaluate(module: fx.GraphModule, inputs: Sequence[Any]) -> None:
 
 
 def _switches_levels(function: Any) -> bool:
-    """Whether a call begins or ends a transform of ``torch.func``, for all calls of the process."""
+    """Whether a call is of a transform of ``torch.func``.
+
+    One of them begins it and another ends it, for all calls between them and of the process.
+    """
     return str(getattr(function, "__module__", "")).startswith(_LEVELS)
 
 
-_LEVELS = ("torch._C._functorch", "torch._functorch", "torch._C._autograd")
+_LEVELS = (
+    "torch._C._functorch",
+    "torch._functorch.eager_transforms",
+    "torch._functorch.predispatch",
+)
 _SIZED_AS = {"reshape_as": "reshape", "view_as": "view", "expand_as": "expand"}
 
 

@@ -141,6 +141,16 @@ def test_functional_transforms_inside_a_model_are_pytorchs(name):
     checkpoint(torch.relu, x, use_reentrant=False).sum().backward()
 
 
+class Detached(Net):
+    def forward(self, x):
+        y = self.features(x)
+        return y - y.data.mean()
+
+
+def test_a_tensors_data_cuts_no_more_than_itself():
+    assert_as_eager(Detached(), (images(),), regions=1)
+
+
 class Looping(Net):
     def forward(self, x):
         y = self.features(x)
