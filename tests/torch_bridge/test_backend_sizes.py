@@ -1,5 +1,6 @@
 """Batch sizes: what comes back is built in the background; no step waits for a compiler."""
 
+import copy
 import logging
 import os
 import subprocess
@@ -230,15 +231,20 @@ def broken(*_args, **_kwargs):
     raise ZeroDivisionError("by a test")
 
 
-@pytest.mark.parametrize(
-    "where", ["builds.build", "translate.translate", "evaluation.statistics", "region.Region"]
-)
+def test_what_fails_on_types_alone_is_left_to_pytorch(monkeypatch):
+    monkeypatch.setattr("torch.fx.passes.fake_tensor_prop.FakeTensorProp.run_node", broken)
+    model, x = Net().eval(), images()
+    reason = "cannot be evaluated on types: ZeroDivisionError: by a test"
+    assert reason in str(bngen.explain_model(copy.deepcopy(model), x))
+    torch._dynamo.reset()
+    assert torch.equal(bngen.compile(copy.deepcopy(model))(x), model(x))
+
+
+@pytest.mark.parametrize("where", ["builds.build", "translate.translate", "region.Region"])
 def test_a_mistake_inside_names_the_models_line(where, monkeypatch):
     home, name = where.split(".")
     module = __import__(f"bngen.torch_bridge.{home}", fromlist=[name])
-    if where == "evaluation.statistics":
-        monkeypatch.setattr("torch.fx.passes.fake_tensor_prop.FakeTensorProp.run_node", broken)
-    elif where == "region.Region":
+    if where == "region.Region":
         monkeypatch.setattr(backend_module, name, broken)
     else:
         monkeypatch.setattr(module, name, broken)
