@@ -110,9 +110,9 @@ class Executor:
             self._note(i, began, time.perf_counter())
 
     def _actions_of(self, start: int, stop: int) -> Iterator[Action]:
-        first = sum(isinstance(s, CALLED) for s in self._steps[:start])
+        first = sum(isinstance(s, _CALLED) for s in self._steps[:start])
         for called, group in groupby(
-            range(start, stop), lambda i: isinstance(self._steps[i], CALLED)
+            range(start, stop), lambda i: isinstance(self._steps[i], _CALLED)
         ):
             numbers = tuple(group)
             if not called:
@@ -147,7 +147,7 @@ class Executor:
         self._table.without_work()
 
 
-CALLED = (KernelStep, StartStep, WaitStep)
+_CALLED = (KernelStep, StartStep, WaitStep)
 """Steps that the table calls."""
 
 

@@ -53,7 +53,7 @@ class Carrier(Far):
         self.names = tuple(dist.get_process_group_ranks(group))
         self._group = group
         self._origin = weakref.ref(group)
-        self._lost = _DESTROYED
+        self._lost = ""
         if self.size > 1:
             with waiting_for(f"the ranks of process group {group.group_name!r} to connect", self):
                 self._group = _connected(group)
@@ -63,11 +63,10 @@ class Carrier(Far):
 
         That may be the server of its address, where the next process group wants to have its own.
         """
-        self._group = None
+        self._lost, self._group = _DESTROYED, None
 
     def leave(self) -> None:
         """Exchange nothing any more, in a process that was forked: connections are the other's."""
-        self._left, self._group = self._group, None
         self._lost = "this process was forked from the one that the ranks know"
 
     def sum(self, array: np.ndarray) -> _Work:
@@ -86,11 +85,9 @@ class Carrier(Far):
         Raises:
             CallError: saying so.
         """
-        if self._group is None:
-            raise CallError(self._lost, hint=_AGAIN)
         # Whoever still holds it keeps it alive, but it is none of PyTorch's any more.
-        if self._origin() not in dist.distributed_c10d._world.pg_map:
-            raise CallError(_DESTROYED, hint=_AGAIN)
+        if self._lost or self._origin() not in dist.distributed_c10d._world.pg_map:
+            raise CallError(self._lost or _DESTROYED, hint=_AGAIN)
 
     def _open(self) -> Any:
         self.check()

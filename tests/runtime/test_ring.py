@@ -123,10 +123,9 @@ def test_sums_are_added_one_after_the_other(pipe):
 def test_a_forked_process_writes_nothing(pipe):
     ranks = sharing(pipe)
     ranks.carriers[0].leave()
-    modules = [compiled(several(2, 3, 2, bg.float32)) for _ in range(1)]
-    modules[0].connect({GROUP: ranks.carriers[0]})
+    module = compiled(several(2, 3, 2, bg.float32)).connect({GROUP: ranks.carriers[0]})
     with pytest.raises(CallError, match=r"rank 0 of 3 .* this process was forked"):
-        modules[0].forward(drawn((2,), 3, "float32")[0])
+        module.forward(drawn((2,), 3, "float32")[0])
     assert not ranks.carriers[0].memory.content.any()
 
 
